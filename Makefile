@@ -1,0 +1,39 @@
+# `make demo` and `make test` do everything on a fresh machine: environment, install, run.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: env demo test check schema bench clean
+
+env: $(STAMP)
+
+# Installed again only when what is to be installed changes.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: env
+	$(BIN)/psa compare --model tiny-wan --prompt "a red square moving left" --output_dir outputs/demo
+	@echo "Look at the videos and figures in outputs/demo:"
+	@find outputs/demo -type f | sort
+
+test: env
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: env
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+# configs/attention_config.schema.json is made from the code; a test tells when it is out of date.
+schema: env
+	$(BIN)/psa presets schema > configs/attention_config.schema.json
+
+bench: env
+	$(BIN)/python benchmarks/cpu_attention.py
+
+clean:
+	rm -rf $(VENV) build dist outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The `psa` command: one file a command."""

@@ -1,0 +1,87 @@
+"""The frame of the `psa` command: its commands, option names with `_` or `-`, errors in one line."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command as build_command
+
+from psa_triton.cli.presets import presets
+
+# Their modules need torch and diffusers, which take seconds to import: each is imported when it is asked for.
+# Command NAME is the function NAME of psa_triton.cli.NAME.
+_HEAVY_COMMANDS = ("generate", "compare")
+_SHOWN_IN_ONE_LINE = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+
+
+class CommandGroup(TyperGroup):
+    """Imports heavy commands late, and shows an error that a person can mend without its traceback.
+
+    `ctx` is typer's own context class, whose name typer does not export.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*_HEAVY_COMMANDS, *(name for name in super().list_commands(ctx) if name not in _HEAVY_COMMANDS)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in _HEAVY_COMMANDS and cmd_name not in self.commands:
+            module = import_module(f"psa_triton.cli.{cmd_name}")
+            command = typer.Typer(add_completion=False)
+            command.command(cmd_name)(getattr(module, cmd_name))
+            self.add_command(build_command(command), cmd_name)
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _SHOWN_IN_ONE_LINE as error:
+            if ctx.params["debug"]:
+                raise
+            typer.echo(f"error: {error or type(error).__name__}", err=True)
+            raise typer.Exit(1) from error
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"psa-triton {version('psa-triton')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="psa",
+    cls=CommandGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
+)
+app.add_typer(presets, name="presets")
+
+
+@app.callback()
+def psa(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Pyramid Sparse Attention: videos from prompts, faster, by reading less important keys at lower resolution.
+
+    Option names may be written with - or _.
+    """
+
+
+def main() -> None:
+    """Entry point of the `psa` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""One frozen, validated description of an attention, in the words of `configs/attention_config.yaml`."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Level = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+MaskMode = Literal["topk", "thresholdbound"]
+Importance = Literal["sampled", "antidiagonal", "pooled"]
+RearrangeMethod = Literal["Gilbert", "STA", "SemanticAware", "Hybrid"]
+AttnImpl = Literal["auto", "new_mask_type", "old_mask_type"]
+
+
+def is_level(value: int) -> bool:
+    """Whether `value` is a pyramid level: 0 (skip) or a power of two."""
+    return value == 0 or (value > 0 and value & (value - 1) == 0)
+
+
+def check_mask_ratios(ratios: dict[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
+    """Check that level shares cover [0, 1] without gap or overlap, in the order finest to coarsest, 0 last.
+
+    Args:
+        ratios: `{level: (lo, hi)}`, the shares `[lo, hi)` of the importance order.
+
+    Returns:
+        The same shares, levels sorted finest first and 0 last, empty shares included.
+
+    Raises:
+        ValueError: naming the level at fault, what was expected and what came.
+    """
+    if not ratios:
+        raise ValueError("expected at least one level, got none")
+    for level, (low, high) in ratios.items():
+        if not is_level(level):
+            raise ValueError(f"level {level}: expected 0 or a power of two (1, 2, 4, 8, ...)")
+        if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high <= 1):
+            raise ValueError(f"level {level}: expected 0 <= lo <= hi <= 1, got [{low}, {high}]")
+    ordered = dict(sorted(ratios.items(), key=lambda item: math.inf if item[0] == 0 else item[0]))
+    reached = 0.0
+    for level, (low, high) in ordered.items():
+        if not math.isclose(low, reached, abs_tol=1e-9):
+            fault = "overlaps the level before it" if low < reached else "leaves a gap"
+            raise ValueError(
+                f"level {level}: [{low}, {high}] {fault}: shares run from fine to coarse (0 last) "
+                f"and each starts where the one before it ends, so this one starts at {reached}"
+            )
+        reached = high
+    if not math.isclose(reached, 1.0, abs_tol=1e-9):
+        raise ValueError(f"shares end at {reached}, expected 1.0; give the rest to level 0 to skip it")
+    return ordered
+
+
+def _pairs(value: Any) -> Any:
+    """YAML has no tuples and may quote the level: accept lists and digit strings."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        int(k) if isinstance(k, str) and k.isdigit() else k: tuple(v) if isinstance(v, list) else v
+        for k, v in value.items()
+    }
+
+
+MaskRatios = Annotated[
+    dict[Level, tuple[float, float]], BeforeValidator(_pairs), AfterValidator(check_mask_ratios)
+]
+
+
+class SimThresholds(BaseModel):
+    """Least mean cosine similarity of neighbouring keys at which a block may be pooled by 2, 4, 8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    x2: float = Field(default=0.7, ge=-1.0, le=1.0)
+    """For level 2: tokens one apart."""
+    x4: float = Field(default=0.65, ge=-1.0, le=1.0)
+    """For level 4: tokens three apart."""
+    x8: float = Field(default=0.6, ge=-1.0, le=1.0)
+    """For level 8: tokens seven apart."""
+
+
+class PSAConfig(BaseModel):
+    """How an attention is made sparse: blocks, levels, importance, token order, warm-up.
+
+    Frozen; `replace` makes a changed, validated copy. Field names are the YAML's, with `block_size.{m,n,tile_n}`
+    flattened to `block_m`, `block_n`, `tile_n`.
+
+    Raises:
+        pydantic.ValidationError: (a `ValueError`) naming each field at fault.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    description: str = ""
+    """What the preset is for, in words."""
+    block_m: Literal[32, 64, 128] = 128
+    """Query tokens that share one row of levels."""
+    block_n: Literal[32, 64, 128] = 64
+    """Key tokens that share one level."""
+    tile_n: Literal[16, 32, 64, 128] = 32
+    """Rows a GPU kernel may load at a time: a hint to the kernel, with no influence on the result."""
+    mask_ratios: MaskRatios = Field(
+        default={1: (0.0, 0.1), 2: (0.1, 0.15), 4: (0.15, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)},
+        validate_default=True,
+    )
+    """Share `[lo, hi)` of a row's blocks (topk) or importance mass (thresholdbound) that each level gets."""
+    mask_mode: MaskMode = "topk"
+    """`topk`: fixed shares of the blocks; `thresholdbound`: shares of the importance mass."""
+    min_full_ratio: Share = 0.06
+    """thresholdbound only: at least floor(this * blocks) + 1 blocks of a row stay at level 1."""
+    importance: Importance = "sampled"
+    """How the importance of a key block for a query block is estimated."""
+    use_sim_mask: bool = False
+    """Cap the level of key blocks whose neighbouring keys are unlike (`sim_thresholds`)."""
+    sim_thresholds: SimThresholds = SimThresholds()
+    """Similarity from which on a block may be pooled."""
+    use_rearrange: bool = True
+    """Put visual tokens along `rearrange_method` before blocking, where their grid is known."""
+    rearrange_method: RearrangeMethod = "Gilbert"
+    """Token order: space-filling curve, 3D tiles, k-means clusters, or clusters kept along the curve."""
+    tile_size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (2, 8, 8)
+    """Tile (frames, height, width) of the STA order, tokens."""
+    attn_impl: AttnImpl = "auto"
+    """`auto` has every feature; the other two keep the limits that existing presets were written for."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """First denoising steps that run dense."""
+    verbose: bool = False
+    """Log density and time of every sparse attention call."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        coarsest = max(self.mask_ratios)
+        if coarsest > self.block_n:
+            raise ValueError(
+                f"mask_ratios: level {coarsest} is coarser than a key block of block_size.n = {self.block_n} tokens"
+            )
+        if self.attn_impl == "new_mask_type" and self.use_sim_mask:
+            raise ValueError(
+                "attn_impl: 'new_mask_type' cannot be used with use_sim_mask: true; "
+                "set use_sim_mask: false, or attn_impl: auto, or attn_impl: old_mask_type with block_size.n: 128"
+            )
+        if self.attn_impl == "old_mask_type" and self.block_n != 128:
+            raise ValueError(
+                f"attn_impl: 'old_mask_type' expects block_size.n = 128, got {self.block_n}; "
+                "set block_size.n: 128, or attn_impl: auto"
+            )
+        return self
+
+    def replace(self, **changes: Any) -> PSAConfig:
+        """A validated copy with `changes`."""
+        return PSAConfig(**{**self.model_dump(), **changes})

@@ -1,0 +1,110 @@
+"""Importance: how much of a query block's attention falls on each key block, estimated at a fraction of its cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..blocks import check_block_size
+from .antidiagonal import antidiagonal_cost, antidiagonal_importance
+from .pooled import pooled_cost, pooled_importance
+from .sampled import sampled_cost, sampled_importance
+from .scoring import BlockGrid
+
+__all__ = ["block_importance", "estimation_cost"]
+
+_ESTIMATORS: Final[dict[str, tuple[Callable[..., Tensor], Callable[[int, int], float]]]] = {
+    "sampled": (sampled_importance, sampled_cost),
+    "antidiagonal": (antidiagonal_importance, antidiagonal_cost),
+    "pooled": (pooled_importance, pooled_cost),
+}
+_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def block_importance(
+    q: Tensor,
+    k: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    method: str = "sampled",
+    is_causal: bool = False,
+    scale: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Estimate how much each key block matters to each query block.
+
+    Scores of a few query blocks exist at a time; beside them the estimators hold at most one copy of K. The result
+    is the same on every run for the same input and seed. NaN and inf in q or k never reach it: a non-finite query
+    counts as zeros, and a key block found to hold a non-finite key ranks first wherever it is visible, so attention
+    reads it and shows what dense attention shows.
+
+    Args:
+        q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64.
+        k: `[B, Hkv, Nk, D]`, same dtype and device; query head `h` reads key head `h // (Hq // Hkv)`.
+        block_m: tokens per query block, a power of two of at least 8.
+        block_n: tokens per key block, likewise.
+        method: `sampled` (the paper's, for generation), `antidiagonal` (XAttention's, for understanding) or `pooled`
+            (the cheapest).
+        is_causal: query `i` sees key `j` iff `j <= i + Nk - Nq`.
+        scale: of the logits, `D ** -0.5` by default.
+        generator: draws the sampled tokens at random (`sampled`, `pooled`); without it the choice is fixed.
+
+    Returns:
+        float32 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`, at least 0. Rows sum to 1 over the visible key
+        blocks; a row that sees no key is all zeros.
+
+    Raises:
+        TypeError: an argument of the wrong type, or dtypes or devices that differ.
+        ValueError: shapes that do not fit, an unknown `method`, a `scale` that is not finite, or a bad block size.
+    """
+    check_block_size("block_m", block_m)
+    check_block_size("block_n", block_n)
+    _check_tensors(q, k)
+    estimate, _ = _estimator(method)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale}")
+    grid = BlockGrid(block_m, block_n, q.shape[-2], k.shape[-2], is_causal)
+    return estimate(q, k, grid, scale=scale, generator=generator)
+
+
+def estimation_cost(method: str, block_m: int, block_n: int) -> float:
+    """Multiply-adds of an estimator as a share of dense attention's (QK^T plus PV).
+
+    Raises:
+        ValueError: an unknown `method` or a bad block size.
+    """
+    check_block_size("block_m", block_m)
+    check_block_size("block_n", block_n)
+    _, cost = _estimator(method)
+    return cost(block_m, block_n)
+
+
+def _estimator(method: str) -> tuple[Callable[..., Tensor], Callable[[int, int], float]]:
+    if method not in _ESTIMATORS:
+        raise ValueError(f"method: expected one of {', '.join(_ESTIMATORS)}, got {method!r}")
+    return _ESTIMATORS[method]
+
+
+def _check_tensors(q: Tensor, k: Tensor) -> None:
+    for name, x in (("q", q), ("k", k)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        if x.dim() != 4:
+            raise ValueError(f"{name}: expected [B, H, N, D], 4 dimensions, got shape {tuple(x.shape)}")
+        if x.dtype not in _DTYPES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise TypeError(f"{name}: expected one of {known}, got {x.dtype}; convert it first")
+        if 0 in x.shape:
+            raise ValueError(f"{name}: expected at least one batch, head, token and channel, got {tuple(x.shape)}")
+    if q.dtype != k.dtype or q.device != k.device:
+        raise TypeError(f"k: expected dtype and device of q, {q.dtype} on {q.device}, got {k.dtype} on {k.device}")
+    if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"k: expected batch {q.shape[0]} and head dimension {q.shape[-1]} as in q, got {tuple(k.shape)}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"q: expected a multiple of k's {k.shape[1]} heads, got {q.shape[1]}")

@@ -1,0 +1,1 @@
+"""Attaching PSA to models of other libraries, by their public means. One package or module a library."""

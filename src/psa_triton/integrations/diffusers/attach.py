@@ -1,0 +1,239 @@
+"""`apply_psa`: attach PSA to a diffusers pipeline or transformer; `PSAHandle`: report and detach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, WanTransformer3DModel
+from torch.utils.hooks import RemovableHandle
+
+from psa_triton.config import PSAConfig
+from psa_triton.importance import estimation_cost
+from psa_triton.integrations.diffusers import cogvideox, wan
+from psa_triton.integrations.diffusers.processor import PSAProcessor
+from psa_triton.integrations.diffusers.state import ForwardState
+from psa_triton.integrations.diffusers.stats import PSAStats, Recorder
+from psa_triton.models import recognise
+from psa_triton.presets import load_preset
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What attaching needs to know of a transformer class."""
+
+    processor: type[PSAProcessor]
+    blocks: Callable[[torch.nn.Module], torch.nn.ModuleList]
+    register_hooks: Callable[[torch.nn.Module, ForwardState], list[RemovableHandle]]
+
+
+_FAMILIES = {
+    WanTransformer3DModel: _Family(wan.WanPSAProcessor, wan.blocks, wan.register_hooks),
+    CogVideoXTransformer3DModel: _Family(cogvideox.CogVideoXPSAProcessor, cogvideox.blocks, cogvideox.register_hooks),
+}
+
+
+class PSAHandle:
+    """PSA as attached by `apply_psa`. Also a context manager that detaches at its end.
+
+    Attributes:
+        config: the attention in use; None where the preset is dense.
+    """
+
+    def __init__(self, config: PSAConfig | None, recorder: Recorder, attachments: list[_Attachment]) -> None:
+        self.config = config
+        self._recorder = recorder
+        self._attachments = attachments
+
+    def stats(self) -> PSAStats:
+        """What ran since attaching or the last `reset`: per layer and step, and in sum. Waits for the device."""
+        return self._recorder.stats()
+
+    def reset(self) -> None:
+        """Forget what ran so far."""
+        self._recorder.reset()
+
+    def remove(self) -> None:
+        """Put the processors back that were there before, and remove every hook. Again is fine."""
+        for attachment in self._attachments:
+            attachment.detach()
+        self._attachments = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def apply_psa(
+    pipe_or_transformer: DiffusionPipeline | torch.nn.Module,
+    config_or_preset: PSAConfig | str | None = None,
+    *,
+    scheduler: Any = None,
+    impl: str = "auto",
+    min_tokens: int | None = None,
+    time_layers: bool = False,
+) -> PSAHandle:
+    """Attach PSA to the self-attention of a Wan or CogVideoX transformer, until the handle's `remove`.
+
+    Only public means are used: attention processors and forward hooks. Tokens and rotary tables are put in the order
+    of the configuration once per forward and restored after the last block. Dense steps run the processors that were
+    there before, on tokens in their own order: their results are the same bits as without PSA.
+
+    Args:
+        pipe_or_transformer: a pipeline with a `transformer` (and perhaps a `transformer_2`), or a transformer.
+        config_or_preset: a configuration; a preset's name in the section of the recognised model; "SECTION/PRESET";
+            None for the default preset of the recognised model.
+        scheduler: tells the denoising step; by default the pipeline's, whichever it has at the time.
+        impl: implementation of the operator, as in `psa_attention`.
+        min_tokens: shorter sequences run dense; by default those of fewer than two key blocks.
+        time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
+
+    Returns:
+        The handle to read statistics from and to detach with.
+
+    Raises:
+        TypeError: if an argument is of a class that isn't supported.
+        ValueError: if PSA is attached already, if a preset is asked for by name and the model isn't recognised, or if
+            there are warm-up steps and no scheduler to tell them by.
+    """
+    transformers = _transformers(pipe_or_transformer)
+    for name, transformer in transformers.items():
+        _check_unattached(name, transformer)
+    config = _config(config_or_preset, transformers)
+    read_scheduler = _scheduler_reader(pipe_or_transformer, scheduler)
+    if config is not None and config.warmup_steps > 0 and read_scheduler() is None:
+        raise ValueError(
+            f"scheduler: expected one, as warmup_steps = {config.warmup_steps} and a transformer alone does not know "
+            "the denoising step; pass scheduler=, or the pipeline, or a config with warmup_steps=0"
+        )
+    recorder = Recorder(
+        estimation_cost=0.0 if config is None else estimation_cost(config.importance, config.block_m, config.block_n),
+        timed=time_layers or (config is not None and config.verbose),
+    )
+    attachments = [
+        _attach(
+            transformer,
+            ForwardState(
+                name, config, read_scheduler=read_scheduler, recorder=recorder, impl=impl, min_tokens=min_tokens
+            ),
+        )
+        for name, transformer in transformers.items()
+    ]
+    return PSAHandle(config, recorder, attachments)
+
+
+@dataclass(frozen=True)
+class _Attachment:
+    """The processors and hooks that one transformer got."""
+
+    processors: list[tuple[torch.nn.Module, PSAProcessor]]
+    hooks: list[RemovableHandle]
+
+    def check(self, *_: Any) -> None:
+        """Hook before each forward: without our processors, nothing would be sparse and nobody would notice.
+
+        Raises:
+            RuntimeError: if a processor was replaced.
+        """
+        for layer, (attn, processor) in enumerate(self.processors):
+            if attn.processor is not processor:
+                raise RuntimeError(
+                    f"the attention processor of layer {layer} was replaced by a {type(attn.processor).__name__} after "
+                    "apply_psa; call remove() on its handle, then change processors (e.g. fuse_qkv_projections), then "
+                    "apply_psa again"
+                )
+
+    def detach(self) -> None:
+        """Undo. A processor that someone replaced in the meantime is theirs and stays."""
+        for attn, processor in self.processors:
+            if attn.processor is processor:
+                attn.set_processor(processor.dense)
+        for hook in self.hooks:
+            hook.remove()
+
+
+def _attach(transformer: torch.nn.Module, state: ForwardState) -> _Attachment:
+    family = _family(transformer)
+    attachment = _Attachment([], family.register_hooks(transformer, state))
+    attachment.hooks.append(transformer.register_forward_pre_hook(attachment.check))
+    for layer, block in enumerate(family.blocks(transformer)):
+        processor = family.processor(block.attn1.processor, layer, state)
+        block.attn1.set_processor(processor)
+        attachment.processors.append((block.attn1, processor))
+    return attachment
+
+
+def _family(transformer: Any) -> _Family:
+    for model, family in _FAMILIES.items():
+        if isinstance(transformer, model):
+            return family
+    known = ", ".join(model.__name__ for model in _FAMILIES)
+    raise TypeError(
+        f"pipe_or_transformer: expected a transformer of class {known}, or a pipeline with one, "
+        f"got {type(transformer).__name__}"
+    )
+
+
+def _transformers(target: Any) -> dict[str, torch.nn.Module]:
+    """The supported transformers of a pipeline by the names they have there."""
+    if not isinstance(target, DiffusionPipeline):
+        _family(target)
+        return {"transformer": target}
+    named = {name: getattr(target, name, None) for name in ("transformer", "transformer_2")}
+    found = {name: module for name, module in named.items() if module is not None}
+    if not found:
+        raise TypeError(f"pipe_or_transformer: expected a pipeline with a transformer, got {type(target).__name__}")
+    for module in found.values():
+        _family(module)
+    return found
+
+
+def _check_unattached(name: str, transformer: torch.nn.Module) -> None:
+    if any(isinstance(block.attn1.processor, PSAProcessor) for block in _family(transformer).blocks(transformer)):
+        raise ValueError(
+            f"pipe_or_transformer: PSA is attached to its {name} already; call remove() on the handle that apply_psa "
+            "returned, or use that handle in a `with` block"
+        )
+
+
+def _config(config_or_preset: Any, transformers: dict[str, torch.nn.Module]) -> PSAConfig | None:
+    """The configuration asked for; None for a dense preset."""
+    if isinstance(config_or_preset, PSAConfig):
+        return config_or_preset
+    if not isinstance(config_or_preset, str | None):
+        raise TypeError(
+            "config_or_preset: expected a PSAConfig, a preset's name, 'SECTION/PRESET' or None, "
+            f"got {type(config_or_preset).__name__}"
+        )
+    if config_or_preset is not None and "/" in config_or_preset:
+        section, _, preset = config_or_preset.partition("/")
+        return load_preset(section, preset)
+    return load_preset(_section(config_or_preset, transformers), config_or_preset)
+
+
+def _section(preset: str | None, transformers: dict[str, torch.nn.Module]) -> str:
+    transformer = next(iter(transformers.values()))
+    described = {**transformer.config, "_class_name": type(transformer).__name__}
+    section = recognise(described, two_transformers=len(transformers) > 1)
+    if section is None:
+        raise ValueError(
+            f"config_or_preset: got {preset!r}, and this {type(transformer).__name__} is none of the known checkpoints, "
+            "so its presets are not known either; pass a PSAConfig, or 'SECTION/PRESET' to borrow a known model's preset"
+        )
+    return section
+
+
+def _scheduler_reader(target: Any, scheduler: Any) -> Callable[[], Any]:
+    """Reads the scheduler in use: a pipeline's may be swapped at any time."""
+    if scheduler is None:
+        return lambda: getattr(target, "scheduler", None)
+    if not hasattr(scheduler, "timesteps"):
+        raise TypeError(f"scheduler: expected a diffusers scheduler with timesteps, got {type(scheduler).__name__}")
+    return lambda: scheduler

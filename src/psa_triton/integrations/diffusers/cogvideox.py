@@ -1,0 +1,98 @@
+"""PSA in `CogVideoXTransformer3DModel`: its joint attention, and where its tokens are permuted and restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch.utils.hooks import RemovableHandle
+
+from psa_triton.integrations.diffusers.arguments import Call, argument, with_argument
+from psa_triton.integrations.diffusers.processor import PSAProcessor, project_out, project_qkv
+from psa_triton.integrations.diffusers.state import ForwardState
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+Joint = tuple[torch.Tensor, torch.Tensor]
+
+
+class CogVideoXPSAProcessor(PSAProcessor):
+    """Joint attention of a CogVideoX block (`attn1`) over text tokens, then visual tokens."""
+
+    def __call__(
+        self,
+        attn: torch.nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> Joint:
+        """Attend as diffusers' `CogVideoXAttnProcessor2_0` does.
+
+        Args:
+            attn: the attention layer.
+            hidden_states: visual tokens `[B, N, C]`.
+            encoder_hidden_states: text tokens `[B, T, C]`.
+            attention_mask: a mask; the call runs dense then.
+            image_rotary_emb: rotary tables of the visual tokens, `[N, D]` each.
+
+        Returns:
+            The attended visual and text tokens.
+        """
+        text = encoder_hidden_states.shape[1]
+        tokens = text + hidden_states.shape[1]
+        with self._state.call(self._layer, tokens, attention_mask, hidden_states.device) as call:
+            if call.reason is not None:
+                return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            projected = project_qkv(attn, torch.cat([encoder_hidden_states, hidden_states], dim=1))
+            query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in projected)
+            query = _rotate(query if attn.norm_q is None else attn.norm_q(query), image_rotary_emb, text)
+            key = _rotate(key if attn.norm_k is None else attn.norm_k(key), image_rotary_emb, text)
+            out = project_out(attn, self._state.attend(call, query, key, value, prefix_tokens=text))
+            return out[:, text:], out[:, :text]
+
+
+def blocks(transformer: torch.nn.Module) -> torch.nn.ModuleList:
+    """The transformer blocks, first to last."""
+    return transformer.transformer_blocks
+
+
+def register_hooks(transformer: torch.nn.Module, state: ForwardState) -> list[RemovableHandle]:
+    """Follow each forward, permuting its rotary tables, and the visual tokens before the first block; restore last."""
+
+    def begin(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        _, frames, _, height, width = argument(args, kwargs, 0, "hidden_states").shape
+        patch, patch_t = module.config.patch_size, module.config.patch_size_t or 1
+        attention_kwargs = argument(args, kwargs, 6, "attention_kwargs") or {}
+        state.begin(
+            argument(args, kwargs, 2, "timestep"),
+            (frames // patch_t, height // patch, width // patch),
+            prefix_tokens=argument(args, kwargs, 1, "encoder_hidden_states").shape[1],
+            masked=attention_kwargs.get("attention_mask") is not None,
+            cached=module.is_cache_enabled,
+        )
+        rotary = argument(args, kwargs, 5, "image_rotary_emb")
+        if rotary is None:
+            return args, kwargs
+        return with_argument(args, kwargs, 5, "image_rotary_emb", tuple(state.permute(x, dim=0) for x in rotary))
+
+    def permute_tokens(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        tokens = argument(args, kwargs, 0, "hidden_states")
+        return with_argument(args, kwargs, 0, "hidden_states", state.permute(tokens, dim=1))
+
+    def restore_tokens(module: torch.nn.Module, args: tuple[Any, ...], output: Joint) -> Joint:
+        visual, text = output
+        return state.restore(visual, dim=1), text
+
+    return [
+        transformer.register_forward_pre_hook(begin, with_kwargs=True),
+        transformer.transformer_blocks[0].register_forward_pre_hook(permute_tokens, with_kwargs=True),
+        transformer.transformer_blocks[-1].register_forward_hook(restore_tokens),
+    ]
+
+
+def _rotate(x: torch.Tensor, rotary: Rotary | None, text: int) -> torch.Tensor:
+    """Rotary embedding of all but the first `text` tokens of `x [B, H, N, D]`."""
+    if rotary is None:
+        return x
+    return torch.cat([x[:, :, :text], apply_rotary_emb(x[:, :, text:], rotary)], dim=2)

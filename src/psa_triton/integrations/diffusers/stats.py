@@ -1,0 +1,161 @@
+"""What attached attentions did: records per layer and step, and their summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionRecord:
+    """The calls of one layer in one denoising step that went the same way."""
+
+    transformer: str
+    """`transformer` or `transformer_2`."""
+    layer: int
+    """Index of the transformer block."""
+    step: int | None
+    """Index of the denoising step in the scheduler's timesteps; None where no scheduler is known."""
+    tokens: int
+    """Length of the attended sequence, text included."""
+    sparse: bool
+    """Whether PSA ran; False: the model's own attention ran."""
+    reason: str | None
+    """Why the calls ran dense; None for sparse ones."""
+    calls: int
+    """Number of calls (two per step where guidance runs the model twice)."""
+    density: float
+    """Groups read / keys visible, mean over calls, batch and heads; 1 for dense calls."""
+    density_with_estimation: float
+    """`density` plus the estimator's multiply-adds as a share of dense attention's."""
+    seconds: float | None
+    """Wall-clock time of all calls, projections included; None if not asked for."""
+
+
+@dataclass(frozen=True)
+class AttentionSummary:
+    """Totals over all records. Means weigh a call by its tokens squared, i.e. by the work of dense attention."""
+
+    forwards: int
+    """Transformer forwards."""
+    gathers: int
+    """Tensors that the hooks permuted or restored."""
+    sparse_calls: int
+    """Attention calls that ran PSA."""
+    dense_calls: int
+    """Attention calls that ran the model's own attention."""
+    sparse_density: float | None
+    """Mean density of the sparse calls; None without any."""
+    sparse_density_with_estimation: float | None
+    """The same with the cost of estimating importance."""
+    run_density: float | None
+    """Mean density of all calls, dense ones at 1; None before the first call."""
+    run_density_with_estimation: float | None
+    """The same with the cost of estimating importance."""
+    sparse_seconds: float | None
+    """Time in sparse calls; None if not asked for."""
+    dense_seconds: float | None
+    """Time in dense calls; None if not asked for."""
+
+
+@dataclass(frozen=True)
+class PSAStats:
+    """A snapshot of what an attached pipeline or transformer did."""
+
+    summary: AttentionSummary
+    records: tuple[AttentionRecord, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, lists and numbers, ready for `json.dumps`."""
+        return {"summary": asdict(self.summary), "records": [asdict(record) for record in self.records]}
+
+
+class CallKey(NamedTuple):
+    """What tells the calls of one record from those of another."""
+
+    transformer: str
+    layer: int
+    step: int | None
+    tokens: int
+    reason: str | None
+
+
+@dataclass
+class _Total:
+    calls: int = 0
+    density: torch.Tensor | float = 0.0
+    seconds: float = 0.0
+
+
+class Recorder:
+    """Adds up calls per `CallKey`, so that memory is bounded by layers x steps however long a run is.
+
+    Densities stay tensors on their device until `stats` is called: recording never waits for the device.
+
+    Args:
+        estimation_cost: multiply-adds of the importance estimator as a share of dense attention's.
+        timed: whether calls come with their seconds.
+    """
+
+    def __init__(self, estimation_cost: float, timed: bool) -> None:
+        self.timed = timed
+        self._estimation_cost = estimation_cost
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.forwards = 0
+        self.gathers = 0
+        self._totals: dict[CallKey, _Total] = {}
+
+    def add(self, key: CallKey, density: torch.Tensor | float, seconds: float) -> None:
+        """Add one attention call; `density` is a scalar."""
+        total = self._totals.setdefault(key, _Total())
+        total.calls += 1
+        total.density = total.density + density
+        total.seconds += seconds
+
+    def stats(self) -> PSAStats:
+        """A snapshot; waits for the device."""
+        records = tuple(self._record(key, total) for key, total in self._totals.items())
+        return PSAStats(self._summary(records), records)
+
+    def _record(self, key: CallKey, total: _Total) -> AttentionRecord:
+        sparse = key.reason is None
+        density = float(total.density) / total.calls
+        return AttentionRecord(
+            **key._asdict(),
+            sparse=sparse,
+            calls=total.calls,
+            density=density,
+            density_with_estimation=density + self._estimation_cost if sparse else density,
+            seconds=total.seconds if self.timed else None,
+        )
+
+    def _summary(self, records: tuple[AttentionRecord, ...]) -> AttentionSummary:
+        sparse = [record for record in records if record.sparse]
+        dense = [record for record in records if not record.sparse]
+        return AttentionSummary(
+            forwards=self.forwards,
+            gathers=self.gathers,
+            sparse_calls=sum(record.calls for record in sparse),
+            dense_calls=sum(record.calls for record in dense),
+            sparse_density=_mean_over_work(sparse, "density"),
+            sparse_density_with_estimation=_mean_over_work(sparse, "density_with_estimation"),
+            run_density=_mean_over_work(records, "density"),
+            run_density_with_estimation=_mean_over_work(records, "density_with_estimation"),
+            sparse_seconds=self._seconds(sparse),
+            dense_seconds=self._seconds(dense),
+        )
+
+    def _seconds(self, records: Iterable[AttentionRecord]) -> float | None:
+        return sum((record.seconds or 0.0 for record in records), 0.0) if self.timed else None
+
+
+def _mean_over_work(records: Iterable[AttentionRecord], field: str) -> float | None:
+    work = [(record.calls * record.tokens**2, getattr(record, field)) for record in records]
+    total = sum(weight for weight, _ in work)
+    return sum(weight * value for weight, value in work) / total if total else None

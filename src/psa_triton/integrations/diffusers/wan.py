@@ -1,0 +1,91 @@
+"""PSA in `WanTransformer3DModel`: its self-attention, and where its tokens are permuted and restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from psa_triton.integrations.diffusers.arguments import Call, argument, with_argument
+from psa_triton.integrations.diffusers.processor import PSAProcessor, project_out, project_qkv
+from psa_triton.integrations.diffusers.state import ForwardState
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+class WanPSAProcessor(PSAProcessor):
+    """Self-attention of a Wan block (`attn1`)."""
+
+    def __call__(
+        self,
+        attn: torch.nn.Module,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+    ) -> torch.Tensor:
+        """Attend as diffusers' `WanAttnProcessor` does; `hidden_states [B, N, C]`, rotary tables `[1, N, 1, D]`."""
+        with self._state.call(self._layer, hidden_states.shape[1], attention_mask, hidden_states.device) as call:
+            if call.reason is not None:
+                return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            query, key, value = project_qkv(attn, hidden_states)
+            query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key), value))
+            if rotary_emb is not None:
+                query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
+            out = self._state.attend(call, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+            return project_out(attn, out)
+
+
+def blocks(transformer: torch.nn.Module) -> torch.nn.ModuleList:
+    """The transformer blocks, first to last."""
+    return transformer.blocks
+
+
+def register_hooks(transformer: torch.nn.Module, state: ForwardState) -> list[RemovableHandle]:
+    """Follow each forward, and permute what goes into the first block along the token axis; restore after the last.
+
+    With one timestep per token (TI2V) its modulation of the blocks is a tensor per token too. The one of the output
+    layer is not touched: that layer comes after the tokens are back in place.
+    """
+
+    def begin(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latent = argument(args, kwargs, 0, "hidden_states")
+        *_, frames, height, width = latent.shape
+        p_t, p_h, p_w = module.config.patch_size
+        state.begin(
+            argument(args, kwargs, 1, "timestep"),
+            (frames // p_t, height // p_h, width // p_w),
+            cached=module.is_cache_enabled,
+        )
+
+    def permute_rotary(module: torch.nn.Module, args: tuple[Any, ...], output: Rotary) -> Rotary:
+        cos, sin = output
+        return state.permute(cos, dim=1), state.permute(sin, dim=1)
+
+    def permute_modulation(module: torch.nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+        out_modulation, block_modulation, *rest = output
+        per_token = block_modulation.ndim == 3
+        return (out_modulation, state.permute(block_modulation, dim=1) if per_token else block_modulation, *rest)
+
+    def permute_tokens(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        tokens = argument(args, kwargs, 0, "hidden_states")
+        return with_argument(args, kwargs, 0, "hidden_states", state.permute(tokens, dim=1))
+
+    def restore_tokens(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return state.restore(output, dim=1)
+
+    return [
+        transformer.register_forward_pre_hook(begin, with_kwargs=True),
+        transformer.rope.register_forward_hook(permute_rotary),
+        transformer.condition_embedder.register_forward_hook(permute_modulation),
+        transformer.blocks[0].register_forward_pre_hook(permute_tokens, with_kwargs=True),
+        transformer.blocks[-1].register_forward_hook(restore_tokens),
+    ]
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding in pairs of neighbouring channels; `x [B, N, H, D]`, tables `[1, N, 1, D]`, each value twice."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)

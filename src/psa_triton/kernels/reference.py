@@ -1,0 +1,75 @@
+"""The definition of pyramid attention in plain torch: written to be read, slow, differentiable, float64-capable."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pyramid_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    levels: torch.Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of `q` over the groups that `levels` chooses.
+
+    Args:
+        q: `[B, Hq, Nq, D]`.
+        k, v: `[B, Hkv, Nk, D]`; query head `h` reads key head `h // (Hq // Hkv)`.
+        levels: int8 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`.
+        block_m, block_n: tokens of a query block and of a key block.
+        is_causal: a query sees a group only if it may see the group's last token (bottom-right aligned).
+        scale: factor of the logits.
+
+    Returns:
+        The output, shape and dtype of `q`, and the log-sum-exp `[B, Hq, Nq]`, float32 (float64 for float64 input).
+    """
+    heads, queries, tokens = q.shape[1], q.shape[2], k.shape[2]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    q_wide = q.to(wide)
+    k_wide, v_wide = (x.to(wide).repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
+
+    logits, values, visible = [], [], []
+    for level in sorted({int(x) for x in levels.unique()} - {0}):
+        key_mean, count, last = pool(k_wide, level)
+        value_mean, _, _ = pool(v_wide, level)
+        chosen = levels.repeat_interleave(block_m, dim=2)[:, :, :queries] == level
+        # Groups never straddle blocks: block_n is a multiple of the level.
+        sees = chosen.repeat_interleave(block_n // level, dim=3)[..., : len(count)]
+        if is_causal:
+            position = torch.arange(queries, device=q.device) + tokens - queries
+            sees = sees & (last <= position[:, None])
+        logits.append(scale * q_wide @ key_mean.mT + count.to(wide).log())
+        values.append(value_mean)
+        visible.append(sees)
+    if not logits:
+        return torch.zeros_like(q), q_wide.new_full(q.shape[:3], float("-inf"))
+
+    seen = torch.cat(visible, dim=-1)
+    masked = torch.cat(logits, dim=-1).masked_fill(~seen, float("-inf"))
+    lse = masked.logsumexp(-1)
+    # A row that sees nothing has lse = -inf: its weights are zero, not exp(-inf + inf).
+    weights = (masked - lse.masked_fill(lse == float("-inf"), 0.0)[..., None]).exp()
+    return attend(weights, seen, torch.cat(values, dim=-2)).to(q.dtype), lse
+
+
+def pool(x: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Means of groups of `level` neighbours `[..., G, D]`, with each group's count `[G]` and last token `[G]`."""
+    starts = range(0, x.shape[-2], level)
+    groups = [x[..., s : s + level, :] for s in starts]
+    count = torch.tensor([g.shape[-2] for g in groups], device=x.device)
+    mean = torch.stack([g.mean(dim=-2) for g in groups], dim=-2)
+    return mean, count, torch.tensor(list(starts), device=x.device) + count - 1
+
+
+def attend(weights: torch.Tensor, seen: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`weights @ values`, where a value that is not finite spoils only the rows that see it (0 * nan is nan)."""
+    bad = ~values.isfinite().all(dim=-1)
+    out = weights @ values.masked_fill(bad[..., None], 0.0)
+    spoiled = (seen & bad[..., None, :]).any(dim=-1)
+    return out.masked_fill(spoiled[..., None], float("nan"))

@@ -1,0 +1,66 @@
+"""Exemptions: block pairs that are read in full whatever their importance, and those a causal mask hides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..blocks import block_count, causal_blocks, check_block_size
+
+
+def exempt_levels(
+    levels: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    query_tokens: int,
+    key_tokens: int,
+    prefix_tokens: int = 0,
+    is_causal: bool = False,
+) -> Tensor:
+    """Level 1 for the prefix and the causal frontier, level 0 for what lies wholly in the future.
+
+    Args:
+        levels: int8 `[..., nq, nk]`.
+        block_m: tokens per query block.
+        block_n: tokens per key block.
+        query_tokens: Nq.
+        key_tokens: Nk.
+        prefix_tokens: tokens at the start, of queries and keys alike, that are read in full: level 1 for key blocks
+            that touch them and for all key blocks of query blocks that touch them.
+        is_causal: query `i` sees key `j` iff `j <= i + Nk - Nq`. Level 1 for key blocks that this frontier cuts for
+            the query block; level 0 for key blocks that none of its queries sees, prefix or not.
+
+    Returns:
+        int8 `[..., nq, nk]`, a new tensor.
+
+    Raises:
+        ValueError: `levels` has not `ceil(Nq / block_m)` rows of `ceil(Nk / block_n)`, a bad block size, or a negative
+            `prefix_tokens`.
+    """
+    check_levels(levels, block_m, block_n, query_tokens, key_tokens)
+    if prefix_tokens < 0:
+        raise ValueError(f"prefix_tokens: expected 0 or more, got {prefix_tokens}")
+    levels = levels.clone()
+    levels[..., : block_count(prefix_tokens, block_n)] = 1
+    levels[..., : block_count(prefix_tokens, block_m), :] = 1
+    if is_causal:
+        visible, whole = causal_blocks(query_tokens, key_tokens, block_m, block_n, levels.device)
+        levels.masked_fill_(visible & ~whole, 1).masked_fill_(~visible, 0)
+    return levels
+
+
+def check_levels(levels: Tensor, block_m: int, block_n: int, query_tokens: int, key_tokens: int) -> None:
+    """Raise unless `levels` has one entry per block pair.
+
+    Raises:
+        ValueError: naming the shape that was expected.
+    """
+    check_block_size("block_m", block_m)
+    check_block_size("block_n", block_n)
+    expected = (block_count(query_tokens, block_m), block_count(key_tokens, block_n))
+    if tuple(levels.shape[-2:]) != expected:
+        raise ValueError(
+            f"levels: expected [..., {expected[0]}, {expected[1]}] for {query_tokens} queries in blocks of {block_m} and "
+            f"{key_tokens} keys in blocks of {block_n}, got shape {tuple(levels.shape)}"
+        )

@@ -1,0 +1,77 @@
+"""Similarity cap: key blocks whose neighbours are unlike are not pooled further than they allow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..blocks import block_lengths, check_block_size
+from ..config import SimThresholds
+
+_BLOCKS_AT_A_TIME = 64
+"""Float32 copies of the keys exist for this many key blocks at a time."""
+
+
+def similarity_caps(k: Tensor, *, block_n: int, thresholds: SimThresholds) -> Tensor:
+    """Coarsest level at which each key block may be read.
+
+    A block passes level 2, 4, 8 if the mean cosine similarity of its pairs of true tokens 1, 3, 7 apart reaches
+    `thresholds.x2`, `x4`, `x8`. The coarsest level that passes wins, also where a finer one fails. A block too short
+    for pairs so far apart does not pass that level; a block with a non-finite key passes none.
+
+    Args:
+        k: `[B, Hkv, Nk, D]`, keys in the order in which they are pooled.
+        block_n: tokens per key block, a power of two of at least 8.
+        thresholds: least mean similarities.
+
+    Returns:
+        int8 `[B, Hkv, ceil(Nk / block_n)]` of 1, 2, 4, 8. Levels coarser than 8 are never allowed.
+
+    Raises:
+        TypeError: `k` is no floating-point tensor.
+        ValueError: `k` does not have four dimensions, or a bad block size.
+    """
+    check_block_size("block_n", block_n)
+    if not isinstance(k, Tensor) or not k.is_floating_point():
+        raise TypeError(f"k: expected a floating-point tensor, got {getattr(k, 'dtype', k)}")
+    if k.dim() != 4:
+        raise ValueError(f"k: expected [B, H, N, D], 4 dimensions, got shape {tuple(k.shape)}")
+    pieces = k.split(_BLOCKS_AT_A_TIME * block_n, dim=-2)
+    return torch.cat([_caps(piece, block_n, thresholds) for piece in pieces], dim=-1)
+
+
+def cap_levels(levels: Tensor, caps: Tensor) -> Tensor:
+    """`min(level, cap)`; level 0 stays 0.
+
+    Args:
+        levels: int8 `[B, Hq, nq, nk]`.
+        caps: int8 `[B, Hkv, nk]`; query head `h` reads key head `h // (Hq // Hkv)`.
+
+    Returns:
+        int8 `[B, Hq, nq, nk]`.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    fits = levels.dim() == 4 and caps.dim() == 3 and levels.shape[0] == caps.shape[0]
+    if not fits or levels.shape[-1] != caps.shape[-1] or levels.shape[1] % caps.shape[1]:
+        raise ValueError(
+            f"caps: expected [B, Hkv, nk] for levels [B, Hq, nq, nk] = {tuple(levels.shape)}, Hkv dividing Hq, "
+            f"got {tuple(caps.shape)}"
+        )
+    per_query_head = caps.repeat_interleave(levels.shape[1] // caps.shape[1], dim=1)
+    return torch.minimum(levels, per_query_head[:, :, None])
+
+
+def _caps(k: Tensor, block_n: int, thresholds: SimThresholds) -> Tensor:
+    lengths = block_lengths(k.shape[-2], block_n, k.device)
+    missing = len(lengths) * block_n - k.shape[-2]
+    directions = F.pad(F.normalize(k.float(), dim=-1), (0, 0, 0, missing)).unflatten(-2, (len(lengths), block_n))
+    caps = torch.ones(directions.shape[:-2], dtype=torch.int8, device=k.device)
+    for level, distance, threshold in ((2, 1, thresholds.x2), (4, 3, thresholds.x4), (8, 7, thresholds.x8)):
+        pairs = (lengths - distance).clamp(min=0)
+        # Padding rows are zeros, so pairs with one add nothing to the sum.
+        total = (directions[..., :-distance, :] * directions[..., distance:, :]).sum((-2, -1))
+        caps.masked_fill_((total >= threshold * pairs) & (pairs > 0), level)
+    return caps.masked_fill_(~directions.sum((-2, -1)).isfinite(), 1)

@@ -1,0 +1,238 @@
+"""The checkpoints this library knows: where they are, what they are run with, which presets belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from psa_triton.names import unknown_name
+
+QWEN_VL_HUB_ID = "Qwen/Qwen2.5-VL-7B-Instruct"
+"""The understanding model; it generates text, so it has no row among the video models."""
+
+VaeDtype = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A video model and the settings it is run with unless others are asked for."""
+
+    key: str
+    """Name on the command line."""
+    hub_id: str | None
+    """Repository of the diffusers pipeline on the Hugging Face hub; None for the model inside this package."""
+    pipeline: str
+    """Name of the pipeline class in diffusers."""
+    preset_section: str
+    """Section of `attention_config.yaml`."""
+    preset: str | None = None
+    """Preset to use; None for the section's default."""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    num_frames: int
+    """Frames of a video."""
+    num_inference_steps: int
+    """Denoising steps."""
+    guidance_scale: float
+    """Classifier-free guidance; 1 is none."""
+    guidance_scale_2: float | None = None
+    """Guidance of the second (low-noise) transformer, where there are two."""
+    fps: int
+    """Frames per second of the written video."""
+    scheduler: str | None = None
+    """Name of the scheduler class in diffusers; None keeps the checkpoint's."""
+    timestep_spacing: str | None = None
+    """How the scheduler spaces its timesteps; None keeps the checkpoint's."""
+    flow_shift: float | None = None
+    """Shift of the noise schedule at the default size; None keeps the checkpoint's."""
+    flow_shift_480p: float | None = None
+    """Shift where the shorter side has at most 480 pixels; None for the same as `flow_shift`."""
+    vae_dtype: VaeDtype = "bfloat16"
+    """Type the VAE runs in; the transformer and the text encoder run in the device's own choice."""
+    cpu_offload: bool = False
+    """Keep only the part at work on the accelerator."""
+    vae_tiling: bool = False
+    """Decode the video in tiles."""
+    vae_slicing: bool = False
+    """Decode the videos of a batch one after another."""
+    lora_repo: str | None = None
+    """Hub repository of LoRA weights to put on the transformer."""
+    lora_file: str | None = None
+    """File in `lora_repo`."""
+
+    def flow_shift_at(self, width: int, height: int) -> float | None:
+        """Shift of the noise schedule for a video of `width` x `height` pixels; None keeps the checkpoint's."""
+        if self.flow_shift_480p is not None and min(width, height) <= 480:
+            return self.flow_shift_480p
+        return self.flow_shift
+
+
+_COGVIDEOX = ModelSpec(
+    key="cogvideo_5b",
+    hub_id="THUDM/CogVideoX-5b",
+    pipeline="CogVideoXPipeline",
+    preset_section="CogVideo_5b",
+    width=720,
+    height=480,
+    num_frames=49,
+    num_inference_steps=50,
+    guidance_scale=6.0,
+    fps=8,
+    scheduler="CogVideoXDPMScheduler",
+    timestep_spacing="trailing",
+    cpu_offload=True,
+    vae_tiling=True,
+    vae_slicing=True,
+)
+_COGVIDEOX_1_5 = replace(
+    _COGVIDEOX,
+    key="cogvideo1.5_5b",
+    hub_id="THUDM/CogVideoX1.5-5B",
+    preset_section="CogVideo1.5_5b",
+    width=1360,
+    height=768,
+    num_frames=81,
+)
+_COGVIDEOX_LORA = replace(
+    _COGVIDEOX,
+    key="cogvideo_5b_lora",
+    preset="psa_4steps",
+    num_inference_steps=4,
+    guidance_scale=1.0,
+    lora_repo="GYP666/BLADE",
+    lora_file="cogvideox-5b-psa-lora/pytorch_lora_weights.safetensors",
+)
+_WAN21_1_3B = ModelSpec(
+    key="wan21_1.3b",
+    hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    pipeline="WanPipeline",
+    preset_section="Wan2.1_1.3b",
+    width=1280,
+    height=720,
+    num_frames=69,
+    num_inference_steps=50,
+    guidance_scale=5.0,
+    fps=16,
+    scheduler="UniPCMultistepScheduler",
+    flow_shift=5.0,
+    flow_shift_480p=3.0,
+    vae_dtype="float32",
+)
+_WAN21_14B = replace(
+    _WAN21_1_3B, key="wan21_14b", hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers", preset_section="Wan2.1_14b"
+)
+_WAN22_5B = ModelSpec(
+    key="wan22_5b",
+    hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    pipeline="WanPipeline",
+    preset_section="Wan2.2_5B",
+    width=1280,
+    height=704,
+    num_frames=121,
+    num_inference_steps=50,
+    guidance_scale=5.0,
+    fps=24,
+    vae_dtype="float32",
+)
+_WAN22_A14B = replace(
+    _WAN22_5B,
+    key="wan22_a14b",
+    hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+    preset_section="Wan2.2_A14B",
+    height=768,
+    num_frames=69,
+    num_inference_steps=40,
+    guidance_scale=4.0,
+    guidance_scale_2=3.0,
+    fps=16,
+)
+_TINY_WAN = ModelSpec(
+    key="tiny-wan",
+    hub_id=None,
+    pipeline="WanPipeline",
+    preset_section="tiny-wan",
+    width=96,
+    height=96,
+    num_frames=29,
+    num_inference_steps=16,
+    guidance_scale=4.0,
+    fps=16,
+    vae_dtype="float32",
+)
+_SPECS = (
+    _TINY_WAN,
+    _COGVIDEOX,
+    _COGVIDEOX_1_5,
+    _COGVIDEOX_LORA,
+    _WAN21_1_3B,
+    _WAN21_14B,
+    _WAN22_5B,
+    _WAN22_A14B,
+)
+
+MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.key: spec for spec in _SPECS})
+"""The known video models by key."""
+
+
+def find_model(key: str) -> ModelSpec:
+    """The model of that name.
+
+    Raises:
+        ValueError: no model has it; the nearest name and all names are told.
+    """
+    if key not in MODELS:
+        raise ValueError(unknown_name("model", key, MODELS))
+    return MODELS[key]
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """What tells a preset section's transformer from all others: entries of its diffusers config."""
+
+    preset_section: str
+    transformer: str
+    entries: Mapping[str, int | None]
+    two_transformers: bool = False
+
+    def matches(self, config: Mapping[str, Any], *, two_transformers: bool) -> bool:
+        # A transformer that was built and not loaded has no class name in its config.
+        same_class = config.get("_class_name", self.transformer) == self.transformer
+        same_entries = all(key in config and config[key] == value for key, value in self.entries.items())
+        return same_class and same_entries and two_transformers == self.two_transformers
+
+
+def _heads(count: int, size: int, *, layers: int, in_channels: int = 16, **more: int | None) -> dict[str, int | None]:
+    shape = {"num_attention_heads": count, "attention_head_dim": size, "num_layers": layers}
+    return {**shape, "in_channels": in_channels, **more}
+
+
+_WAN_14B = _heads(40, 128, layers=40)
+_ARCHITECTURES = (
+    _Architecture("Wan2.1_1.3b", "WanTransformer3DModel", _heads(12, 128, layers=30)),
+    _Architecture("Wan2.1_14b", "WanTransformer3DModel", _WAN_14B),
+    _Architecture("Wan2.2_A14B", "WanTransformer3DModel", _WAN_14B, two_transformers=True),
+    _Architecture("Wan2.2_5B", "WanTransformer3DModel", _heads(24, 128, layers=30, in_channels=48)),
+    _Architecture("CogVideo_5b", "CogVideoXTransformer3DModel", _heads(48, 64, layers=42, patch_size_t=None)),
+    _Architecture("CogVideo1.5_5b", "CogVideoXTransformer3DModel", _heads(48, 64, layers=42, patch_size_t=2)),
+    _Architecture("tiny-wan", "WanTransformer3DModel", _heads(3, 64, layers=4, ffn_dim=768)),
+)
+
+
+def recognise(transformer_config: Mapping[str, Any], *, two_transformers: bool) -> str | None:
+    """The preset section of a text-to-video transformer.
+
+    Args:
+        transformer_config: a diffusers transformer's config, its class under `_class_name` where that is known.
+        two_transformers: whether its pipeline has a second transformer for low noise.
+
+    Returns:
+        Name of a section of `attention_config.yaml`; None for a model that this library does not know.
+    """
+    for architecture in _ARCHITECTURES:
+        if architecture.matches(transformer_config, two_transformers=two_transformers):
+            return architecture.preset_section
+    return None

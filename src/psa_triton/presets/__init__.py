@@ -1,0 +1,19 @@
+"""`configs/attention_config.yaml` -> `PSAConfig`: read, check, explain."""
+
+from __future__ import annotations
+
+from psa_triton.presets.errors import PresetError
+from psa_triton.presets.loading import PresetsFile, load_preset, load_presets_file, shipped_presets
+from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, presets_json_schema
+
+__all__ = [
+    "DensePreset",
+    "ModelSection",
+    "PresetError",
+    "PresetsFile",
+    "PsaPreset",
+    "load_preset",
+    "load_presets_file",
+    "presets_json_schema",
+    "shipped_presets",
+]

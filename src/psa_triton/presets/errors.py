@@ -1,0 +1,90 @@
+"""What is wrong with a presets file, said with the file and the dotted path of the key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from psa_triton.config import SimThresholds
+from psa_triton.names import unknown_name
+from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, VideoScale
+
+_PRESETS: dict[int | str, type[BaseModel]] = {"psa": PsaPreset, "dense": DensePreset}
+_PARENTS: dict[int | str, type[BaseModel]] = {
+    **_PRESETS,
+    "video_scale": VideoScale,
+    "sim_thresholds": SimThresholds,
+}
+
+
+class PresetError(ValueError):
+    """A presets file, or a name looked up in it, is wrong.
+
+    Attributes:
+        path: the file.
+        mistakes: every mistake found, each `dotted.path.of.key: what is allowed, what came`.
+    """
+
+    def __init__(self, path: Path, mistakes: Sequence[str]) -> None:
+        self.path = path
+        self.mistakes = tuple(mistakes)
+        if len(self.mistakes) == 1:
+            super().__init__(f"{path}: {self.mistakes[0]}")
+        else:
+            super().__init__("\n  ".join([f"{path}: {len(self.mistakes)} mistakes", *self.mistakes]))
+
+
+def mistakes_of(error: ValidationError) -> list[str]:
+    """One line for each mistake that pydantic found in the sections of a presets file."""
+    return [_mistake(details) for details in error.errors(include_url=False)]
+
+
+def _mistake(details: ErrorDetails) -> str:
+    path = _dotted(details["loc"])
+    given = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            return f"{path}: {unknown_name('key', str(details['loc'][-1]), _known_keys(details['loc']))}"
+        case "missing" if isinstance(details["loc"][-1], int):
+            return f"{_dotted(details['loc'][:-1])}: expected more values, got {given!r}"
+        case "missing":
+            return f"{path}: this key is required"
+        case "union_tag_not_found":
+            return f"{path}.type: this key is required: psa or dense"
+        case "union_tag_invalid":
+            return f"{path}.type: expected psa or dense, got {given['type']!r}"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"{path}: expected a mapping, got {given!r}"
+        case "tuple_type":
+            return f"{path}: expected a list, got {given!r}"
+        case "value_error":
+            return _own_message(path, str(details["ctx"]["error"]))
+        case _:
+            return f"{path}: {details['msg'].replace('Input should be', 'expected')}, got {given!r}"
+
+
+def _own_message(path: str, message: str) -> str:
+    """Checks across keys are reported on the preset and start with the key at fault: move that key into the path."""
+    key, colon, rest = message.partition(": ")
+    if colon and key in {known.partition(".")[0] for known in _keys(PsaPreset)}:
+        return f"{path}.{key}: {rest}"
+    return f"{path}: {message}"
+
+
+def _dotted(location: Sequence[int | str]) -> str:
+    """A location of pydantic's without what is not in the file: the chosen preset class and the marker of bad keys."""
+    parts = list(location)
+    if len(parts) > 3 and parts[1] == "attention_configs" and parts[3] in _PRESETS:
+        del parts[3]
+    return ".".join(str(part) for part in parts if part != "[key]")
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    return _keys(ModelSection if len(location) == 2 else _PARENTS[location[-2]])
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,116 @@
+"""Keys and values -> one flat pyramid: every resolution of every block, in one tensor of rows.
+
+Levels follow one another, finest first; within a level, blocks follow one another; within a block, its groups. Every
+block has room for `block_n / level` rows at each level, whatever its number of tokens: rows without a token are padding
+(count 0). A *unit* is `block_n / 8` consecutive rows, so a block at level 1, 2, 4, 8 is 8, 4, 2, 1 whole units, and a
+kernel that walks units needs to know nothing of levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+UNITS_PER_BLOCK = 8
+"""Units of a block at level 1; coarser levels than this hold less than a unit."""
+
+UNIT_LEVELS = (1, 2, 4, 8)
+"""Levels that are read in whole units."""
+
+_TOKENS_AT_ONCE = 8192  # pooled in float32 this many at a time, to bound the scratch memory
+
+
+@dataclass(frozen=True)
+class PyramidLayout:
+    """Where each (level, block) lies in the flat pyramid; depends on the number of tokens and the block size alone."""
+
+    tokens: int
+    """Nk: tokens of the sequence."""
+    block_n: int
+    """Tokens of a block; the last block may hold fewer."""
+    levels: tuple[int, ...]
+    """Levels present, finest first, starting with 1."""
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, the last one perhaps short."""
+        return -(-self.tokens // self.block_n)
+
+    @property
+    def unit(self) -> int:
+        """Rows of a unit."""
+        return self.block_n // UNITS_PER_BLOCK
+
+    @property
+    def rows(self) -> int:
+        """P: rows of the pyramid, padding included."""
+        return sum(self.blocks * self.block_n // level for level in self.levels)
+
+    def first_row(self, level: int) -> int:
+        """First row of `level`."""
+        return sum(self.blocks * self.block_n // finer for finer in self.levels if finer < level)
+
+
+@dataclass(frozen=True)
+class RowTables:
+    """What a kernel must know of each row besides its key and value."""
+
+    log_count: torch.Tensor
+    """float64 [P]: ln of the number of tokens averaged in the row; -inf on padding."""
+    last_token: torch.Tensor
+    """int64 [P]: position of the last of these tokens; larger than any position on padding."""
+
+
+@lru_cache(maxsize=32)
+def row_tables(layout: PyramidLayout, device: torch.device) -> RowTables:
+    """Count and last token of every row of the pyramid (cached; do not write to the tensors)."""
+    counts, lasts = [], []
+    for level in layout.levels:
+        first = torch.arange(layout.blocks * layout.block_n // level, device=device) * level
+        count = (layout.tokens - first).clamp(0, level)
+        counts.append(count)
+        lasts.append(torch.where(count > 0, first + count - 1, torch.iinfo(torch.int64).max))
+    return RowTables(log_count=torch.cat(counts).double().log(), last_token=torch.cat(lasts))
+
+
+def pyramid_layout(tokens: int, block_n: int, coarsest: int) -> PyramidLayout:
+    """The layout for `tokens` keys that holds the unit levels and every coarser one up to `coarsest`."""
+    levels = [level for level in UNIT_LEVELS if level <= block_n]
+    while levels[-1] < coarsest:
+        levels.append(levels[-1] * 2)
+    return PyramidLayout(tokens, block_n, tuple(levels))
+
+
+def write_pyramid(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor) -> None:
+    """Write every level of `x` to the rows of `out`; each row is the mean of its group's true tokens.
+
+    Args:
+        x: keys or values of one head `[Nk, D]`, any strides.
+        layout: of `Nk` tokens.
+        out: `[P, D]`, any strides, of any floating dtype; means are formed in float32 (float64 for float64).
+    """
+    n = layout.block_n
+    chunk = max(n, _TOKENS_AT_ONCE // n * n)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    for start in range(0, layout.blocks * n, chunk):
+        end = min(start + chunk, layout.blocks * n)
+        total = x[start:end].to(wide)
+        if len(total) < end - start:
+            total = torch.nn.functional.pad(total, (0, 0, 0, end - start - len(total)))
+        out[start:end] = total
+        for level in layout.levels[1:]:
+            total = total[0::2] + total[1::2]
+            row = layout.first_row(level) + start // level
+            target = out[row : row + len(total)]
+            target.copy_(total).mul_(1 / level) if out.dtype == wide else target.copy_(total * (1 / level))
+    _mend_short_groups(x, layout, out, wide)
+
+
+def _mend_short_groups(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, wide: torch.dtype) -> None:
+    """Groups cut by the end of the sequence were divided by too much: write their means again."""
+    for level in layout.levels[1:]:
+        group, count = divmod(layout.tokens, level)
+        if count:
+            out[layout.first_row(level) + group] = x[group * level :].to(wide).mean(0)

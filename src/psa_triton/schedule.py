@@ -1,0 +1,54 @@
+"""Levels -> the lists of pyramid units and rows that a kernel walks, one list a query block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from psa_triton.pyramid import UNIT_LEVELS, UNITS_PER_BLOCK, PyramidLayout
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """For one head: which units and which single rows each query block reads, in the order of their blocks.
+
+    Query block `i` reads `units[unit_start[i] : unit_start[i + 1]]` (indices of units of the flat pyramid) and, where
+    levels are coarser than a unit, `rows[row_start[i] : row_start[i + 1]]` (indices of rows).
+    """
+
+    units: torch.Tensor
+    unit_start: list[int]
+    rows: torch.Tensor
+    row_start: list[int]
+
+
+def make_schedule(levels: torch.Tensor, layout: PyramidLayout) -> Schedule:
+    """Unit and row lists of one head.
+
+    Args:
+        levels: int8 `[nq, nk]`, each 0 or a level of `layout`.
+        layout: of the pyramid that the lists index.
+    """
+    units, unit_start = _lists(levels, layout, [level for level in layout.levels if level in UNIT_LEVELS], layout.unit)
+    rows, row_start = _lists(levels, layout, [level for level in layout.levels if level not in UNIT_LEVELS], 1)
+    return Schedule(units, unit_start, rows, row_start)
+
+
+def _lists(levels: torch.Tensor, layout: PyramidLayout, wanted: list[int], step: int) -> tuple[torch.Tensor, list[int]]:
+    """Indices, in steps of `step` rows, of all that blocks at the `wanted` levels hold; and each list's start."""
+    if not wanted:
+        return levels.new_empty(0, dtype=torch.int64), [0] * (len(levels) + 1)
+    size = torch.zeros(UNITS_PER_BLOCK * layout.block_n, dtype=torch.int64)
+    first = torch.zeros_like(size)
+    for level in wanted:
+        size[level] = layout.block_n // level // step
+        first[level] = layout.first_row(level) // step
+    chosen = levels.long()
+    counts = size[chosen]
+    block = torch.arange(levels.shape[1])
+    begin = (first[chosen] + block * counts).flatten()
+    counts_flat = counts.flatten()
+    offset = counts_flat.cumsum(0) - counts_flat
+    indices = torch.arange(int(counts_flat.sum())) + (begin - offset).repeat_interleave(counts_flat)
+    return indices, [0, *counts.sum(1).cumsum(0).tolist()]

@@ -1,0 +1,296 @@
+"""Every estimator against a plain dense computation, and the promises of `block_importance`."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psa_triton.importance import block_importance, estimation_cost
+
+METHODS = ("sampled", "antidiagonal", "pooled")
+LENGTHS = {
+    "one": (1, 1),
+    "below a block": (11, 7),
+    "whole blocks": (128, 192),
+    "ragged": (77, 203),
+    "more queries": (203, 77),
+    "long": (700, 650),
+}
+lengths = pytest.mark.parametrize(("nq", "nk"), list(LENGTHS.values()), ids=list(LENGTHS))
+methods = pytest.mark.parametrize("method", METHODS)
+causal = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+
+
+def tokens(heads: int, count: int, dim: int = 16, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(batch, heads, count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sampled_pairs(q, k, m):
+    """Logits and, for each row and column, its block-defining token, its visibility token and ln of its weight."""
+    rows = [min(i + 3, len(q) - 1) for i in range(0, len(q), 4)]
+    columns = list(range(0, len(k), 4))
+    return q[rows] @ k[columns].T, rows, columns, columns, [0.0] * len(columns)
+
+
+def antidiagonal_pairs(q, k, m):
+    rows, columns = list(range(0, len(q), 8)), list(range(0, len(k), 8))
+    logits = torch.zeros(len(rows), len(columns), dtype=q.dtype)
+    for a, i in enumerate(rows):
+        for b, j in enumerate(columns):
+            for t in range(8):
+                logits[a, b] += q[min(i + 7 - t, len(q) - 1)] @ k[min(j + t, len(k) - 1)] / 8
+    weights = [math.log(min(8, len(k) - j) / 8) for j in columns]
+    return logits, [min(i + 7, len(q) - 1) for i in rows], columns, columns, weights
+
+
+def pooled_pairs(q, k, m):
+    rows = [min(i + m // 8, len(q)) - 1 for i in range(0, len(q), m // 8)]
+    groups = k.split(8)
+    starts = list(range(0, len(k), 8))
+    ends = [start + len(group) - 1 for start, group in zip(starts, groups, strict=True)]
+    weights = [math.log(len(group)) for group in groups]
+    return q[rows] @ torch.stack([group.mean(0) for group in groups]).T, rows, starts, ends, weights
+
+
+PAIRS = {"sampled": sampled_pairs, "antidiagonal": antidiagonal_pairs, "pooled": pooled_pairs}
+
+
+def brute_force(q, k, m, n, method, is_causal, scale):
+    """Importance of one head, from a dense score matrix and loops over block pairs."""
+    shift = len(k) - len(q)
+    logits, query_tokens, key_tokens, needs, weights = PAIRS[method](q, k, m)
+    logits = logits * scale + torch.tensor(weights, dtype=q.dtype)
+    seen = torch.tensor([[need <= i + shift or not is_causal for need in needs] for i in query_tokens])
+    probabilities = logits.masked_fill(~seen, -math.inf).softmax(-1).masked_fill(~seen, 0)
+    result = torch.zeros(math.ceil(len(q) / m), math.ceil(len(k) / n), dtype=q.dtype)
+    visible = torch.zeros_like(result)
+    for i in range(result.shape[0]):
+        for j in range(result.shape[1]):
+            visible[i, j] = not is_causal or j * n <= min((i + 1) * m, len(q)) - 1 + shift
+            rows = [a for a, token in enumerate(query_tokens) if token // m == i]
+            columns = [b for b, token in enumerate(key_tokens) if token // n == j]
+            pair = probabilities[rows][:, columns]
+            result[i, j] = pair.max() if method == "sampled" else pair.sum()
+    total = result.sum(-1, keepdim=True)
+    result = torch.where(total > 0, result, visible)
+    return result / result.sum(-1, keepdim=True).clamp(min=1e-300)
+
+
+@methods
+@causal
+@lengths
+@pytest.mark.parametrize(("m", "n"), [(32, 16), (8, 64)], ids=["m32n16", "m8n64"])
+def test_equals_a_dense_computation(method, is_causal, nq, nk, m, n):
+    q, k = tokens(4, nq, batch=2, seed=1), tokens(2, nk, batch=2, seed=2)
+    found = block_importance(q, k, block_m=m, block_n=n, method=method, is_causal=is_causal, scale=0.3)
+    assert found.dtype == torch.float32
+    for b in range(2):
+        for h in range(4):
+            expected = brute_force(q[b, h], k[b, h // 2], m, n, method, is_causal, 0.3)
+            torch.testing.assert_close(found[b, h].double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@methods
+def test_one_matching_key_block_takes_the_mass(method):
+    q = torch.zeros(1, 1, 64, 8)
+    q[..., 0] = 8.0
+    k = torch.zeros(1, 1, 256, 8)
+    k[:, :, 128:192, 0] = 8.0
+    found = block_importance(q, k, block_m=64, block_n=64, method=method)
+    # Logits are 64 / sqrt(8) = 22.6 against 0 elsewhere.
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor([0.0, 0.0, 1.0, 0.0]), atol=1e-6, rtol=0)
+
+
+@methods
+def test_equal_keys_share_the_mass_by_their_number(method):
+    q, k = tokens(1, 40), torch.ones(1, 1, 64 + 36, 16, dtype=torch.float64)
+    found = block_importance(q, k, block_m=32, block_n=64, method=method)
+    # sampled takes a maximum over the pair, which does not grow with the number of keys; the others sum masses.
+    expected = [0.5, 0.5] if method == "sampled" else [0.64, 0.36]
+    torch.testing.assert_close(found[0, 0], torch.tensor([expected, expected]), atol=1e-6, rtol=0)
+
+
+@methods
+@causal
+def test_grouped_heads_equal_repeated_keys(method, is_causal):
+    q, k = tokens(6, 100), tokens(2, 130, seed=3)
+    grouped = block_importance(q, k, block_m=32, block_n=32, method=method, is_causal=is_causal)
+    repeated = block_importance(
+        q, k.repeat_interleave(3, dim=1), block_m=32, block_n=32, method=method, is_causal=is_causal
+    )
+    torch.testing.assert_close(grouped, repeated)
+
+
+@methods
+def test_transposed_inputs_equal_contiguous_ones(method):
+    q, k = tokens(3, 90), tokens(3, 75, seed=4)
+    q_strided, k_strided = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
+    assert not q_strided.is_contiguous()
+    assert torch.equal(
+        block_importance(q_strided, k_strided, block_m=16, block_n=32, method=method),
+        block_importance(q, k, block_m=16, block_n=32, method=method),
+    )
+
+
+@methods
+@causal
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+def test_low_precision_stays_near_float64(method, is_causal, dtype):
+    q, k = tokens(2, 300).to(dtype), tokens(2, 300, seed=5).to(dtype)
+    arguments = {"block_m": 32, "block_n": 32, "method": method, "is_causal": is_causal}
+    exact = block_importance(q.double(), k.double(), **arguments)
+    # A logit of up to 32 is rounded to the type's precision, and so is each product's sum.
+    tolerance = 32 * torch.finfo(dtype).eps
+    torch.testing.assert_close(block_importance(q, k, **arguments), exact, atol=1e-5, rtol=tolerance)
+
+
+@methods
+def test_same_on_every_run_and_global_random_state_untouched(method):
+    q, k = tokens(2, 120), tokens(2, 120, seed=6)
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first = block_importance(q, k, block_m=32, block_n=32, method=method, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    again = block_importance(q, k, block_m=32, block_n=32, method=method, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("method", ["sampled", "pooled"])
+def test_generator_changes_the_sample(method):
+    q, k = tokens(2, 120), tokens(2, 120, seed=6)
+    fixed = block_importance(q, k, block_m=32, block_n=32, method=method)
+    drawn = block_importance(q, k, block_m=32, block_n=32, method=method, generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(fixed, drawn)
+
+
+@methods
+def test_input_is_not_changed(method):
+    q, k = tokens(1, 64), tokens(1, 64, seed=7)
+    q[0, 0, 3], k[0, 0, 0] = math.nan, math.inf
+    before = q.clone(), k.clone()
+    block_importance(q, k, block_m=16, block_n=16, method=method)
+    torch.testing.assert_close((q, k), before, equal_nan=True)
+
+
+@methods
+@causal
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "-inf"])
+def test_non_finite_query_changes_only_its_block(method, is_causal, bad):
+    q, k = tokens(2, 128), tokens(1, 128, seed=8)
+    arguments = {"block_m": 32, "block_n": 32, "method": method, "is_causal": is_causal}
+    clean = block_importance(q, k, **arguments)
+    q[0, 1, 32:64] = bad
+    found = block_importance(q, k, **arguments)
+    same = torch.ones(2, 4, dtype=torch.bool)
+    same[1, 1] = False
+    assert torch.equal(found[0][same], clean[0][same])
+    torch.testing.assert_close(found.sum(-1), torch.ones(1, 2, 4))
+
+
+@methods
+@causal
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "-inf"])
+def test_non_finite_key_ranks_first_where_it_is_seen(method, is_causal, bad):
+    q, k = tokens(2, 128), tokens(2, 128, seed=9)
+    arguments = {"block_m": 32, "block_n": 32, "method": method, "is_causal": is_causal}
+    clean = block_importance(q, k, **arguments)
+    k[0, 1, 64, 2] = bad
+    found = block_importance(q, k, **arguments)
+    assert torch.equal(found[0, 0], clean[0, 0])
+    seeing = slice(2, None) if is_causal else slice(None)
+    assert (found[0, 1, seeing].argmax(-1) == 2).all()
+    assert torch.equal(found[0, 1, :2], clean[0, 1, :2]) or not is_causal
+    torch.testing.assert_close(found.sum(-1), torch.ones(1, 2, 4))
+
+
+@methods
+def test_overflowing_products_still_give_rows_that_sum_to_one(method):
+    q, k = torch.full((1, 1, 32, 8), 1e30), torch.full((1, 1, 64, 8), 1e30)
+    found = block_importance(q, k, block_m=32, block_n=32, method=method)
+    torch.testing.assert_close(found, torch.full((1, 1, 1, 2), 0.5))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(METHODS),
+    st.integers(1, 150),
+    st.integers(1, 150),
+    st.sampled_from([8, 16, 32]),
+    st.sampled_from([8, 16, 32]),
+    st.booleans(),
+    st.one_of(st.none(), st.integers(0, 9)),
+)
+def test_rows_sum_to_one_over_visible_blocks(method, nq, nk, m, n, is_causal, seed):
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    found = block_importance(
+        tokens(2, nq, dim=8),
+        tokens(1, nk, dim=8, seed=1),
+        block_m=m,
+        block_n=n,
+        method=method,
+        is_causal=is_causal,
+        generator=generator,
+    )
+    assert found.shape == (1, 2, math.ceil(nq / m), math.ceil(nk / n))
+    assert (found >= 0).all()
+    for i in range(found.shape[2]):
+        newest = min((i + 1) * m, nq) - 1 + nk - nq if is_causal else nk - 1
+        blocks = max(0, newest // n + 1)
+        assert (found[:, :, i, blocks:] == 0).all()
+        expected = torch.full((1, 2), float(blocks > 0))
+        torch.testing.assert_close(found[:, :, i].sum(-1), expected)
+
+
+@methods
+def test_scores_are_never_held_whole(method, monkeypatch):
+    sizes = []
+    softmax = torch.Tensor.softmax
+
+    def recorded(self, *args, **kwargs):
+        sizes.append(self.numel())
+        return softmax(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", recorded)
+    q = k = tokens(1, 2048, dim=8).float()
+    block_importance(q, k, block_m=32, block_n=32, method=method)
+    per_query_block = {"sampled": 8 * 512, "antidiagonal": 4 * 256, "pooled": 8 * 256}[method]
+    assert max(sizes) <= max(per_query_block, k.numel() // 4)
+
+
+def test_estimation_cost_is_counted_by_hand():
+    assert estimation_cost("sampled", 128, 64) == pytest.approx(1 / 32)  # 1/4 queries * 1/4 keys, half of dense
+    assert estimation_cost("antidiagonal", 128, 64) == pytest.approx(1 / 16)  # 1/8 of the products, half of dense
+    assert estimation_cost("pooled", 128, 64) == pytest.approx(1 / 256)  # 8/128 queries * 1/8 keys, half of dense
+
+
+BAD_CALLS = {
+    "method": ({"method": "best"}, ValueError, "method: expected one of sampled, antidiagonal, pooled, got 'best'"),
+    "block_m": ({"block_m": 48}, ValueError, "block_m: expected a power of two of at least 8 tokens, got 48"),
+    "block_n small": ({"block_n": 4}, ValueError, "block_n: expected a power of two of at least 8 tokens, got 4"),
+    "block_n float": ({"block_n": 32.0}, TypeError, "block_n: expected an int, got float"),
+    "scale": ({"scale": math.inf}, ValueError, "scale: expected a finite number, got inf"),
+    "rank": ({"q": torch.zeros(2, 8, 8)}, ValueError, r"q: expected \[B, H, N, D\]"),
+    "no tensor": ({"k": [1.0]}, TypeError, "k: expected a tensor, got list"),
+    "integers": ({"q": torch.zeros(1, 4, 8, 8, dtype=torch.int64)}, TypeError, "q: expected one of float32"),
+    "dtypes": ({"k": torch.zeros(1, 2, 8, 8).half()}, TypeError, "k: expected dtype and device of q"),
+    "heads": ({"k": torch.zeros(1, 3, 8, 8)}, ValueError, "q: expected a multiple of k's 3 heads, got 4"),
+    "batch": ({"k": torch.zeros(2, 2, 8, 8)}, ValueError, "k: expected batch 1 and head dimension 8"),
+    "head dim": ({"k": torch.zeros(1, 2, 8, 16)}, ValueError, "k: expected batch 1 and head dimension 8"),
+    "no tokens": ({"k": torch.zeros(1, 2, 0, 8)}, ValueError, "k: expected at least one"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), list(BAD_CALLS.values()), ids=list(BAD_CALLS))
+def test_bad_calls_are_named(change, error, message):
+    good = {"q": torch.zeros(1, 4, 8, 8), "k": torch.zeros(1, 2, 8, 8), "block_m": 32, "block_n": 32}
+    with pytest.raises(error, match=message):
+        block_importance(**{**good, **change})
+
+
+def test_cost_of_an_unknown_method_is_an_error():
+    with pytest.raises(ValueError, match="method: expected one of"):
+        estimation_cost("exact", 128, 64)

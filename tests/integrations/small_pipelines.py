@@ -1,0 +1,159 @@
+"""Small pipelines of diffusers' own classes with random weights, made offline in a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    DiffusionPipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+TEXT_DIM = 32
+TEXT_TOKENS = 13
+GRID = (3, 5, 7)
+"""Visual tokens of `make_video` by default: no side is a power of two, and 105 tokens fill no whole number of blocks."""
+
+_WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "blue", "square", "circle", "moving", "left", "right")
+_SMALL_TEXT_ENCODER = {"vocab_size": len(_WORDS), "d_model": TEXT_DIM, "d_kv": 16, "num_heads": 2, "d_ff": 64}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, closed by an end token."""
+    vocabulary = {word: index for index, word in enumerate(_WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def make_wan_transformer(**changes: Any) -> WanTransformer3DModel:
+    """Two layers, two heads of 32, patches of 1 x 2 x 2; random weights from seed 0."""
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": TEXT_DIM,
+        "freq_dim": 32,
+        "ffn_dim": 64,
+        "num_layers": 2,
+        "rope_max_seq_len": 32,
+    }
+    with _seeded(0):
+        return WanTransformer3DModel(**config | changes).eval()
+
+
+def make_cogvideox_transformer(**changes: Any) -> CogVideoXTransformer3DModel:
+    """Two layers, two heads of 32, rotary tables, patches of 1 x 2 x 2; random weights from seed 0."""
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 16,
+        "text_embed_dim": TEXT_DIM,
+        "num_layers": 2,
+        "sample_width": 14,
+        "sample_height": 10,
+        "sample_frames": 9,
+        "max_text_seq_length": TEXT_TOKENS,
+        "use_rotary_positional_embeddings": True,
+    }
+    with _seeded(0):
+        return CogVideoXTransformer3DModel(**config | changes).eval()
+
+
+def make_wan_pipeline(
+    transformer: WanTransformer3DModel | None = None, *, two_transformers: bool = False, expand_timesteps: bool = False
+) -> WanPipeline:
+    """A `WanPipeline`; with two transformers the second takes over at half the noise."""
+    with _seeded(1):
+        text_encoder = UMT5EncoderModel(UMT5Config(**_SMALL_TEXT_ENCODER, num_layers=1, dropout_rate=0.0)).eval()
+        vae = AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        )
+    pipe = WanPipeline(
+        tokenizer=make_tokenizer(),
+        text_encoder=text_encoder,
+        vae=vae,
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0),
+        transformer=transformer or make_wan_transformer(),
+        transformer_2=make_wan_transformer() if two_transformers else None,
+        boundary_ratio=0.5 if two_transformers else None,
+        expand_timesteps=expand_timesteps,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_cogvideox_pipeline(transformer: CogVideoXTransformer3DModel | None = None) -> CogVideoXPipeline:
+    """A `CogVideoXPipeline`."""
+    with _seeded(1):
+        text_encoder = T5EncoderModel(T5Config(**_SMALL_TEXT_ENCODER, num_layers=1, dropout_rate=0.0)).eval()
+        vae = AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            temporal_compression_ratio=4,
+        )
+    pipe = CogVideoXPipeline(
+        tokenizer=make_tokenizer(),
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=transformer or make_cogvideox_transformer(),
+        scheduler=CogVideoXDDIMScheduler(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_video(
+    pipe: DiffusionPipeline,
+    *,
+    steps: int = 3,
+    guidance_scale: float = 1.0,
+    grid: tuple[int, int, int] = GRID,
+    seed: int = 0,
+    **more: Any,
+) -> torch.Tensor:
+    """Latents of a video of `grid` = (frames, height, width) latent frames and patches of 2 x 2 latent pixels."""
+    frames, height, width = grid
+    return pipe(
+        prompt="a red square moving left",
+        negative_prompt="",
+        num_frames=4 * (frames - 1) + 1,
+        height=16 * height,
+        width=16 * width,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        max_sequence_length=TEXT_TOKENS,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+        **more,
+    ).frames
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from a seed, and leave the random state outside as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,226 @@
+"""Attaching and detaching: what is recognised, what is refused, and that nothing is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers.models.attention_processor import FusedCogVideoXAttnProcessor2_0
+from small_pipelines import (
+    TEXT_DIM,
+    TEXT_TOKENS,
+    make_cogvideox_pipeline,
+    make_cogvideox_transformer,
+    make_video,
+    make_wan_pipeline,
+    make_wan_transformer,
+)
+
+from psa_triton.config import PSAConfig
+from psa_triton.integrations.diffusers import apply_psa
+from psa_triton.presets import load_preset
+
+SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
+BOTH = pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+
+
+def hook_count(model: torch.nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def same_objects(processors: dict, others: dict) -> bool:
+    return processors.keys() == others.keys() and all(processors[name] is others[name] for name in processors)
+
+
+@BOTH
+def test_remove_leaves_nothing_behind(make_pipe: Callable) -> None:
+    pipe = make_pipe()
+    processors, dense = pipe.transformer.attn_processors, make_video(pipe)
+    handle = apply_psa(pipe, SPARSE)
+    assert hook_count(pipe.transformer) > 0
+    make_video(pipe)
+    handle.remove()
+    assert hook_count(pipe.transformer) == 0
+    assert same_objects(pipe.transformer.attn_processors, processors)
+    assert torch.equal(make_video(pipe), dense)
+    handle.remove()
+    assert same_objects(pipe.transformer.attn_processors, processors)
+    assert handle.stats().summary.sparse_calls == 2 * 3
+
+
+def test_only_self_attention_is_replaced() -> None:
+    transformer = make_wan_transformer()
+    before = transformer.attn_processors
+    with apply_psa(transformer, SPARSE):
+        after = transformer.attn_processors
+    assert {name for name in before if after[name] is not before[name]} == {
+        "blocks.0.attn1.processor",
+        "blocks.1.attn1.processor",
+    }
+
+
+def test_context_manager_detaches_after_an_error() -> None:
+    transformer = make_wan_transformer()
+    processors = transformer.attn_processors
+    with pytest.raises(KeyError), apply_psa(transformer, SPARSE):
+        raise KeyError
+    assert same_objects(transformer.attn_processors, processors)
+    assert hook_count(transformer) == 0
+
+
+def test_both_transformers_get_attached() -> None:
+    pipe = make_wan_pipeline(two_transformers=True)
+    with apply_psa(pipe, SPARSE):
+        assert hook_count(pipe.transformer) == hook_count(pipe.transformer_2) > 0
+    assert hook_count(pipe.transformer) == hook_count(pipe.transformer_2) == 0
+
+
+@BOTH
+def test_attaching_twice_is_refused(make_pipe: Callable) -> None:
+    pipe = make_pipe()
+    with apply_psa(pipe, SPARSE):
+        hooks = hook_count(pipe.transformer)
+        with pytest.raises(ValueError, match=r"attached to its transformer already; call remove\(\)"):
+            apply_psa(pipe.transformer, SPARSE)
+        assert hook_count(pipe.transformer) == hooks
+    apply_psa(pipe, SPARSE).remove()
+
+
+@pytest.mark.parametrize("target", [torch.nn.Linear(2, 2), None, "pipe"], ids=["module", "none", "text"])
+def test_unsupported_classes_are_refused(target: object) -> None:
+    with pytest.raises(TypeError, match="expected a transformer of class WanTransformer3DModel, CogVideoXTransformer3D"):
+        apply_psa(target, SPARSE)
+
+
+def test_pipeline_without_a_transformer_is_refused() -> None:
+    pipe = make_wan_pipeline()
+    pipe.transformer = None
+    with pytest.raises(TypeError, match="expected a pipeline with a transformer, got WanPipeline"):
+        apply_psa(pipe, SPARSE)
+
+
+def test_wrong_config_class_is_refused() -> None:
+    with pytest.raises(TypeError, match="config_or_preset: expected a PSAConfig.* got dict"):
+        apply_psa(make_wan_transformer(), {"block_m": 32})
+
+
+def test_wrong_scheduler_class_is_refused() -> None:
+    with pytest.raises(TypeError, match="scheduler: expected a diffusers scheduler with timesteps, got int"):
+        apply_psa(make_wan_transformer(), SPARSE, scheduler=3)
+
+
+@pytest.mark.parametrize("preset", [None, "psa_balanced"], ids=["default", "by-name"])
+def test_unknown_model_needs_a_section_or_a_config(preset: str | None) -> None:
+    with pytest.raises(ValueError, match="none of the known checkpoints.*pass a PSAConfig, or 'SECTION/PRESET'"):
+        apply_psa(make_cogvideox_pipeline(), preset)
+
+
+def test_preset_of_a_named_section() -> None:
+    with apply_psa(make_cogvideox_pipeline(), "CogVideo_5b/psa_4steps") as handle:
+        assert handle.config == load_preset("CogVideo_5b", "psa_4steps")
+
+
+def big_on_paper(**config: int) -> WanTransformer3DModel:
+    """A real checkpoint's transformer without its weights."""
+    with torch.device("meta"):
+        return WanTransformer3DModel(**config)
+
+
+@pytest.mark.parametrize("preset", [None, "psa_topk"], ids=["default", "by-name"])
+def test_preset_of_a_recognised_model(preset: str | None) -> None:
+    transformer = big_on_paper(num_attention_heads=12, num_layers=30, ffn_dim=8960)
+    with apply_psa(transformer, preset, scheduler=UniPCMultistepScheduler()) as handle:
+        assert handle.config == load_preset("Wan2.1_1.3b", preset)
+
+
+def test_unknown_preset_of_a_recognised_model() -> None:
+    transformer = big_on_paper(num_attention_heads=12, num_layers=30, ffn_dim=8960)
+    with pytest.raises(ValueError, match="psa_balanced"):
+        apply_psa(transformer, "psa_balancd", scheduler=UniPCMultistepScheduler())
+
+
+@BOTH
+def test_dense_preset_runs_everything_dense(make_pipe: Callable) -> None:
+    pipe = make_pipe()
+    dense = make_video(pipe)
+    with apply_psa(pipe, "Wan2.1_14b/baseline") as handle:
+        assert torch.equal(make_video(pipe), dense)
+    assert handle.config is None
+    assert {record.reason for record in handle.stats().records} == {"dense preset"}
+    assert handle.stats().summary.gathers == 0
+
+
+def test_fusing_projections_after_attaching_is_noticed() -> None:
+    pipe = make_cogvideox_pipeline()
+    handle = apply_psa(pipe, SPARSE)
+    pipe.transformer.fuse_qkv_projections()
+    with pytest.raises(RuntimeError, match=r"layer 0 was replaced by a FusedCogVideoXAttnProcessor2_0.*remove\(\)"):
+        make_video(pipe)
+    handle.remove()
+    assert all(isinstance(p, FusedCogVideoXAttnProcessor2_0) for p in pipe.transformer.attn_processors.values())
+    assert hook_count(pipe.transformer) == 0
+
+
+def test_attention_backend_reaches_the_dense_processor() -> None:
+    transformer = make_wan_transformer()
+    dense = transformer.blocks[0].attn1.processor
+    with apply_psa(transformer, SPARSE):
+        transformer.set_attention_backend("native")
+        assert dense._attention_backend == "native"
+        transformer.reset_attention_backend()
+        assert dense._attention_backend is None
+
+
+def test_saved_model_has_nothing_of_psa(tmp_path: Path) -> None:
+    transformer = make_wan_transformer()
+    transformer.save_pretrained(tmp_path / "plain")
+    with apply_psa(transformer, SPARSE):
+        transformer.save_pretrained(tmp_path / "attached")
+    plain, attached = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ["plain", "attached"]
+    )
+    assert plain == attached
+
+
+def test_attention_outside_a_forward_is_dense() -> None:
+    transformer = make_wan_transformer()
+    attn, x = transformer.blocks[0].attn1, torch.ones(1, 105, 64)
+    with torch.no_grad():
+        dense = attn(x)
+        with apply_psa(transformer, SPARSE) as handle:
+            assert torch.equal(attn(x), dense)
+    assert handle.stats().records[0].reason == "outside a transformer forward"
+
+
+def test_masked_attention_is_dense_and_keeps_the_order() -> None:
+    transformer = make_cogvideox_transformer()
+    generator = torch.Generator().manual_seed(0)
+    tokens = TEXT_TOKENS + 3 * 5 * 7
+    mask = torch.zeros(2, 1, tokens)
+    mask[:, :, -40:] = -1e4
+    inputs = {
+        "hidden_states": torch.randn(1, 3, 4, 10, 14, generator=generator),
+        "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, TEXT_DIM, generator=generator),
+        "timestep": torch.tensor([5]),
+        "image_rotary_emb": tuple(torch.randn(3 * 5 * 7, 32, generator=generator) for _ in range(2)),
+        "attention_kwargs": {"attention_mask": mask},
+    }
+    with torch.no_grad():
+        dense = transformer(**inputs).sample
+        with apply_psa(transformer, SPARSE) as handle:
+            assert torch.equal(transformer(**inputs).sample, dense)
+    assert [(r.layer, r.sparse, r.reason) for r in handle.stats().records] == [
+        (0, False, "attention mask"),
+        (1, False, "attention mask"),
+    ]
+
+
+def test_unannounced_mask_on_reordered_tokens_is_refused() -> None:
+    transformer = make_wan_transformer()
+    with apply_psa(transformer, SPARSE), torch.no_grad():
+        transformer(torch.ones(1, 16, 3, 10, 14), torch.tensor([5]), torch.ones(1, TEXT_TOKENS, TEXT_DIM))
+        with pytest.raises(ValueError, match="attention_mask: expected None"):
+            transformer.blocks[0].attn1(torch.ones(1, 105, 64), None, torch.ones(1, 1, 105, 105, dtype=torch.bool))

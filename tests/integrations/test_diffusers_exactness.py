@@ -1,0 +1,158 @@
+"""Sparse attention that keeps every token must give the dense model's video, whatever the token order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+from small_pipelines import (
+    TEXT_DIM,
+    TEXT_TOKENS,
+    make_cogvideox_pipeline,
+    make_cogvideox_transformer,
+    make_video,
+    make_wan_pipeline,
+    make_wan_transformer,
+)
+
+from psa_triton.config import PSAConfig
+from psa_triton.integrations.diffusers import apply_psa
+
+EVERY_TOKEN = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)}, rearrange_method="Gilbert")
+"""All key blocks at level 1: no approximation, so only a wrong order, grid or rotary table can change the result."""
+
+PIPELINES = {
+    "wan": make_wan_pipeline,
+    "wan-per-token-timesteps": lambda: make_wan_pipeline(expand_timesteps=True),
+    "wan-two-transformers": lambda: make_wan_pipeline(two_transformers=True),
+    "wan-one-layer": lambda: make_wan_pipeline(make_wan_transformer(num_layers=1)),
+    "wan-fused": lambda: _fused(make_wan_pipeline()),
+    "cogvideox": make_cogvideox_pipeline,
+    "cogvideox-1.5": lambda: make_cogvideox_pipeline(make_cogvideox_transformer(patch_size_t=2)),
+    "cogvideox-fused": lambda: _fused(make_cogvideox_pipeline()),
+    "cogvideox-no-rotary": lambda: make_cogvideox_pipeline(
+        make_cogvideox_transformer(use_rotary_positional_embeddings=False)
+    ),
+}
+
+
+def _fused(pipe):
+    pipe.transformer.fuse_qkv_projections()
+    return pipe
+
+
+def assert_equal_to_rounding(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * expected.std().item())
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["no-guidance", "guidance"])
+@pytest.mark.parametrize("make_pipe", PIPELINES.values(), ids=PIPELINES.keys())
+def test_every_token_gives_the_dense_video(make_pipe: Callable, guidance_scale: float) -> None:
+    pipe = make_pipe()
+    dense = make_video(pipe, guidance_scale=guidance_scale)
+    with apply_psa(pipe, EVERY_TOKEN) as handle:
+        sparse = make_video(pipe, guidance_scale=guidance_scale)
+    summary = handle.stats().summary
+    assert summary.dense_calls == 0 and summary.sparse_calls > 0 and summary.gathers > 0
+    assert_equal_to_rounding(sparse, dense)
+
+
+@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        {"use_rearrange": False},
+        {"rearrange_method": "STA", "tile_size": (2, 2, 4)},
+        {"rearrange_method": "SemanticAware"},
+        {"rearrange_method": "Hybrid"},
+    ],
+    ids=["no-order", "tiles", "semantic", "hybrid"],
+)
+def test_every_order_gives_the_dense_video(make_pipe: Callable, order: dict) -> None:
+    pipe = make_pipe()
+    dense = make_video(pipe)
+    with apply_psa(pipe, EVERY_TOKEN.replace(**order)) as handle:
+        sparse = make_video(pipe)
+    assert handle.stats().summary.sparse_calls > 0
+    assert_equal_to_rounding(sparse, dense)
+
+
+@pytest.mark.parametrize("grid", [(1, 8, 9), (3, 5, 7), (4, 4, 8), (7, 3, 5)], ids=str)
+@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+def test_grid_is_read_from_the_latent(make_pipe: Callable, grid: tuple[int, int, int]) -> None:
+    pipe = make_pipe()
+    dense = make_video(pipe, grid=grid)
+    with apply_psa(pipe, EVERY_TOKEN) as handle:
+        sparse = make_video(pipe, grid=grid)
+    text = TEXT_TOKENS if make_pipe is make_cogvideox_pipeline else 0
+    frames, height, width = grid
+    assert {record.tokens for record in handle.stats().records} == {text + frames * height * width}
+    assert_equal_to_rounding(sparse, dense)
+
+
+def test_different_timesteps_per_token() -> None:
+    """TI2V: each token has a modulation of its own, which must follow it into the blocks and not beyond."""
+    transformer = make_wan_transformer()
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(2, 16, 3, 10, 14, generator=generator),
+        "timestep": torch.rand(2, 3 * 5 * 7, generator=generator) * 1000,
+        "encoder_hidden_states": torch.randn(2, TEXT_TOKENS, TEXT_DIM, generator=generator),
+    }
+    with torch.no_grad():
+        dense = transformer(**inputs).sample
+        with apply_psa(transformer, EVERY_TOKEN):
+            assert_equal_to_rounding(transformer(**inputs).sample, dense)
+
+
+def test_image_keys_of_wan_i2v() -> None:
+    transformer = make_wan_transformer(in_channels=36, image_dim=24, added_kv_proj_dim=64)
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(1, 36, 3, 10, 14, generator=generator),
+        "timestep": torch.tensor([500.0]),
+        "encoder_hidden_states": torch.randn(1, 512, TEXT_DIM, generator=generator),
+        "encoder_hidden_states_image": torch.randn(1, 9, 24, generator=generator),
+    }
+    with torch.no_grad():
+        dense = transformer(**inputs).sample
+        with apply_psa(transformer, EVERY_TOKEN) as handle:
+            assert_equal_to_rounding(transformer(**inputs).sample, dense)
+    assert handle.stats().summary.sparse_calls == 2
+
+
+def test_positional_arguments() -> None:
+    transformer = make_cogvideox_transformer()
+    generator = torch.Generator().manual_seed(0)
+    latent, text = (torch.randn(*shape, generator=generator) for shape in [(1, 3, 4, 10, 14), (1, TEXT_TOKENS, TEXT_DIM)])
+    rotary = tuple(torch.randn(3 * 5 * 7, 32, generator=generator) for _ in range(2))
+    with torch.no_grad():
+        dense = transformer(latent, text, torch.tensor([5]), None, None, rotary, None, False)[0]
+        with apply_psa(transformer, EVERY_TOKEN):
+            sparse = transformer(latent, text, torch.tensor([5]), None, None, rotary, None, False)[0]
+    assert_equal_to_rounding(sparse, dense)
+
+
+@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+def test_step_cache_sees_one_token_order(make_pipe: Callable) -> None:
+    """A step cache adds what blocks did in a dense warm-up step to the tokens of a sparse step."""
+    pipe = make_pipe()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    dense = make_video(pipe, steps=4)
+    pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    with apply_psa(pipe, EVERY_TOKEN.replace(warmup_steps=1)) as handle:
+        sparse = make_video(pipe, steps=4)
+    assert [(r.layer, r.step) for r in handle.stats().records] == [(0, 0), (1, 0), (0, 1), (0, 2), (0, 3)]
+    assert_equal_to_rounding(sparse, dense)
+
+
+def test_dropping_blocks_changes_the_video() -> None:
+    """Guards the tests above: their comparison does notice a difference in attention."""
+    pipe = make_wan_pipeline()
+    dense = make_video(pipe)
+    with apply_psa(pipe, EVERY_TOKEN.replace(mask_ratios={1: (0, 0.3), 0: (0.3, 1)})):
+        sparse = make_video(pipe)
+    assert (sparse - dense).std() > 1e-3 * dense.std()

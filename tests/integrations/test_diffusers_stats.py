@@ -1,0 +1,182 @@
+"""What the handle reports: per layer and step, and in sum."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from small_pipelines import TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
+
+from psa_triton.config import PSAConfig
+from psa_triton.importance import estimation_cost
+from psa_triton.integrations.diffusers import apply_psa
+from psa_triton.integrations.diffusers.stats import CallKey, Recorder
+
+SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
+
+
+def test_records_of_a_run() -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
+        make_video(pipe, steps=2, guidance_scale=3.0)
+    records = handle.stats().records
+    assert [(r.transformer, r.layer, r.step, r.tokens, r.sparse, r.reason, r.calls) for r in records] == [
+        ("transformer", 0, 0, 105, False, "warm-up", 2),
+        ("transformer", 1, 0, 105, False, "warm-up", 2),
+        ("transformer", 0, 1, 105, True, None, 2),
+        ("transformer", 1, 1, 105, True, None, 2),
+    ]
+    assert [r.density for r in records[:2]] == [1.0, 1.0]
+
+
+def test_density_is_what_was_read() -> None:
+    """128 tokens in 4 key blocks of 32, floor(4 * .5) = 2 of them read in full: half of the keys."""
+    pipe = make_wan_pipeline()
+    half = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.5), 0: (0.5, 1)}, warmup_steps=1)
+    with apply_psa(pipe, half) as handle:
+        make_video(pipe, steps=2, grid=(4, 4, 8))
+    cost = estimation_cost(half.importance, 32, 32)
+    sparse = [record for record in handle.stats().records if record.sparse]
+    assert [record.density for record in sparse] == [0.5, 0.5]
+    assert [record.density_with_estimation for record in sparse] == pytest.approx([0.5 + cost] * 2)
+    summary = handle.stats().summary
+    assert summary.sparse_density == 0.5
+    assert summary.sparse_density_with_estimation == pytest.approx(0.5 + cost)
+    assert summary.run_density == 0.75
+    assert summary.run_density_with_estimation == pytest.approx(0.75 + cost / 2)
+
+
+def test_density_counts_the_exempt_text() -> None:
+    """13 + 105 text and visual tokens in 4 blocks: text makes query block 0 and key block 0 level 1.
+
+    One block of each other row is read besides key block 0 where it isn't the one, so between 1/4 and 1/2 of the keys.
+    """
+    pipe = make_cogvideox_pipeline()
+    with apply_psa(pipe, SPARSE) as handle:
+        make_video(pipe, steps=2)
+    for record in handle.stats().records:
+        assert record.tokens == TEXT_TOKENS + 105
+        assert (32 + 86 * 0.25) / 118 < record.density <= (32 + 86 * 64 / 118) / 118 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("make_pipe", "forwards_per_step"), [(make_wan_pipeline, 2), (make_cogvideox_pipeline, 1)], ids=["wan", "cogvideox"]
+)
+def test_tokens_are_permuted_once_per_forward(make_pipe: Callable, forwards_per_step: int) -> None:
+    """Tokens in, tokens out, cosines, sines: four gathers for each sparse forward, however many layers, none in warm-up.
+
+    Wan runs the model twice a step for guidance, CogVideoX once on both halves.
+    """
+    pipe = make_pipe()
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
+        make_video(pipe, steps=3, guidance_scale=3.0)
+    summary = handle.stats().summary
+    assert summary.forwards == 3 * forwards_per_step
+    assert summary.gathers == 4 * 2 * forwards_per_step
+
+
+def test_per_token_timesteps_take_one_gather_more() -> None:
+    pipe = make_wan_pipeline(expand_timesteps=True)
+    with apply_psa(pipe, SPARSE) as handle:
+        make_video(pipe, steps=3)
+    assert handle.stats().summary.gathers == 5 * 3
+
+
+def test_no_gathers_without_an_order() -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, SPARSE.replace(use_rearrange=False)) as handle:
+        make_video(pipe)
+    assert handle.stats().summary.gathers == 0
+    assert handle.stats().summary.sparse_calls == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("grid", "more", "reason"),
+    [
+        ((1, 8, 8), {}, None),
+        ((1, 7, 9), {}, "fewer than 64 tokens"),
+        ((3, 5, 7), {"min_tokens": 105}, None),
+        ((3, 5, 7), {"min_tokens": 106}, "fewer than 106 tokens"),
+    ],
+    ids=["two-blocks", "one-and-a-bit", "at-the-limit", "below-the-limit"],
+)
+def test_short_sequences_are_dense(grid: tuple[int, int, int], more: dict, reason: str | None) -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, SPARSE, **more) as handle:
+        make_video(pipe, grid=grid)
+    assert {record.reason for record in handle.stats().records} == {reason}
+
+
+def test_seconds_only_if_asked() -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1), time_layers=True) as handle:
+        make_video(pipe)
+    timed = handle.stats()
+    assert all(record.seconds > 0 for record in timed.records)
+    assert timed.summary.sparse_seconds == pytest.approx(sum(r.seconds for r in timed.records if r.sparse))
+    assert timed.summary.dense_seconds == pytest.approx(sum(r.seconds for r in timed.records if not r.sparse))
+    with apply_psa(pipe, SPARSE) as handle:
+        make_video(pipe)
+    untimed = handle.stats()
+    assert {record.seconds for record in untimed.records} == {None}
+    assert untimed.summary.sparse_seconds is None and untimed.summary.dense_seconds is None
+
+
+def test_as_dict_survives_json() -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, SPARSE, time_layers=True) as handle:
+        empty = handle.stats().as_dict()
+        make_video(pipe)
+        full = handle.stats().as_dict()
+    assert json.loads(json.dumps(empty)) == empty
+    assert json.loads(json.dumps(full)) == full
+    assert empty["summary"]["run_density"] is None and empty["records"] == []
+    assert full["records"][0]["layer"] == 0
+
+
+def test_reset_forgets() -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, SPARSE) as handle:
+        fresh = handle.stats()
+        make_video(pipe)
+        assert handle.stats() != fresh
+        handle.reset()
+        assert handle.stats() == fresh
+
+
+def test_verbose_logs_each_sparse_call(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = make_wan_pipeline()
+    with (
+        caplog.at_level(logging.INFO, logger="psa_triton"),
+        apply_psa(pipe, SPARSE.replace(verbose=True, warmup_steps=2)),
+    ):
+        make_video(pipe, steps=3)
+    messages = [record.getMessage() for record in caplog.records if record.name == "psa_triton"]
+    assert len(messages) == 2
+    assert messages[0].startswith("transformer layer 0 step 2: 105 tokens, density 0.")
+
+
+def test_summary_weighs_calls_by_their_work() -> None:
+    """One dense call over 10 tokens and two sparse ones over 20: work 100 and 2 * 400."""
+    recorder = Recorder(estimation_cost=0.1, timed=True)
+    recorder.add(CallKey("transformer", 0, 0, 10, "warm-up"), 1.0, seconds=1.0)
+    for density in [0.2, 0.4]:
+        recorder.add(CallKey("transformer", 0, 1, 20, None), torch.tensor(density), seconds=2.0)
+    stats = recorder.stats()
+    assert [(r.calls, r.seconds) for r in stats.records] == [(1, 1.0), (2, 4.0)]
+    assert stats.records[1].density == pytest.approx(0.3)
+    assert stats.summary.sparse_density == pytest.approx(0.3)
+    assert stats.summary.run_density == pytest.approx((100 * 1.0 + 800 * 0.3) / 900)
+    assert stats.summary.run_density_with_estimation == pytest.approx((100 * 1.0 + 800 * 0.4) / 900)
+    assert (stats.summary.dense_seconds, stats.summary.sparse_seconds) == (1.0, 4.0)
+
+
+def test_memory_is_bounded_by_layers_and_steps() -> None:
+    recorder = Recorder(estimation_cost=0.0, timed=False)
+    for call in range(1000):
+        recorder.add(CallKey("transformer", call % 2, call % 5, 64, None), torch.tensor(0.5), seconds=0.0)
+    assert len(recorder.stats().records) == 10
+    assert sum(record.calls for record in recorder.stats().records) == 1000

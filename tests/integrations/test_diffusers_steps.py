@@ -1,0 +1,164 @@
+"""Which denoising step a forward belongs to, and what warm-up makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler, WanPipeline
+from small_pipelines import (
+    TEXT_DIM,
+    TEXT_TOKENS,
+    make_cogvideox_pipeline,
+    make_cogvideox_transformer,
+    make_video,
+    make_wan_pipeline,
+    make_wan_transformer,
+)
+
+from psa_triton.config import PSAConfig
+from psa_triton.integrations.diffusers import apply_psa
+from psa_triton.integrations.diffusers.attach import PSAHandle
+from psa_triton.integrations.diffusers.steps import denoising_step
+
+SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
+BOTH = pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+
+
+def sparse_steps(handle: PSAHandle, layer: int = 0) -> dict[int | None, bool]:
+    """Whether each step ran sparse, as the stats tell of one layer."""
+    return {record.step: record.sparse for record in handle.stats().records if record.layer == layer}
+
+
+@pytest.mark.parametrize(
+    ("timestep", "step"),
+    [
+        (999.0, 0),
+        (torch.tensor(667), 1),
+        (torch.tensor([660.0, 660.0]), 1),
+        (torch.tensor([[0.0, 0.0, 333.0], [0.0, 333.0, 333.0]]), 2),
+        (torch.tensor([10.0]), 2),
+    ],
+    ids=["number", "scalar", "batch-nearest", "per-token-largest", "below-the-last"],
+)
+def test_denoising_step_is_the_nearest_timestep(timestep: torch.Tensor | float, step: int) -> None:
+    assert denoising_step(timestep, torch.tensor([999, 667, 333])) == step
+
+
+def test_denoising_step_needs_timesteps() -> None:
+    with pytest.raises(ValueError, match="set_timesteps"):
+        denoising_step(5.0, torch.tensor([]))
+
+
+@BOTH
+def test_warm_up_is_bit_identical(make_pipe: Callable) -> None:
+    pipe = make_pipe()
+    dense = make_video(pipe, guidance_scale=3.0)
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=3)) as handle:
+        warm_up_alone = make_video(pipe, guidance_scale=3.0)
+    assert torch.equal(warm_up_alone, dense)
+    summary = handle.stats().summary
+    assert (summary.sparse_calls, summary.gathers) == (0, 0)
+    assert {record.reason for record in handle.stats().records} == {"warm-up"}
+
+
+@BOTH
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["no-guidance", "guidance"])
+def test_first_steps_are_dense_in_every_call(make_pipe: Callable, guidance_scale: float) -> None:
+    pipe = make_pipe()
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=2)) as handle:
+        first = make_video(pipe, steps=4, guidance_scale=guidance_scale)
+        assert sparse_steps(handle) == {0: False, 1: False, 2: True, 3: True}
+        handle.reset()
+        assert torch.equal(make_video(pipe, steps=4, guidance_scale=guidance_scale), first)
+        assert sparse_steps(handle) == {0: False, 1: False, 2: True, 3: True}
+        handle.reset()
+        make_video(pipe, steps=3, guidance_scale=guidance_scale)
+        assert sparse_steps(handle) == {0: False, 1: False, 2: True}
+
+
+def test_per_token_timesteps_count_as_their_largest() -> None:
+    pipe = make_wan_pipeline(expand_timesteps=True)
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
+        make_video(pipe, steps=3)
+    assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+
+
+def test_two_transformers_share_the_step_count() -> None:
+    pipe = make_wan_pipeline(two_transformers=True)
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
+        make_video(pipe, steps=4)
+    ran = {(record.transformer, record.step, record.sparse) for record in handle.stats().records}
+    assert ran == {
+        ("transformer", 0, False),
+        ("transformer", 1, True),
+        ("transformer_2", 2, True),
+        ("transformer_2", 3, True),
+    } or ran == {
+        ("transformer", 0, False),
+        ("transformer", 1, True),
+        ("transformer", 2, True),
+        ("transformer_2", 3, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("make_pipe", "scheduler"),
+    [
+        (make_wan_pipeline, FlowMatchEulerDiscreteScheduler(shift=5.0)),
+        (make_cogvideox_pipeline, CogVideoXDPMScheduler(timestep_spacing="trailing")),
+    ],
+    ids=["wan", "cogvideox"],
+)
+def test_scheduler_swapped_after_attaching(make_pipe: Callable, scheduler: object) -> None:
+    pipe = make_pipe()
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
+        pipe.scheduler = scheduler
+        make_video(pipe, steps=3)
+    assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+
+
+def test_starting_in_the_middle_of_the_schedule() -> None:
+    """As video-to-video does: the schedule has 4 steps, the first forward is at step 2."""
+    transformer, scheduler = make_wan_transformer(), FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    with apply_psa(transformer, SPARSE.replace(warmup_steps=3), scheduler=scheduler) as handle, torch.no_grad():
+        for timestep in scheduler.timesteps[2:]:
+            transformer(torch.ones(1, 16, 3, 10, 14), timestep.expand(1), torch.ones(1, TEXT_TOKENS, TEXT_DIM))
+    assert sparse_steps(handle) == {2: False, 3: True}
+
+
+def test_two_pipelines_at_once() -> None:
+    """Their forwards interleave, one in warm-up while the other is past it."""
+    lagging, leading = make_wan_pipeline(), make_wan_pipeline()
+    alone = {}
+    for name, pipe, warm_up in [("lagging", lagging, 2), ("leading", leading, 0)]:
+        with apply_psa(pipe, SPARSE.replace(warmup_steps=warm_up)):
+            alone[name] = make_video(pipe, steps=2)
+
+    with apply_psa(lagging, SPARSE.replace(warmup_steps=2)) as handle, apply_psa(leading, SPARSE) as other:
+        inner: list[torch.Tensor] = []
+
+        def run_the_other(pipe: WanPipeline, step: int, timestep: torch.Tensor, kwargs: dict) -> dict:
+            inner.append(make_video(leading, steps=2))
+            return kwargs
+
+        outer = make_video(lagging, steps=2, callback_on_step_end=run_the_other)
+    assert torch.equal(outer, alone["lagging"])
+    assert all(torch.equal(video, alone["leading"]) for video in inner) and len(inner) == 2
+    assert sparse_steps(handle) == {0: False, 1: False}
+    assert sparse_steps(other) == {0: True, 1: True}
+
+
+@pytest.mark.parametrize("make", [make_wan_transformer, make_cogvideox_transformer], ids=["wan", "cogvideox"])
+def test_a_transformer_alone_needs_a_scheduler_for_warm_up(make: Callable) -> None:
+    with pytest.raises(ValueError, match=r"scheduler: expected one, as warmup_steps = 2 .* pass scheduler="):
+        apply_psa(make(), SPARSE.replace(warmup_steps=2))
+
+
+def test_a_transformer_alone_without_warm_up_has_no_steps() -> None:
+    transformer = make_wan_transformer()
+    with apply_psa(transformer, SPARSE) as handle, torch.no_grad():
+        transformer(torch.ones(1, 16, 3, 10, 14), torch.tensor([5]), torch.ones(1, TEXT_TOKENS, TEXT_DIM))
+    assert sparse_steps(handle) == {None: True}

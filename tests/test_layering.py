@@ -1,0 +1,109 @@
+"""Data flows one way: a module imports only what stands above it in `LAYERS`."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src"
+PACKAGE = SOURCE / "psa_triton"
+
+LAYERS = [
+    "names",  # messages for unknown names
+    "config",  # one description of an attention
+    "presets",  # attention_config.yaml -> config
+    "models",  # the checkpoints, and their preset sections
+    "blocks",  # cutting sequences into blocks
+    "ordering",  # grid -> token order
+    "importance",  # q, k -> importance of key blocks
+    "levels",  # importance -> levels
+    "pyramid",  # k, v -> flat pyramid
+    "schedule",  # levels -> unit lists
+    "kernels",  # pyramid and unit lists -> output
+    "attention",  # the whole operator
+    "integrations",  # the operator inside diffusers' and transformers' models
+    "builtin",  # the built-in model
+    "evaluation",  # how close is sparse to dense
+    "video",  # frames <-> files
+    "generation",  # prompt -> frames
+    "cli",  # the psa command
+]
+# The package's own __init__ hands out names of all layers; nothing inside imports it.
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer(module: str) -> str | None:
+    """The layer of `psa_triton.LAYER...`; None for other libraries."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "psa_triton" and len(parts) > 1 else None
+
+
+def imported_modules(file: Path, source: str) -> set[str]:
+    """Every module that a file names in an import, inside functions and `if TYPE_CHECKING` too.
+
+    `from psa_triton import levels` names `psa_triton.levels`: a name may be a module.
+    """
+    package = module_name(file) if file.name == "__init__.py" else module_name(file).rpartition(".")[0]
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            modules.update(f"{base}.{alias.name}" for alias in node.names)
+    return modules
+
+
+def forbidden_imports(file: Path, source: str) -> list[str]:
+    """The imports of this package that stand below the file's own layer, or in no layer."""
+    allowed = {None, *LAYERS[: LAYERS.index(layer(module_name(file))) + 1]}
+    return [module for module in sorted(imported_modules(file, source)) if layer(module) not in allowed]
+
+
+FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_only_up(file: Path) -> None:
+    assert layer(module_name(file)) in LAYERS, f"give {file.name} a place in LAYERS"
+    assert forbidden_imports(file, file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import psa_triton.attention",
+        "from psa_triton import attention",
+        "from psa_triton.attention import psa_attention",
+        "from .. import attention",
+        "from ..attention import psa_attention",
+        "def late():\n    from psa_triton.attention import psa_attention",
+    ],
+)
+def test_an_import_of_a_later_layer_is_found(source: str) -> None:
+    assert {layer(module) for module in forbidden_imports(PACKAGE / "levels" / "select.py", source)} == {"attention"}
+
+
+def test_the_oracle_imports_torch_alone() -> None:
+    file = PACKAGE / "kernels" / "reference.py"
+    libraries = {module.split(".")[0] for module in imported_modules(file, file.read_text(encoding="utf-8"))}
+    assert libraries - {"__future__"} == {"torch"}
+
+
+@pytest.mark.parametrize("module", ["config", "presets", "presets.explain", "models", "cli.app"])
+def test_importing_does_not_load_torch(module: str) -> None:
+    heavy = "{'torch', 'diffusers', 'transformers'}"
+    script = f"import sys, psa_triton.{module}; print(sorted({heavy} & set(sys.modules)))"
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

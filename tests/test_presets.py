@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from psa_triton.config import PSAConfig
+from psa_triton.presets import PresetError, load_preset, load_presets_file, presets_json_schema, shipped_presets
+from psa_triton.presets.explain import density_bounds, explain
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+# section: (width, height, depth divisor, text length)
+SECTIONS = {
+    "Wan2.1_14b": (16, 16, 4, 0),
+    "Wan2.1_1.3b": (16, 16, 4, 0),
+    "Wan2.2_A14B": (16, 16, 4, 0),
+    "Wan2.2_5B": (32, 32, 4, 0),
+    "CogVideo1.5_5b": (16, 16, 8, 226),
+    "CogVideo_5b": (16, 16, 4, 226),
+    "tiny-wan": (8, 8, 4, 0),
+}
+# (m, n, mode, where levels 1, 2, 4, 8 end, attn_impl, use_rearrange, use_sim_mask, warmup_steps, sim_thresholds.x8)
+PRESETS = {
+    ("Wan2.1_14b", "psa_balanced"): (
+        *(128, 128, "thresholdbound", (0.4, 0.5, 0.6, 0.8)),
+        *("new_mask_type", True, False, 15, 0.6),
+    ),
+    ("Wan2.1_1.3b", "psa_balanced"): (
+        *(128, 128, "thresholdbound", (0.5, 0.6, 0.7, 0.8)),
+        *("old_mask_type", True, True, 15, 0.6),
+    ),
+    ("Wan2.1_1.3b", "psa_topk"): (
+        *(128, 32, "topk", (0.05, 0.1, 0.15, 0.25)),
+        *("new_mask_type", True, False, 15, 0.65),
+    ),
+    ("Wan2.2_A14B", "psa_balanced"): (
+        *(128, 32, "thresholdbound", (0.5, 0.6, 0.6, 0.8)),
+        *("new_mask_type", True, False, 12, 0.6),
+    ),
+    ("Wan2.2_5B", "psa_balanced"): (
+        *(128, 32, "thresholdbound", (0.6, 0.7, 0.7, 0.8)),
+        *("new_mask_type", True, False, 15, 0.6),
+    ),
+    ("CogVideo1.5_5b", "psa_balanced"): (
+        *(128, 32, "topk", (0.1, 0.15, 0.15, 0.35)),
+        *("new_mask_type", True, False, 15, 0.6),
+    ),
+    ("CogVideo_5b", "psa_balanced"): (
+        *(128, 128, "topk", (0.1, 0.15, 0.15, 0.35)),
+        *("new_mask_type", False, False, 15, 0.6),
+    ),
+    ("CogVideo_5b", "psa_4steps"): (
+        *(128, 128, "topk", (0.05, 0.15, 0.25, 0.5)),
+        *("old_mask_type", False, False, 0, 0.6),
+    ),
+}
+# The preset that the configuration guide gives as an example: no level 8, several keys left out.
+EXAMPLE_PRESET = """
+      type: psa
+      description: "My custom PSA configuration"
+      use_rearrange: true
+      block_size:
+        m: 128
+        n: 64
+        tile_n: 32
+      mask_ratios:
+        1: [0.0, 0.5]
+        2: [0.5, 0.7]
+        4: [0.7, 0.9]
+        0: [0.9, 1.0]
+      mask_mode: thresholdbound
+      warmup_steps: 10
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "presets.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def section_with(preset: str, *, default: str = "mine") -> str:
+    """A file with the one section `Model` and the one preset `mine`, given as a flow mapping."""
+    return dedent(f"""\
+        Model:
+          default_attention: {default}
+          video_scale: {{width_divisor: 16, height_divisor: 16, depth_divisor: 4}}
+          text_length: 0
+          attention_configs:
+            mine: {preset}
+        """)
+
+
+def mistakes(folder: Path, text: str) -> tuple[str, ...]:
+    with pytest.raises(PresetError) as caught:
+        load_presets_file(write(folder, text))
+    assert caught.value.path == folder / "presets.yaml"
+    assert str(caught.value.path) in str(caught.value)
+    return caught.value.mistakes
+
+
+class TestShippedFile:
+    def test_has_these_sections(self) -> None:
+        sections = load_presets_file().sections
+        scales = {
+            name: (*section.video_scale.model_dump().values(), section.text_length)
+            for name, section in sections.items()
+        }
+        assert scales == SECTIONS
+
+    @pytest.mark.parametrize("model", SECTIONS)
+    def test_every_section_has_a_dense_baseline_and_a_balanced_default(self, model: str) -> None:
+        assert load_presets_file().section(model).default_attention == "psa_balanced"
+        assert load_preset(model, "baseline") is None
+        assert load_preset(model) == load_preset(model, "psa_balanced") != None  # noqa: E711
+
+    @pytest.mark.parametrize(("model", "preset"), PRESETS, ids="/".join)
+    def test_preset_values(self, model: str, preset: str) -> None:
+        m, n, mode, (one, two, four, eight), impl, rearrange, sim_mask, warmup, x8 = PRESETS[model, preset]
+        ratios = {1: (0, one), 2: (one, two), 4: (two, four), 8: (four, eight), 0: (eight, 1)}
+        config = load_preset(model, preset)
+        assert config is not None
+        assert config.description
+        assert config.replace(description="") == PSAConfig(
+            block_m=m,
+            block_n=n,
+            tile_n=32,
+            mask_ratios=ratios,
+            mask_mode=mode,
+            attn_impl=impl,
+            use_rearrange=rearrange,
+            rearrange_method="Gilbert",
+            tile_size=(2, 8, 8),
+            use_sim_mask=sim_mask,
+            sim_thresholds={"x2": 0.7, "x4": 0.65, "x8": x8},
+            warmup_steps=warmup,
+        )
+
+    def test_no_preset_is_missing_from_the_list_above(self) -> None:
+        sections = load_presets_file().sections
+        found = {(model, preset) for model in SECTIONS for preset in sections[model].attention_configs}
+        added = {(model, "baseline") for model in SECTIONS} | {("tiny-wan", "psa_balanced")}
+        assert found == PRESETS.keys() | added
+
+    def test_is_the_one_that_people_edit(self) -> None:
+        assert shipped_presets().samefile(CONFIGS / "attention_config.yaml")
+
+
+class TestJsonSchema:
+    def test_committed_schema_is_up_to_date(self) -> None:
+        committed = json.loads((CONFIGS / "attention_config.schema.json").read_text(encoding="utf-8"))
+        assert committed == presets_json_schema(), "run `make schema`"
+
+    def test_accepts_the_shipped_file(self) -> None:
+        jsonschema.validate(self.shipped(), presets_json_schema())
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("mask_ratio", {}), ("block_m", 128), ("block_size", {"k": 1}), ("mask_mode", "top")],
+        ids=["unknown-key", "flat-block-size", "unknown-block-size", "unknown-mode"],
+    )
+    def test_refuses_what_the_library_refuses(self, key: str, value: Any) -> None:
+        data = self.shipped()
+        data["tiny-wan"]["attention_configs"]["psa_balanced"][key] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(data, presets_json_schema())
+
+    @staticmethod
+    def shipped() -> dict[str, Any]:
+        """The shipped file as JSON has it: keys are strings."""
+        return json.loads(json.dumps(yaml.safe_load(shipped_presets().read_text(encoding="utf-8"))))
+
+
+class TestCustomPreset:
+    def test_example_added_to_a_copy_of_the_shipped_file(self, tmp_path: Path) -> None:
+        # CogVideo_5b's presets end where the next section's comment begins.
+        before, after = shipped_presets().read_text(encoding="utf-8").split("# The built-in model")
+        file = write(tmp_path, f"{before.rstrip()}\n    my_custom_preset:{EXAMPLE_PRESET}\n# The built-in model{after}")
+        assert load_preset("CogVideo_5b", "my_custom_preset", file) == PSAConfig(
+            description="My custom PSA configuration",
+            block_m=128,
+            block_n=64,
+            tile_n=32,
+            mask_ratios={1: (0, 0.5), 2: (0.5, 0.7), 4: (0.7, 0.9), 0: (0.9, 1)},
+            mask_mode="thresholdbound",
+            use_rearrange=True,
+            warmup_steps=10,
+        )
+        assert load_preset("CogVideo_5b", path=file) == load_preset("CogVideo_5b")
+
+    def test_keys_left_out_get_the_defaults_of_the_operator(self, tmp_path: Path) -> None:
+        assert load_preset("Model", path=write(tmp_path, section_with("{type: psa}"))) == PSAConfig()
+
+    def test_order_of_keys_does_not_matter(self, tmp_path: Path) -> None:
+        file = write(tmp_path, section_with("{mask_ratios: {0: [0.5, 1], 1: [0, 0.5]}, type: psa}"))
+        config = load_preset("Model", path=str(file))
+        assert config is not None
+        assert list(config.mask_ratios.items()) == [(1, (0, 0.5)), (0, (0.5, 1))]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("preset", "key", "message"),
+        [
+            ("{type: psa, mask_ratio: {1: [0, 1]}}", "mask_ratio", "did you mean 'mask_ratios'?"),
+            ("{type: psa, block_m: 64}", "block_m", "did you mean 'block_size.m'?"),
+            ("{type: psa, block_size: {l: 64}}", "block_size.l", "unknown key 'block_size.l'"),
+            ("{type: psa, block_size: {n: 48}}", "block_size.n", "expected 32, 64 or 128, got 48"),
+            ("{type: psa, block_size: 64}", "block_size", "expected a mapping with m, n and tile_n, got 64"),
+            ("{type: psa, sim_thresholds: {x3: 0.5}}", "sim_thresholds.x3", "Known: x2, x4, x8"),
+            ("{type: psa, mask_ratios: {1: [0, 0.5], 2: [0.4, 1]}}", "mask_ratios", "level 2: [0.4, 1.0] overlaps"),
+            ("{type: psa, mask_ratios: {1: [0, 0.5], 2: [0.6, 1]}}", "mask_ratios", "level 2: [0.6, 1.0] leaves a gap"),
+            ("{type: psa, mask_ratios: {2: [0, 0.5], 1: [0.5, 1]}}", "mask_ratios", "level 1: [0.5, 1.0] leaves a gap"),
+            ("{type: psa, mask_ratios: {1: [0, 1.5]}}", "mask_ratios", "level 1: expected 0 <= lo <= hi <= 1"),
+            ("{type: psa, mask_ratios: {1: [0.9, 0.1]}}", "mask_ratios", "level 1: expected 0 <= lo <= hi <= 1"),
+            ("{type: psa, mask_ratios: {1: [0, .nan]}}", "mask_ratios", "level 1: expected 0 <= lo <= hi <= 1"),
+            ("{type: psa, mask_ratios: {1: [0, 0.9]}}", "mask_ratios", "shares end at 0.9, expected 1.0"),
+            ("{type: psa, mask_ratios: {3: [0, 1]}}", "mask_ratios", "level 3: expected 0 or a power of two"),
+            ("{type: psa, mask_ratios: {1: [0]}}", "mask_ratios.1", "expected more values, got [0]"),
+            ("{type: psa, mask_ratios: {1: 5}}", "mask_ratios.1", "expected a list, got 5"),
+            ("{type: psa, mask_ratios: {one: [0, 1]}}", "mask_ratios.one", "expected a valid integer"),
+            ("{type: psa, mask_ratios: [1, 2]}", "mask_ratios", "expected a mapping, got [1, 2]"),
+            (
+                "{type: psa, block_size: {n: 32}, mask_ratios: {64: [0, 1]}}",
+                "mask_ratios",
+                "level 64 is coarser than a key block of block_size.n = 32 tokens",
+            ),
+            (
+                "{type: psa, attn_impl: new_mask_type, use_sim_mask: true}",
+                "attn_impl",
+                "'new_mask_type' cannot be used with use_sim_mask: true",
+            ),
+            (
+                "{type: psa, attn_impl: old_mask_type, block_size: {n: 64}}",
+                "attn_impl",
+                "'old_mask_type' expects block_size.n = 128, got 64",
+            ),
+            ("{type: dense, warmup_steps: 3}", "warmup_steps", "unknown key 'warmup_steps'"),
+            ("{type: sparse}", "type", "expected psa or dense, got 'sparse'"),
+            ("{warmup_steps: 3}", "type", "this key is required: psa or dense"),
+        ],
+    )
+    def test_in_a_preset(self, tmp_path: Path, preset: str, key: str, message: str) -> None:
+        (mistake,) = mistakes(tmp_path, section_with(preset))
+        assert mistake.startswith(f"Model.attention_configs.mine.{key}: ")
+        assert message in mistake
+
+    def test_preset_that_is_no_mapping(self, tmp_path: Path) -> None:
+        assert mistakes(tmp_path, section_with("7")) == ("Model.attention_configs.mine: expected a mapping, got 7",)
+
+    def test_default_that_does_not_exist(self, tmp_path: Path) -> None:
+        (mistake,) = mistakes(tmp_path, section_with("{type: dense}", default="mein"))
+        assert mistake == "Model.default_attention: unknown preset 'mein'; did you mean 'mine'? Known: mine"
+
+    def test_default_left_out(self, tmp_path: Path) -> None:
+        text = section_with("{type: dense}").replace("  default_attention: mine\n", "")
+        assert mistakes(tmp_path, text) == ("Model.default_attention: this key is required",)
+
+    def test_unknown_key_of_a_section(self, tmp_path: Path) -> None:
+        (mistake,) = mistakes(tmp_path, section_with("{type: dense}") + "  text_lenght: 0\n")
+        assert mistake.startswith("Model.text_lenght: unknown key 'text_lenght'; did you mean 'text_length'?")
+
+    def test_all_mistakes_of_a_file_are_told(self, tmp_path: Path) -> None:
+        text = section_with("{type: psa, warmup_steps: -1, verbos: true}", default="other")
+        found = mistakes(tmp_path, text.replace("width_divisor: 16", "width_divisor: 0") + "Second: 5\n")
+        assert [mistake.partition(": ")[0] for mistake in found] == [
+            "Model.video_scale.width_divisor",
+            "Model.attention_configs.mine.warmup_steps",
+            "Model.attention_configs.mine.verbos",
+            "Second",
+            "Model.default_attention",
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("a: [1", "text that does not parse"),
+            ("a: 2024-13-45", "text that does not parse: month must be in 1..12"),
+            ("- a\n- b", "expected a mapping of model sections, got list"),
+            ("", "expected a mapping of model sections, got an empty file"),
+            ("!!python/object/apply:os.getcwd []", "text that does not parse: could not determine a constructor"),
+        ],
+        ids=["broken", "bad-date", "list", "empty", "python-object"],
+    )
+    def test_file_that_is_no_yaml_mapping(self, tmp_path: Path, text: str, message: str) -> None:
+        (mistake,) = mistakes(tmp_path, text)
+        assert message in mistake
+
+    def test_keys_given_twice(self, tmp_path: Path) -> None:
+        text = section_with("{type: dense, description: a, description: b}") + "Model: {}\n"
+        assert mistakes(tmp_path, text) == (
+            "Model: key given twice, in lines 1 and 7; keep one",
+            "Model.attention_configs.mine.description: key given twice, in lines 6 and 6; keep one",
+        )
+
+    def test_anchor_that_holds_itself(self, tmp_path: Path) -> None:
+        assert "Model.again: unknown key 'again'" in mistakes(tmp_path, "Model: &model\n  again: *model\n")[-1]
+
+    def test_file_that_is_no_text(self, tmp_path: Path) -> None:
+        file = tmp_path / "presets.yaml"
+        file.write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(PresetError, match="expected YAML in UTF-8"):
+            load_presets_file(file)
+
+    @pytest.mark.parametrize(("name", "reason"), [("none.yaml", "No such file"), ("", "directory")])
+    def test_file_that_cannot_be_read(self, tmp_path: Path, name: str, reason: str) -> None:
+        with pytest.raises(PresetError, match=f"cannot be read .*{reason}"):
+            load_presets_file(tmp_path / name)
+
+    def test_unknown_model(self) -> None:
+        with pytest.raises(PresetError, match=r"unknown model section 'wan2\.1_14B'; did you mean 'Wan2\.1_14b'\?"):
+            load_preset("wan2.1_14B")
+
+    def test_unknown_preset(self) -> None:
+        with pytest.raises(PresetError, match=r"CogVideo_5b\.attention_configs: .* did you mean 'psa_4steps'\?"):
+            load_preset("CogVideo_5b", "psa_4step")
+
+
+class TestDensityBounds:
+    @pytest.mark.parametrize(
+        ("config", "expected"),
+        [
+            # 0.10 + 0.05 / 2 + 0.20 / 8
+            (PSAConfig(), (0.15, 0.15)),
+            # Kept blocks may all end up at level 1.
+            (PSAConfig(use_sim_mask=True), (0.15, 0.35)),
+            # One block holds everything: 0.06. All alike: 0.4 + 0.1 / 2 + 0.1 / 4 + 0.2 / 8.
+            (load_preset("Wan2.1_14b"), (0.06, 0.5)),
+            # No level 0: what is not full costs 1/8 at least.
+            (
+                PSAConfig(mask_mode="thresholdbound", min_full_ratio=0.2, mask_ratios={1: (0, 0.5), 8: (0.5, 1)}),
+                (0.2 + 0.8 / 8, 0.5 + 0.5 / 8),
+            ),
+            # More blocks are full anyway than the shares ask for.
+            (
+                PSAConfig(mask_mode="thresholdbound", min_full_ratio=0.5, mask_ratios={1: (0, 0.2), 2: (0.2, 1)}),
+                (0.75, 0.75),
+            ),
+            (PSAConfig(mask_ratios={1: (0, 1)}), (1.0, 1.0)),
+        ],
+        ids=["topk", "topk-cap", "thresholdbound", "nothing-skipped", "min-full", "all-full"],
+    )
+    def test_by_hand(self, config: PSAConfig, expected: tuple[float, float]) -> None:
+        assert density_bounds(config) == pytest.approx(expected)
+
+
+class TestExplain:
+    def test_topk(self) -> None:
+        assert explain(PSAConfig(use_rearrange=False)) == [
+            "Keys are cut into blocks of 64 tokens, queries into blocks of 128. For each query block, the key blocks "
+            "in the order of their importance:",
+            "- the most important 10% of key blocks are read in full (level 1).",
+            "- the next 5% are averaged in pairs (level 2, 1/2 of the cost).",
+            "- the next 20% are averaged in groups of eight (level 8, 1/8 of the cost).",
+            "- the remaining 65% are skipped (no cost).",
+            "Expected density: 15.00%, whatever the input (up to rounding to whole blocks).",
+            "Tokens stay in the model's own order.",
+        ]
+
+    def test_thresholdbound_speaks_of_importance(self) -> None:
+        config = load_preset("Wan2.1_1.3b")
+        assert config is not None
+        text = "\n".join(explain(config))
+        assert "- the fewest key blocks that together hold 50% of the importance are read in full" in text
+        assert "- the next ones, up to 60% of the importance, are averaged in pairs" in text
+        assert "- those that hold the last 20% of the importance are skipped" in text
+        assert "more than 6% of key blocks are read in full" in text
+        assert "from 6.00% where importance is peaked to 80.00% where it is even" in text
+        assert "cosine similarity from 0.7, 0.65, 0.6" in text
+        assert "The first 15 denoising steps run dense." in text
