@@ -20,6 +20,7 @@ LAYERS = [
     "presets",  # attention_config.yaml -> config
     "models",  # the checkpoints, and their preset sections
     "blocks",  # cutting sequences into blocks
+    "inputs",  # checks of q, k, v
     "ordering",  # grid -> token order
     "importance",  # q, k -> importance of key blocks
     "levels",  # importance -> levels

@@ -25,40 +25,16 @@ SECTIONS = {
     "CogVideo_5b": (16, 16, 4, 226),
     "tiny-wan": (8, 8, 4, 0),
 }
-# (m, n, mode, where levels 1, 2, 4, 8 end, attn_impl, use_rearrange, use_sim_mask, warmup_steps, sim_thresholds.x8)
+# (m, n, mode, where levels 1, 2, 4, 8 end, *_mask_type, use_rearrange, use_sim_mask, warmup_steps, sim_thresholds.x8)
 PRESETS = {
-    ("Wan2.1_14b", "psa_balanced"): (
-        *(128, 128, "thresholdbound", (0.4, 0.5, 0.6, 0.8)),
-        *("new_mask_type", True, False, 15, 0.6),
-    ),
-    ("Wan2.1_1.3b", "psa_balanced"): (
-        *(128, 128, "thresholdbound", (0.5, 0.6, 0.7, 0.8)),
-        *("old_mask_type", True, True, 15, 0.6),
-    ),
-    ("Wan2.1_1.3b", "psa_topk"): (
-        *(128, 32, "topk", (0.05, 0.1, 0.15, 0.25)),
-        *("new_mask_type", True, False, 15, 0.65),
-    ),
-    ("Wan2.2_A14B", "psa_balanced"): (
-        *(128, 32, "thresholdbound", (0.5, 0.6, 0.6, 0.8)),
-        *("new_mask_type", True, False, 12, 0.6),
-    ),
-    ("Wan2.2_5B", "psa_balanced"): (
-        *(128, 32, "thresholdbound", (0.6, 0.7, 0.7, 0.8)),
-        *("new_mask_type", True, False, 15, 0.6),
-    ),
-    ("CogVideo1.5_5b", "psa_balanced"): (
-        *(128, 32, "topk", (0.1, 0.15, 0.15, 0.35)),
-        *("new_mask_type", True, False, 15, 0.6),
-    ),
-    ("CogVideo_5b", "psa_balanced"): (
-        *(128, 128, "topk", (0.1, 0.15, 0.15, 0.35)),
-        *("new_mask_type", False, False, 15, 0.6),
-    ),
-    ("CogVideo_5b", "psa_4steps"): (
-        *(128, 128, "topk", (0.05, 0.15, 0.25, 0.5)),
-        *("old_mask_type", False, False, 0, 0.6),
-    ),
+    ("Wan2.1_14b", "psa_balanced"): (128, 128, "thresholdbound", (0.4, 0.5, 0.6, 0.8), "new", True, False, 15, 0.6),
+    ("Wan2.1_1.3b", "psa_balanced"): (128, 128, "thresholdbound", (0.5, 0.6, 0.7, 0.8), "old", True, True, 15, 0.6),
+    ("Wan2.1_1.3b", "psa_topk"): (128, 32, "topk", (0.05, 0.1, 0.15, 0.25), "new", True, False, 15, 0.65),
+    ("Wan2.2_A14B", "psa_balanced"): (128, 32, "thresholdbound", (0.5, 0.6, 0.6, 0.8), "new", True, False, 12, 0.6),
+    ("Wan2.2_5B", "psa_balanced"): (128, 32, "thresholdbound", (0.6, 0.7, 0.7, 0.8), "new", True, False, 15, 0.6),
+    ("CogVideo1.5_5b", "psa_balanced"): (128, 32, "topk", (0.1, 0.15, 0.15, 0.35), "new", True, False, 15, 0.6),
+    ("CogVideo_5b", "psa_balanced"): (128, 128, "topk", (0.1, 0.15, 0.15, 0.35), "new", False, False, 15, 0.6),
+    ("CogVideo_5b", "psa_4steps"): (128, 128, "topk", (0.05, 0.15, 0.25, 0.5), "old", False, False, 0, 0.6),
 }
 # The preset that the configuration guide gives as an example: no level 8, several keys left out.
 EXAMPLE_PRESET = """
@@ -118,7 +94,8 @@ class TestShippedFile:
     def test_every_section_has_a_dense_baseline_and_a_balanced_default(self, model: str) -> None:
         assert load_presets_file().section(model).default_attention == "psa_balanced"
         assert load_preset(model, "baseline") is None
-        assert load_preset(model) == load_preset(model, "psa_balanced") != None  # noqa: E711
+        assert isinstance(load_preset(model), PSAConfig)
+        assert load_preset(model) == load_preset(model, "psa_balanced")
 
     @pytest.mark.parametrize(("model", "preset"), PRESETS, ids="/".join)
     def test_preset_values(self, model: str, preset: str) -> None:
@@ -133,7 +110,7 @@ class TestShippedFile:
             tile_n=32,
             mask_ratios=ratios,
             mask_mode=mode,
-            attn_impl=impl,
+            attn_impl=f"{impl}_mask_type",
             use_rearrange=rearrange,
             rearrange_method="Gilbert",
             tile_size=(2, 8, 8),

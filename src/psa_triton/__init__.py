@@ -1,0 +1,52 @@
+"""Pyramid Sparse Attention: key and value blocks read at one of several resolutions, by estimated importance."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attention import PSAAttention, psa_attention
+    from .config import PSAConfig
+    from .importance import block_importance
+    from .integrations.diffusers import apply_psa
+    from .kernels import pyramid_attention
+    from .levels import density, select_levels
+    from .presets import load_preset
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PSAAttention",
+    "PSAConfig",
+    "apply_psa",
+    "block_importance",
+    "density",
+    "load_preset",
+    "psa_attention",
+    "pyramid_attention",
+    "select_levels",
+]
+
+# Loaded at first use: presets and the command line need no torch, the operator needs no diffusers.
+_HOME = {
+    "PSAAttention": ".attention",
+    "PSAConfig": ".config",
+    "apply_psa": ".integrations.diffusers",
+    "block_importance": ".importance",
+    "density": ".levels",
+    "load_preset": ".presets",
+    "psa_attention": ".attention",
+    "pyramid_attention": ".kernels",
+    "select_levels": ".levels",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

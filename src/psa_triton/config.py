@@ -15,9 +15,13 @@ RearrangeMethod = Literal["Gilbert", "STA", "SemanticAware", "Hybrid"]
 AttnImpl = Literal["auto", "new_mask_type", "old_mask_type"]
 
 
+COARSEST_LEVEL = 64
+"""Levels are stored as int8, whose largest power of two this is."""
+
+
 def is_level(value: int) -> bool:
-    """Whether `value` is a pyramid level: 0 (skip) or a power of two."""
-    return value == 0 or (value > 0 and value & (value - 1) == 0)
+    """Whether `value` is a pyramid level: 0 (skip) or a power of two up to 64."""
+    return value == 0 or (0 < value <= COARSEST_LEVEL and value & (value - 1) == 0)
 
 
 def check_mask_ratios(ratios: dict[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
@@ -36,7 +40,7 @@ def check_mask_ratios(ratios: dict[int, tuple[float, float]]) -> dict[int, tuple
         raise ValueError("expected at least one level, got none")
     for level, (low, high) in ratios.items():
         if not is_level(level):
-            raise ValueError(f"level {level}: expected 0 or a power of two (1, 2, 4, 8, ...)")
+            raise ValueError(f"level {level}: expected 0 or a power of two up to {COARSEST_LEVEL}")
         if not (math.isfinite(low) and math.isfinite(high) and 0 <= low <= high <= 1):
             raise ValueError(f"level {level}: expected 0 <= lo <= hi <= 1, got [{low}, {high}]")
     ordered = dict(sorted(ratios.items(), key=lambda item: math.inf if item[0] == 0 else item[0]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from psa_triton.pyramid import UNIT_LEVELS, UNITS_PER_BLOCK, PyramidLayout
+from .pyramid import UNIT_LEVELS, UNITS_PER_BLOCK, PyramidLayout
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5
 TEXT_DIM = 32
 TEXT_TOKENS = 13
 GRID = (3, 5, 7)
-"""Visual tokens of `make_video` by default: no side is a power of two, and 105 tokens fill no whole number of blocks."""
+"""Visual tokens of `make_video` by default: sides no power of two, 105 tokens that fill no whole blocks."""
 
 _WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "blue", "square", "circle", "moving", "left", "right")
 _SMALL_TEXT_ENCODER = {"vocab_size": len(_WORDS), "d_model": TEXT_DIM, "d_kv": 16, "num_heads": 2, "d_ff": 64}
@@ -41,8 +41,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def make_wan_transformer(**changes: Any) -> WanTransformer3DModel:
-    """Two layers, two heads of 32, patches of 1 x 2 x 2; random weights from seed 0."""
+def make_wan_transformer(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
+    """Two layers, two heads of 32, patches of 1 x 2 x 2; random weights."""
     config = {
         "num_attention_heads": 2,
         "attention_head_dim": 32,
@@ -54,7 +54,7 @@ def make_wan_transformer(**changes: Any) -> WanTransformer3DModel:
         "num_layers": 2,
         "rope_max_seq_len": 32,
     }
-    with _seeded(0):
+    with _seeded(seed):
         return WanTransformer3DModel(**config | changes).eval()
 
 
@@ -93,7 +93,7 @@ def make_wan_pipeline(
         vae=vae,
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0),
         transformer=transformer or make_wan_transformer(),
-        transformer_2=make_wan_transformer() if two_transformers else None,
+        transformer_2=make_wan_transformer(seed=2) if two_transformers else None,
         boundary_ratio=0.5 if two_transformers else None,
         expand_timesteps=expand_timesteps,
     )
@@ -149,6 +149,27 @@ def make_video(
         output_type="latent",
         **more,
     ).frames
+
+
+def make_wan_inputs(**changes: Any) -> dict[str, Any]:
+    """Arguments of one forward of `make_wan_transformer()` over `GRID`, random from seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "hidden_states": torch.randn(1, 16, 3, 10, 14, generator=generator),
+        "timestep": torch.tensor([500.0]),
+        "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, TEXT_DIM, generator=generator),
+    } | changes
+
+
+def make_cogvideox_inputs(**changes: Any) -> dict[str, Any]:
+    """Arguments of one forward of `make_cogvideox_transformer()` over `GRID`, random from seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "hidden_states": torch.randn(1, 3, 4, 10, 14, generator=generator),
+        "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, TEXT_DIM, generator=generator),
+        "timestep": torch.tensor([500]),
+        "image_rotary_emb": tuple(torch.randn(105, 32, generator=generator) for _ in range(2)),
+    } | changes
 
 
 @contextmanager

@@ -8,11 +8,10 @@ import pytest
 import torch
 from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler, WanPipeline
 from small_pipelines import (
-    TEXT_DIM,
-    TEXT_TOKENS,
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
     make_video,
+    make_wan_inputs,
     make_wan_pipeline,
     make_wan_transformer,
 )
@@ -86,20 +85,14 @@ def test_per_token_timesteps_count_as_their_largest() -> None:
 
 
 def test_two_transformers_share_the_step_count() -> None:
+    """Timesteps 999, 667, 333 (or one less, by version) around a boundary of 500."""
     pipe = make_wan_pipeline(two_transformers=True)
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
-        make_video(pipe, steps=4)
-    ran = {(record.transformer, record.step, record.sparse) for record in handle.stats().records}
-    assert ran == {
+        make_video(pipe, steps=3)
+    assert {(record.transformer, record.step, record.sparse) for record in handle.stats().records} == {
         ("transformer", 0, False),
         ("transformer", 1, True),
         ("transformer_2", 2, True),
-        ("transformer_2", 3, True),
-    } or ran == {
-        ("transformer", 0, False),
-        ("transformer", 1, True),
-        ("transformer", 2, True),
-        ("transformer_2", 3, True),
     }
 
 
@@ -125,7 +118,7 @@ def test_starting_in_the_middle_of_the_schedule() -> None:
     scheduler.set_timesteps(4)
     with apply_psa(transformer, SPARSE.replace(warmup_steps=3), scheduler=scheduler) as handle, torch.no_grad():
         for timestep in scheduler.timesteps[2:]:
-            transformer(torch.ones(1, 16, 3, 10, 14), timestep.expand(1), torch.ones(1, TEXT_TOKENS, TEXT_DIM))
+            transformer(**make_wan_inputs(timestep=timestep[None]))
     assert sparse_steps(handle) == {2: False, 3: True}
 
 
@@ -160,5 +153,5 @@ def test_a_transformer_alone_needs_a_scheduler_for_warm_up(make: Callable) -> No
 def test_a_transformer_alone_without_warm_up_has_no_steps() -> None:
     transformer = make_wan_transformer()
     with apply_psa(transformer, SPARSE) as handle, torch.no_grad():
-        transformer(torch.ones(1, 16, 3, 10, 14), torch.tensor([5]), torch.ones(1, TEXT_TOKENS, TEXT_DIM))
+        transformer(**make_wan_inputs())
     assert sparse_steps(handle) == {None: True}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command as build_command
 
+import psa_triton
 from psa_triton.cli.presets import presets
 
 # Their modules need torch and diffusers, which take seconds to import: each is imported when it is asked for.
@@ -47,7 +47,7 @@ class CommandGroup(TyperGroup):
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"psa-triton {version('psa-triton')}")
+        typer.echo(f"psa-triton {psa_triton.__version__}")
         raise typer.Exit
 
 

@@ -105,6 +105,8 @@ def _check_tensors(q: Tensor, k: Tensor) -> None:
     if q.dtype != k.dtype or q.device != k.device:
         raise TypeError(f"k: expected dtype and device of q, {q.dtype} on {q.device}, got {k.dtype} on {k.device}")
     if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"k: expected batch {q.shape[0]} and head dimension {q.shape[-1]} as in q, got {tuple(k.shape)}")
+        raise ValueError(
+            f"k: expected batch {q.shape[0]} and head dimension {q.shape[-1]} as in q, got {tuple(k.shape)}"
+        )
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"q: expected a multiple of k's {k.shape[1]} heads, got {q.shape[1]}")

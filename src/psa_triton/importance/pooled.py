@@ -19,10 +19,12 @@ GROUP = 8
 def pooled_importance(
     q: Tensor, k: Tensor, grid: BlockGrid, *, scale: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Probability mass that a few queries of the block put on the key block, its keys averaged in groups of 8.
+    """Largest probability that a few queries of the block give to the key block's keys, averaged in groups of 8.
 
-    The queries are true ones, spread evenly over the block: their mean would miss the spikes that each has alone. A
-    group weighs as many tokens as it has. Under a causal mask a query sees a group iff it sees its last token, as at
+    The queries are true ones, spread evenly over the block: their mean would miss the spikes that each has alone. So
+    would the sum over the pair: at equal density the maximum left 1 to 7% less error on tokens of a vision transformer.
+
+    A group weighs as many tokens as it has. Under a causal mask a query sees a group iff it sees its last token, as at
     pyramid level 8; visible tokens of a group that is not seen lie in a key block that the frontier cuts.
 
     Arguments and result as `block_importance`.
@@ -33,7 +35,7 @@ def pooled_importance(
     means, last_length = _group_means(k)
     last_tokens = torch.arange(1, means.shape[-2] + 1, device=k.device).mul_(GROUP).clamp_(max=grid.key_tokens) - 1
     key_rows = KeyRows(means, last_tokens, grid.block_n // GROUP, math.log(last_length / GROUP))
-    return score_blocks(q, QueryRows(queries[:, None], QUERIES), key_rows, grid, scale=scale, reduce="sum")
+    return score_blocks(q, QueryRows(queries[:, None], QUERIES), key_rows, grid, scale=scale, reduce="max")
 
 
 def pooled_cost(block_m: int, block_n: int) -> float:

@@ -9,7 +9,12 @@ from torch import Tensor
 
 
 def stratified_tokens(
-    tokens: int, stratum: int, *, pick: Literal["first", "last"], generator: torch.Generator | None, device: torch.device
+    tokens: int,
+    stratum: int,
+    *,
+    pick: Literal["first", "last"],
+    generator: torch.Generator | None,
+    device: torch.device,
 ) -> Tensor:
     """One token of every `stratum` consecutive ones, ascending; the last stratum may be short.
 
@@ -19,6 +24,7 @@ def stratified_tokens(
         pick: which of them, without a `generator`. Queries take the last and keys the first: under a causal mask such
             a query sees such a key whenever any query of its stratum sees any key of the other.
         generator: chooses at random within each stratum instead. The global random state is not touched.
+        device: of the result.
 
     Returns:
         int64 `[ceil(tokens / stratum)]` on `device`.

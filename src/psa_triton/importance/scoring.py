@@ -138,8 +138,8 @@ def _probabilities(
     """Softmax of query blocks `blocks` over the key rows of the first `seen` key blocks.
 
     Returns:
-        float32 (float64 for float64 inputs) `[B, Hkv, G, query rows, key rows]`; rows that stand for nothing (padding of
-        a ragged block, a query row that sees no key row) are zeros.
+        float32 (float64 for float64 inputs) `[B, Hkv, G, query rows, key rows]`; rows that stand for nothing
+        (padding of a ragged block, a query row that sees no key row) are zeros.
     """
     tokens = query_rows.tokens[blocks[0] * query_rows.per_block : blocks[1] * query_rows.per_block]
     columns = seen * key_rows.per_block
@@ -179,6 +179,7 @@ def _normalise(mass: Tensor, spoiled_blocks: Tensor, grid: BlockGrid) -> Tensor:
     Args:
         mass: float32 `[B, Hq, nq, nk]`, not NaN except where finite inputs overflowed.
         spoiled_blocks: bool `[B, Hkv, nk]`, key blocks that hold non-finite keys.
+        grid: sizes, and whether a causal mask hides blocks.
     """
     mass = mass.nan_to_num_(nan=1.0)
     total = mass.sum(-1, keepdim=True)

@@ -14,8 +14,8 @@ from threading import Lock
 import torch
 import torch.nn.functional as F
 
-from psa_triton.pyramid import PyramidLayout, RowTables, pyramid_layout, row_tables, write_pyramid
-from psa_triton.schedule import Schedule, make_schedule
+from ..pyramid import PyramidLayout, RowTables, pyramid_layout, row_tables, write_pyramid
+from ..schedule import Schedule, make_schedule
 
 _ROWS_AT_ONCE = 8192  # of a query block's list; longer lists are read in parts and merged, to bound the scratch memory
 
@@ -126,10 +126,11 @@ def _parts(head: _Head, i: int) -> Iterator[_Part]:
     if len(units) * unit + len(coarse) <= _ROWS_AT_ONCE:
         yield _gather(head, units, coarse)
         return
-    for piece in units.split(_ROWS_AT_ONCE // unit):
-        yield _gather(head, piece, coarse[:0])
-    for piece in coarse.split(_ROWS_AT_ONCE):
-        yield _gather(head, units[:0], piece)
+    at_once = _ROWS_AT_ONCE // unit
+    for start in range(0, len(units), at_once):
+        yield _gather(head, units[start : start + at_once], coarse[:0])
+    for start in range(0, len(coarse), _ROWS_AT_ONCE):
+        yield _gather(head, units[:0], coarse[start : start + _ROWS_AT_ONCE])
 
 
 def _gather(head: _Head, units: torch.Tensor, coarse: torch.Tensor) -> _Part:

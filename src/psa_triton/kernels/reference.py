@@ -15,7 +15,8 @@ def pyramid_attention(
     block_n: int,
     is_causal: bool,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    return_lse: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of `q` over the groups that `levels` chooses.
 
     Args:
@@ -25,9 +26,11 @@ def pyramid_attention(
         block_m, block_n: tokens of a query block and of a key block.
         is_causal: a query sees a group only if it may see the group's last token (bottom-right aligned).
         scale: factor of the logits.
+        return_lse: whether the log-sum-exp is wanted.
 
     Returns:
-        The output, shape and dtype of `q`, and the log-sum-exp `[B, Hq, Nq]`, float32 (float64 for float64 input).
+        The output, shape and dtype of `q`, and the log-sum-exp `[B, Hq, Nq]`, float32 (float64 for float64 input), or
+        None.
     """
     heads, queries, tokens = q.shape[1], q.shape[2], k.shape[2]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -48,14 +51,14 @@ def pyramid_attention(
         values.append(value_mean)
         visible.append(sees)
     if not logits:
-        return torch.zeros_like(q), q_wide.new_full(q.shape[:3], float("-inf"))
+        return torch.zeros_like(q), q_wide.new_full(q.shape[:3], float("-inf")) if return_lse else None
 
     seen = torch.cat(visible, dim=-1)
     masked = torch.cat(logits, dim=-1).masked_fill(~seen, float("-inf"))
     lse = masked.logsumexp(-1)
     # A row that sees nothing has lse = -inf: its weights are zero, not exp(-inf + inf).
     weights = (masked - lse.masked_fill(lse == float("-inf"), 0.0)[..., None]).exp()
-    return attend(weights, seen, torch.cat(values, dim=-2)).to(q.dtype), lse
+    return attend(weights, seen, torch.cat(values, dim=-2)).to(q.dtype), lse if return_lse else None
 
 
 def pool(x: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..blocks import block_lengths
 from .exemptions import check_levels
@@ -47,7 +48,9 @@ def read_density(
     """
     check_levels(levels, block_m, block_n, query_tokens, key_tokens)
     queries = torch.arange(query_tokens, device=levels.device)
-    visible = (queries + 1 + key_tokens - query_tokens if is_causal else torch.full_like(queries, key_tokens)).clamp(min=0)
+    visible = (queries + 1 + key_tokens - query_tokens if is_causal else torch.full_like(queries, key_tokens)).clamp(
+        min=0
+    )
     # Every query sees some whole blocks, then at most one in part.
     whole_blocks = torch.where(visible == key_tokens, levels.shape[-1], visible // block_n)
     cut_block = whole_blocks.clamp(max=levels.shape[-1] - 1)
@@ -56,7 +59,7 @@ def read_density(
     divisors = levels.int().clamp(min=1)
     lengths = block_lengths(key_tokens, block_n, levels.device).int()
     groups = ((lengths + divisors - 1) // divisors).masked_fill_(levels == 0, 0)
-    groups_before = torch.nn.functional.pad(groups.cumsum(-1, dtype=torch.int32), (1, 0))
+    groups_before = F.pad(groups.cumsum(-1, dtype=torch.int32), (1, 0))
     rows = queries // block_m
     cut_groups = (cut_tokens // divisors[..., rows, cut_block]).masked_fill_(levels[..., rows, cut_block] == 0, 0)
     read = groups_before[..., rows, whole_blocks] + cut_groups

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..blocks import block_count, causal_blocks, check_block_size
@@ -61,6 +60,6 @@ def check_levels(levels: Tensor, block_m: int, block_n: int, query_tokens: int, 
     expected = (block_count(query_tokens, block_m), block_count(key_tokens, block_n))
     if tuple(levels.shape[-2:]) != expected:
         raise ValueError(
-            f"levels: expected [..., {expected[0]}, {expected[1]}] for {query_tokens} queries in blocks of {block_m} and "
-            f"{key_tokens} keys in blocks of {block_n}, got shape {tuple(levels.shape)}"
+            f"levels: expected [..., {expected[0]}, {expected[1]}] for {query_tokens} queries in blocks of {block_m} "
+            f"and {key_tokens} keys in blocks of {block_n}, got shape {tuple(levels.shape)}"
         )

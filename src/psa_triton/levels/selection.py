@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ..config import check_mask_ratios
 
-COARSEST_LEVEL = 64
-"""The largest power of two that int8 holds."""
 _BOUNDARY_SLACK = 1e-9
 """Lets a share such as .29 of 100 blocks, 28.999999999999996 in binary, end at block 29."""
 _MASS_SLACK = 1e-6
@@ -59,8 +57,6 @@ def select_levels(
         ratios = check_mask_ratios(dict(mask_ratios))
     except ValueError as error:
         raise ValueError(f"mask_ratios: {error}") from error
-    if max(ratios) > COARSEST_LEVEL:
-        raise ValueError(f"mask_ratios: expected levels up to {COARSEST_LEVEL} (int8), got {max(ratios)}")
     if not 0 <= min_full_ratio <= 1:
         raise ValueError(f"min_full_ratio: expected a share from 0 to 1, got {min_full_ratio}")
 

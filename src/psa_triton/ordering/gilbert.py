@@ -12,8 +12,8 @@ condition they step diagonally. Here every cut keeps it, so every step has lengt
 * two boxes: the cut of `a` is at an even length, so both parts have an even first edge, or are all odd if the whole is;
 * three boxes: the outer ones have the even part of `b` as their first edge, the middle one keeps `a` and, if all
   edges are odd, gets the odd part of `b`;
-* five boxes, for even `a` only: first edges are the even part of `b` (twice), `a`, and `c` (twice). `c` is even if either
-  of `b` and `c` is; if both are odd then `a` is cut into odd parts, so the two boxes along `c` are all odd.
+* five boxes, for even `a` only: first edges are the even part of `b` (twice), `a`, and `c` (twice). `c` is even if
+  either of `b` and `c` is; if both are odd then `a` is cut into odd parts, so the two boxes along `c` are all odd.
 
 *No recursion.* A box knows the position of its first token on the curve, so boxes need no order among themselves and
 all boxes of a depth are cut at once, as columns of one tensor.
@@ -67,8 +67,8 @@ def gilbert_order(grid: tuple[int, int, int]) -> Tensor:
         grid: tokens along (t, h, w), each at least 1.
 
     Returns:
-        int64 `[t * h * w]` on the CPU: raster index (t-major, then h, then w) of the token at each position. Consecutive
-        tokens differ by one in exactly one coordinate.
+        int64 `[t * h * w]` on the CPU: raster index (t-major, then h, then w) of the token at each position.
+        Consecutive tokens differ by one in exactly one coordinate.
     """
     boxes = _whole(grid)
     lines = []

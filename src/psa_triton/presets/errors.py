@@ -45,6 +45,8 @@ def mistakes_of(error: ValidationError) -> list[str]:
 def _mistake(details: ErrorDetails) -> str:
     path = _dotted(details["loc"])
     given = details["input"]
+    if isinstance(given, tuple):  # PSAConfig turns the file's lists into tuples before it checks them.
+        given = list(given)
     match details["type"]:
         case "extra_forbidden":
             return f"{path}: {unknown_name('key', str(details['loc'][-1]), _known_keys(details['loc']))}"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
-import torch
 from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, WanTransformer3DModel
 from torch.utils.hooks import RemovableHandle
 
@@ -17,8 +16,11 @@ from psa_triton.integrations.diffusers import cogvideox, wan
 from psa_triton.integrations.diffusers.processor import PSAProcessor
 from psa_triton.integrations.diffusers.state import ForwardState
 from psa_triton.integrations.diffusers.stats import PSAStats, Recorder
+from psa_triton.kernels import Impl
 from psa_triton.models import recognise
 from psa_triton.presets import load_preset
+
+Transformer: TypeAlias = WanTransformer3DModel | CogVideoXTransformer3DModel
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,46 @@ class _Family:
     """What attaching needs to know of a transformer class."""
 
     processor: type[PSAProcessor]
-    blocks: Callable[[torch.nn.Module], torch.nn.ModuleList]
-    register_hooks: Callable[[torch.nn.Module, ForwardState], list[RemovableHandle]]
+    attentions: Callable[[Transformer], list[Any]]
+    register_hooks: Callable[[Transformer, ForwardState], list[RemovableHandle]]
 
 
 _FAMILIES = {
-    WanTransformer3DModel: _Family(wan.WanPSAProcessor, wan.blocks, wan.register_hooks),
-    CogVideoXTransformer3DModel: _Family(cogvideox.CogVideoXPSAProcessor, cogvideox.blocks, cogvideox.register_hooks),
+    WanTransformer3DModel: _Family(wan.WanPSAProcessor, wan.attentions, wan.register_hooks),
+    CogVideoXTransformer3DModel: _Family(
+        cogvideox.CogVideoXPSAProcessor, cogvideox.attentions, cogvideox.register_hooks
+    ),
 }
+
+
+@dataclass(frozen=True)
+class _Attachment:
+    """The attention layers of one transformer with the processors they got, and its hooks."""
+
+    processors: list[tuple[Any, PSAProcessor]]
+    hooks: list[RemovableHandle]
+
+    def check(self, *_: Any) -> None:
+        """Hook before each forward: without our processors, nothing would be sparse and nobody would notice.
+
+        Raises:
+            RuntimeError: if a processor was replaced.
+        """
+        for layer, (attn, processor) in enumerate(self.processors):
+            if attn.processor is not processor:
+                raise RuntimeError(
+                    f"the attention processor of layer {layer} was replaced by a {type(attn.processor).__name__} after "
+                    "apply_psa; call remove() on its handle, then change processors (e.g. fuse_qkv_projections), then "
+                    "apply_psa again"
+                )
+
+    def detach(self) -> None:
+        """Undo. A processor that someone replaced in the meantime is theirs and stays."""
+        for attn, processor in self.processors:
+            if attn.processor is processor:
+                attn.set_processor(processor.dense)
+        for hook in self.hooks:
+            hook.remove()
 
 
 class PSAHandle:
@@ -72,11 +106,11 @@ class PSAHandle:
 
 
 def apply_psa(
-    pipe_or_transformer: DiffusionPipeline | torch.nn.Module,
+    pipe_or_transformer: DiffusionPipeline | Transformer,
     config_or_preset: PSAConfig | str | None = None,
     *,
     scheduler: Any = None,
-    impl: str = "auto",
+    impl: Impl = "auto",
     min_tokens: int | None = None,
     time_layers: bool = False,
 ) -> PSAHandle:
@@ -129,44 +163,14 @@ def apply_psa(
     return PSAHandle(config, recorder, attachments)
 
 
-@dataclass(frozen=True)
-class _Attachment:
-    """The processors and hooks that one transformer got."""
-
-    processors: list[tuple[torch.nn.Module, PSAProcessor]]
-    hooks: list[RemovableHandle]
-
-    def check(self, *_: Any) -> None:
-        """Hook before each forward: without our processors, nothing would be sparse and nobody would notice.
-
-        Raises:
-            RuntimeError: if a processor was replaced.
-        """
-        for layer, (attn, processor) in enumerate(self.processors):
-            if attn.processor is not processor:
-                raise RuntimeError(
-                    f"the attention processor of layer {layer} was replaced by a {type(attn.processor).__name__} after "
-                    "apply_psa; call remove() on its handle, then change processors (e.g. fuse_qkv_projections), then "
-                    "apply_psa again"
-                )
-
-    def detach(self) -> None:
-        """Undo. A processor that someone replaced in the meantime is theirs and stays."""
-        for attn, processor in self.processors:
-            if attn.processor is processor:
-                attn.set_processor(processor.dense)
-        for hook in self.hooks:
-            hook.remove()
-
-
-def _attach(transformer: torch.nn.Module, state: ForwardState) -> _Attachment:
+def _attach(transformer: Transformer, state: ForwardState) -> _Attachment:
     family = _family(transformer)
     attachment = _Attachment([], family.register_hooks(transformer, state))
     attachment.hooks.append(transformer.register_forward_pre_hook(attachment.check))
-    for layer, block in enumerate(family.blocks(transformer)):
-        processor = family.processor(block.attn1.processor, layer, state)
-        block.attn1.set_processor(processor)
-        attachment.processors.append((block.attn1, processor))
+    for layer, attn in enumerate(family.attentions(transformer)):
+        processor = family.processor(attn.processor, layer, state)
+        attn.set_processor(processor)
+        attachment.processors.append((attn, processor))
     return attachment
 
 
@@ -181,7 +185,7 @@ def _family(transformer: Any) -> _Family:
     )
 
 
-def _transformers(target: Any) -> dict[str, torch.nn.Module]:
+def _transformers(target: Any) -> dict[str, Transformer]:
     """The supported transformers of a pipeline by the names they have there."""
     if not isinstance(target, DiffusionPipeline):
         _family(target)
@@ -195,15 +199,15 @@ def _transformers(target: Any) -> dict[str, torch.nn.Module]:
     return found
 
 
-def _check_unattached(name: str, transformer: torch.nn.Module) -> None:
-    if any(isinstance(block.attn1.processor, PSAProcessor) for block in _family(transformer).blocks(transformer)):
+def _check_unattached(name: str, transformer: Transformer) -> None:
+    if any(isinstance(attn.processor, PSAProcessor) for attn in _family(transformer).attentions(transformer)):
         raise ValueError(
             f"pipe_or_transformer: PSA is attached to its {name} already; call remove() on the handle that apply_psa "
             "returned, or use that handle in a `with` block"
         )
 
 
-def _config(config_or_preset: Any, transformers: dict[str, torch.nn.Module]) -> PSAConfig | None:
+def _config(config_or_preset: Any, transformers: dict[str, Transformer]) -> PSAConfig | None:
     """The configuration asked for; None for a dense preset."""
     if isinstance(config_or_preset, PSAConfig):
         return config_or_preset
@@ -218,14 +222,14 @@ def _config(config_or_preset: Any, transformers: dict[str, torch.nn.Module]) -> 
     return load_preset(_section(config_or_preset, transformers), config_or_preset)
 
 
-def _section(preset: str | None, transformers: dict[str, torch.nn.Module]) -> str:
+def _section(preset: str | None, transformers: dict[str, Transformer]) -> str:
     transformer = next(iter(transformers.values()))
     described = {**transformer.config, "_class_name": type(transformer).__name__}
     section = recognise(described, two_transformers=len(transformers) > 1)
     if section is None:
         raise ValueError(
-            f"config_or_preset: got {preset!r}, and this {type(transformer).__name__} is none of the known checkpoints, "
-            "so its presets are not known either; pass a PSAConfig, or 'SECTION/PRESET' to borrow a known model's preset"
+            f"config_or_preset: got {preset!r}, but this {type(transformer).__name__} is no known checkpoint, "
+            "so it has no presets; pass a PSAConfig, or 'SECTION/PRESET' to borrow a known model's preset"
         )
     return section
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.hooks import RemovableHandle
 
@@ -21,7 +23,7 @@ class CogVideoXPSAProcessor(PSAProcessor):
 
     def __call__(
         self,
-        attn: torch.nn.Module,
+        attn: Attention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -42,25 +44,26 @@ class CogVideoXPSAProcessor(PSAProcessor):
         text = encoder_hidden_states.shape[1]
         tokens = text + hidden_states.shape[1]
         with self._state.call(self._layer, tokens, attention_mask, hidden_states.device) as call:
-            if call.reason is not None:
+            if call.config is None:
                 return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
             projected = project_qkv(attn, torch.cat([encoder_hidden_states, hidden_states], dim=1))
             query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in projected)
             query = _rotate(query if attn.norm_q is None else attn.norm_q(query), image_rotary_emb, text)
             key = _rotate(key if attn.norm_k is None else attn.norm_k(key), image_rotary_emb, text)
-            out = project_out(attn, self._state.attend(call, query, key, value, prefix_tokens=text))
+            out, call.density = self._state.attend(call.config, query, key, value, prefix_tokens=text)
+            out = project_out(attn, out)
             return out[:, text:], out[:, :text]
 
 
-def blocks(transformer: torch.nn.Module) -> torch.nn.ModuleList:
-    """The transformer blocks, first to last."""
-    return transformer.transformer_blocks
+def attentions(transformer: CogVideoXTransformer3DModel) -> list[Attention]:
+    """The attention layers to make sparse, first block to last."""
+    return [block.attn1 for block in transformer.transformer_blocks]
 
 
-def register_hooks(transformer: torch.nn.Module, state: ForwardState) -> list[RemovableHandle]:
+def register_hooks(transformer: CogVideoXTransformer3DModel, state: ForwardState) -> list[RemovableHandle]:
     """Follow each forward, permuting its rotary tables, and the visual tokens before the first block; restore last."""
 
-    def begin(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def begin(module: CogVideoXTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         _, frames, _, height, width = argument(args, kwargs, 0, "hidden_states").shape
         patch, patch_t = module.config.patch_size, module.config.patch_size_t or 1
         attention_kwargs = argument(args, kwargs, 6, "attention_kwargs") or {}

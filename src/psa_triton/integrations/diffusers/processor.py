@@ -42,7 +42,7 @@ class PSAProcessor:
         self.dense._parallel_config = config
 
 
-def project_qkv(attn: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def project_qkv(attn: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries, keys and values of `x [B, N, C]` by the layer's projections, fused or not; `[B, N, H*D]` each."""
     if attn.fused_projections:
         query, key, value = attn.to_qkv(x).chunk(3, dim=-1)
@@ -50,7 +50,7 @@ def project_qkv(attn: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, t
     return attn.to_q(x), attn.to_k(x), attn.to_v(x)
 
 
-def project_out(attn: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+def project_out(attn: Any, x: torch.Tensor) -> torch.Tensor:
     """The layer's output projection and dropout of heads `x [B, H, N, D]`; `[B, N, C]`."""
     linear, dropout = attn.to_out
     return dropout(linear(x.transpose(1, 2).flatten(2, 3)))

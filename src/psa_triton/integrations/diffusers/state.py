@@ -7,22 +7,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from psa_triton.attention import psa_attention, sparse_attention
+from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers.stats import CallKey, Recorder
 from psa_triton.integrations.diffusers.steps import denoising_step
+from psa_triton.kernels import Impl
 from psa_triton.levels import read_density
 from psa_triton.ordering import TokenOrder, grid_order
 
 MIN_KEY_BLOCKS = 2
 """A sequence of fewer key blocks than this runs dense: with a single block there is nothing to choose from."""
-
-GRID_METHODS = ("Gilbert", "STA")
-"""Token orders that follow from the grid alone, so that one permutation holds for all layers of a forward."""
 
 logger = logging.getLogger("psa_triton")
 
@@ -31,8 +30,8 @@ logger = logging.getLogger("psa_triton")
 class AttentionCall:
     """One call of one attention layer."""
 
-    reason: str | None
-    """Why it runs dense; None: it runs sparse."""
+    config: PSAConfig | None
+    """How to attend; None: as the model would without PSA."""
     density: torch.Tensor | float = 1.0
     """Groups read / keys visible, a scalar."""
 
@@ -58,7 +57,7 @@ class ForwardState:
         *,
         read_scheduler: Callable[[], Any],
         recorder: Recorder,
-        impl: str,
+        impl: Impl,
         min_tokens: int | None,
     ) -> None:
         self._name = name
@@ -70,7 +69,7 @@ class ForwardState:
         self._step: int | None = None
         self._grid: tuple[int, int, int] | None = None
         self._dense_reason: str | None = "outside a transformer forward"
-        self._reordered = False
+        self._order: Callable[..., TokenOrder] | None = None
 
     def begin(
         self,
@@ -96,67 +95,66 @@ class ForwardState:
         self._grid = grid
         frames, height, width = grid
         self._dense_reason = self._why_dense(prefix_tokens + frames * height * width, masked)
-        self._reordered = self._has_grid_order and not masked and (cached or self._dense_reason is None)
+        self._order = None if masked or (self._dense_reason and not cached) else self._grid_order(grid)
         self._recorder.forwards += 1
 
     def permute(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """`x` with its visual tokens, along `dim`, in the order of this forward; `x` itself if there is none."""
-        return self._order(x.device).apply(x, dim=dim) if self._reordered else x
+        if self._order is None:
+            return x
+        self._recorder.gathers += 1
+        return self._order(device=x.device).apply(x, dim=dim)
 
     def restore(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """The inverse of `permute`."""
-        return self._order(x.device).restore(x, dim=dim) if self._reordered else x
+        if self._order is None:
+            return x
+        self._recorder.gathers += 1
+        return self._order(device=x.device).restore(x, dim=dim)
 
     @contextmanager
-    def call(
-        self, layer: int, tokens: int, mask: torch.Tensor | None, device: torch.device
-    ) -> Iterator[AttentionCall]:
+    def call(self, layer: int, tokens: int, mask: torch.Tensor | None, device: torch.device) -> Iterator[AttentionCall]:
         """One attention call: says whether it is to run dense, and records how it went.
 
         Raises:
             ValueError: if a mask comes to reordered tokens without having been announced to `begin`.
         """
-        if mask is not None and self._reordered:
+        if mask is not None and self._order is not None:
             raise ValueError("attention_mask: expected None inside a block whose tokens are reordered, got a mask")
-        call = AttentionCall("attention mask" if mask is not None else self._dense_reason)
+        reason = "attention mask" if mask is not None else self._dense_reason
+        call = AttentionCall(self._config if reason is None else None)
         started = self._clock(device)
         yield call
         seconds = self._clock(device) - started
-        key = CallKey(self._name, layer, self._step, tokens, call.reason)
-        self._recorder.add(key, call.density, seconds)
-        if self._config is not None and self._config.verbose and call.reason is None:
+        self._recorder.add(CallKey(self._name, layer, self._step, tokens, reason), call.density, seconds)
+        if call.config is not None and call.config.verbose:
             logger.info(
                 "%s layer %d step %s: %d tokens, density %.3f, %.4f s",
                 *(self._name, layer, self._step, tokens, float(call.density), seconds),
             )
 
     def attend(
-        self, call: AttentionCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int = 0
-    ) -> torch.Tensor:
+        self, config: PSAConfig, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sparse attention of this forward.
 
         Args:
-            call: gets the density.
+            config: how, from the `AttentionCall`.
             q: `[B, H, N, D]`, like `k` and `v`; transposed views are fine.
             k: keys.
             v: values.
             prefix_tokens: text tokens at the start of the sequence.
 
         Returns:
-            `[B, H, N, D]`.
+            `[B, H, N, D]`, and the density (a scalar).
         """
-        config = self._config
-        if config.use_rearrange and not self._reordered:
-            return psa_attention(q, k, v, config, grid=self._grid, prefix_tokens=prefix_tokens, impl=self._impl)
-        out, levels = sparse_attention(q, k, v, config, prefix_tokens=prefix_tokens, impl=self._impl)
-        call.density = read_density(
-            levels,
-            block_m=config.block_m,
-            block_n=config.block_n,
-            query_tokens=q.shape[-2],
-            key_tokens=k.shape[-2],
-        ).mean()
-        return out
+        # Tokens already lie along the curve or in tiles; clusters are found anew in each layer.
+        grid = self._grid if config.rearrange_method in ("SemanticAware", "Hybrid") else None
+        out, levels = sparse_attention(q, k, v, config, grid=grid, prefix_tokens=prefix_tokens, impl=self._impl)
+        density = read_density(
+            levels, block_m=config.block_m, block_n=config.block_n, query_tokens=q.shape[2], key_tokens=k.shape[2]
+        )
+        return out, density.mean()
 
     def _why_dense(self, tokens: int, masked: bool) -> str | None:
         if self._config is None:
@@ -170,15 +168,15 @@ class ForwardState:
             return "warm-up"
         return None
 
-    @property
-    def _has_grid_order(self) -> bool:
+    def _grid_order(self, grid: tuple[int, int, int]) -> Callable[..., TokenOrder] | None:
+        """The one order of all layers, where it follows from the grid alone; made on the device where it is needed."""
         config = self._config
-        return config is not None and config.use_rearrange and config.rearrange_method in GRID_METHODS
-
-    def _order(self, device: torch.device) -> TokenOrder:
-        self._recorder.gathers += 1
-        config = self._config
-        return grid_order(config.rearrange_method, self._grid, tile_size=config.tile_size, device=device)
+        if config is None or not config.use_rearrange:
+            return None
+        method = config.rearrange_method
+        if method == "Gilbert" or method == "STA":
+            return partial(grid_order, method, grid, tile_size=config.tile_size)
+        return None
 
     def _clock(self, device: torch.device) -> float:
         if not self._recorder.timed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttention
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.integrations.diffusers.arguments import Call, argument, with_argument
@@ -19,7 +21,7 @@ class WanPSAProcessor(PSAProcessor):
 
     def __call__(
         self,
-        attn: torch.nn.Module,
+        attn: WanAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -27,29 +29,32 @@ class WanPSAProcessor(PSAProcessor):
     ) -> torch.Tensor:
         """Attend as diffusers' `WanAttnProcessor` does; `hidden_states [B, N, C]`, rotary tables `[1, N, 1, D]`."""
         with self._state.call(self._layer, hidden_states.shape[1], attention_mask, hidden_states.device) as call:
-            if call.reason is not None:
+            if call.config is None:
                 return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
             query, key, value = project_qkv(attn, hidden_states)
-            query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key), value))
+            query, key, value = (
+                x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key), value)
+            )
             if rotary_emb is not None:
                 query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
-            out = self._state.attend(call, query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+            query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+            out, call.density = self._state.attend(call.config, query, key, value)
             return project_out(attn, out)
 
 
-def blocks(transformer: torch.nn.Module) -> torch.nn.ModuleList:
-    """The transformer blocks, first to last."""
-    return transformer.blocks
+def attentions(transformer: WanTransformer3DModel) -> list[WanAttention]:
+    """The attention layers to make sparse, first block to last."""
+    return [block.attn1 for block in transformer.blocks]
 
 
-def register_hooks(transformer: torch.nn.Module, state: ForwardState) -> list[RemovableHandle]:
+def register_hooks(transformer: WanTransformer3DModel, state: ForwardState) -> list[RemovableHandle]:
     """Follow each forward, and permute what goes into the first block along the token axis; restore after the last.
 
     With one timestep per token (TI2V) its modulation of the blocks is a tensor per token too. The one of the output
     layer is not touched: that layer comes after the tokens are back in place.
     """
 
-    def begin(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(module: WanTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         latent = argument(args, kwargs, 0, "hidden_states")
         *_, frames, height, width = latent.shape
         p_t, p_h, p_w = module.config.patch_size

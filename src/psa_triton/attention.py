@@ -1,0 +1,234 @@
+"""The whole operator on one screen: order -> importance -> levels -> pyramid attention -> restore."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from .config import PSAConfig
+from .importance import block_importance
+from .inputs import check_attention_inputs, resolve_scale
+from .kernels import Impl, pyramid_attention, resolve_impl
+from .levels import cap_levels, density, exempt_levels, select_levels, similarity_caps
+from .ordering import TokenOrder, grid_order, semantic_order
+
+_log = logging.getLogger(__name__)
+
+
+def psa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: PSAConfig = PSAConfig(),  # noqa: B008 - frozen
+    *,
+    grid: tuple[int, int, int] | None = None,
+    prefix_tokens: int = 0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    impl: Impl = "auto",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Pyramid sparse attention, a drop-in for scaled dot-product attention (arXiv 2512.04025).
+
+    Args:
+        q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
+        k, v: `[B, Hkv, Nk, D]`, same dtype and device; query head `h` reads key head `h // (Hq // Hkv)`.
+        config: blocks, levels, importance and token order.
+        grid: frames, height and width of the visual tokens, which follow the prefix in raster order. If given and
+            `config.use_rearrange`, tokens are reordered inside and restored in the output; without it they are taken as
+            they come (only `SemanticAware` reorders without a grid).
+        prefix_tokens: leading tokens, of text say, that keep their place, see every key and are seen by every query
+            in full.
+        is_causal: query `i` sees keys up to `i + Nk - Nq`. Cannot be used with a reorder.
+        scale: factor of the logits, `D ** -0.5` by default.
+        impl: `auto`, `reference`, `cpu`; see `pyramid_attention`.
+        generator: randomises the sampling of the importance estimate; without it the result is the same every time.
+
+    Returns:
+        `[B, Hq, Nq, D]`, dtype of q.
+
+    Raises:
+        TypeError: an argument of the wrong type, or dtypes or devices that differ.
+        ValueError: shapes that do not fit, a grid that does not match the tokens, a reorder with a causal mask, or a
+            limit of `config.attn_impl`.
+    """
+    out, levels = sparse_attention(
+        q,
+        k,
+        v,
+        config,
+        grid=grid,
+        prefix_tokens=prefix_tokens,
+        is_causal=is_causal,
+        scale=scale,
+        impl=impl,
+        generator=generator,
+    )
+    if config.verbose:
+        _log.info("%d queries, %d keys: density %.3f", q.shape[2], k.shape[2], density(levels).mean())
+    return out
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: PSAConfig,
+    *,
+    grid: tuple[int, int, int] | None = None,
+    prefix_tokens: int = 0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    impl: Impl = "auto",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`psa_attention` with the levels that it chose.
+
+    Returns:
+        The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
+    """
+    check_attention_inputs(q, k, v)
+    _check_call(q, k, config, grid, prefix_tokens, is_causal)
+    resolve_impl(impl, q, k, v)
+    scale = resolve_scale(scale, q.shape[-1])
+    orders = _token_orders(q, k, config, grid, prefix_tokens)
+    if orders is not None:
+        if is_causal:
+            raise ValueError(
+                f"is_causal: a causal mask needs tokens in their own order, got rearrange_method "
+                f"{config.rearrange_method!r}; use config.replace(use_rearrange=False)"
+            )
+        q, k, v = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v)
+    with torch.no_grad():
+        levels = choose_levels(
+            q, k, config, prefix_tokens=prefix_tokens, is_causal=is_causal, scale=scale, generator=generator
+        )
+    out = pyramid_attention(
+        q, k, v, levels, block_m=config.block_m, block_n=config.block_n, is_causal=is_causal, scale=scale, impl=impl
+    )
+    return (out if orders is None else orders[0].restore(out)), levels
+
+
+def choose_levels(
+    q: Tensor,
+    k: Tensor,
+    config: PSAConfig,
+    *,
+    prefix_tokens: int = 0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Importance, selection, similarity cap and exemptions: the levels, int8 `[B, Hq, nq, nk]`."""
+    importance = block_importance(
+        q,
+        k,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        method=config.importance,
+        is_causal=is_causal,
+        scale=scale,
+        generator=generator,
+    )
+    levels = select_levels(
+        importance, config.mask_ratios, mode=config.mask_mode, min_full_ratio=config.min_full_ratio
+    )
+    if config.use_sim_mask:
+        levels = cap_levels(levels, similarity_caps(k, block_n=config.block_n, thresholds=config.sim_thresholds))
+    return exempt_levels(
+        levels,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        query_tokens=q.shape[2],
+        key_tokens=k.shape[2],
+        prefix_tokens=prefix_tokens,
+        is_causal=is_causal,
+    )
+
+
+class PSAAttention(nn.Module):
+    """`psa_attention` as a module without parameters: `PSAAttention(config)(q, k, v, grid=(t, h, w))`."""
+
+    def __init__(self, config: PSAConfig = PSAConfig()) -> None:  # noqa: B008 - frozen
+        super().__init__()
+        if not isinstance(config, PSAConfig):
+            raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}")
+        self.config = config
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        grid: tuple[int, int, int] | None = None,
+        prefix_tokens: int = 0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        impl: Impl = "auto",
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """See `psa_attention`."""
+        return psa_attention(
+            q,
+            k,
+            v,
+            self.config,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            is_causal=is_causal,
+            scale=scale,
+            impl=impl,
+            generator=generator,
+        )
+
+    def extra_repr(self) -> str:
+        """The config's main choices."""
+        c = self.config
+        return f"block_m={c.block_m}, block_n={c.block_n}, mask_mode={c.mask_mode!r}, mask_ratios={c.mask_ratios}"
+
+
+def _check_call(
+    q: Tensor, k: Tensor, config: PSAConfig, grid: tuple[int, int, int] | None, prefix_tokens: int, is_causal: bool
+) -> None:
+    if not isinstance(config, PSAConfig):
+        raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset")
+    if not isinstance(prefix_tokens, int) or isinstance(prefix_tokens, bool):
+        raise TypeError(f"prefix_tokens: expected an int, got {type(prefix_tokens).__name__}")
+    if not 0 <= prefix_tokens <= min(q.shape[2], k.shape[2]):
+        raise ValueError(
+            f"prefix_tokens: expected 0 to {min(q.shape[2], k.shape[2])}, the number of tokens, got {prefix_tokens}"
+        )
+    if is_causal and config.attn_impl == "new_mask_type":
+        raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use attn_impl 'auto' or 'old_mask_type'")
+    if grid is None:
+        return
+    sizes = tuple(grid)
+    if len(sizes) != 3 or not all(isinstance(x, int) and x > 0 for x in sizes):
+        raise ValueError(f"grid: expected three positive ints (frames, height, width), got {grid!r}")
+    t, h, w = sizes
+    for name, tokens in (("q", q.shape[2]), ("k", k.shape[2])):
+        if t * h * w + prefix_tokens != tokens:
+            raise ValueError(
+                f"grid: expected frames * height * width + prefix_tokens = {tokens}, the tokens of {name}, "
+                f"got {t} * {h} * {w} + {prefix_tokens} = {t * h * w + prefix_tokens}"
+            )
+
+
+def _token_orders(
+    q: Tensor, k: Tensor, config: PSAConfig, grid: tuple[int, int, int] | None, prefix_tokens: int
+) -> tuple[TokenOrder, TokenOrder] | None:
+    """The orders of queries and of keys, or None if tokens are taken as they come."""
+    method = config.rearrange_method
+    if not config.use_rearrange or (grid is None and method != "SemanticAware"):
+        return None
+    if method == "SemanticAware" or method == "Hybrid":
+        return (
+            semantic_order(q, method=method, grid=grid, prefix_tokens=prefix_tokens),
+            semantic_order(k, method=method, grid=grid, prefix_tokens=prefix_tokens),
+        )
+    assert grid is not None
+    order = grid_order(method, grid, tile_size=config.tile_size, prefix_tokens=prefix_tokens, device=q.device)
+    return order, order

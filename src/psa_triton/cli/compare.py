@@ -1,0 +1,124 @@
+"""`psa compare`: dense and sparse attention on the same noise."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from psa_triton.cli import options
+from psa_triton.cli.progress import VideoProgress
+from psa_triton.evaluation import (
+    Comparison,
+    Fidelity,
+    compare_attentions,
+    label_attentions,
+    sentence,
+    write_comparison,
+)
+from psa_triton.generation import DENSE, Attention, Cost, VideoRequest, choose_attention, make_requests, surroundings
+
+
+def compare(
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What is to be seen; may be given repeatedly.")
+    ] = None,
+    prompt_file: options.PromptFile = None,
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", help="Folder of the results; with several prompts one folder each in it.")
+    ] = Path("outputs/compare"),
+    warm_up: Annotated[
+        bool, typer.Option("--warm-up/--no-warm-up", help="First run an untimed step each, for fair times.")
+    ] = True,
+    model: options.Model = "tiny-wan",
+    attention_preset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--attention-preset",
+            metavar="NAME",
+            help="A preset of the model, or SECTION/PRESET; by default the model's own. May be given repeatedly.",
+            rich_help_panel="Model and attention",
+        ),
+    ] = None,
+    config: options.PresetsPath = None,
+    impl: options.Implementation = "auto",
+    seed: options.Seed = 42,
+    negative_prompt: options.NegativePrompt = None,
+    num_inference_steps: options.Steps = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    num_frames: options.NumFrames = None,
+    guidance_scale: options.GuidanceScale = None,
+    fps: options.Fps = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Make the same video dense and with PSA, and show how close and how fast it is.
+
+    Writes dense.mp4, psa.mp4 (or one a preset), side_by_side.mp4, frames.png and comparison.json, in place of those
+    of an earlier run.
+    """
+    prompts = options.read_all_prompts(prompt or [], prompt_file)
+    target = options.find_target(model, device=device, dtype=dtype, impl=impl)
+    attentions = [choose_attention(target.source, name, file=config, impl=impl) for name in attention_preset or [None]]
+    settings = {
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": num_inference_steps,
+        "width": width,
+        "height": height,
+        "num_frames": num_frames,
+        "guidance_scale": guidance_scale,
+        "fps": fps,
+    }
+    requests = make_requests(target.source, prompts, seed=seed, settings=settings)
+    label_attentions(attentions)
+    _run(requests, attentions, target, output_dir, warm_up)
+
+
+def _run(
+    requests: list[VideoRequest], attentions: list[Attention], target: options.Target, output_dir: Path, warm_up: bool
+) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    pipe = target.load(requests[0], console)
+    for index, request in enumerate(requests):
+        folder = output_dir if len(requests) == 1 else output_dir / f"prompt_{index:04d}"
+        with VideoProgress(console, 1 + len(attentions)) as progress:
+            comparison = compare_attentions(
+                pipe,
+                request,
+                attentions,
+                warm_up=warm_up and index == 0,
+                on_start=partial(progress.start_video, steps=request.num_inference_steps),
+                on_end=progress.end_video,
+            )
+        write_comparison(folder, comparison, {"model": target.source.name, **surroundings(target.device)})
+        console.print(_table(comparison))
+        for candidate in comparison.candidates:
+            console.print(sentence(comparison, candidate))
+        console.print(f"Files: {folder}")
+
+
+def _table(comparison: Comparison) -> Table:
+    """One row an attention; density and work are those of the sparse layers, then of the whole run."""
+    headings = ("", "density", "with estimation", "whole run", "attention", "transformer", "total", "PSNR", "SSIM")
+    table = Table(*headings, title=comparison.request.prompt)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row(DENSE.name, *_cells(comparison.dense.cost, None))
+    for candidate in comparison.candidates:
+        table.add_row(candidate.label, *_cells(candidate.video.cost, candidate.fidelity))
+    return table
+
+
+def _cells(cost: Cost, scores: Fidelity | None) -> list[str]:
+    shares = (cost.attention_density, cost.attention_density_with_estimation, cost.run_density_with_estimation)
+    seconds = (cost.attention_seconds, cost.transformer_seconds, cost.total_seconds)
+    return [
+        *("-" if share is None else f"{share:.1%}" for share in shares),
+        *(f"{value:.2f} s" for value in seconds),
+        *(("-", "-") if scores is None else (f"{scores.psnr:.1f} dB", f"{scores.ssim:.3f}")),
+    ]

@@ -1,0 +1,39 @@
+"""Progress bars of the commands that make videos."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from psa_triton.generation import OnStep
+
+
+class VideoProgress:
+    """Two bars, videos and the steps of the one in work, gone when done. A context manager.
+
+    Args:
+        console: where they are drawn; lines printed to it meanwhile appear above them.
+        videos: how many videos there are to make.
+    """
+
+    def __init__(self, console: Console, videos: int) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self._bars = Progress(*columns, console=console, transient=True)
+        self._videos = self._bars.add_task("videos", total=videos)
+        self._steps = self._bars.add_task("steps", total=None)
+
+    def __enter__(self) -> VideoProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def start_video(self, name: str, steps: int) -> OnStep:
+        """A video begins; what comes back is to be told of each denoising step."""
+        self._bars.reset(self._steps, total=steps, description=name)
+        return lambda done: self._bars.update(self._steps, completed=done)
+
+    def end_video(self) -> None:
+        """The video is done, or has failed."""
+        self._bars.advance(self._videos)

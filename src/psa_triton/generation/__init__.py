@@ -1,0 +1,36 @@
+"""Prompts -> videos: find and load a model, make one video or a resumable batch, write what it was made with."""
+
+from __future__ import annotations
+
+from psa_triton.generation.attention import DENSE, Attention, choose_attention
+from psa_triton.generation.batch import Failure, Job, pending, run_jobs
+from psa_triton.generation.loading import choose_device, choose_dtype, load_pipeline
+from psa_triton.generation.request import VideoRequest, make_requests, read_prompts
+from psa_triton.generation.sidecar import settings_of, surroundings, write_json
+from psa_triton.generation.single import Cost, GeneratedVideo, OnStep, generate_video
+from psa_triton.generation.source import ModelSource, find_source
+
+__all__ = [
+    "DENSE",
+    "Attention",
+    "Cost",
+    "Failure",
+    "GeneratedVideo",
+    "Job",
+    "ModelSource",
+    "OnStep",
+    "VideoRequest",
+    "choose_attention",
+    "choose_device",
+    "choose_dtype",
+    "find_source",
+    "generate_video",
+    "load_pipeline",
+    "make_requests",
+    "pending",
+    "read_prompts",
+    "run_jobs",
+    "settings_of",
+    "surroundings",
+    "write_json",
+]

@@ -1,0 +1,125 @@
+"""From a `ModelSource` to a pipeline that is ready to run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+
+from psa_triton.builtin import LinearVideoCodec
+from psa_triton.generation.source import ModelSource
+from psa_triton.models import ModelSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: str) -> torch.device:
+    """The device asked for; `auto` is the accelerator if there is one.
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The type of transformer and text encoder; `auto` is float32 on a CPU and bfloat16 elsewhere.
+
+    Raises:
+        ValueError: no such type.
+    """
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected auto or one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def load_pipeline(
+    source: ModelSource, *, device: torch.device, dtype: torch.dtype, width: int, height: int
+) -> diffusers.DiffusionPipeline:
+    """Load a pipeline with the registry's settings for it: scheduler, VAE type, LoRA, offloading, tiling.
+
+    Args:
+        source: what to load.
+        device: where it is to run.
+        dtype: type of the transformer and the text encoder; the VAE keeps float32 where the registry says so.
+        width: of the videos to come, pixels: the noise schedule of some models depends on it.
+        height: likewise.
+
+    Returns:
+        The pipeline, with diffusers' own progress bar switched off.
+
+    Raises:
+        OSError: the weights are not on this machine and cannot be fetched, or a file is damaged.
+    """
+    spec = source.spec
+    vae_dtype = dtype if spec is None or spec.vae_dtype != "float32" else torch.float32
+    with _codec_accepted():
+        pipe = _from_pretrained(source, {"default": dtype, "vae": vae_dtype})
+    pipe.set_progress_bar_config(disable=True)
+    if spec is not None:
+        _configure(pipe, spec, width, height)
+    if spec is not None and spec.cpu_offload and device.type != "cpu":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
+
+
+def _from_pretrained(source: ModelSource, dtype: dict[str, torch.dtype]) -> diffusers.DiffusionPipeline:
+    try:
+        return getattr(diffusers, source.pipeline).from_pretrained(source.location, dtype=dtype)
+    except OSError as error:
+        if source.is_folder:
+            raise OSError(f"{source.location}: the pipeline could not be loaded: {error}") from error
+        raise OSError(
+            f"the weights of {source.name} ({source.location}) are not on this machine and could not be fetched; "
+            f"where there is network, run `hf download {source.location}`, or copy the pipeline folder here and give "
+            "--model PATH"
+        ) from error
+
+
+def _configure(pipe: Any, spec: ModelSpec, width: int, height: int) -> None:
+    """Scheduler, LoRA and memory settings of a known model."""
+    changes = {"timestep_spacing": spec.timestep_spacing, "flow_shift": spec.flow_shift_at(width, height)}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if spec.scheduler is not None or changes:
+        scheduler = type(pipe.scheduler) if spec.scheduler is None else getattr(diffusers, spec.scheduler)
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **changes)
+    if spec.lora_repo is not None:
+        pipe.load_lora_weights(spec.lora_repo, weight_name=spec.lora_file)
+    if spec.vae_tiling:
+        pipe.vae.enable_tiling()
+    if spec.vae_slicing:
+        pipe.vae.enable_slicing()
+
+
+@contextmanager
+def _codec_accepted() -> Iterator[None]:
+    """Keeps diffusers from warning that the built-in model's VAE is not the class of real Wan checkpoints.
+
+    That is so on purpose; its other warnings, about other components or classes, come through.
+    """
+
+    def keep(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not (message.startswith("Expected types for vae") and LinearVideoCodec.__name__ in message)
+
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

@@ -1,0 +1,42 @@
+"""What a result was made with: versions and hardware, for sidecars."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+import psa_triton
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers in a video depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "torchmetrics": version("torchmetrics"),
+        "psa_triton": psa_triton.__version__,
+    }
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Names of the CPU and of the accelerator in use (None without), and the CPU threads torch uses."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"cpu": _cpu_name(), "gpu": gpu, "threads": torch.get_num_threads(), "device": str(device)}
+
+
+def _cpu_name() -> str:
+    # platform.processor() is empty or just the architecture on most Linux systems.
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,172 @@
+"""One video from one prompt, with what it cost."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+from psa_triton.generation.attention import Attention
+from psa_triton.generation.request import VideoRequest
+from psa_triton.generation.source import check_size, pipeline_divisors
+from psa_triton.integrations.diffusers import PSAStats, apply_psa
+
+# Any section's dense preset tells apply_psa to measure and change nothing.
+_DENSE_PRESET = "tiny-wan/baseline"
+
+OnStep = Callable[[int], None]
+"""Called with the number of denoising steps done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a video cost, in seconds of wall-clock time and in density."""
+
+    total_seconds: float
+    """From prompt to frames."""
+    transformer_seconds: float
+    """In the transformer's forwards."""
+    sparse_attention_seconds: float
+    """In self-attention layers that ran PSA, their projections included."""
+    dense_attention_seconds: float
+    """In self-attention layers that ran dense, their projections included."""
+    attention_density: float | None
+    """Share of keys read by the sparse layers; None if none ran."""
+    attention_density_with_estimation: float | None
+    """The same, with the cost of estimating importance."""
+    run_density: float | None
+    """Over all layers and steps, dense warm-up included."""
+    run_density_with_estimation: float | None
+    """The same, with the cost of estimating importance."""
+
+    dense_reasons: tuple[str, ...]
+    """Why layers ran dense, such as `warm-up` or `dense preset`."""
+
+    @property
+    def attention_seconds(self) -> float:
+        """In self-attention layers, sparse and dense."""
+        return self.sparse_attention_seconds + self.dense_attention_seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a sidecar."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GeneratedVideo:
+    """A video and its cost.
+
+    Attributes:
+        frames: `[F, H, W, 3]` float32 in [0, 1].
+        cost: what it took.
+    """
+
+    frames: NDArray[np.float32]
+    cost: Cost
+
+
+def generate_video(
+    pipe: DiffusionPipeline, request: VideoRequest, attention: Attention, *, on_step: OnStep | None = None
+) -> GeneratedVideo:
+    """Make one video.
+
+    Args:
+        pipe: a Wan or CogVideoX pipeline; it is left as it came.
+        request: what to make.
+        attention: how its self-attention is computed.
+        on_step: told after each denoising step.
+
+    Raises:
+        ValueError: the size does not fit the model, or the model made values that are not finite.
+    """
+    check_size(request.width, request.height, request.num_frames, pipeline_divisors(pipe))
+    config = _DENSE_PRESET if attention.config is None else attention.config
+    with (
+        apply_psa(pipe, config, impl=attention.impl, time_layers=True) as handle,
+        _transformer_clock(pipe) as clock,
+    ):
+        began = _now(pipe.device)
+        frames = np.asarray(pipe(**_arguments(pipe, request, on_step)).frames[0], dtype=np.float32)
+        total = _now(pipe.device) - began
+        stats = handle.stats()
+    if not np.isfinite(frames).all():
+        raise ValueError("the model made values that are not finite; try --dtype float32 or bfloat16")
+    return GeneratedVideo(frames, _cost(stats, total, clock.seconds))
+
+
+def _arguments(pipe: DiffusionPipeline, request: VideoRequest, on_step: OnStep | None) -> dict[str, Any]:
+    """Keyword arguments of the pipeline's call. A setting the pipeline has not is left out where it is None."""
+    arguments = asdict(request)
+    del arguments["seed"], arguments["fps"]
+    if arguments["guidance_scale_2"] is None:
+        del arguments["guidance_scale_2"]
+    unknown = arguments.keys() - inspect.signature(type(pipe).__call__).parameters.keys()
+    if unknown:
+        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(sorted(unknown))}")
+
+    def step_ended(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(step + 1)
+        return tensors
+
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    return {**arguments, "generator": generator, "output_type": "np", "callback_on_step_end": step_ended}
+
+
+def _cost(stats: PSAStats, total: float, transformer: float) -> Cost:
+    summary = stats.summary
+    return Cost(
+        total_seconds=total,
+        transformer_seconds=transformer,
+        sparse_attention_seconds=summary.sparse_seconds or 0.0,
+        dense_attention_seconds=summary.dense_seconds or 0.0,
+        attention_density=summary.sparse_density,
+        attention_density_with_estimation=summary.sparse_density_with_estimation,
+        run_density=summary.run_density,
+        run_density_with_estimation=summary.run_density_with_estimation,
+        dense_reasons=tuple(sorted({record.reason for record in stats.records if record.reason is not None})),
+    )
+
+
+class _Clock:
+    """Seconds spent in a module's forwards."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def start(self, module: torch.nn.Module, *_: Any) -> None:
+        self._began = _now(next(module.parameters()).device)
+
+    def stop(self, module: torch.nn.Module, *_: Any) -> None:
+        self.seconds += _now(next(module.parameters()).device) - self._began
+
+
+@contextmanager
+def _transformer_clock(pipe: DiffusionPipeline) -> Iterator[_Clock]:
+    """Times the forwards of a pipeline's transformers (one, or one for high and one for low noise)."""
+    clock, hooks = _Clock(), []
+    for name in ("transformer", "transformer_2"):
+        if (transformer := getattr(pipe, name, None)) is not None:
+            hooks.append(transformer.register_forward_pre_hook(clock.start))
+            hooks.append(transformer.register_forward_hook(clock.stop))
+    try:
+        yield clock
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, after all work queued on an accelerator is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

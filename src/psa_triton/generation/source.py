@@ -1,0 +1,142 @@
+"""Which model a name or a folder stands for, what it is run with, and which video sizes it can make."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from psa_triton.builtin import tiny_wan_path
+from psa_triton.models import MODELS, ModelSpec, find_model, recognise
+from psa_triton.presets import load_presets_file
+
+_FPS_OF_UNKNOWN_MODELS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model to load."""
+
+    name: str
+    """A key of the registry, or the full path of a folder."""
+    location: str
+    """Where diffusers finds it: a folder, or a repository on the Hugging Face hub."""
+    pipeline: str
+    """Name of the pipeline class in diffusers."""
+    spec: ModelSpec | None
+    """What the registry knows about it; None for a folder with an unknown model."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is on this machine, as a folder."""
+        return Path(self.location).is_dir()
+
+    def default(self, setting: str) -> Any:
+        """What a setting is if nobody asks for anything else.
+
+        Args:
+            setting: a field of `ModelSpec` such as `width`. Unknown models get the default of their pipeline's call.
+
+        Raises:
+            ValueError: the model is unknown and its pipeline has no default either.
+        """
+        if self.spec is not None:
+            return getattr(self.spec, setting)
+        if setting == "fps":
+            return _FPS_OF_UNKNOWN_MODELS
+        parameters = inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters
+        if setting == "guidance_scale_2":
+            return None
+        if (value := parameters[setting].default) is None:
+            raise ValueError(f"{setting}: {self.name} is no model I know, so it has no default: give --{setting}")
+        return value
+
+
+def find_source(model: str) -> ModelSource:
+    """The model that a name or a folder stands for; a folder with a known model gets that model's settings.
+
+    Args:
+        model: a key of `psa_triton.models`, or the path of a folder as `DiffusionPipeline.save_pretrained` writes it.
+
+    Raises:
+        ValueError: neither a key nor a folder, or a folder that is not a pipeline's.
+        FileNotFoundError: the built-in model is asked for and not part of this installation.
+    """
+    if model not in MODELS and Path(model).is_dir():
+        return _folder_source(model)
+    spec = _find_spec(model)
+    location = str(tiny_wan_path()) if spec.hub_id is None else spec.hub_id
+    return ModelSource(name=model, location=location, pipeline=spec.pipeline, spec=spec)
+
+
+def _find_spec(model: str) -> ModelSpec:
+    try:
+        return find_model(model)
+    except ValueError as error:
+        raise ValueError(f"{error}; nor is it the path of a folder") from None
+
+
+def _folder_source(folder: str) -> ModelSource:
+    path = Path(folder).resolve()
+    index = _read_json(path / "model_index.json")
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str) or not hasattr(diffusers, pipeline):
+        raise ValueError(f"model: {path / 'model_index.json'} names the pipeline {pipeline!r}, which diffusers has not")
+    return ModelSource(name=str(path), location=str(path), pipeline=pipeline, spec=_recognise_folder(path, index))
+
+
+def _recognise_folder(path: Path, index: dict[str, Any]) -> ModelSpec | None:
+    second = index.get("transformer_2") or [None]
+    transformer = _read_json(path / "transformer" / "config.json")
+    section = recognise(transformer, two_transformers=second[0] is not None)
+    return next((spec for spec in MODELS.values() if spec.preset_section == section), None)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"model: expected a pipeline folder as diffusers saves it, but there is no {file}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model: {file} is no JSON: {error}") from error
+
+
+def size_divisors(source: ModelSource) -> tuple[int, int, int] | None:
+    """Pixels of width and height and number of frames that a token of a known model stands for; else None."""
+    if source.spec is None:
+        return None
+    scale = load_presets_file().section(source.spec.preset_section).video_scale
+    return scale.width_divisor, scale.height_divisor, scale.depth_divisor
+
+
+def pipeline_divisors(pipe: Any) -> tuple[int, int, int]:
+    """The same, read off a loaded Wan or CogVideoX pipeline."""
+    patch = pipe.transformer.config.patch_size
+    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch[1:]
+    spatial = getattr(pipe, "vae_scale_factor_spatial", 8)
+    return spatial * patch_width, spatial * patch_height, getattr(pipe, "vae_scale_factor_temporal", 4)
+
+
+def check_size(width: int, height: int, num_frames: int, divisors: tuple[int, int, int]) -> None:
+    """Check that a video is made of whole tokens; diffusers would round it with no more than a warning.
+
+    Raises:
+        ValueError: naming the size at fault and the nearest that fit.
+    """
+    for name, value, divisor in (("width", width, divisors[0]), ("height", height, divisors[1])):
+        if value < 1 or value % divisor:
+            raise ValueError(
+                f"{name}: expected a multiple of {divisor}, got {value}; {_nearest(value, divisor, 0)} fits"
+            )
+    if num_frames < 1 or num_frames % divisors[2] != 1 % divisors[2]:
+        near = _nearest(num_frames, divisors[2], 1)
+        raise ValueError(f"num_frames: expected 1 + a multiple of {divisors[2]}, got {num_frames}; {near} fits")
+
+
+def _nearest(value: int, divisor: int, remainder: int) -> int:
+    least = remainder or divisor
+    return max(least, round((value - remainder) / divisor) * divisor + remainder)

@@ -1,0 +1,131 @@
+"""Pyramid attention for given levels, by one of several implementations of the same definition."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, overload
+
+import torch
+from torch import Tensor
+
+from ..blocks import block_count, check_block_size
+from ..config import COARSEST_LEVEL
+from ..inputs import check_attention_inputs, resolve_scale
+from . import cpu, reference
+
+Impl = Literal["auto", "reference", "cpu", "triton"]
+
+IMPLEMENTATIONS: Final = ("reference", "cpu")
+"""What this version can run; the GPU kernels are named `triton`."""
+
+
+@overload
+def pyramid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    levels: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool = ...,
+    scale: float | None = ...,
+    impl: Impl = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def pyramid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    levels: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool = ...,
+    scale: float | None = ...,
+    impl: Impl = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def pyramid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    levels: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool = False,
+    scale: float | None = None,
+    impl: Impl = "auto",
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention that reads each key block at the resolution that `levels` gives it (arXiv 2512.04025, section 3).
+
+    A key block at level `l` is read as the means of groups of `l` neighbouring tokens, each weighted by its number of
+    tokens; at level 0 it is skipped. A row whose levels are all 0 gives zeros and a log-sum-exp of -inf. Products are
+    accumulated in float32 (float64 for float64). NaN and inf spoil the rows that see them and no others.
+
+    Args:
+        q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
+        k, v: `[B, Hkv, Nk, D]`, same dtype and device; query head `h` reads key head `h // (Hq // Hkv)`.
+        levels: int8 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`: 0, 1, 2, 4, ... at most `block_n`.
+        block_m: tokens of a query block, a power of two of at least 8.
+        block_n: tokens of a key block, likewise.
+        is_causal: query `i` sees a group if the group's last token is at most `i + Nk - Nq`.
+        scale: factor of the logits, `D ** -0.5` by default.
+        impl: `reference` (any device, differentiable, slow), `cpu` (fast, no gradient), or `auto`: `cpu` for CPU tensors
+            that need no gradient, else `reference`.
+        return_lse: also return the log-sum-exp of the logits.
+
+    Returns:
+        The output, shape and dtype of q; with `return_lse` also the log-sum-exp, float32 `[B, Hq, Nq]` (float64 for
+        float64).
+
+    Raises:
+        TypeError: an argument of the wrong type, or dtypes or devices that differ.
+        ValueError: shapes that do not fit, an unknown level, or an implementation that cannot run here and why.
+    """
+    check_attention_inputs(q, k, v)
+    check_block_size("block_m", block_m)
+    check_block_size("block_n", block_n)
+    scale = resolve_scale(scale, q.shape[-1])
+    _check_levels(levels, q, k, block_m, block_n)
+    run = reference.pyramid_attention if resolve_impl(impl, q, k, v) == "reference" else cpu.pyramid_attention
+    out, lse = run(
+        q, k, v, levels, block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale, return_lse=return_lse
+    )
+    return out if lse is None else (out, lse)
+
+
+def resolve_impl(impl: str, q: Tensor, k: Tensor, v: Tensor) -> str:
+    """The implementation that will run: `impl`, or the fastest one that can if it is `auto`.
+
+    Raises:
+        ValueError: an unknown implementation, or one that cannot run on these tensors, and why.
+    """
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if impl == "auto":
+        return "cpu" if q.device.type == "cpu" and not needs_grad else "reference"
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl: expected 'auto' or one that this version has, {IMPLEMENTATIONS}, got {impl!r}")
+    if impl == "cpu" and q.device.type != "cpu":
+        raise ValueError(f"impl: 'cpu' expects CPU tensors, got {q.device}; move them, or use impl='auto'")
+    if impl == "cpu" and needs_grad:
+        raise ValueError("impl: 'cpu' has no gradient; use impl='auto' or 'reference', or torch.no_grad()")
+    return impl
+
+
+def _check_levels(levels: Tensor, q: Tensor, k: Tensor, block_m: int, block_n: int) -> None:
+    if not isinstance(levels, Tensor):
+        raise TypeError(f"levels: expected a tensor, got {type(levels).__name__}")
+    if levels.dtype != torch.int8:
+        raise TypeError(f"levels: expected int8, got {levels.dtype}; convert with .to(torch.int8)")
+    if levels.device != q.device:
+        raise ValueError(f"levels: expected the device of q, {q.device}, got {levels.device}")
+    shape = (q.shape[0], q.shape[1], block_count(q.shape[2], block_m), block_count(k.shape[2], block_n))
+    if levels.shape != shape:
+        raise ValueError(f"levels: expected [batch, query heads, query blocks, key blocks] = {shape}, got {tuple(levels.shape)}")
+    unknown = (levels < 0) | ((levels & (levels - 1)) != 0) | (levels > min(block_n, COARSEST_LEVEL))
+    if unknown.any():
+        came = sorted(levels[unknown].unique().tolist())
+        raise ValueError(f"levels: expected 0 or powers of two up to block_n = {block_n}, got also {came}")

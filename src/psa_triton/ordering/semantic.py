@@ -1,0 +1,146 @@
+"""Orders that follow the data: tokens that k-means puts in one cluster stand together, for each head by itself.
+
+Attention without a causal mask depends neither on the order of keys nor on that of queries, so the two may be ordered
+apart, each by its own clusters. Lloyd's algorithm with `_ITERATIONS` updates takes `(2 * _ITERATIONS + 1) * clusters *
+N * D` multiply-adds a tensor: for queries and keys together about 5.5% of dense attention's `2 * N * N * D`, and less
+once the number of clusters has reached its limit.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from psa_triton.names import unknown_name
+from psa_triton.ordering.checks import check_prefix, check_triple
+from psa_triton.ordering.order import TokenOrder, grid_order
+
+SemanticMethod = Literal["SemanticAware", "Hybrid"]
+
+# About one cluster for each of the largest key blocks: a finer clustering would not survive the cut into blocks.
+_TOKENS_PER_CLUSTER = 128
+# Keeps the cost linear in N on long videos.
+_MAX_CLUSTERS = 256
+_ITERATIONS = 3
+_POWER_ITERATIONS = 8
+# Largest number of distances held at once, 64 MiB of float32.
+_DISTANCES = 1 << 24
+
+
+@torch.no_grad()
+def semantic_order(
+    x: Tensor,
+    *,
+    method: SemanticMethod,
+    grid: tuple[int, int, int] | None = None,
+    prefix_tokens: int = 0,
+) -> TokenOrder:
+    """An order per head that puts the tokens of a k-means cluster together and alike clusters side by side.
+
+    The same input gives the same order on every run on a device: clusters start at evenly spaced tokens and no random
+    number is drawn. Non-finite values count as 0. There is one cluster for 128 tokens, 256 clusters at most.
+
+    Args:
+        x: queries or keys `[B, H, N, D]`, floating point.
+        method: `SemanticAware`, tokens of a cluster stay in raster order, or `Hybrid`, they follow the Gilbert curve.
+        grid: visual tokens along (t, h, w), `t * h * w = N - prefix_tokens`; needed by `Hybrid`.
+        prefix_tokens: first tokens of the sequence that keep their place.
+
+    Returns:
+        An order with a permutation `[B, H, N]` on the device of `x`.
+
+    Raises:
+        TypeError: `x` is not floating point, or `grid` or `prefix_tokens` not of integers.
+        ValueError: `x` is not 4-dimensional, `method` is unknown, `grid` is missing or does not match the tokens, or
+            `prefix_tokens` is negative or exceeds N.
+    """
+    if method not in get_args(SemanticMethod):
+        raise ValueError(
+            f"method: {unknown_name('semantic order', str(method), get_args(SemanticMethod))}; "
+            "grid_order makes those that the grid alone decides"
+        )
+    prefix_tokens = check_prefix(prefix_tokens)
+    _check_shapes(x, grid, prefix_tokens)
+    if method == "SemanticAware":
+        inside = torch.arange(x.shape[2] - prefix_tokens, device=x.device)
+    elif grid is None:
+        raise ValueError("grid: expected (t, h, w), which method 'Hybrid' needs, got None")
+    else:
+        inside = grid_order("Gilbert", grid, device=x.device).permutation
+    visual = torch.nan_to_num(x[:, :, prefix_tokens:].float(), nan=0.0, posinf=0.0, neginf=0.0)
+    by_cluster = _ordered_clusters(visual)[..., inside].argsort(dim=-1, stable=True)
+    permutation = inside[by_cluster]
+    return TokenOrder(permutation, permutation.argsort(dim=-1)).with_prefix(prefix_tokens)
+
+
+def _check_shapes(x: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: int) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"x: expected shape [B, H, N, D], got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating point dtype, got {x.dtype}")
+    tokens = x.shape[2]
+    if prefix_tokens > tokens:
+        raise ValueError(f"prefix_tokens: expected at most the {tokens} tokens of x, got {prefix_tokens}")
+    if grid is None:
+        return
+    t, h, w = check_triple("grid", grid)
+    if t * h * w != tokens - prefix_tokens:
+        raise ValueError(
+            f"grid: expected t * h * w = {tokens - prefix_tokens} visual tokens ({tokens} tokens, {prefix_tokens} of "
+            f"them prefix), got {t} * {h} * {w} = {t * h * w}"
+        )
+
+
+def _ordered_clusters(x: Tensor) -> Tensor:
+    """Place of each token's cluster among the clusters: int64 `[B, H, N]` for float32 `[B, H, N, D]`."""
+    tokens = x.shape[2]
+    if tokens == 0:
+        return torch.zeros(x.shape[:3], dtype=torch.int64, device=x.device)
+    clusters = min(-(-tokens // _TOKENS_PER_CLUSTER), _MAX_CLUSTERS)
+    seeds = (2 * torch.arange(clusters, device=x.device) + 1) * tokens // (2 * clusters)
+    centroids = x[:, :, seeds]
+    for _ in range(_ITERATIONS):
+        centroids = _means(x, _nearest(x, centroids), centroids)
+    return _place(centroids).gather(-1, _nearest(x, centroids))
+
+
+def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
+    """Index of the nearest centroid, the first of equals: int64 `[B, H, N]`."""
+    half_norm = centroids.square().sum(-1).unsqueeze(-2) / 2
+    chunks = x.split(_chunk(centroids), dim=2)
+    return torch.cat([(half_norm - chunk @ centroids.mT).argmin(-1) for chunk in chunks], dim=-1)
+
+
+def _means(x: Tensor, cluster: Tensor, centroids: Tensor) -> Tensor:
+    """Mean of each cluster's tokens; an empty cluster keeps its centroid.
+
+    Sums are matrix products and not scattered additions, whose order, and so result, varies from run to run on a GPU.
+    """
+    index = torch.arange(centroids.shape[2], device=x.device).unsqueeze(-1)
+    total = torch.zeros_like(centroids)
+    count = torch.zeros_like(centroids[..., :1])
+    size = _chunk(centroids)
+    for chunk, labels in zip(x.split(size, dim=2), cluster.split(size, dim=2), strict=True):
+        member = (labels.unsqueeze(2) == index).to(x.dtype)
+        total += member @ chunk
+        count += member.sum(-1, keepdim=True)
+    return torch.where(count > 0, total / count.clamp(min=1), centroids)
+
+
+def _chunk(centroids: Tensor) -> int:
+    """Tokens whose distances to all centroids of all heads are held at once."""
+    batch, heads, clusters, _ = centroids.shape
+    return max(1, _DISTANCES // max(1, batch * heads * clusters))
+
+
+def _place(centroids: Tensor) -> Tensor:
+    """Place of each centroid along the direction in which the centroids of a head vary most: int64 `[B, H, K]`."""
+    centred = centroids - centroids.mean(dim=2, keepdim=True)
+    farthest = centred.square().sum(-1, keepdim=True).argmax(dim=2, keepdim=True)
+    direction = centred.gather(2, farthest.expand(-1, -1, -1, centred.shape[-1])).mT
+    for _ in range(_POWER_ITERATIONS):
+        direction = normalize(centred.mT @ (centred @ direction), dim=2)
+    return (centred @ direction).squeeze(-1).argsort(dim=-1, stable=True).argsort(dim=-1)

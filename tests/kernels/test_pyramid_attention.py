@@ -1,0 +1,276 @@
+"""The oracle against answers made by hand, and every implementation against the oracle in float64."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psa_triton.kernels import pyramid_attention
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def tensors(batch=1, heads=2, key_heads=2, queries=100, keys=100, dim=64, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(h, n):
+        return torch.randn(batch, h, n, dim, dtype=torch.float64, generator=generator).to(dtype)
+
+    return normal(heads, queries), normal(key_heads, keys), normal(key_heads, keys)
+
+
+def random_levels(q, k, m, n, among=(0, 1, 2, 4, 8), seed=0):
+    shape = (q.shape[0], q.shape[1], -(-q.shape[2] // m), -(-k.shape[2] // n))
+    picked = torch.randint(0, len(among), shape, generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(among, dtype=torch.int8)[picked]
+
+
+def oracle(q, k, v, levels, **kwargs):
+    return pyramid_attention(q.double(), k.double(), v.double(), levels, impl="reference", return_lse=True, **kwargs)
+
+
+def eager(q, k, v, levels, *, block_m, block_n, is_causal=False):
+    """The same mathematics, each step rounded to the dtype of q: what anyone would write down first."""
+    heads = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1)
+    logits, values = [], []
+    for level in sorted(set(levels.flatten().tolist()) - {0}):
+        starts = range(0, k.shape[2], level)
+        count = torch.tensor([min(level, k.shape[2] - s) for s in starts])
+        mean_k = torch.stack([k[:, :, s : s + level].mean(2) for s in starts], 2)
+        values.append(torch.stack([v[:, :, s : s + level].mean(2) for s in starts], 2))
+        sees = (levels == level).repeat_interleave(block_m, 2)[:, :, : q.shape[2]]
+        sees = sees.repeat_interleave(block_n // level, 3)[..., : len(count)]
+        if is_causal:
+            limit = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2]
+            sees = sees & (torch.tensor(list(starts)) + count - 1 <= limit)
+        s = (q @ mean_k.mT) * q.shape[-1] ** -0.5 + count.log().to(q.dtype)
+        logits.append(s.masked_fill(~sees, -math.inf))
+    return (torch.cat(logits, -1).softmax(-1).nan_to_num(0.0) @ torch.cat(values, 2)).to(q.dtype)
+
+
+def assert_as_good_as_eager(out, q, k, v, levels, **kwargs):
+    expected, _ = oracle(q, k, v, levels, **kwargs)
+    bound = (eager(q, k, v, levels, **kwargs).double() - expected).square().mean().sqrt()
+    error = (out.double() - expected).square().mean().sqrt()
+    # float32 sums in another order than eager code may come out a little above it; so may one rounding of the output.
+    assert error <= 1.6 * bound + torch.finfo(q.dtype).eps * expected.square().mean().sqrt() / 4
+
+
+class TestOracle:
+    def test_an_answer_made_by_hand(self):
+        # One query over 16 keys in two blocks; block 0 in pairs, block 1 skipped. Keys 0, 1 have logit ln 3 with the
+        # query, all others 0, so the first pair weighs 2 * 3 and the other three 2 * 1.
+        k = torch.zeros(1, 1, 16, 8)
+        k[0, 0, :2, 0] = math.log(3)
+        v = torch.zeros(1, 1, 16, 8)
+        v[0, 0, 0, 0], v[0, 0, 1, 0], v[0, 0, 2, 1], v[0, 0, 9, 2] = 1.0, 3.0, 1.0, 100.0
+        q = torch.zeros(1, 1, 1, 8)
+        q[..., 0] = 1.0
+        levels = torch.tensor([[[[2, 0]]]], dtype=torch.int8)
+        out, lse = pyramid_attention(
+            q, k, v, levels, block_m=8, block_n=8, scale=1.0, impl="reference", return_lse=True
+        )
+        expected = [2.0 * 6 / 12, 0.5 * 2 / 12, 0.0]
+        torch.testing.assert_close(out[0, 0, 0, :3], torch.tensor(expected))
+        torch.testing.assert_close(lse, torch.tensor([[[math.log(12)]]]))
+
+    @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+    def test_all_levels_1_is_dense_attention(self, is_causal):
+        q, k, v = tensors(queries=77, keys=77, dtype=torch.float64)
+        levels = torch.ones(1, 2, 3, 3, dtype=torch.int8)
+        out, _ = oracle(q, k, v, levels, block_m=32, block_n=32, is_causal=is_causal)
+        torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v, is_causal=is_causal))
+
+    @pytest.mark.parametrize("level", [1, 2, 4, 8, 16, 32, 64])
+    def test_equal_keys_weigh_as_much_pooled_as_unpooled(self, level):
+        q, _, v = tensors(queries=5, keys=130, dtype=torch.float64)
+        k = q[:, :, :1].expand(-1, -1, 130, -1)
+        levels = torch.full((1, 2, 1, 3), level, dtype=torch.int8)
+        out, lse = oracle(q, k, v, levels, block_m=8, block_n=64)
+        torch.testing.assert_close(out, v.mean(2, keepdim=True).expand_as(out))
+        torch.testing.assert_close(lse, math.log(130) + (q * k[:, :, :1]).sum(-1) * 64**-0.5)
+
+    def test_is_differentiable(self):
+        q, k, v = (x[..., :8].clone().requires_grad_() for x in tensors(queries=9, keys=19, heads=1, key_heads=1, dtype=torch.float64))
+        levels = torch.tensor([[[[1, 2, 8], [0, 4, 1]]]], dtype=torch.int8)
+        assert torch.autograd.gradcheck(
+            lambda *x: pyramid_attention(*x, levels, block_m=8, block_n=8, impl="reference"), (q, k, v)
+        )
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+class TestCpu:
+    @pytest.mark.parametrize(
+        ("queries", "keys", "m", "n"),
+        [
+            (1, 1, 64, 64),
+            (7, 5, 128, 128),
+            (64, 64, 64, 64),
+            (100, 333, 32, 32),
+            (333, 100, 128, 32),
+            (257, 257, 128, 64),
+            (300, 300, 64, 128),
+            (129, 40, 16, 8),
+        ],
+        ids=lambda x: str(x),
+    )
+    def test_agrees_with_the_oracle(self, dtype, is_causal, queries, keys, m, n):
+        q, k, v = tensors(2, 4, 2, queries, keys, dtype=dtype)
+        levels = random_levels(q, k, m, n)
+        kwargs = dict(block_m=m, block_n=n, is_causal=is_causal)
+        assert_as_good_as_eager(pyramid_attention(q, k, v, levels, impl="cpu", **kwargs), q, k, v, levels, **kwargs)
+
+    def test_levels_coarser_than_8(self, dtype, is_causal):
+        q, k, v = tensors(queries=200, keys=300, dtype=dtype)
+        kwargs = dict(block_m=64, block_n=64, is_causal=is_causal)
+        for among in ((0, 1, 16, 32, 64), (64,), (8, 16)):
+            levels = random_levels(q, k, 64, 64, among=among)
+            assert_as_good_as_eager(pyramid_attention(q, k, v, levels, impl="cpu", **kwargs), q, k, v, levels, **kwargs)
+
+    @pytest.mark.parametrize("dim", [8, 24, 40, 96, 256], ids=lambda d: f"dim{d}")
+    def test_head_dimensions(self, dtype, is_causal, dim):
+        q, k, v = tensors(queries=70, keys=90, dim=dim, dtype=dtype)
+        levels = random_levels(q, k, 32, 32)
+        kwargs = dict(block_m=32, block_n=32, is_causal=is_causal)
+        assert_as_good_as_eager(pyramid_attention(q, k, v, levels, impl="cpu", **kwargs), q, k, v, levels, **kwargs)
+
+    def test_long_lists_are_read_in_parts(self, dtype, is_causal, monkeypatch):
+        q, k, v = tensors(queries=200, keys=400, dtype=dtype)
+        levels = random_levels(q, k, 64, 32, among=(0, 1, 2, 8, 16))
+        kwargs = dict(block_m=64, block_n=32, is_causal=is_causal)
+        monkeypatch.setattr("psa_triton.kernels.cpu._ROWS_AT_ONCE", 48)
+        out, lse = pyramid_attention(q, k, v, levels, impl="cpu", return_lse=True, **kwargs)
+        # Each part's output is rounded before it is merged: one rounding more than eager code has.
+        expected, expected_lse = oracle(q, k, v, levels, **kwargs)
+        torch.testing.assert_close(out.double(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
+        torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+    def test_transposed_views_give_the_same_and_keep_their_layout(self, dtype, is_causal):
+        q, k, v = tensors(queries=100, keys=140, dtype=dtype)
+        levels = random_levels(q, k, 32, 32)
+        views = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+        kwargs = dict(block_m=32, block_n=32, is_causal=is_causal, impl="cpu")
+        out = pyramid_attention(*views, levels, **kwargs)
+        assert out.stride() == views[0].stride()
+        assert torch.equal(out, pyramid_attention(q, k, v, levels, **kwargs))
+
+    def test_rows_without_a_key_are_zero(self, dtype, is_causal):
+        q, k, v = tensors(queries=96, keys=64, dtype=dtype)
+        levels = random_levels(q, k, 32, 32)
+        levels[:, :, 1] = 0
+        out, lse = pyramid_attention(
+            q, k, v, levels, block_m=32, block_n=32, is_causal=is_causal, impl="cpu", return_lse=True
+        )
+        assert (out[:, :, 32:64] == 0).all()
+        assert (lse[:, :, 32:64] == -math.inf).all()
+        assert not out.isnan().any()
+        if is_causal:  # 96 queries, 64 keys: the first 32 queries see nothing
+            assert (out[:, :, :32] == 0).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_cpu_agrees_with_the_oracle_whatever_the_shape(data):
+    key_heads, group = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
+    queries, keys = data.draw(st.integers(1, 150)), data.draw(st.integers(1, 150))
+    m, n = data.draw(st.sampled_from([8, 32, 64])), data.draw(st.sampled_from([8, 16, 32, 64]))
+    among = data.draw(st.lists(st.sampled_from([0, 1, 2, 4, 8, 16, 32, 64]), min_size=1, max_size=4))
+    is_causal, seed = data.draw(st.booleans()), data.draw(st.integers(0, 99))
+    q, k, v = tensors(1, key_heads * group, key_heads, queries, keys, dim=8, seed=seed)
+    levels = random_levels(q, k, m, n, among=[level for level in among if level <= n] or [1], seed=seed)
+    kwargs = dict(block_m=m, block_n=n, is_causal=is_causal)
+    out, lse = pyramid_attention(q, k, v, levels, impl="cpu", return_lse=True, **kwargs)
+    expected, expected_lse = oracle(q, k, v, levels, **kwargs)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=["nan", "inf"])
+class TestNonFinite:
+    kwargs = dict(block_m=32, block_n=32)
+
+    def run(self, impl, q, k, v, **more):
+        return pyramid_attention(q, k, v, torch.ones(1, 2, 4, 4, dtype=torch.int8), impl=impl, **self.kwargs, **more)
+
+    def test_a_query_spoils_its_own_row_alone(self, impl, value):
+        q, k, v = tensors()
+        clean = self.run(impl, q, k, v)
+        q[0, 1, 40, 3] = value
+        out = self.run(impl, q, k, v)
+        others = torch.ones(1, 2, 100, dtype=torch.bool)
+        others[0, 1, 40] = False
+        assert not out[0, 1, 40].isfinite().any()
+        assert torch.equal(out[others], clean[others])
+
+    @pytest.mark.parametrize("where", ["k", "v"])
+    def test_a_key_or_value_spoils_the_rows_that_see_it(self, impl, value, where):
+        q, k, v = tensors()
+        clean = self.run(impl, q, k, v, is_causal=True)
+        {"k": k, "v": v}[where][0, 0, 50, 1] = value
+        out = self.run(impl, q, k, v, is_causal=True)
+        assert torch.equal(out[0, 0, :50], clean[0, 0, :50])
+        assert torch.equal(out[0, 1], clean[0, 1])
+        dense = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True)[0, 0, 50:]
+        spoiled = ~dense.isfinite().all(-1)  # not every row: where the logit is -inf the key weighs nothing
+        assert spoiled.any()
+        assert not out[0, 0, 50:].isfinite().all(-1)[spoiled].any()
+        torch.testing.assert_close(out[0, 0, 50:][~spoiled].double(), dense[~spoiled], rtol=1e-5, atol=1e-5)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            (dict(q=torch.zeros(2, 10, 8)), ValueError, "q: expected 4 dimensions"),
+            (dict(q="q"), TypeError, "q: expected a tensor, got str"),
+            (dict(q=torch.zeros(1, 2, 10, 8, dtype=torch.int32)), TypeError, "q: expected one of float32"),
+            (dict(k=torch.zeros(1, 2, 10, 8, dtype=torch.float16)), TypeError, "k: expected dtype and device of q"),
+            (dict(k=torch.zeros(1, 2, 10, 8, device="meta")), TypeError, "k: expected dtype and device of q"),
+            (dict(k=torch.zeros(1, 2, 10, 16)), ValueError, "k: expected batch 1 and head dimension 8"),
+            (dict(v=torch.zeros(1, 2, 11, 8)), ValueError, "v: expected the shape of k"),
+            (dict(q=torch.zeros(1, 3, 10, 8)), ValueError, "q: expected a multiple of k's 2 heads, got 3"),
+            (dict(k=torch.zeros(1, 2, 0, 8)), ValueError, "k: expected at least one"),
+            (dict(levels=torch.ones(1, 2, 1, 1)), TypeError, "levels: expected int8"),
+            (dict(levels=torch.ones(1, 2, 1, 2, dtype=torch.int8)), ValueError, r"levels: expected .* \(1, 2, 2, 2\)"),
+            (dict(levels=torch.full((1, 2, 2, 2), 3, dtype=torch.int8)), ValueError, r"levels: .* got also \[3\]"),
+            (dict(levels=torch.full((1, 2, 2, 2), 16, dtype=torch.int8)), ValueError, r"up to block_n = 8, got also \[16\]"),
+            (dict(levels=torch.full((1, 2, 2, 2), -1, dtype=torch.int8)), ValueError, r"got also \[-1\]"),
+            (dict(scale=math.nan), ValueError, "scale: expected a finite number"),
+            (dict(block_m=12), ValueError, "block_m: expected a power of two"),
+            (dict(block_n=4), ValueError, "block_n: expected a power of two"),
+            (dict(impl="cuda"), ValueError, "impl: expected 'auto' or one that this version has"),
+            (dict(impl="triton"), ValueError, "impl: expected 'auto' or one that this version has"),
+        ],
+    )  # fmt: skip
+    def test_bad_input_is_named(self, change, error, message):
+        good = dict(q=torch.zeros(1, 2, 10, 8), k=torch.zeros(1, 2, 10, 8), v=torch.zeros(1, 2, 10, 8))
+        good |= dict(levels=torch.ones(1, 2, 2, 2, dtype=torch.int8), block_m=8, block_n=8)
+        with pytest.raises(error, match=message):
+            pyramid_attention(**(good | change))
+
+    def test_head_dimension_must_be_a_multiple_of_8(self):
+        x = torch.zeros(1, 1, 8, 12)
+        with pytest.raises(ValueError, match="multiple of 8, got 12"):
+            pyramid_attention(x, x, x, torch.ones(1, 1, 1, 1, dtype=torch.int8), block_m=8, block_n=8)
+
+    def test_cpu_says_that_it_has_no_gradient_and_auto_avoids_it(self):
+        q, k, v = tensors(queries=10, keys=10)
+        q.requires_grad_()
+        levels = torch.ones(1, 2, 1, 1, dtype=torch.int8)
+        with pytest.raises(ValueError, match="'cpu' has no gradient"):
+            pyramid_attention(q, k, v, levels, block_m=32, block_n=32, impl="cpu")
+        pyramid_attention(q, k, v, levels, block_m=32, block_n=32).sum().backward()
+        assert q.grad is not None
+
+
+def test_threads_are_as_they_were():
+    before = torch.get_num_threads()
+    q, k, v = tensors()
+    pyramid_attention(q, k, v, random_levels(q, k, 32, 32), block_m=32, block_n=32, impl="cpu")
+    assert torch.get_num_threads() == before

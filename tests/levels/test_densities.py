@@ -1,0 +1,80 @@
+"""Density, by hand and by counting the groups of every query."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psa_triton.levels import density, exempt_levels, read_density
+
+
+def test_density_by_hand():
+    levels = torch.tensor([[1, 2, 0, 4], [8, 0, 0, 64]], dtype=torch.int8).view(1, 2, 1, 4)
+    found = density(levels)
+    assert found.dtype == torch.float32
+    assert found.tolist() == [[(1 + 1 / 2 + 1 / 4) / 4, (1 / 8 + 1 / 64) / 4]]
+
+
+def test_read_density_counts_short_groups():
+    # 8 keys at level 4: 2 groups. Last block of 5: 2 groups. 4 of 13 keys, where density says 1/4.
+    levels = torch.full((1, 1, 1, 2), 4, dtype=torch.int8)
+    found = read_density(levels, block_m=8, block_n=8, query_tokens=3, key_tokens=13)
+    assert found.item() == pytest.approx(4 / 13)
+
+
+def test_read_density_weighs_query_blocks_by_their_queries():
+    # 8 queries read everything, 2 read nothing.
+    levels = torch.tensor([1, 0], dtype=torch.int8).view(1, 1, 2, 1)
+    assert read_density(levels, block_m=8, block_n=8, query_tokens=10, key_tokens=8).item() == pytest.approx(0.8)
+
+
+def test_read_density_causal_by_hand():
+    # Queries see 1..8 keys; groups of 4 are read once complete: 0 0 0 1/4 1/5 1/6 1/7 2/8.
+    levels = torch.full((1, 1, 1, 1), 4, dtype=torch.int8)
+    found = read_density(levels, block_m=8, block_n=8, query_tokens=8, key_tokens=8, is_causal=True)
+    assert found.item() == pytest.approx((1 / 4 + 1 / 5 + 1 / 6 + 1 / 7 + 2 / 8) / 8)
+
+
+def test_dense_levels_have_density_one_also_where_queries_see_nothing():
+    sizes = {"block_m": 8, "block_n": 16, "query_tokens": 50, "key_tokens": 21}
+    levels = exempt_levels(torch.ones(1, 2, 7, 2, dtype=torch.int8), **sizes, is_causal=True)
+    assert read_density(levels, **sizes, is_causal=True).tolist() == [[1.0, 1.0]]
+
+
+def brute_force(levels, m, n, nq, nk, is_causal):
+    shares = []
+    for i in range(nq):
+        newest = i + nk - nq if is_causal else nk - 1
+        if newest < 0:
+            continue
+        read = 0
+        for j, level in enumerate(levels[i // m].tolist()):
+            start, end = j * n, min((j + 1) * n, nk)
+            for group in range(start, end, level) if level else ():
+                read += min(group + level, end) - 1 <= newest
+        shares.append(read / min(newest + 1, nk))
+    return sum(shares) / len(shares)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 70), st.integers(1, 70), st.sampled_from([8, 16]), st.sampled_from([8, 32]), st.booleans(),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_read_density_equals_a_count_over_queries(nq, nk, m, n, is_causal, seed):
+    shape = (1, 2, math.ceil(nq / m), math.ceil(nk / n))
+    choices = torch.tensor([level for level in (0, 1, 2, 4, 8, 16, 32) if level <= n], dtype=torch.int8)
+    levels = choices[torch.randint(len(choices), shape, generator=torch.Generator().manual_seed(seed))]
+    found = read_density(levels, block_m=m, block_n=n, query_tokens=nq, key_tokens=nk, is_causal=is_causal)
+    assert found.shape == (1, 2)
+    for head in range(2):
+        assert found[0, head].item() == pytest.approx(brute_force(levels[0, head], m, n, nq, nk, is_causal), rel=1e-6)
+
+
+def test_levels_that_do_not_fit_are_an_error():
+    with pytest.raises(ValueError, match=r"levels: expected \[\.\.\., 2, 1\]"):
+        read_density(torch.ones(1, 1, 1, 1, dtype=torch.int8), block_m=8, block_n=8, query_tokens=9, key_tokens=8)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from psa_triton.ordering import grid_order
+from psa_triton.ordering import order as order_module
+from psa_triton.ordering.gilbert import gilbert_order
+from psa_triton.ordering.tiles import tile_order
+
+
+@pytest.fixture
+def cold_cache() -> None:
+    order_module._grid_order.cache_clear()
+
+
+def test_methods_are_the_curve_and_the_tiles() -> None:
+    grid = (3, 5, 7)
+    assert torch.equal(grid_order("Gilbert", grid).permutation, gilbert_order(grid))
+    assert torch.equal(grid_order("STA", grid).permutation, tile_order(grid, (2, 8, 8)))
+    assert torch.equal(grid_order("STA", grid, tile_size=(1, 2, 3)).permutation, tile_order(grid, (1, 2, 3)))
+
+
+@pytest.mark.parametrize("method", ["Gilbert", "STA"])
+def test_prefix_keeps_its_place(method: Any) -> None:
+    grid, prefix = (3, 5, 10), 226
+    order = grid_order(method, grid, prefix_tokens=prefix)
+    assert order.tokens == prefix + 150
+    assert torch.equal(order.permutation[:prefix], torch.arange(prefix))
+    assert torch.equal(order.permutation[prefix:] - prefix, grid_order(method, grid).permutation)
+    x = torch.randn(prefix + 150, 2)
+    assert torch.equal(order.restore(order.apply(x)), x)
+
+
+@pytest.mark.parametrize("grid", [(21, 24, 40), (21, 45, 80)], ids=["20,160 tokens", "75,600 tokens"])
+def test_made_in_under_a_second(cold_cache: None, grid: tuple[int, int, int]) -> None:
+    start = time.perf_counter()
+    order = grid_order("Gilbert", grid, prefix_tokens=512)
+    assert time.perf_counter() - start < 1.0
+    assert order.tokens == 512 + grid[0] * grid[1] * grid[2]
+
+
+def test_cached(cold_cache: None) -> None:
+    order = grid_order("Gilbert", (3, 4, 5))
+    assert grid_order("Gilbert", [3, 4, 5], tile_size=(1, 1, 1), device=torch.device("cpu")) is order
+    assert grid_order("Gilbert", (3, 4, 5), prefix_tokens=1) is not order
+    assert grid_order("STA", (3, 4, 5), tile_size=(1, 2, 2)) is not grid_order("STA", (3, 4, 5), tile_size=(2, 2, 2))
+
+
+def test_an_order_made_in_inference_mode_serves_training_too(cold_cache: None) -> None:
+    with torch.inference_mode():
+        grid_order("Gilbert", (2, 3, 4))
+    x = torch.randn(24, 2, requires_grad=True)
+    grid_order("Gilbert", (2, 3, 4)).apply(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones(24, 2))
+
+
+def test_device() -> None:
+    order = grid_order("Gilbert", (2, 3, 4), prefix_tokens=3, device="meta")
+    assert order.permutation.device == order.inverse.device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "gilbert"}, ValueError, "method: unknown grid order 'gilbert'; did you mean 'Gilbert'?"),
+        ({"method": "Peano"}, ValueError, "Known: Gilbert, STA"),
+        ({"method": "Hybrid"}, ValueError, "semantic_order makes those that depend on the data"),
+        ({"grid": (2, 3)}, ValueError, "grid: expected three positive integers (t, h, w), got (2, 3)"),
+        ({"grid": (2, 0, 3)}, ValueError, "grid: expected three positive integers (t, h, w), got (2, 0, 3)"),
+        ({"grid": (2, 1.5, 3)}, TypeError, "grid: expected three positive integers (t, h, w), got (2, 1.5, 3)"),
+        ({"grid": 24}, TypeError, "grid: expected three positive integers (t, h, w), got 24"),
+        ({"tile_size": (0, 8, 8)}, ValueError, "tile_size: expected three positive integers"),
+        ({"tile_size": "2,8,8"}, TypeError, "tile_size: expected three positive integers"),
+        ({"prefix_tokens": -1}, ValueError, "prefix_tokens: expected an integer from 0, got -1"),
+        ({"prefix_tokens": 1.0}, TypeError, "prefix_tokens: expected an integer from 0, got 1.0"),
+    ],
+    ids=[
+        "case",
+        "unknown",
+        "semantic",
+        "two edges",
+        "empty edge",
+        "fraction",
+        "number",
+        "tile size",
+        "tile text",
+        "negative prefix",
+        "fractional prefix",
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        grid_order(**{"method": "STA", "grid": (2, 3, 4)} | arguments)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from psa_triton.ordering import TokenOrder, grid_order, semantic, semantic_order
+
+
+def blobs(centres: Tensor, label: Tensor, noise: float = 0.1, seed: int = 0) -> Tensor:
+    """Tokens around the centre that their label names: [B, H, N, D] of [K, D] and [B, H, N]."""
+    generator = torch.Generator().manual_seed(seed)
+    return centres[label] + noise * torch.randn(*label.shape, centres.shape[1], generator=generator)
+
+
+def pooling_error(x: Tensor, group: int = 8) -> float:
+    """Mean squared distance of tokens from the mean of their group of neighbours."""
+    return x.unflatten(2, (-1, group)).var(dim=3, correction=0).sum(-1).mean().item()
+
+
+def assert_permutation(order: TokenOrder) -> None:
+    checked = TokenOrder.from_permutation(order.permutation)
+    assert torch.equal(checked.inverse, order.inverse)
+
+
+def test_clusters_stand_together_and_along_a_line() -> None:
+    # Four blobs on a line, 512 tokens: four clusters, whose seeds are the tokens 64, 192, 320, 448.
+    centres = torch.tensor([[0.0, 0.0], [10.0, 20.0], [20.0, 40.0], [30.0, 60.0]])
+    label = torch.randint(4, (1, 1, 512), generator=torch.Generator().manual_seed(0))
+    label[..., [64, 192, 320, 448]] = torch.tensor([2, 0, 3, 1])
+    order = semantic_order(blobs(centres, label), method="SemanticAware")
+    runs = order.apply(label, dim=-1).flatten().unique_consecutive().tolist()
+    assert runs in ([0, 1, 2, 3], [3, 2, 1, 0])
+    # Inside a cluster the order is that of the input.
+    for run in range(4):
+        inside = order.permutation[label.gather(-1, order.permutation) == run]
+        assert torch.equal(inside, inside.sort().values)
+
+
+@pytest.mark.parametrize("method", ["SemanticAware", "Hybrid"])
+def test_heads_have_orders_of_their_own_that_pool_better(method: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(24, (2, 3, 4096), generator=generator)
+    x = blobs(3 * torch.randn(24, 32, generator=generator), label, noise=0.3)
+    order = semantic_order(x, method=method, grid=(4, 32, 32))
+    assert_permutation(order)
+    assert order.permutation.shape == (2, 3, 4096)
+    assert not torch.equal(order.permutation[0, 0], order.permutation[1, 2])
+    assert pooling_error(order.apply(x)) < 0.2 * pooling_error(x)
+
+
+def test_a_head_does_not_depend_on_the_others() -> None:
+    x = torch.randn(2, 3, 300, 8, generator=torch.Generator().manual_seed(0))
+    alone = semantic_order(x[1:, 2:], method="SemanticAware").permutation
+    assert torch.equal(semantic_order(x, method="SemanticAware").permutation[1:, 2:], alone)
+
+
+def test_hybrid_follows_the_curve_inside_a_cluster() -> None:
+    # 128 tokens are one cluster, so only the curve is left.
+    x = torch.randn(1, 2, 128, 8)
+    permutation = semantic_order(x, method="Hybrid", grid=(2, 8, 8)).permutation
+    assert torch.equal(permutation, grid_order("Gilbert", (2, 8, 8)).permutation.expand(1, 2, 128))
+    # Two clusters, even and odd tokens: the curve's even tokens, then its odd ones, or the other way round.
+    label = torch.arange(256) % 2
+    label[[64, 192]] = torch.tensor([0, 1])
+    x = blobs(torch.tensor([[0.0, 0.0], [9.0, 9.0]]), label.view(1, 1, 256))
+    permutation = semantic_order(x, method="Hybrid", grid=(1, 16, 16)).permutation.flatten()
+    curve = grid_order("Gilbert", (1, 16, 16)).permutation
+    halves = [curve[label[curve] == 0], curve[label[curve] == 1]]
+    assert permutation.tolist() in (torch.cat(halves).tolist(), torch.cat(halves[::-1]).tolist())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 12), st.integers(1, 12)),
+    st.integers(0, 20),
+    st.sampled_from(["SemanticAware", "Hybrid"]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
+)
+def test_any_grid_and_prefix(grid: tuple[int, int, int], prefix: int, method: Any, dtype: torch.dtype) -> None:
+    tokens = prefix + grid[0] * grid[1] * grid[2]
+    x = torch.randn(1, 2, tokens, 8, dtype=dtype)
+    order = semantic_order(x, method=method, grid=grid, prefix_tokens=prefix)
+    assert_permutation(order)
+    assert torch.equal(order.permutation[..., :prefix], torch.arange(prefix).expand(1, 2, prefix))
+    assert torch.equal(order.restore(order.apply(x)), x)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2, 129])
+def test_few_tokens_behind_a_prefix(tokens: int) -> None:
+    order = semantic_order(torch.randn(1, 2, tokens + 3, 8), method="SemanticAware", prefix_tokens=3)
+    assert_permutation(order)
+    assert order.permutation.shape == (1, 2, tokens + 3)
+
+
+def test_same_input_same_order_whatever_the_random_state() -> None:
+    x = torch.randn(1, 2, 1000, 16)
+    orders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        orders.append(semantic_order(x, method="SemanticAware").permutation)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*orders)
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 2, 1000, 16, generator=torch.Generator().manual_seed(0))
+    whole = semantic_order(x, method="SemanticAware").permutation
+    monkeypatch.setattr(semantic, "_DISTANCES", 2 * 8 * 300)
+    assert torch.equal(semantic_order(x, method="SemanticAware").permutation, whole)
+
+
+def test_no_gradient_is_recorded() -> None:
+    x = torch.randn(1, 1, 300, 8, requires_grad=True)
+    assert not semantic_order(x, method="SemanticAware").permutation.requires_grad
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e38, 0.0], ids=str)
+@pytest.mark.parametrize("where", [slice(None), slice(0, None, 3), slice(64, 65)], ids=["all", "every third", "a seed"])
+def test_extreme_values_still_give_permutations(value: float, where: slice) -> None:
+    clean = torch.randn(1, 2, 600, 8, generator=torch.Generator().manual_seed(0))
+    x = clean.clone()
+    x[0, 1, where] = value
+    order = semantic_order(x, method="SemanticAware")
+    assert_permutation(order)
+    expected = semantic_order(clean, method="SemanticAware").permutation
+    assert torch.equal(order.permutation[0, 0], expected[0, 0])
+
+
+X = torch.zeros(1, 2, 24, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"method": "semanticaware"}, ValueError, "did you mean 'SemanticAware'? Known: Hybrid, SemanticAware"),
+        ({"method": "Gilbert"}, ValueError, "grid_order makes those that the grid alone decides"),
+        ({"x": X[0]}, ValueError, "x: expected shape [B, H, N, D], got [2, 24, 8]"),
+        ({"x": X.long()}, TypeError, "x: expected a floating point dtype, got torch.int64"),
+        ({"grid": None, "method": "Hybrid"}, ValueError, "grid: expected (t, h, w), which method 'Hybrid' needs"),
+        ({"grid": (2, 3, 5)}, ValueError, "grid: expected t * h * w = 24 visual tokens"),
+        ({"grid": (2, 3, 4), "prefix_tokens": 1}, ValueError, "grid: expected t * h * w = 23 visual tokens"),
+        ({"grid": (2, 3, -4)}, ValueError, "grid: expected three positive integers"),
+        ({"prefix_tokens": 25}, ValueError, "prefix_tokens: expected at most the 24 tokens of x, got 25"),
+        ({"prefix_tokens": -1}, ValueError, "prefix_tokens: expected an integer from 0, got -1"),
+    ],
+    ids=[
+        "case",
+        "grid order",
+        "rank",
+        "dtype",
+        "no grid",
+        "wrong grid",
+        "grid and prefix",
+        "bad grid",
+        "prefix",
+        "sign",
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        semantic_order(**{"x": X, "method": "SemanticAware"} | arguments)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psa_triton.ordering import TokenOrder
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int8, torch.bool]
+
+
+def random_order(shape: tuple[int, ...], seed: int = 0) -> TokenOrder:
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return TokenOrder.from_permutation(noise.argsort(dim=-1))
+
+
+def test_by_hand() -> None:
+    order = TokenOrder.from_permutation(torch.tensor([2, 0, 1]))
+    assert order.inverse.tolist() == [1, 2, 0]
+    assert order.tokens == 3
+    x = torch.tensor([10, 11, 12])
+    assert order.apply(x, dim=0).tolist() == [12, 10, 11]
+    assert order.restore(x, dim=-1).tolist() == [11, 12, 10]
+
+
+def test_per_head_by_hand() -> None:
+    order = TokenOrder.from_permutation(torch.tensor([[[2, 0, 1], [0, 2, 1]]]))
+    x = torch.tensor([[[[0], [1], [2]], [[10], [11], [12]]]])
+    assert order.apply(x).squeeze().tolist() == [[2, 0, 1], [10, 12, 11]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("per_head", [False, True], ids=["one for all", "per head"])
+def test_restore_undoes_apply(dtype: torch.dtype, per_head: bool) -> None:
+    order = random_order((2, 3, 7) if per_head else (7,))
+    x = torch.randint(-9, 9, (2, 3, 7, 4), generator=torch.Generator().manual_seed(1)).clamp(min=0).to(dtype)
+    assert torch.equal(order.restore(order.apply(x)), x)
+    assert torch.equal(order.apply(order.restore(x)), x)
+    assert not torch.equal(order.apply(x), x)
+    assert order.apply(x).dtype == dtype
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
+def test_one_order_along_any_dimension(shape: list[int], data: st.DataObject) -> None:
+    dim = data.draw(st.integers(-len(shape), len(shape) - 1))
+    order = TokenOrder.from_permutation(torch.tensor(data.draw(st.permutations(range(shape[dim])))))
+    x = torch.randn(shape)
+    moved = order.apply(x, dim=dim)
+    assert torch.equal(order.restore(moved, dim=dim), x)
+    assert torch.equal(moved.movedim(dim, 0), x.movedim(dim, 0)[order.permutation])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((2, 3, 7), -1), ((2, 3, 7, 4), 2), ((2, 3, 4, 7), -1), ((2, 3, 5, 7, 4), 3)], ids=str
+)
+def test_per_head_orders_along_any_later_dimension(shape: tuple[int, ...], dim: int) -> None:
+    order = random_order((2, 3, 7))
+    x = torch.randn(shape)
+    moved = order.apply(x, dim=dim)
+    assert torch.equal(order.restore(moved, dim=dim), x)
+    tokens_first = moved[1, 2].movedim(dim % len(shape) - 2, 0)
+    assert torch.equal(tokens_first, x[1, 2].movedim(dim % len(shape) - 2, 0)[order.permutation[1, 2]])
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 7)], ids=["one for all", "per head"])
+def test_gradients_come_back_in_place(shape: tuple[int, ...]) -> None:
+    order = random_order(shape)
+    x = torch.randn(2, 3, 7, 4, requires_grad=True)
+    weight = torch.randn(2, 3, 7, 4)
+    (order.apply(x) * weight).sum().backward()
+    assert torch.equal(x.grad, order.restore(weight))
+
+
+def test_strided_input_is_read_as_it_is() -> None:
+    order = random_order((2, 3, 7))
+    x = torch.randn(2, 7, 3, 4).transpose(1, 2)
+    assert torch.equal(order.apply(x), order.apply(x.contiguous()))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 3)], ids=["one for all", "per head"])
+def test_prefix_keeps_its_place(shape: tuple[int, ...]) -> None:
+    order = random_order(shape)
+    longer = order.with_prefix(2)
+    x = torch.arange(10.0).view(1, 2, 5, 1)
+    assert torch.equal(longer.apply(x)[:, :, :2], x[:, :, :2])
+    assert torch.equal(longer.apply(x)[:, :, 2:], order.apply(x[:, :, 2:]))
+    assert torch.equal(longer.restore(longer.apply(x)), x)
+    assert order.with_prefix(0) is order
+
+
+def test_identity_moves_nothing() -> None:
+    x = torch.randn(4, 3)
+    assert torch.equal(TokenOrder.identity(4).apply(x), x)
+    assert TokenOrder.identity(0).tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("permutation", "error", "message"),
+    [
+        (torch.tensor([0, 0, 2]), ValueError, "permutation: expected each of 0 to 2 once"),
+        (torch.tensor([1, 2, 3]), ValueError, "permutation: expected each of 0 to 2 once"),
+        (torch.tensor([0.0, 1.0]), TypeError, "permutation: expected dtype torch.int64, got torch.float32"),
+        (torch.tensor([[0, 1]]), ValueError, "permutation: expected shape [N] or [B, H, N], got [1, 2]"),
+    ],
+    ids=["repeated", "out of range", "float", "rank 2"],
+)
+def test_bad_permutations(permutation: torch.Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        TokenOrder.from_permutation(permutation)
+
+
+@pytest.mark.parametrize(
+    ("inverse", "message"),
+    [
+        (torch.arange(4), "inverse: expected the shape of permutation, [3], got [4]"),
+        (torch.arange(3, device="meta"), "inverse: expected the device of permutation, cpu, got meta"),
+    ],
+    ids=["length", "device"],
+)
+def test_bad_inverses(inverse: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TokenOrder(torch.arange(3), inverse)
+
+
+@pytest.mark.parametrize(
+    ("order_shape", "x", "dim", "error", "message"),
+    [
+        ((3,), torch.zeros(4, 2), -2, ValueError, "x: expected 3 tokens along dimension 0, got 4 (shape [4, 2])"),
+        ((3,), torch.zeros(3), -2, IndexError, "dim: expected one of the 1 dimensions of x, got -2"),
+        (
+            (3,),
+            torch.zeros(3, 1, device="meta"),
+            -2,
+            ValueError,
+            "x: expected device cpu, where the order is, got meta",
+        ),
+        ((1, 2, 3), torch.zeros(1, 4, 3, 2), -2, ValueError, "x: expected shape [1, 2, ...]"),
+        ((1, 2, 3), torch.zeros(3, 2, 3), 0, ValueError, "x: expected shape [1, 2, ...]"),
+    ],
+    ids=["tokens", "dimension", "device", "heads", "tokens before heads"],
+)
+def test_what_the_order_does_not_fit(
+    order_shape: tuple[int, ...], x: torch.Tensor, dim: int, error: type[Exception], message: str
+) -> None:
+    order = random_order(order_shape)
+    for move in (order.apply, order.restore):
+        with pytest.raises(error, match=re.escape(message)):
+            move(x, dim=dim)

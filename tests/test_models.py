@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+import pytest
+
+from psa_triton.models import MODELS, QWEN_VL_HUB_ID, ModelSpec, find_model, recognise
+from psa_triton.presets import load_preset
+
+# key: (hub id, preset section, width, height, frames, steps, guidance, second guidance, fps)
+CHECKPOINTS = {
+    "tiny-wan": (None, "tiny-wan", 96, 96, 29, 16, 4.0, None, 16),
+    "cogvideo_5b": ("THUDM/CogVideoX-5b", "CogVideo_5b", 720, 480, 49, 50, 6.0, None, 8),
+    "cogvideo1.5_5b": ("THUDM/CogVideoX1.5-5B", "CogVideo1.5_5b", 1360, 768, 81, 50, 6.0, None, 8),
+    "cogvideo_5b_lora": ("THUDM/CogVideoX-5b", "CogVideo_5b", 720, 480, 49, 4, 1.0, None, 8),
+    "wan21_1.3b": ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan2.1_1.3b", 1280, 720, 69, 50, 5.0, None, 16),
+    "wan21_14b": ("Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan2.1_14b", 1280, 720, 69, 50, 5.0, None, 16),
+    "wan22_5b": ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Wan2.2_5B", 1280, 704, 121, 50, 5.0, None, 24),
+    "wan22_a14b": ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", "Wan2.2_A14B", 1280, 768, 69, 40, 4.0, 3.0, 16),
+}
+FIELDS = [
+    *("hub_id", "preset_section", "width", "height", "num_frames", "num_inference_steps"),
+    *("guidance_scale", "guidance_scale_2", "fps"),
+]
+
+
+def test_registry_holds_these_checkpoints() -> None:
+    found = {key: tuple(getattr(spec, field) for field in FIELDS) for key, spec in MODELS.items()}
+    assert found == CHECKPOINTS
+    assert all(spec.key == key for key, spec in MODELS.items())
+    assert QWEN_VL_HUB_ID == "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+@pytest.mark.parametrize("key", ["cogvideo_5b", "cogvideo1.5_5b", "cogvideo_5b_lora"])
+def test_cogvideox_runs_with_trailing_dpm_and_saves_memory(key: str) -> None:
+    spec = find_model(key)
+    assert spec.pipeline == "CogVideoXPipeline"
+    assert spec.scheduler == "CogVideoXDPMScheduler"
+    assert spec.timestep_spacing == "trailing"
+    assert spec.cpu_offload and spec.vae_tiling and spec.vae_slicing
+
+
+def test_only_the_lora_model_has_a_lora_and_a_preset_of_its_own() -> None:
+    loras = {spec.key: (spec.lora_repo, spec.lora_file, spec.preset) for spec in MODELS.values() if spec.lora_repo}
+    file = "cogvideox-5b-psa-lora/pytorch_lora_weights.safetensors"
+    assert loras == {"cogvideo_5b_lora": ("GYP666/BLADE", file, "psa_4steps")}
+    assert [spec.key for spec in MODELS.values() if spec.preset] == ["cogvideo_5b_lora"]
+
+
+@pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
+def test_everything_a_row_names_exists(spec: ModelSpec) -> None:
+    assert load_preset(spec.preset_section, spec.preset) is not None
+    assert hasattr(diffusers, spec.pipeline)
+    assert spec.scheduler is None or hasattr(diffusers, spec.scheduler)
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "shift"),
+    [
+        ("wan21_1.3b", (1280, 720), 5.0),
+        ("wan21_1.3b", (832, 480), 3.0),
+        ("wan21_14b", (480, 832), 3.0),
+        ("wan22_5b", (832, 480), None),
+    ],
+)
+def test_flow_shift_follows_the_size(key: str, size: tuple[int, int], shift: float | None) -> None:
+    assert find_model(key).flow_shift_at(*size) == shift
+
+
+def test_wan21_decodes_in_float32() -> None:
+    assert {find_model(key).vae_dtype for key in ("wan21_1.3b", "wan21_14b")} == {"float32"}
+
+
+def test_unknown_model_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown model 'wan21_13b'; did you mean 'wan21_1\.3b'\? Known: cogvideo1"):
+        find_model("wan21_13b")
+
+
+def test_specs_and_registry_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        find_model("tiny-wan").fps = 8  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        MODELS["other"] = find_model("tiny-wan")  # type: ignore[index]
+
+
+# What the checkpoints' transformer/config.json files say.
+WAN: Mapping[str, Any] = {"_class_name": "WanTransformer3DModel", "attention_head_dim": 128, "in_channels": 16}
+COGVIDEOX: Mapping[str, Any] = {
+    "_class_name": "CogVideoXTransformer3DModel",
+    "num_attention_heads": 48,
+    "attention_head_dim": 64,
+    "num_layers": 42,
+    "in_channels": 16,
+}
+WAN_1_3B = {**WAN, "num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
+WAN_14B = {**WAN, "num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
+
+
+@pytest.mark.parametrize(
+    ("config", "two_transformers", "section"),
+    [
+        (WAN_1_3B, False, "Wan2.1_1.3b"),
+        (WAN_14B, False, "Wan2.1_14b"),
+        (WAN_14B, True, "Wan2.2_A14B"),
+        ({**WAN, "num_attention_heads": 24, "num_layers": 30, "in_channels": 48}, False, "Wan2.2_5B"),
+        ({**COGVIDEOX, "patch_size_t": None}, False, "CogVideo_5b"),
+        ({**COGVIDEOX, "patch_size_t": 2}, False, "CogVideo1.5_5b"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_recognises_a_checkpoint(config: Mapping[str, Any], two_transformers: bool, section: str) -> None:
+    assert recognise(config, two_transformers=two_transformers) == section
+
+
+@pytest.mark.parametrize(
+    ("config", "two_transformers"),
+    [
+        (WAN_1_3B, True),
+        ({**WAN_1_3B, "_class_name": "WanVACETransformer3DModel"}, False),
+        ({**WAN_1_3B, "num_layers": 32}, False),
+        ({**WAN_14B, "in_channels": 36}, False),
+        ({**COGVIDEOX, "num_attention_heads": 30, "num_layers": 30, "patch_size_t": None}, False),
+        (COGVIDEOX, False),
+        ({}, False),
+    ],
+    ids=["second-transformer", "other-class", "other-depth", "image-to-video", "2b", "no-patch-size", "empty"],
+)
+def test_does_not_guess(config: Mapping[str, Any], two_transformers: bool) -> None:
+    assert recognise(config, two_transformers=two_transformers) is None
+
+
+def test_recognises_the_built_in_model_as_diffusers_builds_it() -> None:
+    transformer = diffusers.WanTransformer3DModel(
+        num_attention_heads=3, attention_head_dim=64, num_layers=4, ffn_dim=768, text_dim=96, freq_dim=128
+    )
+    assert recognise(transformer.config, two_transformers=False) == "tiny-wan"

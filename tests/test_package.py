@@ -1,0 +1,81 @@
+"""The wheel holds all that a person needs: it is built, installed elsewhere and used from there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import psa_triton
+
+CHECKOUT = Path(__file__).parents[1]
+SHIPPED = ["configs/attention_config.yaml", "py.typed"]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(CHECKOUT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nothing but the installed wheel."""
+    folder = tmp_path_factory.mktemp("installed")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def python(installed: Path, tmp_path: Path) -> Run:
+    """Runs Python with the installed wheel, in an empty folder."""
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def test_wheel_holds_the_presets_and_the_model(wheel: Path) -> None:
+    files = set(zipfile.ZipFile(wheel).namelist())
+    model = CHECKOUT / "src" / "psa_triton" / "builtin" / "tiny-wan"
+    weights = [str(file.relative_to(CHECKOUT / "src")) for file in model.rglob("*") if file.is_file()]
+    assert any(file.endswith(".safetensors") for file in weights)
+    assert {f"psa_triton/{file}" for file in SHIPPED} | set(weights) <= files
+
+
+def test_wheel_holds_nothing_else(wheel: Path) -> None:
+    folders = {file.split("/")[0] for file in zipfile.ZipFile(wheel).namelist()}
+    assert folders == {"psa_triton", f"psa_triton-{psa_triton.__version__}.dist-info"}
+
+
+def test_presets_are_read_from_the_installed_package(python: Run, installed: Path) -> None:
+    done = python("-c", "from psa_triton.presets import load_presets_file; print(load_presets_file().path)")
+    assert Path(done.stdout.strip()) == installed / "psa_triton" / "configs" / "attention_config.yaml", done.stderr
+
+
+def test_command_runs_from_another_folder(python: Run) -> None:
+    done = python("-m", "psa_triton.cli.app", "presets", "list")
+    assert done.returncode == 0, done.stderr
+    assert "tiny-wan" in done.stdout
+
+
+def test_a_video_is_made_by_the_installed_package(python: Run, tmp_path: Path) -> None:
+    options = ["--model", "tiny-wan", "--prompt", "a red square moving left", "--steps", "2", "--output_dir", "videos"]
+    done = python("-m", "psa_triton.cli.app", "generate", *options)
+    assert done.returncode == 0, done.stderr
+    (video,) = (tmp_path / "videos").rglob("*.mp4")
+    assert video.stat().st_size > 0

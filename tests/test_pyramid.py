@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+
+from psa_triton.pyramid import pyramid_layout, row_tables, write_pyramid
+
+
+def build(x, block_n, coarsest=8, dtype=torch.float64):
+    layout = pyramid_layout(len(x), block_n, coarsest)
+    out = torch.full((layout.rows, x.shape[1]), float("nan"), dtype=dtype)
+    write_pyramid(x, layout, out)
+    return layout, out
+
+
+def test_a_pyramid_computed_by_hand():
+    # 11 tokens in blocks of 8: the second block holds 3.
+    x = torch.arange(11, dtype=torch.float64)[:, None]
+    layout, out = build(x, 8)
+    assert (layout.blocks, layout.unit, layout.rows) == (2, 1, 16 + 8 + 4 + 2)
+    level_2 = out[layout.first_row(2) : layout.first_row(4), 0]
+    level_4 = out[layout.first_row(4) : layout.first_row(8), 0]
+    level_8 = out[layout.first_row(8) :, 0]
+    assert level_2[:6].tolist() == [0.5, 2.5, 4.5, 6.5, 8.5, 10.0]
+    assert level_4[:3].tolist() == [1.5, 5.5, 9.0]
+    assert level_8.tolist() == [3.5, 9.0]
+
+
+def test_row_tables_computed_by_hand():
+    layout = pyramid_layout(11, 8, 8)
+    tables = row_tables(layout, torch.device("cpu"))
+    level_4 = slice(layout.first_row(4), layout.first_row(8))
+    assert tables.log_count[level_4].exp().round().tolist() == [4, 4, 3, 0]
+    assert tables.last_token[level_4][:3].tolist() == [3, 7, 10]
+    assert tables.last_token[level_4][3] > 11
+    assert tables.log_count[layout.first_row(4) + 3] == -math.inf
+
+
+@pytest.mark.parametrize("coarsest", [8, 64])
+@pytest.mark.parametrize("block_n", [32, 64, 128])
+@pytest.mark.parametrize("tokens", [1, 31, 64, 129, 1000], ids=lambda n: f"{n}tokens")
+def test_rows_are_the_means_of_their_true_tokens(tokens, block_n, coarsest):
+    coarsest = min(coarsest, block_n)
+    x = torch.randn(tokens, 8, dtype=torch.float64)
+    layout, out = build(x, block_n, coarsest)
+    tables = row_tables(layout, x.device)
+    assert not out.isnan().any()
+    for level in layout.levels:
+        first = layout.first_row(level)
+        for group, start in enumerate(range(0, tokens, level)):
+            torch.testing.assert_close(out[first + group], x[start : start + level].mean(0))
+            assert tables.log_count[first + group].exp().round() == min(level, tokens - start)
+    assert (tables.log_count > -math.inf).sum() == sum(-(-tokens // level) for level in layout.levels)
+
+
+def test_long_sequences_are_pooled_in_pieces():
+    x = torch.randn(20_000, 8, dtype=torch.float64)
+    layout, out = build(x, 64)
+    level_8 = out[layout.first_row(8) :][: 20_000 // 8]
+    torch.testing.assert_close(level_8, x.unflatten(0, (-1, 8)).mean(1))
+
+
+def test_means_of_bfloat16_are_formed_in_float32():
+    # Summed in bfloat16, 256 + 1 stays 256 and the mean of the eight would be 32.
+    x = torch.tensor([256.0, 1, 1, 1, 1, 1, 1, 1], dtype=torch.bfloat16)[:, None]
+    layout, out = build(x, 8, dtype=torch.bfloat16)
+    assert out[layout.first_row(8), 0] == torch.tensor(263 / 8).bfloat16()
+
+
+def test_strided_input_is_read_as_it_is():
+    x = torch.randn(100, 3, 16)
+    assert torch.equal(build(x[:, 1], 32, dtype=torch.float32)[1], build(x[:, 1].contiguous(), 32, dtype=torch.float32)[1])
