@@ -104,7 +104,17 @@ def measure_memory(tokens: int, dtype_name: str, estimator: str) -> float | None
 
 def print_table(cases: list[dict], console: Console) -> None:
     table = Table(title=f"PSA on the CPU, {HEADS} heads x {DIM}, m {CONFIG.block_m}, n {CONFIG.block_n}")
-    for column in ("N", "dtype", "density", "SDPA s", "kernel s", "speed-up", "units of ideal", "operator / kernel speed (pooled, sampled)", "extra memory / KV"):
+    for column in (
+        "N",
+        "dtype",
+        "density",
+        "SDPA s",
+        "kernel s",
+        "speed-up",
+        "units of ideal",
+        "operator / kernel speed (pooled, sampled)",
+        "extra memory / KV",
+    ):
         table.add_column(column, justify="right")
     for case in cases:
         share = case["operator_share_of_kernel_speed"]
@@ -133,15 +143,27 @@ def plot(cases: list[dict], path: Path) -> None:
     for dtype, style in zip(DTYPES, ("-", "--"), strict=True):
         chosen = [c for c in cases if c["dtype"] == dtype]
         tokens = [c["tokens"] for c in chosen]
-        for what, colour in (("dense", "tab:gray"), ("kernel", "tab:blue"), ("pooled", "tab:green"), ("sampled", "tab:orange")):
+        for what, colour in (
+            ("dense", "tab:gray"),
+            ("kernel", "tab:blue"),
+            ("pooled", "tab:green"),
+            ("sampled", "tab:orange"),
+        ):
             label = {"dense": "SDPA", "kernel": "PSA kernel"}.get(what, f"PSA with {what} importance")
-            left.loglog(tokens, [c["seconds"][what] for c in chosen], style, marker="o", color=colour, label=f"{label}, {dtype}")
+            left.loglog(
+                tokens, [c["seconds"][what] for c in chosen], style, marker="o", color=colour, label=f"{label}, {dtype}"
+            )
         memory = [c["extra_memory_over_kv"] for c in chosen]
         if None not in memory:
             right.plot(tokens, memory, style, marker="o", label=dtype)
     left.set(xlabel="tokens", ylabel="seconds", title="time")
     right.axhline(1.5, color="tab:red", linewidth=0.8, label="limit")
-    right.set(xlabel="tokens", ylabel="extra memory / bytes of K and V", title="peak memory of the whole operator", ylim=(0, None))
+    right.set(
+        xlabel="tokens",
+        ylabel="extra memory / bytes of K and V",
+        title="peak memory of the whole operator",
+        ylim=(0, None),
+    )
     for axes in (left, right):
         axes.legend(fontsize=7)
         axes.grid(alpha=0.3)

@@ -69,4 +69,6 @@ def test_means_of_bfloat16_are_formed_in_float32():
 
 def test_strided_input_is_read_as_it_is():
     x = torch.randn(100, 3, 16)
-    assert torch.equal(build(x[:, 1], 32, dtype=torch.float32)[1], build(x[:, 1].contiguous(), 32, dtype=torch.float32)[1])
+    assert torch.equal(
+        build(x[:, 1], 32, dtype=torch.float32)[1], build(x[:, 1].contiguous(), 32, dtype=torch.float32)[1]
+    )

@@ -101,7 +101,9 @@ def make_clips(
 
     ends = hsv_to_rgb(uniform(0, 1, 2), uniform(0, 0.25, 2), uniform(0.25, 0.75, 2))
     angle = uniform(0, 2 * torch.pi)
-    ramp = (px[None, None, :] - 0.5) * angle.cos()[:, None, None] + (py[None, :, None] - 0.5) * angle.sin()[:, None, None]
+    ramp = (px[None, None, :] - 0.5) * angle.cos()[:, None, None] + (py[None, :, None] - 0.5) * angle.sin()[
+        :, None, None
+    ]
     ramp = (ramp / 1.42 + 0.5).clamp(0, 1)[:, None]
     background = ends[:, 0, :, None, None] * (1 - ramp) + ends[:, 1, :, None, None] * ramp
     clip = torch.lerp(background[:, :, None], colour[:, :, None, None, None], alpha[:, None])

@@ -71,7 +71,9 @@ def fit_codec(seed: int = 0, whitening: float = 0.5) -> LinearVideoCodec:
     generator = torch.Generator().manual_seed(seed)
     codec = LinearVideoCodec()
     subjects = list(itertools.islice(itertools.cycle(TRAINED), 240))
-    blocks = torch.cat([codec.blocks(make_clips(subjects, 13, size, size, generator)).flatten(0, 3) for size in (64, 96)])
+    blocks = torch.cat(
+        [codec.blocks(make_clips(subjects, 13, size, size, generator)).flatten(0, 3) for size in (64, 96)]
+    )
     center = blocks.mean(0)
     centred = blocks - center
     variance, vectors = torch.linalg.eigh(centred.T.double() @ centred.double() / len(blocks))

@@ -12,8 +12,9 @@ import time
 from dataclasses import dataclass
 
 import torch
-import psa_triton.builtin  # noqa: F401 - lets diffusers find the codec
 from clips import COLOURS, DIRECTIONS, HELD_OUT, HUES, SHAPES, SUBJECTS, Subject, coverage
+
+import psa_triton.builtin  # noqa: F401 - lets diffusers find the codec
 
 _LEAST_OBJECT = 0.004  # of the frame's pixels; less is no object
 
@@ -52,7 +53,7 @@ def _colour(video: torch.Tensor, mask: torch.Tensor) -> str:
 
 def _centres(mask: torch.Tensor) -> torch.Tensor:
     """Centre of mass of each frame's object `[F, 2]`, (x, y) in frame widths."""
-    frames, height, width = mask.shape
+    _, height, width = mask.shape
     total = mask.sum((1, 2)).clamp(min=1e-6)
     x = (mask.sum(1) @ ((torch.arange(width) + 0.5) / width)) / total
     y = (mask.sum(2) @ ((torch.arange(height) + 0.5) / height)) / total

@@ -186,7 +186,11 @@ class Trainer:
                 running.append(loss.item())
                 if now - logged > 20:
                     line = dict(step=self.step, of=total, grid=grid, loss=round(sum(running) / len(running), 4))
-                    line |= dict(samples=self.samples, minutes=round(self.seconds / 60, 1), rate=round(size * len(running) / (now - logged), 1))
+                    line |= dict(
+                        samples=self.samples,
+                        minutes=round(self.seconds / 60, 1),
+                        rate=round(size * len(running) / (now - logged), 1),
+                    )
                     print(json.dumps(line), flush=True)
                     running, logged = [], now
                 if now - saved > self.args.save_every:

@@ -132,9 +132,7 @@ def choose_levels(
         scale=scale,
         generator=generator,
     )
-    levels = select_levels(
-        importance, config.mask_ratios, mode=config.mask_mode, min_full_ratio=config.min_full_ratio
-    )
+    levels = select_levels(importance, config.mask_ratios, mode=config.mask_mode, min_full_ratio=config.min_full_ratio)
     if config.use_sim_mask:
         levels = cap_levels(levels, similarity_caps(k, block_n=config.block_n, thresholds=config.sim_thresholds))
     return exempt_levels(
@@ -194,7 +192,9 @@ def _check_call(
     q: Tensor, k: Tensor, config: PSAConfig, grid: tuple[int, int, int] | None, prefix_tokens: int, is_causal: bool
 ) -> None:
     if not isinstance(config, PSAConfig):
-        raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset")
+        raise TypeError(
+            f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset"
+        )
     if not isinstance(prefix_tokens, int) or isinstance(prefix_tokens, bool):
         raise TypeError(f"prefix_tokens: expected an int, got {type(prefix_tokens).__name__}")
     if not 0 <= prefix_tokens <= min(q.shape[2], k.shape[2]):

@@ -68,9 +68,7 @@ def _pairs(value: Any) -> Any:
     }
 
 
-MaskRatios = Annotated[
-    dict[Level, tuple[float, float]], BeforeValidator(_pairs), AfterValidator(check_mask_ratios)
-]
+MaskRatios = Annotated[dict[Level, tuple[float, float]], BeforeValidator(_pairs), AfterValidator(check_mask_ratios)]
 
 
 class SimThresholds(BaseModel):

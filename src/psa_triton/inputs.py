@@ -23,7 +23,9 @@ def check_attention_inputs(q: Tensor, k: Tensor, v: Tensor | None = None) -> Non
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
         if x.dim() != 4:
-            raise ValueError(f"{name}: expected 4 dimensions [batch, heads, tokens, channels], got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"{name}: expected 4 dimensions [batch, heads, tokens, channels], got shape {tuple(x.shape)}"
+            )
         if 0 in x.shape:
             raise ValueError(f"{name}: expected at least one batch, head, token and channel, got {tuple(x.shape)}")
         if x.dtype not in DTYPES:

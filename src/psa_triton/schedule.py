@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .pyramid import UNIT_LEVELS, UNITS_PER_BLOCK, PyramidLayout
+from .config import COARSEST_LEVEL
+from .pyramid import UNIT_LEVELS, PyramidLayout
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,23 @@ def make_schedule(levels: torch.Tensor, layout: PyramidLayout) -> Schedule:
 
 
 def _lists(levels: torch.Tensor, layout: PyramidLayout, wanted: list[int], step: int) -> tuple[torch.Tensor, list[int]]:
-    """Indices, in steps of `step` rows, of all that blocks at the `wanted` levels hold; and each list's start."""
+    """Indices, in steps of `step` rows, of all that blocks at the `wanted` levels hold; and each list's start.
+
+    Steps without a single token, behind the end of the sequence, are left out.
+    """
     if not wanted:
         return levels.new_empty(0, dtype=torch.int64), [0] * (len(levels) + 1)
-    size = torch.zeros(UNITS_PER_BLOCK * layout.block_n, dtype=torch.int64)
-    first = torch.zeros_like(size)
+    tail = layout.tokens - (layout.blocks - 1) * layout.block_n
+    per_block, in_last, first = torch.zeros(3, COARSEST_LEVEL + 1, dtype=torch.int64)
     for level in wanted:
-        size[level] = layout.block_n // level // step
+        per_block[level] = layout.block_n // level // step
+        in_last[level] = -(-tail // (level * step))
         first[level] = layout.first_row(level) // step
     chosen = levels.long()
-    counts = size[chosen]
-    block = torch.arange(levels.shape[1])
-    begin = (first[chosen] + block * counts).flatten()
-    counts_flat = counts.flatten()
-    offset = counts_flat.cumsum(0) - counts_flat
-    indices = torch.arange(int(counts_flat.sum())) + (begin - offset).repeat_interleave(counts_flat)
+    counts = per_block[chosen]
+    begin = (first[chosen] + torch.arange(layout.blocks) * counts).flatten()
+    counts[:, -1] = in_last[chosen[:, -1]]
+    each = counts.flatten()
+    offset = each.cumsum(0) - each
+    indices = torch.arange(int(each.sum())) + (begin - offset).repeat_interleave(each)
     return indices, [0, *counts.sum(1).cumsum(0).tolist()]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -44,7 +45,7 @@ def to_uint8(frames: Frames) -> NDArray[np.uint8]:
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames: expected [F, H, W, 3] with at least one frame, got {list(frames.shape)}")
     if frames.dtype == np.uint8:
-        return frames
+        return frames.astype(np.uint8, copy=False)
     if not np.issubdtype(frames.dtype, np.floating):
         raise TypeError(f"frames: expected floats in [0, 1] or uint8, got {frames.dtype}")
     if not np.isfinite(frames).all():
@@ -83,7 +84,7 @@ def write_video(path: str | Path, frames: Frames, *, fps: float) -> None:
 
 def _encode(path: Path, pixels: NDArray[np.uint8], rate: Fraction) -> None:
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream(_CODEC, rate=rate, options={"crf": _QUALITY})
+        stream = cast(av.VideoStream, container.add_stream(_CODEC, rate=rate, options={"crf": _QUALITY}))
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in pixels:

@@ -95,7 +95,10 @@ class TestOracle:
         torch.testing.assert_close(lse, math.log(130) + (q * k[:, :, :1]).sum(-1) * 64**-0.5)
 
     def test_is_differentiable(self):
-        q, k, v = (x[..., :8].clone().requires_grad_() for x in tensors(queries=9, keys=19, heads=1, key_heads=1, dtype=torch.float64))
+        q, k, v = (
+            x[..., :8].clone().requires_grad_()
+            for x in tensors(queries=9, keys=19, heads=1, key_heads=1, dtype=torch.float64)
+        )
         levels = torch.tensor([[[[1, 2, 8], [0, 4, 1]]]], dtype=torch.int8)
         assert torch.autograd.gradcheck(
             lambda *x: pyramid_attention(*x, levels, block_m=8, block_n=8, impl="reference"), (q, k, v)
@@ -148,7 +151,9 @@ class TestCpu:
         # Each part's output is rounded before it is merged: one rounding more than eager code has.
         expected, expected_lse = oracle(q, k, v, levels, **kwargs)
         torch.testing.assert_close(out.double(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
-        torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=4 * torch.finfo(dtype).eps)
+        torch.testing.assert_close(
+            lse.double(), expected_lse, rtol=torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps
+        )
 
     def test_transposed_views_give_the_same_and_keep_their_layout(self, dtype, is_causal):
         q, k, v = tensors(queries=100, keys=140, dtype=dtype)
@@ -193,10 +198,9 @@ def test_cpu_agrees_with_the_oracle_whatever_the_shape(data):
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=["nan", "inf"])
 class TestNonFinite:
-    kwargs = dict(block_m=32, block_n=32)
-
     def run(self, impl, q, k, v, **more):
-        return pyramid_attention(q, k, v, torch.ones(1, 2, 4, 4, dtype=torch.int8), impl=impl, **self.kwargs, **more)
+        levels = torch.ones(1, 2, 4, 4, dtype=torch.int8)
+        return pyramid_attention(q, k, v, levels, block_m=32, block_n=32, impl=impl, **more)
 
     def test_a_query_spoils_its_own_row_alone(self, impl, value):
         q, k, v = tensors()
@@ -239,7 +243,7 @@ class TestErrors:
             (dict(levels=torch.ones(1, 2, 1, 1)), TypeError, "levels: expected int8"),
             (dict(levels=torch.ones(1, 2, 1, 2, dtype=torch.int8)), ValueError, r"levels: expected .* \(1, 2, 2, 2\)"),
             (dict(levels=torch.full((1, 2, 2, 2), 3, dtype=torch.int8)), ValueError, r"levels: .* got also \[3\]"),
-            (dict(levels=torch.full((1, 2, 2, 2), 16, dtype=torch.int8)), ValueError, r"up to block_n = 8, got also \[16\]"),
+            (dict(levels=torch.full((1, 2, 2, 2), 16, dtype=torch.int8)), ValueError, r"got also \[16\]"),
             (dict(levels=torch.full((1, 2, 2, 2), -1, dtype=torch.int8)), ValueError, r"got also \[-1\]"),
             (dict(scale=math.nan), ValueError, "scale: expected a finite number"),
             (dict(block_m=12), ValueError, "block_m: expected a power of two"),

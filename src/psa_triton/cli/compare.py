@@ -22,6 +22,17 @@ from psa_triton.evaluation import (
 )
 from psa_triton.generation import DENSE, Attention, Cost, VideoRequest, choose_attention, make_requests, surroundings
 
+_MEASURES = (
+    "density of sparse attention",
+    "  with cost of estimation",
+    "  over the whole run",
+    "self-attention, s",
+    "transformer, s",
+    "total, s",
+    "PSNR to dense, dB",
+    "SSIM to dense",
+)
+
 
 def compare(
     prompt: Annotated[
@@ -64,7 +75,8 @@ def compare(
     """
     prompts = options.read_all_prompts(prompt or [], prompt_file)
     target = options.find_target(model, device=device, dtype=dtype, impl=impl)
-    attentions = [choose_attention(target.source, name, file=config, impl=impl) for name in attention_preset or [None]]
+    presets: list[str | None] = [*attention_preset] if attention_preset else [None]
+    attentions = [choose_attention(target.source, preset, file=config, impl=impl) for preset in presets]
     settings = {
         "negative_prompt": negative_prompt,
         "num_inference_steps": num_inference_steps,
@@ -103,22 +115,24 @@ def _run(
 
 
 def _table(comparison: Comparison) -> Table:
-    """One row an attention; density and work are those of the sparse layers, then of the whole run."""
-    headings = ("", "density", "with estimation", "whole run", "attention", "transformer", "total", "PSNR", "SSIM")
-    table = Table(*headings, title=comparison.request.prompt)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    table.add_row(DENSE.name, *_cells(comparison.dense.cost, None))
+    """One column an attention: its densities, seconds, and closeness to the dense one."""
+    columns = {DENSE.name: _cells(comparison.dense.cost, None)}
     for candidate in comparison.candidates:
-        table.add_row(candidate.label, *_cells(candidate.video.cost, candidate.fidelity))
+        columns[candidate.label] = _cells(candidate.video.cost, candidate.fidelity)
+    table = Table("", title=comparison.request.prompt)
+    for label in columns:
+        table.add_column(label, justify="right")
+    for row in zip(_MEASURES, *columns.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
 def _cells(cost: Cost, scores: Fidelity | None) -> list[str]:
+    """A cell for each of `_MEASURES`."""
     shares = (cost.attention_density, cost.attention_density_with_estimation, cost.run_density_with_estimation)
     seconds = (cost.attention_seconds, cost.transformer_seconds, cost.total_seconds)
     return [
         *("-" if share is None else f"{share:.1%}" for share in shares),
-        *(f"{value:.2f} s" for value in seconds),
-        *(("-", "-") if scores is None else (f"{scores.psnr:.1f} dB", f"{scores.ssim:.3f}")),
+        *(f"{value:.2f}" for value in seconds),
+        *(("-", "-") if scores is None else (f"{scores.psnr:.1f}", f"{scores.ssim:.3f}")),
     ]

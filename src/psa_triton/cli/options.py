@@ -97,7 +97,7 @@ def read_all_prompts(prompts: list[str], file: Path | None) -> list[str]:
 
     Raises:
         ValueError: there is none, there are prompts and a file, or the file has none.
-        OSError: the file cannot be read.
+        FileNotFoundError: there is no such file.
     """
     if prompts and file is not None:
         raise ValueError("expected --prompt or --prompt-file, got both")

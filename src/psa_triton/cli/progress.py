@@ -9,7 +9,9 @@ from psa_triton.generation import OnStep
 
 
 class VideoProgress:
-    """Two bars, videos and the steps of the one in work, gone when done. A context manager.
+    """Two bars, videos and the steps of the one in work, gone when done; none where output is no terminal.
+
+    A context manager.
 
     Args:
         console: where they are drawn; lines printed to it meanwhile appear above them.
@@ -18,7 +20,7 @@ class VideoProgress:
 
     def __init__(self, console: Console, videos: int) -> None:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self._bars = Progress(*columns, console=console, transient=True)
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._videos = self._bars.add_task("videos", total=videos)
         self._steps = self._bars.add_task("steps", total=None)
 

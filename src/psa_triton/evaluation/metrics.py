@@ -57,6 +57,8 @@ def fidelity(reference: torch.Tensor, video: torch.Tensor) -> Fidelity:
     # torchmetrics turns an equal frame's PSNR into infinity; the cap makes it a number again.
     psnr = peak_signal_noise_ratio(got, expected, data_range=1.0, reduction="none", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(got, expected, data_range=1.0, reduction="none")
+    # With other arguments torchmetrics would give a pair here.
+    assert isinstance(ssim, torch.Tensor)
     return Fidelity(tuple(psnr.clamp(max=PSNR_CAP).tolist()), tuple(ssim.tolist()))
 
 

@@ -71,10 +71,15 @@ def sentence(comparison: Comparison, candidate: Candidate) -> str:
         if min(scores.psnr_frames) >= PSNR_CAP
         else f"frames {scores.psnr:.1f} dB (PSNR) from dense attention's, SSIM {scores.ssim:.3f}"
     )
-    ratio = dense.attention_seconds / cost.attention_seconds
-    pace = f"{ratio:.2f} times as fast" if ratio >= 1 else f"slower ({1 / ratio:.2f} times the time)"
     return (
         f"{candidate.label} did {cost.attention_density:.1%} of the attention work in its sparse layers "
         f"({cost.run_density:.1%} over the whole run) and made {near}; self-attention layers took "
-        f"{cost.attention_seconds:.1f} s instead of {dense.attention_seconds:.1f} s: {pace}."
+        f"{cost.attention_seconds:.1f} s instead of {dense.attention_seconds:.1f} s: "
+        f"{_pace(dense.attention_seconds / cost.attention_seconds)}."
     )
+
+
+def _pace(speedup: float) -> str:
+    if 0.95 < speedup < 1.05:  # within what times vary from run to run
+        return "as fast"
+    return f"{speedup:.2f} times as fast" if speedup > 1 else f"{1 / speedup:.2f} times as slow"

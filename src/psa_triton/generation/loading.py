@@ -66,7 +66,7 @@ def load_pipeline(
     """
     spec = source.spec
     vae_dtype = dtype if spec is None or spec.vae_dtype != "float32" else torch.float32
-    with _codec_accepted():
+    with _expected_warnings_left_out():
         pipe = _from_pretrained(source, {"default": dtype, "vae": vae_dtype})
     pipe.set_progress_bar_config(disable=True)
     if spec is not None:
@@ -107,15 +107,17 @@ def _configure(pipe: Any, spec: ModelSpec, width: int, height: int) -> None:
 
 
 @contextmanager
-def _codec_accepted() -> Iterator[None]:
-    """Keeps diffusers from warning that the built-in model's VAE is not the class of real Wan checkpoints.
+def _expected_warnings_left_out() -> Iterator[None]:
+    """Leaves out two warnings of diffusers'; all others come through.
 
-    That is so on purpose; its other warnings, about other components or classes, come through.
+    That the built-in model's VAE is not the class of real Wan checkpoints is so on purpose. That there is no network
+    does not matter if the weights are on this machine, and is part of the error if they are not.
     """
 
     def keep(record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return not (message.startswith("Expected types for vae") and LinearVideoCodec.__name__ in message)
+        foreign_vae = message.startswith("Expected types for vae") and LinearVideoCodec.__name__ in message
+        return not (foreign_vae or message.startswith("Couldn't connect to the Hub"))
 
     logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
     logger.addFilter(keep)

@@ -51,9 +51,11 @@ def read_prompts(file: Path) -> list[str]:
     """Prompts of a text file, one a line; blank lines and lines that start with `#` are skipped.
 
     Raises:
-        OSError: the file cannot be read.
+        FileNotFoundError: there is no such file.
         ValueError: there is no prompt in it, or it is not UTF-8 text.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"prompt_file: there is no file {file}")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:

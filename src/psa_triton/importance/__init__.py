@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import check_block_size
+from ..inputs import check_attention_inputs, resolve_scale
 from .antidiagonal import antidiagonal_cost, antidiagonal_importance
 from .pooled import pooled_cost, pooled_importance
 from .sampled import sampled_cost, sampled_importance
@@ -22,9 +22,9 @@ _ESTIMATORS: Final[dict[str, tuple[Callable[..., Tensor], Callable[[int, int], f
     "antidiagonal": (antidiagonal_importance, antidiagonal_cost),
     "pooled": (pooled_importance, pooled_cost),
 }
-_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+@torch.no_grad()
 def block_importance(
     q: Tensor,
     k: Tensor,
@@ -38,10 +38,12 @@ def block_importance(
 ) -> Tensor:
     """Estimate how much each key block matters to each query block.
 
-    Scores of a few query blocks exist at a time; beside them the estimators hold at most one copy of K. The result
-    is the same on every run for the same input and seed. NaN and inf in q or k never reach it: a non-finite query
-    counts as zeros, and a key block found to hold a non-finite key ranks first wherever it is visible, so attention
-    reads it and shows what dense attention shows.
+    Scores of a few query blocks exist at a time; beside them the estimators hold at most one copy of K (`sampled` a
+    quarter, `pooled` an eighth). The result is the same on every run for the same input and seed. A choice of blocks
+    has no gradient, so none is recorded.
+
+    NaN and inf in q or k never reach the result: a non-finite query counts as zeros, and a key block found to hold a
+    non-finite key ranks first wherever it is visible, so attention reads it and shows what dense attention shows.
 
     Args:
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64.
@@ -64,13 +66,10 @@ def block_importance(
     """
     check_block_size("block_m", block_m)
     check_block_size("block_n", block_n)
-    _check_tensors(q, k)
+    check_attention_inputs(q, k)
     estimate, _ = _estimator(method)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if not math.isfinite(scale):
-        raise ValueError(f"scale: expected a finite number, got {scale}")
     grid = BlockGrid(block_m, block_n, q.shape[-2], k.shape[-2], is_causal)
-    return estimate(q, k, grid, scale=scale, generator=generator)
+    return estimate(q, k, grid, scale=resolve_scale(scale, q.shape[-1]), generator=generator)
 
 
 def estimation_cost(method: str, block_m: int, block_n: int) -> float:
@@ -89,24 +88,3 @@ def _estimator(method: str) -> tuple[Callable[..., Tensor], Callable[[int, int],
     if method not in _ESTIMATORS:
         raise ValueError(f"method: expected one of {', '.join(_ESTIMATORS)}, got {method!r}")
     return _ESTIMATORS[method]
-
-
-def _check_tensors(q: Tensor, k: Tensor) -> None:
-    for name, x in (("q", q), ("k", k)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-        if x.dim() != 4:
-            raise ValueError(f"{name}: expected [B, H, N, D], 4 dimensions, got shape {tuple(x.shape)}")
-        if x.dtype not in _DTYPES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise TypeError(f"{name}: expected one of {known}, got {x.dtype}; convert it first")
-        if 0 in x.shape:
-            raise ValueError(f"{name}: expected at least one batch, head, token and channel, got {tuple(x.shape)}")
-    if q.dtype != k.dtype or q.device != k.device:
-        raise TypeError(f"k: expected dtype and device of q, {q.dtype} on {q.device}, got {k.dtype} on {k.device}")
-    if q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
-        raise ValueError(
-            f"k: expected batch {q.shape[0]} and head dimension {q.shape[-1]} as in q, got {tuple(k.shape)}"
-        )
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"q: expected a multiple of k's {k.shape[1]} heads, got {q.shape[1]}")

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ..blocks import block_count, causal_blocks
 
-SCRATCH_SHARE = 4
-"""Scores held at a time: at most 1/4 as many numbers as K has, or else those of one query block."""
+SCRATCH_SHARE = 8
+"""Scores held at a time: at most 1/8 as many numbers as K has, or else those of one query block."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def _pad_rows(rows: Tensor, count: int) -> Tensor:
 
 def _finite_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """`rows` with every non-finite one zeroed in place, and which ones those were, bool `[..., R]`."""
-    spoiled = ~rows.sum(-1, dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()
+    # The extremes of a row show its NaN and inf without a tensor of its size, which isfinite(rows) would make.
+    spoiled = ~(rows.amax(-1).isfinite() & rows.amin(-1).isfinite())
     return rows.masked_fill_(spoiled[..., None], 0), spoiled
 
 

@@ -73,8 +73,8 @@ def pyramid_attention(
         block_n: tokens of a key block, likewise.
         is_causal: query `i` sees a group if the group's last token is at most `i + Nk - Nq`.
         scale: factor of the logits, `D ** -0.5` by default.
-        impl: `reference` (any device, differentiable, slow), `cpu` (fast, no gradient), or `auto`: `cpu` for CPU tensors
-            that need no gradient, else `reference`.
+        impl: `reference` (any device, differentiable, slow), `cpu` (fast, no gradient), or `auto`: `cpu` for CPU
+            tensors that need no gradient, else `reference`.
         return_lse: also return the log-sum-exp of the logits.
 
     Returns:
@@ -124,7 +124,9 @@ def _check_levels(levels: Tensor, q: Tensor, k: Tensor, block_m: int, block_n: i
         raise ValueError(f"levels: expected the device of q, {q.device}, got {levels.device}")
     shape = (q.shape[0], q.shape[1], block_count(q.shape[2], block_m), block_count(k.shape[2], block_n))
     if levels.shape != shape:
-        raise ValueError(f"levels: expected [batch, query heads, query blocks, key blocks] = {shape}, got {tuple(levels.shape)}")
+        raise ValueError(
+            f"levels: expected [batch, query heads, query blocks, key blocks] = {shape}, got {tuple(levels.shape)}"
+        )
     unknown = (levels < 0) | ((levels & (levels - 1)) != 0) | (levels > min(block_n, COARSEST_LEVEL))
     if unknown.any():
         came = sorted(levels[unknown].unique().tolist())

@@ -1,7 +1,7 @@
 """Pyramid attention on a CPU: gather each query block's units, then two matrix products and a softmax.
 
-The work is many medium-sized products, so Python threads with one ATen thread each share the query blocks: that keeps
-every core busy without the synchronisation that two threads inside one product would cost (docs/log.md has the figures).
+The work is many medium-sized products, so Python threads with one ATen thread each share the query blocks. That keeps
+every core busy without the synchronisation that several threads inside one product would cost.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _attend_part(
 def _weighted_sum_at_frontier(
     weights: torch.Tensor, values: torch.Tensor, cut: torch.Tensor, hidden: torch.Tensor
 ) -> torch.Tensor:
-    """`weights @ values`, where a value that is not finite does not reach the rows it is hidden from (0 * nan is nan)."""
+    """`weights @ values`, where a value that is not finite does not reach rows it is hidden from (0 * nan is nan)."""
     bad = ~values[cut].isfinite().all(dim=1)
     if not bad.any():
         return _matmul(weights, values)
@@ -194,7 +194,9 @@ def _merge(
     each = torch.stack([x for x in lses if x is not None])
     lse = each.logsumexp(0)
     share = (each - lse.masked_fill(lse == float("-inf"), 0.0)).exp()
-    return sum((o.to(share.dtype) * w[:, None] for o, w in zip(outs, share, strict=True)), start=share.new_zeros(1)), lse
+    return sum(
+        (o.to(share.dtype) * w[:, None] for o, w in zip(outs, share, strict=True)), start=share.new_zeros(1)
+    ), lse
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -215,7 +217,7 @@ def _matmul(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def _onednn_linear() -> Callable[..., torch.Tensor] | None:
-    """torch's float32 `mm` calls MKL, which leaves AVX-512 unused on AMD; oneDNN's product is 2.1x as fast there.
+    """The float32 `mm` of torch calls MKL, which leaves AVX-512 unused on AMD; oneDNN's product is 2.1x as fast there.
 
     torch reaches oneDNN's float32 product only through the operator that its compiler emits. Where a build lacks it,
     `F.linear` gives the same numbers.

@@ -1,0 +1,174 @@
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import psa_triton
+from psa_triton import PSAAttention, PSAConfig, psa_attention
+from psa_triton.attention import sparse_attention
+from psa_triton.levels import read_density
+
+FULL = PSAConfig(mask_ratios={1: (0.0, 1.0)})
+
+
+def tensors(queries=120, keys=None, heads=2, key_heads=2, dim=32, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(h, n):
+        return torch.randn(1, h, n, dim, generator=generator).to(dtype)
+
+    keys = queries if keys is None else keys
+    return normal(heads, queries), normal(key_heads, keys), normal(key_heads, keys)
+
+
+def smooth_video(grid, dim=32, seed=0):
+    """q, k, v over a grid on which neighbours are alike, as in a video; tokens in raster order."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(3 * 2 * dim, *(max(2, -(-size // 4)) for size in grid), generator=generator)
+    fine = F.interpolate(coarse[None], size=grid, mode="trilinear", align_corners=True)[0]
+    return tuple((3 * x).flatten(2).mT[None] for x in fine.unflatten(0, (3, 2, dim)))
+
+
+@pytest.mark.parametrize("method", ["Gilbert", "STA", "SemanticAware", "Hybrid"])
+@pytest.mark.parametrize(("grid", "prefix"), [((1, 1, 1), 0), ((3, 5, 7), 0), ((4, 6, 5), 17)], ids=str)
+def test_reading_everything_is_dense_attention_in_any_order(method, grid, prefix):
+    q, k, v = tensors(grid[0] * grid[1] * grid[2] + prefix, heads=4)
+    out = psa_attention(q, k, v, FULL.replace(rearrange_method=method), grid=grid, prefix_tokens=prefix)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v, enable_gqa=True), rtol=1e-4, atol=1e-5)
+
+
+def test_reading_everything_is_dense_attention_when_causal():
+    q, k, v = tensors(70, 150, heads=6)
+    mask = torch.ones(70, 150, dtype=torch.bool).tril(150 - 70)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(psa_attention(q, k, v, FULL, is_causal=True), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("importance", ["sampled", "antidiagonal", "pooled"])
+@pytest.mark.parametrize("mode", ["topk", "thresholdbound"])
+def test_reference_and_cpu_agree_on_the_whole_way(importance, mode):
+    config = PSAConfig(block_n=32, mask_mode=mode, importance=importance, use_sim_mask=True)
+    q, k, v = smooth_video((6, 10, 11))
+    kwargs = dict(grid=(6, 10, 11))
+    expected = psa_attention(q, k, v, config, impl="reference", **kwargs)
+    torch.testing.assert_close(psa_attention(q, k, v, config, impl="cpu", **kwargs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_pyramid_beats_dropping_blocks_at_equal_density():
+    q, k, v = smooth_video((8, 16, 16))
+    dense = F.scaled_dot_product_attention(q, k, v)
+    pyramid = PSAConfig(block_n=32)
+    dropping = pyramid.replace(mask_ratios={1: (0.0, 0.15), 0: (0.15, 1.0)})
+    errors, densities = [], []
+    for config in (pyramid, dropping):
+        out, levels = sparse_attention(q, k, v, config, grid=(8, 16, 16))
+        errors.append(float((out - dense).norm() / dense.norm()))
+        density = read_density(levels, block_m=128, block_n=32, query_tokens=2048, key_tokens=2048)
+        densities.append(float(density.mean()))
+    assert densities[0] <= densities[1] + 0.01
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_a_space_filling_order_beats_raster_order():
+    grid = (4, 24, 24)
+    q, k, v = smooth_video(grid)
+    dense = F.scaled_dot_product_attention(q, k, v)
+
+    def error(config):
+        return float((psa_attention(q, k, v, config, grid=grid) - dense).norm())
+
+    config = PSAConfig(block_n=32)
+    assert error(config) < error(config.replace(use_rearrange=False))
+
+
+def test_the_prefix_is_read_in_full():
+    q, k, v = tensors(300)
+    out, levels = sparse_attention(q, k, v, PSAConfig(block_n=32, use_rearrange=False), prefix_tokens=33)
+    assert (levels[..., :2] == 1).all() and (levels[:, :, 0] == 1).all()
+    assert (levels[:, :, 1:, 2:] != 1).any()
+    dense = F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(out[:, :, :33], dense[:, :, :33], rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_generator_every_run_is_the_same_and_the_global_state_is_not_touched():
+    q, k, v = tensors(500)
+    state = torch.get_rng_state()
+    assert torch.equal(psa_attention(q, k, v), psa_attention(q, k, v))
+    first, second = (psa_attention(q, k, v, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, psa_attention(q, k, v, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gradients_reach_q_k_and_v():
+    q, k, v = (x.requires_grad_() for x in tensors(200))
+    psa_attention(q, k, v, grid=(2, 10, 10)).square().sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() and x.grad.abs().sum() > 0 for x in (q, k, v))
+
+
+def test_one_bad_query_spoils_one_row():
+    q, k, v = tensors(300)
+    q[0, 1, 77] = float("nan")
+    out = psa_attention(q, k, v)
+    spoiled = out.isnan().any(-1)
+    assert spoiled[0, 1, 77] and spoiled.sum() == 1
+
+
+def test_the_module_is_the_function():
+    q, k, v = tensors(200)
+    config = PSAConfig(block_n=32)
+    module = PSAAttention(config)
+    assert list(module.parameters()) == []
+    assert torch.equal(module(q, k, v, grid=(2, 10, 10)), psa_attention(q, k, v, config, grid=(2, 10, 10)))
+    assert "block_n=32" in repr(module)
+
+
+def test_verbose_logs_the_density(caplog):
+    q, k, v = tensors(200)
+    with caplog.at_level(logging.INFO, logger="psa_triton"):
+        psa_attention(q, k, v, FULL.replace(verbose=True))
+    assert "200 queries, 200 keys: density 1.000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        (dict(grid=(2, 5, 5)), ValueError, r"grid: expected .* = 120, .* got 2 \* 5 \* 5 \+ 0 = 50"),
+        (dict(grid=(2, 5)), ValueError, "grid: expected three positive ints"),
+        (dict(grid=(0, 5, 5)), ValueError, "grid: expected three positive ints"),
+        (dict(grid=(4, 5, 6), is_causal=True), ValueError, "is_causal: a causal mask needs tokens in their own order"),
+        (dict(prefix_tokens=-1), ValueError, "prefix_tokens: expected 0 to 120"),
+        (dict(prefix_tokens=121), ValueError, "prefix_tokens: expected 0 to 120"),
+        (dict(prefix_tokens=1.5), TypeError, "prefix_tokens: expected an int"),
+        (dict(scale=float("inf")), ValueError, "scale: expected a finite number"),
+        (dict(impl="gpu"), ValueError, "impl: expected 'auto' or"),
+        (dict(config="psa_balanced"), TypeError, "config: expected a PSAConfig, got str; load_preset"),
+        (
+            dict(config=PSAConfig(attn_impl="new_mask_type"), is_causal=True),
+            ValueError,
+            "'new_mask_type' has no causal mask",
+        ),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_bad_arguments_are_named(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        psa_attention(*tensors(), **kwargs)
+
+
+def test_the_public_names_are_those_of_the_documentation():
+    assert set(psa_triton.__all__) == {
+        "PSAAttention",
+        "PSAConfig",
+        "apply_psa",
+        "block_importance",
+        "density",
+        "load_preset",
+        "psa_attention",
+        "pyramid_attention",
+        "select_levels",
+    }
+    assert all(callable(getattr(psa_triton, name)) for name in psa_triton.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = psa_triton.nothing
