@@ -1,25 +1,32 @@
-"""A real `WanPipeline` of a moment's size, saved to disk, for tests that make videos."""
+"""A real `WanPipeline` of a moment's size, saved to disk, for tests that make videos.
+
+Fixtures import what they need themselves: tests of other parts shall not wait for diffusers.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from diffusers import DiffusionPipeline, WanPipeline, WanTransformer3DModel
-from recipe import TEXT_DIM, make_scheduler, make_text_encoder, make_tokenizer
 
-from psa_triton.builtin import LinearVideoCodec
-from psa_triton.generation import ModelSource, VideoRequest, find_source, load_pipeline
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
-FAILING_PROMPT = "a red square going left"
-"""Its word `going` has a token that the small pipeline's text encoder has no embedding for: encoding raises."""
+    from psa_triton.generation import ModelSource, VideoRequest
 
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, two heads of 32, random weights; 8x8 pixels and 4 frames a token, like the built-in model."""
+    import torch
+    from diffusers import WanPipeline, WanTransformer3DModel
+    from recipe import TEXT_DIM, make_scheduler, make_text_encoder, make_tokenizer
+
+    from psa_triton.builtin import LinearVideoCodec
+
     folder = tmp_path_factory.mktemp("models") / "small-wan"
+    tokenizer = make_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         transformer = WanTransformer3DModel(
@@ -33,33 +40,46 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         codec = LinearVideoCodec()
         torch.nn.init.orthogonal_(codec.basis)
-        tokenizer = make_tokenizer()
+        # One embedding short: see `failing_prompt`.
         text_encoder = make_text_encoder(len(tokenizer) - 1)
-    parts = (module.eval().requires_grad_(False) for module in (text_encoder, codec, transformer))
-    text_encoder, codec, transformer = parts
-    WanPipeline(
+    pipe = WanPipeline(
         tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=codec,
-        transformer=transformer,
+        text_encoder=text_encoder.eval(),
+        vae=codec.eval(),
+        transformer=transformer.eval(),
         scheduler=make_scheduler(3.0),
-    ).save_pretrained(folder)
+    )
+    pipe.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
+def failing_prompt() -> str:
+    """Its word `going` has a token that the small pipeline's text encoder has no embedding for: encoding raises."""
+    return "a red square going left"
+
+
+@pytest.fixture(scope="session")
 def source(pipeline_folder: Path) -> ModelSource:
+    from psa_triton.generation import find_source
+
     return find_source(str(pipeline_folder))
 
 
 @pytest.fixture(scope="session")
 def pipe(source: ModelSource) -> DiffusionPipeline:
+    import torch
+
+    from psa_triton.generation import load_pipeline
+
     return load_pipeline(source, device=torch.device("cpu"), dtype=torch.float32, width=64, height=64)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def request_320() -> VideoRequest:
     """A video of 5x8x8 = 320 tokens: ten key blocks of 32."""
+    from psa_triton.generation import VideoRequest
+
     return VideoRequest(
         prompt="a red square moving left",
         seed=42,
@@ -70,8 +90,3 @@ def request_320() -> VideoRequest:
         guidance_scale=1.0,
         fps=8,
     )
-
-
-@pytest.fixture
-def failing_prompt() -> str:
-    return FAILING_PROMPT

@@ -13,6 +13,7 @@ from psa_triton.presets import load_preset
 # key: (hub id, preset section, width, height, frames, steps, guidance, second guidance, fps)
 CHECKPOINTS = {
     "tiny-wan": (None, "tiny-wan", 96, 96, 29, 16, 4.0, None, 16),
+    "tiny-wan-16k": (None, "tiny-wan", 256, 256, 61, 4, 1.0, None, 16),
     "cogvideo_5b": ("THUDM/CogVideoX-5b", "CogVideo_5b", 720, 480, 49, 50, 6.0, None, 8),
     "cogvideo1.5_5b": ("THUDM/CogVideoX1.5-5B", "CogVideo1.5_5b", 1360, 768, 81, 50, 6.0, None, 8),
     "cogvideo_5b_lora": ("THUDM/CogVideoX-5b", "CogVideo_5b", 720, 480, 49, 4, 1.0, None, 8),
@@ -47,7 +48,7 @@ def test_only_the_lora_model_has_a_lora_and_a_preset_of_its_own() -> None:
     loras = {spec.key: (spec.lora_repo, spec.lora_file, spec.preset) for spec in MODELS.values() if spec.lora_repo}
     file = "cogvideox-5b-psa-lora/pytorch_lora_weights.safetensors"
     assert loras == {"cogvideo_5b_lora": ("GYP666/BLADE", file, "psa_4steps")}
-    assert [spec.key for spec in MODELS.values() if spec.preset] == ["cogvideo_5b_lora"]
+    assert [spec.key for spec in MODELS.values() if spec.preset] == ["tiny-wan-16k", "cogvideo_5b_lora"]
 
 
 @pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)

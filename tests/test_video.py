@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -24,8 +25,6 @@ def test_a_written_video_has_the_frames_in_order_with_their_size_colour_and_rate
 
 
 def test_the_file_is_h264_in_yuv420p_with_nothing_left_beside_it(tmp_path: Path) -> None:
-    import av
-
     write_video(tmp_path / "v.mp4", solid((0, 0, 0)), fps=8)
     with av.open(str(tmp_path / "v.mp4")) as container:
         stream = container.streams.video[0]

@@ -63,6 +63,8 @@ class ModelSpec:
     """Hub repository of LoRA weights to put on the transformer."""
     lora_file: str | None = None
     """File in `lora_repo`."""
+    timing_only: bool = False
+    """The size is one to take times at: the weights were not trained on it, and its videos show little."""
 
     def flow_shift_at(self, width: int, height: int) -> float | None:
         """Shift of the noise schedule for a video of `width` x `height` pixels; None keeps the checkpoint's."""
@@ -163,8 +165,20 @@ _TINY_WAN = ModelSpec(
     fps=16,
     vae_dtype="float32",
 )
+_TINY_WAN_16K = replace(
+    _TINY_WAN,
+    key="tiny-wan-16k",
+    preset="psa_timing",
+    width=256,
+    height=256,
+    num_frames=61,
+    num_inference_steps=4,
+    guidance_scale=1.0,
+    timing_only=True,
+)
 _SPECS = (
     _TINY_WAN,
+    _TINY_WAN_16K,
     _COGVIDEOX,
     _COGVIDEOX_1_5,
     _COGVIDEOX_LORA,

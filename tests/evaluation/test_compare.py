@@ -29,18 +29,8 @@ FULL = Attention(name="hand/full", config=PSAConfig(block_m=64, block_n=32, mask
 
 
 @pytest.fixture(scope="module")
-def comparison(pipe: DiffusionPipeline) -> Comparison:
-    request = VideoRequest(
-        prompt="a red square",
-        seed=3,
-        width=64,
-        height=64,
-        num_frames=17,
-        num_inference_steps=2,
-        guidance_scale=1,
-        fps=8,
-    )
-    return compare_attentions(pipe, request, [SPARSE, FULL])
+def comparison(pipe: DiffusionPipeline, request_320: VideoRequest) -> Comparison:
+    return compare_attentions(pipe, request_320, [SPARSE, FULL])
 
 
 def test_the_dense_video_is_the_one_that_dense_generation_makes(
@@ -76,10 +66,11 @@ def test_files_hold_the_videos_and_all_numbers(comparison: Comparison, tmp_path:
     joined = read_video(tmp_path / "side_by_side.mp4").frames
     assert len(joined) == 17
     assert joined.shape[2] > 3 * 256, "three videos of 64 pixels, magnified"
-    assert Image.open(tmp_path / "frames.png").size[1] > 5 * 160, "five rows"
+    with Image.open(tmp_path / "frames.png") as sheet:
+        assert sheet.height > 5 * 160, "five rows"
     saved = json.loads((tmp_path / "comparison.json").read_text())
     assert saved["date"] == "today"
-    assert saved["request"]["seed"] == 3
+    assert saved["request"]["seed"] == 42
     assert [entry["label"] for entry in saved["candidates"]] == ["half", "full"]
     assert saved["candidates"][0]["cost"]["attention_density"] == pytest.approx(0.35)
     assert len(saved["candidates"][0]["psnr_frames"]) == len(saved["candidates"][0]["ssim_frames"]) == 17
@@ -108,25 +99,18 @@ def test_the_sentence_says_how_much_was_read_and_how_long_it_took(
     assert said.endswith(f"took 1.0 s instead of {dense_seconds} s: {pace}.")
 
 
-def test_the_sentence_of_a_run_that_never_was_sparse_says_why(pipe: DiffusionPipeline) -> None:
-    request = VideoRequest(
-        prompt="a red square",
-        seed=3,
-        width=64,
-        height=64,
-        num_frames=17,
-        num_inference_steps=1,
-        guidance_scale=1,
-        fps=8,
-    )
+def test_the_sentence_of_a_run_that_never_was_sparse_says_why(
+    pipe: DiffusionPipeline, request_320: VideoRequest
+) -> None:
+    request = replace(request_320, num_inference_steps=1)
     comparison = compare_attentions(pipe, request, [SPARSE], warm_up=False)
     assert sentence(comparison, comparison.candidates[0]).startswith("half ran dense throughout (warm-up)")
 
 
-def test_progress_is_told_for_every_video_but_not_for_the_warm_up(pipe: DiffusionPipeline) -> None:
-    request = VideoRequest(
-        prompt="a red square", seed=3, width=64, height=64, num_frames=5, num_inference_steps=2, guidance_scale=1, fps=8
-    )
+def test_progress_is_told_for_every_video_but_not_for_the_warm_up(
+    pipe: DiffusionPipeline, request_320: VideoRequest
+) -> None:
+    request = replace(request_320, num_frames=5)
     told: list[object] = []
 
     def start(label: str) -> object:

@@ -2,6 +2,8 @@
 
 Importing this package imports the codec, which is what lets `WanPipeline.from_pretrained(tiny_wan_path())` find it:
 diffusers resolves a component of another library by its full module name, and only once that module is imported.
+It then notes that the VAE is not its own `AutoencoderKLWan`, which is so on purpose; `psa_triton.generation` loads the
+model without that note.
 """
 
 from __future__ import annotations

@@ -73,6 +73,10 @@ class Target:
 
     def load(self, request: VideoRequest, console: Console) -> DiffusionPipeline:
         """The pipeline, ready for videos like `request`; a spinner on `console` stands for the libraries' bars."""
+        if self.source.spec is not None and self.source.spec.timing_only:
+            console.print(
+                f"{self.source.name} is for taking times: it was not trained on this size, its videos show little"
+            )
         with console.status(f"loading {self.source.name}"), _no_loading_bars():
             return load_pipeline(
                 self.source, device=self.device, dtype=self.dtype, width=request.width, height=request.height

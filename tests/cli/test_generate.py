@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from psa_triton.cli.app import app
+from psa_triton.video import read_video
+
+PRESET = "tiny-wan/psa_balanced"  # three warm-up steps
+
+
+@pytest.fixture
+def generate(pipeline_folder: Path, tmp_path: Path):
+    """Runs `psa generate` on the small pipeline, into `tmp_path / "out"`."""
+
+    def run(*options: str) -> Result:
+        small = ["--width", "64", "--height", "64", "--num_frames", "17", "--steps", "4", "--guidance-scale", "1"]
+        model = ["--model", str(pipeline_folder), "--output_dir", str(tmp_path / "out")]
+        return CliRunner().invoke(app, ["generate", *model, *small, *options])
+
+    return run
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> None:
+    result = generate("--prompt", "a red square moving left", "--attention_preset", PRESET, "--seed", "5")
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path / "out") == ["video_0000.json", "video_0000.mp4"]
+    video = read_video(tmp_path / "out" / "video_0000.mp4")
+    assert (video.frames.shape, video.fps) == ((17, 64, 64, 3), 16)
+    sidecar = json.loads((tmp_path / "out" / "video_0000.json").read_text())
+    settings, cost = sidecar["settings"], sidecar["cost"]
+    assert (settings["seed"], settings["num_inference_steps"], settings["attention"]["preset"]) == (5, 4, PRESET)
+    assert settings["attention"]["config"]["warmup_steps"] == 3
+    # One of four steps is sparse; the whole run is dense but for that.
+    assert cost["run_density"] == pytest.approx((3 + cost["attention_density"]) / 4)
+    assert cost["attention_density"] < cost["attention_density_with_estimation"] < 1
+    assert sidecar["hardware"]["device"] == "cpu"
+    assert "density" in result.output
+
+
+def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square\n# no\n\na blue ring\n")
+    options = ("--prompt-file", str(prompts), "--attention-preset", PRESET)
+    assert generate(*options).exit_code == 0
+    out = tmp_path / "out"
+    before = {name: (out / name).stat().st_mtime_ns for name in names(out)}
+    assert len(before) == 4
+    (out / "video_0001.mp4").unlink()
+
+    again = generate(*options)
+    assert again.exit_code == 0
+    assert "video_0000.mp4: finished before, skipped" in again.output
+    assert (out / "video_0000.mp4").stat().st_mtime_ns == before["video_0000.mp4"]
+    assert len(read_video(out / "video_0001.mp4").frames) == 17
+
+    third = generate(*options)
+    assert third.output.count("skipped") == 2
+    seeds = [json.loads((out / f"video_000{i}.json").read_text())["settings"]["seed"] for i in (0, 1)]
+    assert seeds == [42, 43]
+
+
+def test_changed_settings_are_refused_until_overwrite_is_given(generate, tmp_path: Path) -> None:
+    options = ("--prompt", "a red square", "--dense")
+    assert generate(*options).exit_code == 0
+    refused = generate(*options, "--seed", "7")
+    assert refused.exit_code == 1
+    assert "seed: 42 -> 7" in refused.output
+    assert generate(*options, "--seed", "7", "--overwrite").exit_code == 0
+    sidecar = json.loads((tmp_path / "out" / "video_0000.json").read_text())
+    assert sidecar["settings"]["seed"] == 7
+    assert sidecar["settings"]["attention"]["config"] is None
+    assert sidecar["cost"]["run_density"] == 1
+
+
+def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path: Path, failing_prompt: str) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"a red square\n{failing_prompt}\na blue ring\n")
+    result = generate("--prompt-file", str(prompts), "--dense")
+    assert result.exit_code == 1
+    assert "1 of 3 videos failed:" in result.output
+    assert f"video_0001.mp4 ({failing_prompt}): IndexError" in result.output
+    assert names(tmp_path / "out") == ["video_0000.json", "video_0000.mp4", "video_0002.json", "video_0002.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param([], "expected a prompt", id="no-prompt"),
+        pytest.param(["--prompt", " "], "expected a prompt", id="blank-prompt"),
+        pytest.param(["--prompt", "x", "--prompt_file", "y"], "got both", id="prompt-and-file"),
+        pytest.param(["--prompt_file", "nothing.txt"], "there is no file nothing.txt", id="no-file"),
+        pytest.param(["--prompt", "x"], "give SECTION/PRESET", id="unknown-model-without-preset"),
+        pytest.param(["--prompt", "x", "--model", "tiny-wam"], "did you mean 'tiny-wan'", id="model"),
+        pytest.param(["--prompt", "x", "--dense", "--attention-preset", PRESET], "--dense alone", id="dense-preset"),
+        pytest.param(["--prompt", "x", "--attention-preset", "tiny-wan/psa"], "unknown preset 'psa'", id="preset"),
+        pytest.param(["--prompt", "x", "--dense", "--device", "gpu"], "device: 'gpu'", id="device"),
+        pytest.param(["--prompt", "x", "--dense", "--steps", "0"], "num_inference_steps", id="steps"),
+    ],
+)
+def test_bad_options_are_one_line_and_make_nothing(generate, options: list[str], message: str, tmp_path: Path) -> None:
+    result = generate(*options)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+    assert names(tmp_path / "out") == []
+
+
+def test_a_size_that_does_not_fit_makes_no_video(generate, tmp_path: Path) -> None:
+    result = generate("--prompt", "x", "--dense", "--width", "60")
+    assert result.exit_code == 1
+    assert "width: expected a multiple of 8, got 60; 64 fits" in result.output
+    assert names(tmp_path / "out") == []
+
+
+def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline_folder: Path, tmp_path: Path) -> None:
+    options = ["--width", "64", "--height", "64", "--num-frames", "5", "--steps", "1", "--prompt", "a red square"]
+    command = [sys.executable, "-m", "psa_triton.cli.app", "generate", "--model", str(pipeline_folder), "--dense"]
+    source = str(Path(__file__).parents[2] / "src")
+    done = subprocess.run(
+        [*command, *options, "--output_dir", "out"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("out/video_0000.mp4: ")
+    assert line.endswith("dense (dense preset)")
+    assert len(read_video(tmp_path / "out" / "video_0000.mp4").frames) == 5

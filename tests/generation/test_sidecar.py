@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+import psa_triton
+from psa_triton.generation import (
+    DENSE,
+    ModelSource,
+    VideoRequest,
+    choose_attention,
+    settings_of,
+    surroundings,
+    write_json,
+)
+from psa_triton.generation.sidecar import differences
+
+CPU = torch.device("cpu")
+
+
+def test_settings_name_everything_that_determines_a_video_and_survive_json(
+    source: ModelSource, request_320: VideoRequest, tmp_path: Path
+) -> None:
+    attention = choose_attention(source, "tiny-wan/psa_balanced")
+    settings = settings_of(source, request_320, attention, device=CPU, dtype=torch.bfloat16)
+    assert settings["model"] == source.location
+    assert settings["attention"]["config"]["block_n"] == 32
+    assert (settings["device"], settings["dtype"], settings["seed"]) == ("cpu", "bfloat16", 42)
+    write_json(tmp_path / "s.json", {"settings": settings})
+    assert differences(json.loads((tmp_path / "s.json").read_text())["settings"], settings) == ""
+
+
+def test_a_changed_seed_attention_or_type_is_a_difference(source: ModelSource, request_320: VideoRequest) -> None:
+    def settings(request: VideoRequest, dtype: torch.dtype) -> dict:
+        return settings_of(source, request, DENSE, device=CPU, dtype=dtype)
+
+    before = settings(request_320, torch.float32)
+    after = settings(replace(request_320, seed=1), torch.float16)
+    assert differences(before, after) == "seed: 42 -> 1, dtype: 'float32' -> 'float16'"
+
+
+def test_differences_are_found_in_nested_added_and_removed_settings() -> None:
+    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}) == (
+        "a.c: 2 -> 5, d: 3 -> None, e: None -> 4"
+    )
+
+
+def test_a_number_that_json_has_not_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "s.json", {"psnr": math.inf})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_surroundings_name_versions_hardware_command_and_date() -> None:
+    found = surroundings(CPU)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["psa_triton"] == psa_triton.__version__
+    assert found["hardware"]["cpu"]
+    assert (found["hardware"]["gpu"], found["hardware"]["threads"]) == (None, torch.get_num_threads())
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(found["date"])).total_seconds()) < 60
+    assert found["command"]
