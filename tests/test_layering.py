@@ -30,9 +30,9 @@ LAYERS = [
     "attention",  # the whole operator
     "integrations",  # the operator inside diffusers' and transformers' models
     "builtin",  # the built-in model
-    "evaluation",  # how close is sparse to dense
     "video",  # frames <-> files
     "generation",  # prompt -> frames
+    "evaluation",  # how close is sparse to dense
     "cli",  # the psa command
 ]
 # The package's own __init__ hands out names of all layers; nothing inside imports it.

@@ -122,7 +122,9 @@ class TestShippedFile:
     def test_no_preset_is_missing_from_the_list_above(self) -> None:
         sections = load_presets_file().sections
         found = {(model, preset) for model in SECTIONS for preset in sections[model].attention_configs}
-        added = {(model, "baseline") for model in SECTIONS} | {("tiny-wan", name) for name in ("psa_balanced", "psa_timing")}
+        added = {(model, "baseline") for model in SECTIONS} | {
+            ("tiny-wan", name) for name in ("psa_balanced", "psa_timing")
+        }
         assert found == PRESETS.keys() | added
 
     def test_is_the_one_that_people_edit(self) -> None:

@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attention import PSAAttention, psa_attention
-    from .config import PSAConfig
-    from .importance import block_importance
-    from .integrations.diffusers import apply_psa
-    from .kernels import pyramid_attention
-    from .levels import density, select_levels
-    from .presets import load_preset
+    from psa_triton.attention import PSAAttention, psa_attention
+    from psa_triton.config import PSAConfig
+    from psa_triton.importance import block_importance
+    from psa_triton.integrations.diffusers import apply_psa
+    from psa_triton.kernels import pyramid_attention
+    from psa_triton.levels import density, select_levels
+    from psa_triton.presets import load_preset
 
 __version__ = "0.1.0"
 

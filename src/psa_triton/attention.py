@@ -7,12 +7,12 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from .config import PSAConfig
-from .importance import block_importance
-from .inputs import check_attention_inputs, resolve_scale
-from .kernels import Impl, pyramid_attention, resolve_impl
-from .levels import cap_levels, density, exempt_levels, select_levels, similarity_caps
-from .ordering import TokenOrder, grid_order, semantic_order
+from psa_triton.config import PSAConfig
+from psa_triton.importance import block_importance
+from psa_triton.inputs import check_attention_inputs, resolve_scale
+from psa_triton.kernels import Impl, pyramid_attention, resolve_impl
+from psa_triton.levels import cap_levels, density, exempt_levels, select_levels, similarity_caps
+from psa_triton.ordering import TokenOrder, grid_order, semantic_order
 
 _log = logging.getLogger(__name__)
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import diffusers
 import torch
+from packaging.version import Version
 
 from psa_triton.builtin import LinearVideoCodec
 from psa_triton.generation.source import ModelSource
 from psa_triton.models import ModelSpec
+
+_DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -80,7 +83,7 @@ def load_pipeline(
 
 def _from_pretrained(source: ModelSource, dtype: dict[str, torch.dtype]) -> diffusers.DiffusionPipeline:
     try:
-        return getattr(diffusers, source.pipeline).from_pretrained(source.location, dtype=dtype)
+        return getattr(diffusers, source.pipeline).from_pretrained(source.location, **{_DTYPE_ARGUMENT: dtype})
     except OSError as error:
         if source.is_folder:
             raise OSError(f"{source.location}: the pipeline could not be loaded: {error}") from error

@@ -8,12 +8,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ..blocks import check_block_size
-from ..inputs import check_attention_inputs, resolve_scale
-from .antidiagonal import antidiagonal_cost, antidiagonal_importance
-from .pooled import pooled_cost, pooled_importance
-from .sampled import sampled_cost, sampled_importance
-from .scoring import BlockGrid
+from psa_triton.blocks import check_block_size
+from psa_triton.importance.antidiagonal import antidiagonal_cost, antidiagonal_importance
+from psa_triton.importance.pooled import pooled_cost, pooled_importance
+from psa_triton.importance.sampled import sampled_cost, sampled_importance
+from psa_triton.importance.scoring import BlockGrid
+from psa_triton.inputs import check_attention_inputs, resolve_scale
 
 __all__ = ["block_importance", "estimation_cost"]
 

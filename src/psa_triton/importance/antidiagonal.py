@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .scoring import BlockGrid, KeyRows, QueryRows, score_blocks
+from psa_triton.importance.scoring import BlockGrid, KeyRows, QueryRows, score_blocks
 
 STRIDE = 8
 """Side of the squares whose antidiagonal is summed, tokens."""

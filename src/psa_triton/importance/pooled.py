@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .sampling import stratified_tokens
-from .scoring import BlockGrid, KeyRows, QueryRows, score_blocks
+from psa_triton.importance.sampling import stratified_tokens
+from psa_triton.importance.scoring import BlockGrid, KeyRows, QueryRows, score_blocks
 
 QUERIES = 8
 """Queries that stand for a query block."""

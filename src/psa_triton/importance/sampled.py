@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .sampling import stratified_tokens
-from .scoring import BlockGrid, KeyRows, QueryRows, score_blocks
+from psa_triton.importance.sampling import stratified_tokens
+from psa_triton.importance.scoring import BlockGrid, KeyRows, QueryRows, score_blocks
 
 STRATUM = 4
 """One token of this many is looked at, both of queries and of keys."""

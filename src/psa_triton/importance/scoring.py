@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..blocks import block_count, causal_blocks
+from psa_triton.blocks import block_count, causal_blocks
 
 SCRATCH_SHARE = 8
 """Scores held at a time: at most 1/8 as many numbers as K has, or else those of one query block."""

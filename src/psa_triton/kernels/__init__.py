@@ -7,10 +7,10 @@ from typing import Final, Literal, overload
 import torch
 from torch import Tensor
 
-from ..blocks import block_count, check_block_size
-from ..config import COARSEST_LEVEL
-from ..inputs import check_attention_inputs, resolve_scale
-from . import cpu, reference
+from psa_triton.blocks import block_count, check_block_size
+from psa_triton.config import COARSEST_LEVEL
+from psa_triton.inputs import check_attention_inputs, resolve_scale
+from psa_triton.kernels import cpu, reference
 
 Impl = Literal["auto", "reference", "cpu", "triton"]
 

@@ -14,8 +14,8 @@ from threading import Lock
 import torch
 import torch.nn.functional as F
 
-from ..pyramid import PyramidLayout, RowTables, pyramid_layout, row_tables, write_pyramid
-from ..schedule import Schedule, make_schedule
+from psa_triton.pyramid import PyramidLayout, RowTables, pyramid_layout, row_tables, write_pyramid
+from psa_triton.schedule import Schedule, make_schedule
 
 _ROWS_AT_ONCE = 8192  # of a query block's list; longer lists are read in parts and merged, to bound the scratch memory
 

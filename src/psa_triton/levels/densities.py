@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..blocks import block_lengths
-from .exemptions import check_levels
+from psa_triton.blocks import block_lengths
+from psa_triton.levels.exemptions import check_levels
 
 
 def density(levels: Tensor) -> Tensor:

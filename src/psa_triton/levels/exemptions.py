@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..blocks import block_count, causal_blocks, check_block_size
+from psa_triton.blocks import block_count, causal_blocks, check_block_size
 
 
 def exempt_levels(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..blocks import block_lengths, check_block_size
-from ..config import SimThresholds
+from psa_triton.blocks import block_lengths, check_block_size
+from psa_triton.config import SimThresholds
 
 _BLOCKS_AT_A_TIME = 64
 """Float32 copies of the keys exist for this many key blocks at a time."""
