@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from hardware import describe
 from rich.console import Console
 from rich.table import Table
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.attention import choose_levels
 from psa_triton.levels import read_density
+from psa_triton.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, DIM = 2, 128
@@ -190,7 +192,12 @@ def main() -> None:
             case["extra_memory_over_kv"] = measure_memory(tokens, dtype, "pooled")
             cases.append(case)
             console.print(f"{dtype} {tokens}: {case['kernel_in_units_of_ideal']:.2f} of ideal")
-    report = describe()
+    report = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "benchmarks/cpu_attention.py", *sys.argv[1:]]),
+        "hardware": hardware(torch.device("cpu")),
+        "versions": versions(),
+    }
     stem = f"cpu_attention_{report['date'][:10]}"
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / f"{stem}.json").write_text(json.dumps(report | {"cases": cases}, indent=2) + "\n")

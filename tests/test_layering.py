@@ -16,6 +16,7 @@ PACKAGE = SOURCE / "psa_triton"
 
 LAYERS = [
     "names",  # messages for unknown names
+    "machine",  # versions and hardware
     "config",  # one description of an attention
     "presets",  # attention_config.yaml -> config
     "models",  # the checkpoints, and their preset sections

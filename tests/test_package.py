@@ -73,9 +73,12 @@ def test_command_runs_from_another_folder(python: Run) -> None:
     assert "tiny-wan" in done.stdout
 
 
-def test_a_video_is_made_by_the_installed_package(python: Run, tmp_path: Path) -> None:
-    options = ["--model", "tiny-wan", "--prompt", "a red square moving left", "--steps", "2", "--output_dir", "videos"]
-    done = python("-m", "psa_triton.cli.app", "generate", *options)
+def test_the_demo_runs_from_the_installed_package(python: Run, tmp_path: Path) -> None:
+    # As `make demo`, with fewer steps: three are warm-up, the fourth is sparse.
+    options = ["--model", "tiny-wan", "--prompt", "a red square moving left", "--steps", "4", "--output_dir", "demo"]
+    done = python("-m", "psa_triton.cli.app", "compare", *options)
     assert done.returncode == 0, done.stderr
-    (video,) = (tmp_path / "videos").rglob("*.mp4")
-    assert video.stat().st_size > 0
+    assert "psa_balanced did" in done.stdout
+    made = {file.name for file in (tmp_path / "demo").iterdir()}
+    assert made == {"dense.mp4", "psa.mp4", "side_by_side.mp4", "frames.png", "comparison.json"}
+    assert all((tmp_path / "demo" / name).stat().st_size > 0 for name in made)

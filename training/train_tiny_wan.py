@@ -202,7 +202,7 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="training/work", help="folder of the checkpoint")
-    parser.add_argument("--stages", default="4x8x8:16:5000,8x12x12:8:4000", help="tokens:batch:steps, ...")
+    parser.add_argument("--stages", default="4x8x8:16:3900,8x12x12:8:4100", help="tokens:batch:steps, ...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

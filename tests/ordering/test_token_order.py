@@ -92,12 +92,6 @@ def test_prefix_keeps_its_place(shape: tuple[int, ...]) -> None:
     assert order.with_prefix(0) is order
 
 
-def test_identity_moves_nothing() -> None:
-    x = torch.randn(4, 3)
-    assert torch.equal(TokenOrder.identity(4).apply(x), x)
-    assert TokenOrder.identity(0).tokens == 0
-
-
 @pytest.mark.parametrize(
     ("permutation", "error", "message"),
     [

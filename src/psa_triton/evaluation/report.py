@@ -34,7 +34,9 @@ def write_comparison(folder: Path, comparison: Comparison, described: dict[str, 
         name = "psa" if len(frames) == 1 else label.replace("/", "_")
         write_video(folder / f"{name}.mp4", frames[label], fps=fps)
     write_video(folder / "side_by_side.mp4", side_by_side({DENSE.name: comparison.dense.frames, **frames}), fps=fps)
-    Image.fromarray(contact_sheet(comparison.dense.frames, frames)).save(folder / "frames.png")
+    part = folder / "frames.part.png"
+    Image.fromarray(contact_sheet(comparison.dense.frames, frames)).save(part)
+    part.replace(folder / "frames.png")
     write_json(folder / "comparison.json", {**as_dict(comparison), **described})
 
 

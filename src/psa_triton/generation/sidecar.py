@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from psa_triton.generation.attention import Attention
-from psa_triton.generation.machine import hardware, versions
 from psa_triton.generation.request import VideoRequest
 from psa_triton.generation.source import ModelSource
+from psa_triton.machine import hardware, versions
 
 
 def settings_of(

@@ -66,12 +66,6 @@ class TokenOrder:
             )
         return order
 
-    @classmethod
-    def identity(cls, tokens: int, *, device: torch.device | str = "cpu") -> Self:
-        """The order that leaves `tokens` tokens where they are."""
-        index = torch.arange(tokens, device=device)
-        return cls(index, index)
-
     @property
     def tokens(self) -> int:
         """Tokens that the order permutes, N."""

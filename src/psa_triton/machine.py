@@ -1,29 +1,28 @@
-"""What a result was made with: versions and hardware, for sidecars."""
+"""What a figure was made with: versions and hardware, for sidecars and benchmark results."""
 
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import diffusers
 import torch
-import transformers
 
 import psa_triton
 
+_PACKAGES: Final = ("torch", "triton", "diffusers", "transformers", "torchmetrics")
+
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers in a video depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-        "torchmetrics": version("torchmetrics"),
-        "psa_triton": psa_triton.__version__,
-    }
+    """Versions of what figures depend on; packages that are not installed are left out."""
+    found = {"python": platform.python_version(), "psa_triton": psa_triton.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
