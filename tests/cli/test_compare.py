@@ -18,7 +18,7 @@ def compare(pipeline_folder: Path, tmp_path: Path):
     """Runs `psa compare` on the small pipeline, into `tmp_path / "out"`."""
 
     def run(*options: str) -> Result:
-        small = ["--width", "64", "--height", "64", "--num_frames", "17", "--steps", "4", "--guidance-scale", "1"]
+        small = ["--width", "64", "--height", "64", "--num_frames", "17", "--steps", "6", "--guidance-scale", "1"]
         model = ["--model", str(pipeline_folder), "--output_dir", str(tmp_path / "out")]
         return CliRunner().invoke(app, ["compare", *model, *small, *options])
 

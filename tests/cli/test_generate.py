@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from psa_triton.cli.app import app
 from psa_triton.video import read_video
 
-PRESET = "tiny-wan/psa_balanced"  # three warm-up steps
+PRESET = "tiny-wan/psa_balanced"  # five warm-up steps
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def generate(pipeline_folder: Path, tmp_path: Path):
     """Runs `psa generate` on the small pipeline, into `tmp_path / "out"`."""
 
     def run(*options: str) -> Result:
-        small = ["--width", "64", "--height", "64", "--num_frames", "17", "--steps", "4", "--guidance-scale", "1"]
+        small = ["--width", "64", "--height", "64", "--num_frames", "17", "--steps", "6", "--guidance-scale", "1"]
         model = ["--model", str(pipeline_folder), "--output_dir", str(tmp_path / "out")]
         return CliRunner().invoke(app, ["generate", *model, *small, *options])
 
@@ -38,10 +38,10 @@ def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> 
     assert (video.frames.shape, video.fps) == ((17, 64, 64, 3), 16)
     sidecar = json.loads((tmp_path / "out" / "video_0000.json").read_text())
     settings, cost = sidecar["settings"], sidecar["cost"]
-    assert (settings["seed"], settings["num_inference_steps"], settings["attention"]["preset"]) == (5, 4, PRESET)
-    assert settings["attention"]["config"]["warmup_steps"] == 3
-    # One of four steps is sparse; the whole run is dense but for that.
-    assert cost["run_density"] == pytest.approx((3 + cost["attention_density"]) / 4)
+    assert (settings["seed"], settings["num_inference_steps"], settings["attention"]["preset"]) == (5, 6, PRESET)
+    assert settings["attention"]["config"]["warmup_steps"] == 5
+    # One of six steps is sparse; the whole run is dense but for that.
+    assert cost["run_density"] == pytest.approx((5 + cost["attention_density"]) / 6)
     assert cost["attention_density"] < cost["attention_density_with_estimation"] < 1
     assert sidecar["hardware"]["device"] == "cpu"
     assert "density" in result.output
