@@ -43,7 +43,7 @@ def main() -> None:
         if dtype == torch.float32:
             cases["q @ k.T through oneDNN"] = (2 * QUERIES * KEYS * DIM, lambda q=q, k=k: _linear(q, k, None))
         for name, (operations, function) in cases.items():
-            print(f"{str(dtype):15} {name:23} {operations / best_seconds(function) / 1e9:6.0f} GFLOP/s")
+            print(f"{dtype!s:15} {name:23} {operations / best_seconds(function) / 1e9:6.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
