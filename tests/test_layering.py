@@ -17,15 +17,19 @@ PACKAGE = SOURCE / "psa_triton"
 LAYERS = [
     "names",  # messages for unknown names
     "machine",  # versions and hardware
+    "ratios",  # levels, and the shares of blocks that get them
     "config",  # one description of an attention
     "presets",  # attention_config.yaml -> config
     "models",  # the checkpoints, and their preset sections
     "blocks",  # cutting sequences into blocks
     "inputs",  # checks of q, k, v
+    "impl",  # which implementation runs
+    "launch",  # one launch of a GPU kernel
+    "dots",  # matrix products inside GPU kernels
+    "pyramid",  # k, v -> every resolution
     "ordering",  # grid -> token order
     "importance",  # q, k -> importance of key blocks
     "levels",  # importance -> levels
-    "pyramid",  # k, v -> flat pyramid
     "schedule",  # levels -> unit lists
     "kernels",  # pyramid and unit lists -> output
     "attention",  # the whole operator

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from psa_triton.config import PSAConfig
-from psa_triton.importance import block_importance
+from psa_triton.impl import Impl, resolve_impl
 from psa_triton.inputs import check_attention_inputs, resolve_scale
-from psa_triton.kernels import Impl, pyramid_attention, resolve_impl
-from psa_triton.levels import cap_levels, density, exempt_levels, select_levels, similarity_caps
+from psa_triton.kernels import attend_levels
+from psa_triton.levels import LevelChoice, Thresholds, choose_levels, density
 from psa_triton.ordering import TokenOrder, grid_order, semantic_order
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def psa_attention(
             in full.
         is_causal: query `i` sees keys up to `i + Nk - Nq`. Cannot be used with a reorder.
         scale: factor of the logits, `D ** -0.5` by default.
-        impl: `auto`, `reference`, `cpu`; see `pyramid_attention`.
+        impl: `auto`, `reference`, `cpu` or `triton`; see `pyramid_attention`.
         generator: randomises the sampling of the importance estimate; without it the result is the same every time.
 
     Returns:
@@ -91,7 +91,7 @@ def sparse_attention(
     """
     check_attention_inputs(q, k, v)
     _check_call(q, k, config, grid, prefix_tokens, is_causal)
-    resolve_impl(impl, q, k, v)
+    impl = resolve_impl(impl, q)
     scale = resolve_scale(scale, q.shape[-1])
     orders = _token_orders(q, k, config, grid, prefix_tokens)
     if orders is not None:
@@ -101,48 +101,44 @@ def sparse_attention(
                 f"{config.rearrange_method!r}; use config.replace(use_rearrange=False)"
             )
         q, k, v = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v)
+    choice = level_choice(config)
     with torch.no_grad():
         levels = choose_levels(
-            q, k, config, prefix_tokens=prefix_tokens, is_causal=is_causal, scale=scale, generator=generator
+            q,
+            k,
+            choice,
+            prefix_tokens=prefix_tokens,
+            is_causal=is_causal,
+            scale=scale,
+            impl=impl,
+            generator=generator,
         )
-    out = pyramid_attention(
-        q, k, v, levels, block_m=config.block_m, block_n=config.block_n, is_causal=is_causal, scale=scale, impl=impl
+    out, _ = attend_levels(
+        q,
+        k,
+        v,
+        levels,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        coarsest=choice.coarsest,
+        is_causal=is_causal,
+        scale=scale,
+        impl=impl,
     )
     return (out if orders is None else orders[0].restore(out)), levels
 
 
-def choose_levels(
-    q: Tensor,
-    k: Tensor,
-    config: PSAConfig,
-    *,
-    prefix_tokens: int = 0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Importance, selection, similarity cap and exemptions: the levels, int8 `[B, Hq, nq, nk]`."""
-    importance = block_importance(
-        q,
-        k,
+def level_choice(config: PSAConfig) -> LevelChoice:
+    """What `config` says of the choice of levels."""
+    thresholds = config.sim_thresholds
+    return LevelChoice(
         block_m=config.block_m,
         block_n=config.block_n,
-        method=config.importance,
-        is_causal=is_causal,
-        scale=scale,
-        generator=generator,
-    )
-    levels = select_levels(importance, config.mask_ratios, mode=config.mask_mode, min_full_ratio=config.min_full_ratio)
-    if config.use_sim_mask:
-        levels = cap_levels(levels, similarity_caps(k, block_n=config.block_n, thresholds=config.sim_thresholds))
-    return exempt_levels(
-        levels,
-        block_m=config.block_m,
-        block_n=config.block_n,
-        query_tokens=q.shape[2],
-        key_tokens=k.shape[2],
-        prefix_tokens=prefix_tokens,
-        is_causal=is_causal,
+        mask_ratios=config.mask_ratios,
+        mask_mode=config.mask_mode,
+        min_full_ratio=config.min_full_ratio,
+        importance=config.importance,
+        sim_thresholds=Thresholds(thresholds.x2, thresholds.x4, thresholds.x8) if config.use_sim_mask else None,
     )
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from psa_triton.config import COARSEST_LEVEL
 from psa_triton.pyramid import UNIT_LEVELS, PyramidLayout
+from psa_triton.ratios import COARSEST_LEVEL
 
 
 @dataclass(frozen=True)

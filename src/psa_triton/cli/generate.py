@@ -28,7 +28,7 @@ from psa_triton.generation import (
     settings_of,
     surroundings,
 )
-from psa_triton.kernels import Impl
+from psa_triton.impl import Impl
 
 
 def generate(

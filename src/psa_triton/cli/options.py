@@ -24,7 +24,7 @@ from psa_triton.generation import (
     load_pipeline,
     read_prompts,
 )
-from psa_triton.kernels import Impl, resolve_impl
+from psa_triton.impl import Impl, resolve_impl
 
 _ATTENTION = "Model and attention"
 _VIDEO = "Video (by default as the model is made for)"
@@ -92,7 +92,7 @@ def find_target(model: str, *, device: str, dtype: str, impl: Impl) -> Target:
     """
     source = find_source(model)
     chosen = choose_device(device)
-    resolve_impl(impl, *[torch.empty(0, device=chosen)] * 3)
+    resolve_impl(impl, torch.empty(0, device=chosen))
     return Target(source, chosen, choose_dtype(dtype, chosen))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from psa_triton.config import PSAConfig
 from psa_triton.generation.source import ModelSource
-from psa_triton.kernels import Impl
+from psa_triton.impl import Impl
 from psa_triton.presets import load_presets_file
 
 DENSE_NAME = "dense"

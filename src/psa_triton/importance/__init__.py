@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from psa_triton.blocks import check_block_size
-from psa_triton.importance.antidiagonal import antidiagonal_cost, antidiagonal_importance
-from psa_triton.importance.pooled import pooled_cost, pooled_importance
-from psa_triton.importance.sampled import sampled_cost, sampled_importance
-from psa_triton.importance.scoring import BlockGrid
+from psa_triton.impl import Impl, resolve_impl
+from psa_triton.importance.antidiagonal import antidiagonal_cost, antidiagonal_estimate
+from psa_triton.importance.pooled import pooled_cost, pooled_estimate
+from psa_triton.importance.rows import BlockGrid, Estimate
+from psa_triton.importance.sampled import sampled_cost, sampled_estimate
+from psa_triton.importance.scoring import score_blocks
 from psa_triton.inputs import check_attention_inputs, resolve_scale
 
 __all__ = ["block_importance", "estimation_cost"]
 
-_ESTIMATORS: Final[dict[str, tuple[Callable[..., Tensor], Callable[[int, int], float]]]] = {
-    "sampled": (sampled_importance, sampled_cost),
-    "antidiagonal": (antidiagonal_importance, antidiagonal_cost),
-    "pooled": (pooled_importance, pooled_cost),
+_ESTIMATORS: Final[dict[str, tuple[Callable[..., Estimate], Callable[[int, int], float]]]] = {
+    "sampled": (sampled_estimate, sampled_cost),
+    "antidiagonal": (antidiagonal_estimate, antidiagonal_cost),
+    "pooled": (pooled_estimate, pooled_cost),
 }
 
 
@@ -35,12 +37,14 @@ def block_importance(
     is_causal: bool = False,
     scale: float | None = None,
     generator: torch.Generator | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Estimate how much each key block matters to each query block.
 
     Scores of a few query blocks exist at a time; beside them the estimators hold at most one copy of K (`sampled` a
-    quarter, `pooled` an eighth). The result is the same on every run for the same input and seed. A choice of blocks
-    has no gradient, so none is recorded.
+    quarter, `pooled` an eighth). On a GPU no scores are written and nothing is copied (`pooled` holds an eighth of K),
+    and without a generator nothing waits for the device. The result is the same on every run for the same input, seed
+    and implementation. A choice of blocks has no gradient, so none is recorded.
 
     NaN and inf in q or k never reach the result: a non-finite query counts as zeros, and a key block found to hold a
     non-finite key ranks first wherever it is visible, so attention reads it and shows what dense attention shows.
@@ -54,7 +58,10 @@ def block_importance(
             (the cheapest).
         is_causal: query `i` sees key `j` iff `j <= i + Nk - Nq`.
         scale: of the logits, `D ** -0.5` by default.
-        generator: draws the sampled tokens at random (`sampled`, `pooled`); without it the choice is fixed.
+        generator: draws the sampled tokens at random (`sampled`, `pooled`); without it the choice is fixed. A generator
+            of another device than q's makes the host wait.
+        impl: `triton` (GPU kernels; blocks of up to 256 tokens), `reference` or `cpu` (the same torch code), or `auto`;
+            see `resolve_impl`.
 
     Returns:
         float32 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`, at least 0. Rows sum to 1 over the visible key
@@ -62,14 +69,23 @@ def block_importance(
 
     Raises:
         TypeError: an argument of the wrong type, or dtypes or devices that differ.
-        ValueError: shapes that do not fit, an unknown `method`, a `scale` that is not finite, or a bad block size.
+        ValueError: shapes that do not fit, an unknown `method`, a `scale` that is not finite, a bad block size, or an
+            `impl` that is unknown or cannot run here.
+        ImportError: GPU kernels are wanted and Triton is missing or too old.
     """
     check_block_size("block_m", block_m)
     check_block_size("block_n", block_n)
     check_attention_inputs(q, k)
-    estimate, _ = _estimator(method)
+    describe, _ = _estimator(method)
+    scale = resolve_scale(scale, q.shape[-1])
+    chosen = resolve_impl(impl, q)
     grid = BlockGrid(block_m, block_n, q.shape[-2], k.shape[-2], is_causal)
-    return estimate(q, k, grid, scale=resolve_scale(scale, q.shape[-1]), generator=generator)
+    estimate = describe(grid, generator=generator, device=q.device)
+    if chosen == "triton":
+        from psa_triton.importance import triton_kernels
+
+        return triton_kernels.score_blocks(q, k, estimate, grid, scale=scale)
+    return score_blocks(q, k, estimate, grid, scale=scale)
 
 
 def estimation_cost(method: str, block_m: int, block_n: int) -> float:
@@ -84,7 +100,7 @@ def estimation_cost(method: str, block_m: int, block_n: int) -> float:
     return cost(block_m, block_n)
 
 
-def _estimator(method: str) -> tuple[Callable[..., Tensor], Callable[[int, int], float]]:
+def _estimator(method: str) -> tuple[Callable[..., Estimate], Callable[[int, int], float]]:
     if method not in _ESTIMATORS:
         raise ValueError(f"method: expected one of {', '.join(_ESTIMATORS)}, got {method!r}")
     return _ESTIMATORS[method]

@@ -7,15 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from psa_triton.importance.scoring import BlockGrid, KeyRows, QueryRows, score_blocks
+from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows
 
 STRIDE = 8
 """Side of the squares whose antidiagonal is summed, tokens."""
 
 
-def antidiagonal_importance(
-    q: Tensor, k: Tensor, grid: BlockGrid, *, scale: float, generator: torch.Generator | None
-) -> Tensor:
+def antidiagonal_estimate(grid: BlockGrid, *, generator: torch.Generator | None, device: torch.device) -> Estimate:
     """XAttention's estimator (arXiv 2503.16428, algorithm 1), the paper's choice for understanding.
 
     The logit of a (query group, key group) pair is the mean of `q[7 - t] · k[t]` over its antidiagonal: one product of
@@ -23,19 +21,19 @@ def antidiagonal_importance(
     ragged last group repeats its last token, so that its logit is a mean of as many products as any other, and weighs
     as many tokens as it has. Under a causal mask a query group sees a key group iff its last query sees the first key.
 
-    Arguments and result as `block_importance`; nothing is random, `generator` is not used.
+    Args:
+        grid: sizes of the estimate.
+        generator: not used, nothing is random.
+        device: of the token tables.
     """
-    queries = _groups(grid.query_tokens, q.device).flip(-1)
-    keys = _groups(grid.key_tokens, k.device)
+    queries = _groups(grid.query_tokens, device).flip(-1)
+    keys = _groups(grid.key_tokens, device)
     last_length = grid.key_tokens - (len(keys) - 1) * STRIDE
-    key_rows = KeyRows(
-        k.index_select(-2, keys.flatten()).unflatten(-2, keys.shape).flatten(-2),
-        keys[:, 0],
-        grid.block_n // STRIDE,
-        math.log(last_length / STRIDE),
+    return Estimate(
+        QueryRows(queries, grid.block_m // STRIDE),
+        KeyRows(keys, keys[:, 0], grid.block_n // STRIDE, last_log_count=math.log(last_length / STRIDE)),
+        reduce="sum",
     )
-    query_rows = QueryRows(queries, grid.block_m // STRIDE)
-    return score_blocks(q, query_rows, key_rows, grid, scale=scale / STRIDE, reduce="sum")
 
 
 def antidiagonal_cost(block_m: int, block_n: int) -> float:

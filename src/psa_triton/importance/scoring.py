@@ -1,105 +1,78 @@
-"""What the estimators share: softmax of a few query rows against a few key rows, reduced to block pairs.
+"""What the estimators share, in torch: softmax of a few query rows against a few key rows, reduced to block pairs.
 
-An estimator only says which rows stand for a query block and which for a key block (`QueryRows`, `KeyRows`) and how the
-probabilities of a block pair become one number. The scores exist for a few query blocks at a time.
+The scores exist for a few query blocks at a time.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from psa_triton.blocks import block_count, causal_blocks
+from psa_triton.blocks import causal_blocks
+from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows
 
 SCRATCH_SHARE = 8
 """Scores held at a time: at most 1/8 as many numbers as K has, or else those of one query block."""
+_KEYS_AT_A_TIME = 2048
+"""Keys of each head that exist in float32 at a time while they are averaged."""
 
 
-@dataclass(frozen=True)
-class BlockGrid:
-    """Sizes of one estimate, tokens."""
-
-    block_m: int
-    block_n: int
-    query_tokens: int
-    key_tokens: int
-    is_causal: bool
-
-    @property
-    def query_blocks(self) -> int:
-        return block_count(self.query_tokens, self.block_m)
-
-    @property
-    def key_blocks(self) -> int:
-        return block_count(self.key_tokens, self.block_n)
-
-    @property
-    def shift(self) -> int:
-        """Query `i` sees keys up to `i + shift` under the causal mask."""
-        return self.key_tokens - self.query_tokens
-
-
-@dataclass(frozen=True)
-class QueryRows:
-    """Rows that stand for the query blocks, each one or more query tokens side by side.
-
-    Attributes:
-        tokens: int64 `[R, w]`, the query tokens that row `r` joins along the head dimension.
-        per_block: rows a query block has; the last block may have fewer.
-    """
-
-    tokens: Tensor
-    per_block: int
-
-
-@dataclass(frozen=True)
-class KeyRows:
-    """Rows that stand for the key blocks.
-
-    Attributes:
-        rows: `[B, Hkv, R, E]`.
-        needs: int64 `[R]`, ascending: a query sees row `r` under a causal mask iff it sees key token `needs[r]`.
-        per_block: rows a key block has; the last block may have fewer.
-        last_log_count: `ln` of the last row's tokens over a full row's, 0 if it is full: a short row weighs less.
-    """
-
-    rows: Tensor
-    needs: Tensor
-    per_block: int
-    last_log_count: float = 0.0
-
-
-def score_blocks(
-    q: Tensor, query_rows: QueryRows, key_rows: KeyRows, grid: BlockGrid, *, scale: float, reduce: Literal["max", "sum"]
-) -> Tensor:
+def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, scale: float) -> Tensor:
     """Importance of every block pair: softmax over the key rows, reduced over the rows of each pair.
 
     A row of the result that no estimate reaches (its query rows see no key row) is uniform over its visible blocks.
     Key blocks with a non-finite row (NaN, inf) weigh as much as all finite blocks of the row together, so attention
     reads them and shows what dense attention shows; non-finite query rows count as zeros.
 
+    Args:
+        q: `[B, Hq, Nq, D]`.
+        k: `[B, Hkv, Nk, D]`.
+        estimate: the rows that stand for the blocks.
+        grid: sizes, and whether a causal mask hides blocks.
+        scale: of attention's logits.
+
     Returns:
         float32 `[B, Hq, nq, nk]`, see `block_importance`.
     """
-    rows, spoiled = _finite_rows(_pad_rows(_fast(key_rows.rows), grid.key_blocks * key_rows.per_block))
-    key_rows = KeyRows(rows, key_rows.needs, key_rows.per_block, key_rows.last_log_count)
+    query_rows, key_rows = estimate.query_rows, estimate.key_rows
+    source = k if key_rows.group == 1 else _group_means(k, key_rows.group)
+    keys = _fast(_join(source, key_rows.tokens))
+    keys, spoiled = _finite_rows(_pad_rows(keys, grid.key_blocks * key_rows.per_block))
     spoiled_blocks = spoiled.unflatten(-1, (grid.key_blocks, key_rows.per_block)).any(-1)
 
-    per_query_block = q.shape[0] * q.shape[1] * query_rows.per_block * rows.shape[-2]
-    step = max(1, q.shape[0] * rows.shape[1] * grid.key_tokens * q.shape[-1] // SCRATCH_SHARE // per_query_block)
+    per_query_block = q.shape[0] * q.shape[1] * query_rows.per_block * keys.shape[-2]
+    step = max(1, k.numel() // SCRATCH_SHARE // per_query_block)
     mass = torch.zeros(*q.shape[:2], grid.query_blocks, grid.key_blocks, dtype=torch.float32, device=q.device)
     for first in range(0, grid.query_blocks, step):
         last = min(first + step, grid.query_blocks)
         seen = _blocks_in_sight(last, grid)
         if seen:
-            probabilities = _probabilities(q, query_rows, key_rows, grid, (first, last), seen, scale)
-            mass[:, :, first:last, :seen] = _reduce_pairs(probabilities, last - first, seen, reduce)
+            queries = QueryRows(
+                query_rows.tokens[first * query_rows.per_block : last * query_rows.per_block], query_rows.per_block
+            )
+            seen_keys = keys[:, :, : seen * key_rows.per_block]
+            probabilities = _probabilities(q, queries, last - first, seen_keys, key_rows, grid, scale)
+            mass[:, :, first:last, :seen] = _reduce_pairs(probabilities, last - first, seen, estimate.reduce)
     return _normalise(mass, spoiled_blocks, grid)
+
+
+def _join(x: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of `w` tokens side by side, `[B, H, R, w * D]`: a copy."""
+    return x.index_select(-2, tokens.flatten()).unflatten(-2, tokens.shape).flatten(-2)
+
+
+def _group_means(k: Tensor, group: int) -> Tensor:
+    """Means of `group` consecutive keys `[B, Hkv, ceil(Nk / group), D]`, the last one of as many as there are."""
+    whole = k.shape[-2] // group * group
+    # torch widens its whole argument to float32 before it adds.
+    means = [part.unflatten(-2, (-1, group)).mean(-2) for part in k[:, :, :whole].split(_KEYS_AT_A_TIME, dim=-2)]
+    if whole < k.shape[-2]:
+        means.append(k[:, :, whole:].mean(-2, keepdim=True))
+    return torch.cat(means, dim=-2)
 
 
 def _pad_rows(rows: Tensor, count: int) -> Tensor:
@@ -128,42 +101,33 @@ def _blocks_in_sight(last: int, grid: BlockGrid) -> int:
 
 
 def _probabilities(
-    q: Tensor,
-    query_rows: QueryRows,
-    key_rows: KeyRows,
-    grid: BlockGrid,
-    blocks: tuple[int, int],
-    seen: int,
-    scale: float,
+    q: Tensor, query_rows: QueryRows, blocks: int, keys: Tensor, key_rows: KeyRows, grid: BlockGrid, scale: float
 ) -> Tensor:
-    """Softmax of query blocks `blocks` over the key rows of the first `seen` key blocks.
+    """Softmax of the rows of `blocks` consecutive query blocks over `keys`, the first of the key rows.
 
     Returns:
         float32 (float64 for float64 inputs) `[B, Hkv, G, query rows, key rows]`; rows that stand for nothing
         (padding of a ragged block, a query row that sees no key row) are zeros.
     """
-    tokens = query_rows.tokens[blocks[0] * query_rows.per_block : blocks[1] * query_rows.per_block]
-    columns = seen * key_rows.per_block
-    padding = (blocks[1] - blocks[0]) * query_rows.per_block - len(tokens)
-    queries = q.index_select(-2, tokens.flatten()).unflatten(-2, tokens.shape).flatten(-2)
-    queries, _ = _finite_rows(_pad_rows(_fast(queries) * scale, len(tokens) + padding))
-    keys = key_rows.rows[:, :, :columns]
+    count, width = query_rows.tokens.shape
+    queries = _fast(_join(q, query_rows.tokens)) * (scale / width)
+    queries, _ = _finite_rows(_pad_rows(queries, blocks * query_rows.per_block))
     heads = (q.shape[0], keys.shape[1], q.shape[1] // keys.shape[1])
     logits = queries.reshape(*heads[:2], -1, queries.shape[-1]) @ keys.transpose(-1, -2)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).unflatten(-2, (heads[2], -1))
 
-    true_rows = len(key_rows.needs)
+    columns, true_rows = keys.shape[-2], len(key_rows.needs)
     logits[..., true_rows:] = -math.inf
     if key_rows.last_log_count and columns >= true_rows:
         logits[..., true_rows - 1] += key_rows.last_log_count
     if not grid.is_causal:
         probabilities = logits.softmax(-1)
     else:
-        hidden = key_rows.needs[:columns] > tokens.amax(-1)[:, None] + grid.shift
-        logits[..., : len(tokens), : hidden.shape[-1]].masked_fill_(hidden, -math.inf)
+        hidden = key_rows.needs[:columns] > query_rows.newest[:, None] + grid.shift
+        logits[..., :count, : hidden.shape[-1]].masked_fill_(hidden, -math.inf)
         probabilities = logits.softmax(-1)
-        probabilities[..., : len(tokens), :].masked_fill_(hidden[:, :1], 0)
-    probabilities[..., len(tokens) :, :] = 0
+        probabilities[..., :count, :].masked_fill_(hidden[:, :1], 0)
+    probabilities[..., count:, :] = 0
     return probabilities
 
 
@@ -178,15 +142,16 @@ def _normalise(mass: Tensor, spoiled_blocks: Tensor, grid: BlockGrid) -> Tensor:
     """Rows that sum to 1 over their visible key blocks; rows that see no key are zeros.
 
     Args:
-        mass: float32 `[B, Hq, nq, nk]`, not NaN except where finite inputs overflowed.
+        mass: float32 `[B, Hq, nq, nk]`, changed in place. NaN where finite inputs overflowed: as if the key block were
+            spoiled.
         spoiled_blocks: bool `[B, Hkv, nk]`, key blocks that hold non-finite keys.
         grid: sizes, and whether a causal mask hides blocks.
     """
-    mass = mass.nan_to_num_(nan=1.0)
+    spoiled = spoiled_blocks.repeat_interleave(mass.shape[1] // spoiled_blocks.shape[1], dim=1)[:, :, None]
+    spoiled = spoiled | mass.isnan()
+    mass = mass.masked_fill_(spoiled, 0.0)
     total = mass.sum(-1, keepdim=True)
-    mass = torch.where(total > 0, mass / total, 1 / grid.key_blocks)
-    spoiled = spoiled_blocks.repeat_interleave(mass.shape[1] // spoiled_blocks.shape[1], dim=1)
-    mass = mass.masked_fill_(spoiled[:, :, None], 1.0)
+    mass = torch.where(total > 0, mass / total, 1 / grid.key_blocks).masked_fill_(spoiled, 1.0)
     if grid.is_causal:
         visible, _ = causal_blocks(grid.query_tokens, grid.key_tokens, grid.block_m, grid.block_n, mass.device)
         mass = mass.masked_fill_(~visible, 0.0)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from psa_triton.blocks import block_count, check_block_size
-from psa_triton.config import COARSEST_LEVEL
+from psa_triton.impl import Impl, resolve_impl
 from psa_triton.inputs import check_attention_inputs, resolve_scale
-from psa_triton.kernels import cpu, reference
-
-Impl = Literal["auto", "reference", "cpu", "triton"]
-
-IMPLEMENTATIONS: Final = ("reference", "cpu")
-"""What this version can run; the GPU kernels are named `triton`."""
+from psa_triton.kernels import ops, reference
+from psa_triton.ratios import COARSEST_LEVEL
 
 
 @overload
@@ -73,8 +69,8 @@ def pyramid_attention(
         block_n: tokens of a key block, likewise.
         is_causal: query `i` sees a group if the group's last token is at most `i + Nk - Nq`.
         scale: factor of the logits, `D ** -0.5` by default.
-        impl: `reference` (any device, differentiable, slow), `cpu` (fast, no gradient), or `auto`: `cpu` for CPU
-            tensors that need no gradient, else `reference`.
+        impl: `reference` (any device, slow), `cpu`, `triton` (CUDA and ROCm), or `auto`, the fastest that can run. All
+            are differentiable. Only `reference` and `cpu` compute in float64.
         return_lse: also return the log-sum-exp of the logits.
 
     Returns:
@@ -84,35 +80,68 @@ def pyramid_attention(
     Raises:
         TypeError: an argument of the wrong type, or dtypes or devices that differ.
         ValueError: shapes that do not fit, an unknown level, or an implementation that cannot run here and why.
+        ImportError: the GPU kernels are wanted and Triton is missing or too old.
+
+    Looking for unknown levels waits for the device; while a CUDA graph is captured, or `torch.compile` traces, levels
+    are taken on trust, and unknown ones are not read.
     """
     check_attention_inputs(q, k, v)
     check_block_size("block_m", block_m)
     check_block_size("block_n", block_n)
     scale = resolve_scale(scale, q.shape[-1])
     _check_levels(levels, q, k, block_m, block_n)
-    run = reference.pyramid_attention if resolve_impl(impl, q, k, v) == "reference" else cpu.pyramid_attention
-    out, lse = run(
-        q, k, v, levels, block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale, return_lse=return_lse
+    coarsest = min(block_n, COARSEST_LEVEL)
+    if not (torch.compiler.is_compiling() or (q.is_cuda and torch.cuda.is_current_stream_capturing())):
+        _check_level_values(levels, coarsest)
+    out, lse = attend_levels(
+        q,
+        k,
+        v,
+        levels,
+        block_m=block_m,
+        block_n=block_n,
+        coarsest=coarsest,
+        is_causal=is_causal,
+        scale=scale,
+        impl=impl,
+        return_lse=return_lse,
     )
     return out if lse is None else (out, lse)
 
 
-def resolve_impl(impl: str, q: Tensor, k: Tensor, v: Tensor) -> str:
-    """The implementation that will run: `impl`, or the fastest one that can if it is `auto`.
-
-    Raises:
-        ValueError: an unknown implementation, or one that cannot run on these tensors, and why.
-    """
+def attend_levels(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    levels: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    coarsest: int,
+    is_causal: bool,
+    scale: float,
+    impl: Impl,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`pyramid_attention` of arguments that are known to be right, none of `levels` coarser than `coarsest`."""
+    chosen = resolve_impl(impl, q)
+    if chosen == "reference":
+        return reference.pyramid_attention(
+            q,
+            k,
+            v,
+            levels,
+            block_m=block_m,
+            block_n=block_n,
+            is_causal=is_causal,
+            scale=scale,
+            return_lse=return_lse,
+        )
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if impl == "auto":
-        return "cpu" if q.device.type == "cpu" and not needs_grad else "reference"
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl: expected 'auto' or one that this version has, {IMPLEMENTATIONS}, got {impl!r}")
-    if impl == "cpu" and q.device.type != "cpu":
-        raise ValueError(f"impl: 'cpu' expects CPU tensors, got {q.device}; move them, or use impl='auto'")
-    if impl == "cpu" and needs_grad:
-        raise ValueError("impl: 'cpu' has no gradient; use impl='auto' or 'reference', or torch.no_grad()")
-    return impl
+    out, lse = ops.attend(
+        q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, return_lse or needs_grad, chosen
+    )
+    return out, lse if return_lse else None
 
 
 def _check_levels(levels: Tensor, q: Tensor, k: Tensor, block_m: int, block_n: int) -> None:
@@ -127,7 +156,10 @@ def _check_levels(levels: Tensor, q: Tensor, k: Tensor, block_m: int, block_n: i
         raise ValueError(
             f"levels: expected [batch, query heads, query blocks, key blocks] = {shape}, got {tuple(levels.shape)}"
         )
-    unknown = (levels < 0) | ((levels & (levels - 1)) != 0) | (levels > min(block_n, COARSEST_LEVEL))
+
+
+def _check_level_values(levels: Tensor, coarsest: int) -> None:
+    unknown = (levels < 0) | ((levels & (levels - 1)) != 0) | (levels > coarsest)
     if unknown.any():
         came = sorted(levels[unknown].unique().tolist())
-        raise ValueError(f"levels: expected 0 or powers of two up to block_n = {block_n}, got also {came}")
+        raise ValueError(f"levels: expected 0 or powers of two up to {coarsest}, got also {came}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from psa_triton.config import check_mask_ratios
+from psa_triton.ratios import check_mask_ratios
 
 _BOUNDARY_SLACK = 1e-9
 """Lets a share such as .29 of 100 blocks, 28.999999999999996 in binary, end at block 29."""

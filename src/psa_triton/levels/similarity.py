@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from psa_triton.blocks import block_lengths, check_block_size
-from psa_triton.config import SimThresholds
 
 _BLOCKS_AT_A_TIME = 64
 """Float32 copies of the keys exist for this many key blocks at a time."""
 
 
-def similarity_caps(k: Tensor, *, block_n: int, thresholds: SimThresholds) -> Tensor:
+class SimilarityThresholds(Protocol):
+    """Least mean similarities for levels 2, 4 and 8, as `PSAConfig.sim_thresholds` holds them."""
+
+    @property
+    def x2(self) -> float: ...
+    @property
+    def x4(self) -> float: ...
+    @property
+    def x8(self) -> float: ...
+
+
+def similarity_caps(k: Tensor, *, block_n: int, thresholds: SimilarityThresholds) -> Tensor:
     """Coarsest level at which each key block may be read.
 
     A block passes level 2, 4, 8 if the mean cosine similarity of its pairs of true tokens 1, 3, 7 apart reaches
@@ -64,7 +76,7 @@ def cap_levels(levels: Tensor, caps: Tensor) -> Tensor:
     return torch.minimum(levels, per_query_head[:, :, None])
 
 
-def _caps(k: Tensor, block_n: int, thresholds: SimThresholds) -> Tensor:
+def _caps(k: Tensor, block_n: int, thresholds: SimilarityThresholds) -> Tensor:
     lengths = block_lengths(k.shape[-2], block_n, k.device)
     missing = len(lengths) * block_n - k.shape[-2]
     directions = F.pad(F.normalize(k.float(), dim=-1), (0, 0, 0, missing)).unflatten(-2, (len(lengths), block_n))

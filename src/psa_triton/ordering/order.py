@@ -155,14 +155,14 @@ def grid_order(
             f"method: {unknown_name('grid order', str(method), get_args(GridMethod))}; "
             "semantic_order makes those that depend on the data"
         )
-    return _grid_order(
-        method,
-        check_triple("grid", grid),
-        check_triple("tile_size", tile_size) if method == "STA" else None,
-        check_prefix(prefix_tokens),
-        # A device without an index means the current one, which may differ at the next call.
-        torch.empty(0, device=device).device,
-    )
+    grid = check_triple("grid", grid)
+    tiles = check_triple("tile_size", tile_size) if method == "STA" else None
+    prefix_tokens = check_prefix(prefix_tokens)
+    # A device without an index means the current one, which may differ at the next call.
+    device = torch.empty(0, device=device).device
+    if torch.compiler.is_compiling():
+        return TokenOrder(*_traced_grid_order(method, grid, tiles or (), prefix_tokens, device))
+    return _grid_order(method, grid, tiles, prefix_tokens, device)
 
 
 @lru_cache(maxsize=32)
@@ -178,3 +178,20 @@ def _grid_order(
         permutation = gilbert_order(grid) if tile_size is None else tile_order(grid, tile_size)
         order = TokenOrder.from_permutation(permutation).with_prefix(prefix_tokens)
         return TokenOrder(order.permutation.to(device), order.inverse.to(device))
+
+
+@torch.library.custom_op("psa_triton::grid_order", mutates_args=())
+def _traced_grid_order(
+    method: str, grid: list[int], tile_size: list[int], prefix_tokens: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`_grid_order` as one operator of a graph, whose results are its own: the cached ones must not be written to."""
+    t, h, w = grid
+    order = _grid_order(method, (t, h, w), tuple(tile_size) or None, prefix_tokens, device)
+    return order.permutation.clone(), order.inverse.clone()
+
+
+@_traced_grid_order.register_fake
+def _(method, grid, tile_size, prefix_tokens, device):
+    t, h, w = grid
+    shape = prefix_tokens + t * h * w
+    return tuple(torch.empty(shape, dtype=torch.int64, device=device) for _ in range(2))

@@ -11,12 +11,12 @@ from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, WanTransfo
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.config import PSAConfig
+from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.diffusers import cogvideox, wan
 from psa_triton.integrations.diffusers.processor import PSAProcessor
 from psa_triton.integrations.diffusers.state import ForwardState
 from psa_triton.integrations.diffusers.stats import PSAStats, Recorder
-from psa_triton.kernels import Impl
 from psa_triton.models import recognise
 from psa_triton.presets import load_preset
 

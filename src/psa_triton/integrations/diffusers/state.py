@@ -14,9 +14,9 @@ import torch
 
 from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
+from psa_triton.impl import Impl
 from psa_triton.integrations.diffusers.stats import CallKey, Recorder
 from psa_triton.integrations.diffusers.steps import denoising_step
-from psa_triton.kernels import Impl
 from psa_triton.levels import read_density
 from psa_triton.ordering import TokenOrder, grid_order
 

@@ -1,0 +1,332 @@
+"""What the GPU kernels compile to, for GPUs that need not be there: `python benchmarks/compiled_kernels.py`.
+
+The library runs on tensors of a 720p video that have no data; its launches are recorded and compiled as they are (same
+specialisation, tile, warps, stages), and the machine code is read: registers, spills, shared memory, tensor-core
+instructions. Run it without TRITON_INTERPRET.
+
+Of Triton this takes what a launch on a GPU takes too: a driver that names the target, and `warmup`, which specialises
+and compiles without launching. So arguments are typed by Triton's own rules, whatever its version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain, product
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+from rich.console import Console
+from rich.table import Table
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from psa_triton.impl import is_interpreting
+from psa_triton.launch import Launch
+from psa_triton.machine import hardware, versions
+
+HEADS, TOKENS = 12, 75_600
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DIMS = (64, 128)
+
+Launches = dict[str, Launch]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU, and what one of its multiprocessors offers to the programs on it."""
+
+    gpu: GPUTarget
+    shared: int
+    """Bytes of shared memory that one program may use."""
+    registers: int = 65_536
+    """32-bit registers of a multiprocessor."""
+    warps: int = 64
+
+
+TARGETS = {
+    "cuda:80": Target(GPUTarget("cuda", 80, 32), shared=163 * 1024),
+    "cuda:90": Target(GPUTarget("cuda", 90, 32), shared=227 * 1024),
+    "cuda:100": Target(GPUTarget("cuda", 100, 32), shared=227 * 1024),
+    "hip:gfx942": Target(GPUTarget("hip", "gfx942", 64), shared=64 * 1024),
+}
+
+
+def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def video(dtype: torch.dtype, dim: int) -> torch.Tensor:
+    """Queries, keys or values as a model hands them over: `[1, H, N, D]`, a view of `[1, N, H, D]`."""
+    return meta(1, TOKENS, HEADS, dim, dtype=dtype).transpose(1, 2)
+
+
+def forward(dtype: torch.dtype, dim: int, *, block_n: int = 64, is_causal: bool = False, group: int = 1) -> None:
+    """Attention; `group` query heads read one key head."""
+    from psa_triton.kernels.triton import pyramid_attention
+
+    q, k, v, levels = attention_inputs(dtype, dim, block_n, group)
+    settings = dict(block_m=128, block_n=block_n, coarsest=8, is_causal=is_causal, scale=1.0)
+    pyramid_attention(q, k, v, levels, **settings)
+
+
+def backward(dtype: torch.dtype, dim: int, *, block_n: int = 64, is_causal: bool = False, group: int = 1) -> None:
+    from psa_triton.kernels.triton import pyramid_attention_backward
+
+    q, k, v, levels = attention_inputs(dtype, dim, block_n, group)
+    lse = meta(1, HEADS, TOKENS, dtype=torch.float32)
+    settings = dict(block_m=128, block_n=block_n, coarsest=8, is_causal=is_causal, scale=1.0)
+    pyramid_attention_backward(q, q, k, v, q, lse, levels, **settings)
+
+
+def attention_inputs(dtype: torch.dtype, dim: int, block_n: int, group: int) -> tuple[torch.Tensor, ...]:
+    k, v = (video(dtype, dim)[:, : HEADS // group] for _ in "kv")
+    return video(dtype, dim), k, v, meta(1, HEADS, -(-TOKENS // 128), -(-TOKENS // block_n), dtype=torch.int8)
+
+
+PATHS: dict[str, Callable[[torch.dtype, int], None]] = {
+    "forward": forward,
+    "backward": backward,
+}
+"""What is launched for a dtype and a head dimension."""
+
+VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {
+    "forward, n=32": partial(forward, block_n=32),
+    "forward, causal": partial(forward, block_n=128, is_causal=True, group=4),
+    "backward, n=32": partial(backward, block_n=32),
+    "backward, causal": partial(backward, block_n=128, is_causal=True, group=4),
+}
+"""The same with other blocks and masks; `--quick` leaves them out."""
+
+QUICK = (("bf16", 128), ("fp16", 64))
+"""Inputs that `--quick` compiles for."""
+
+
+def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype, dim: int, backend: str) -> Launches:
+    """What `path` launches on `backend`, by name; the same kernel launched again in the same way counts once."""
+    launches: Launches = {}
+
+    def record(launch: Launch) -> None:
+        level = f" level {1 << launch.constants['SHIFT']}" if "SHIFT" in launch.constants else ""
+        launches[launch.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel") + level] = launch
+
+    # Tiles depend on what torch was built for; kernels of a path run one after another, here on tensors without data.
+    with patch.object(Launch, "run", record), patch.object(torch.version, "hip", "any" if backend == "hip" else None):
+        path(dtype, dim)
+    return launches
+
+
+@dataclass(frozen=True)
+class Case:
+    """The kernels of one path for one kind of input on one GPU."""
+
+    path: str
+    target: str
+    dtype: str
+    dim: int
+
+    def launches(self) -> Launches:
+        backend = TARGETS[self.target].gpu.backend
+        return record_launches((PATHS | VARIANTS)[self.path], DTYPES[self.dtype], self.dim, backend)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a kernel became; sizes are bytes."""
+
+    kernel: str
+    case: Case
+    warps: int
+    stages: int
+    seconds: float = 0.0
+    dots: int = 0
+    """Matrix products in the kernel's source."""
+    registers: int = 0
+    """A thread's."""
+    local: int = 0
+    """A thread's memory off chip: spilled registers and arrays with addresses."""
+    shared: int = 0
+    programs: int | None = None
+    """Programs that fit on a multiprocessor at a time; None where the sizes for it are not known."""
+    instructions: int = 0
+    tensor_core: dict[str, int] = field(default_factory=dict)
+    """Tensor-core instructions by kind."""
+    error: str | None = None
+
+
+class AbsentGpu:
+    """Stands for Triton's driver: names the target of a compilation, and has nothing to launch on."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self._target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> str:
+        return str(self._target)  # Triton keeps compiled kernels by device
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+def compile_case(case: Case, parts: list[str], quick: bool) -> list[Compiled]:
+    """The kernels of a case whose name holds one of `parts`; of each kernel only its last launch if `quick`."""
+    chosen = {name: launch for name, launch in case.launches().items() if any(part in name for part in parts)}
+    if quick:
+        last = {launch.kernel: name for name, launch in chosen.items()}
+        chosen = {name: chosen[name] for name in last.values()}
+    return [compile_kernel(name, launch, case) for name, launch in chosen.items()]
+
+
+def compile_kernel(name: str, launch: Launch, case: Case) -> Compiled:
+    target = TARGETS[case.target]
+    made = Compiled(name, case, launch.warps, launch.stages)
+    began = time.perf_counter()
+    try:
+        kernel = compile_launch(launch, target.gpu)
+    except Exception as error:  # one kernel that does not compile shall not hide what the others became
+        return replace(made, error=f"{type(error).__name__}: {error}")
+    read = read_nvidia if target.gpu.backend == "cuda" else read_amd
+    made = replace(
+        made,
+        seconds=time.perf_counter() - began,
+        dots=len(re.findall(r"\btt\.dot\b", kernel.asm["ttir"])),
+        shared=kernel.metadata.shared,
+        **read(kernel.asm),
+    )
+    if made.shared > target.shared:
+        return replace(made, error=f"wants {made.shared} bytes of shared memory, a program has {target.shared}")
+    if target.gpu.backend == "cuda":
+        made = replace(made, programs=programs_at_a_time(made, target, getattr(kernel.metadata, "tmem_size", 0) or 0))
+    return made
+
+
+def compile_launch(launch: Launch, gpu: GPUTarget) -> Any:
+    """Triton's compiled kernel, with the code of every stage in `asm`."""
+    driver.set_active(AbsentGpu(gpu))
+    return launch.kernel.warmup(
+        **launch.arguments, **launch.constants, grid=launch.grid, num_warps=launch.warps, num_stages=launch.stages
+    )
+
+
+def read_nvidia(asm: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    # /*0c80*/  @P0 HGMMA.64x128x16.F32.BF16 R24, ... ;
+    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w+)", text, flags=re.MULTILINE)
+    return dict(
+        registers=usage["REG"],
+        local=usage["STACK"] + usage["LOCAL"],
+        instructions=len(names),
+        # HMMA up to Ampere, HGMMA on Hopper, UTCHMMA and its like on Blackwell
+        tensor_core=dict(Counter(name for name in names if re.fullmatch(r"(UTC)?[A-Z]G?MMA", name))),
+    )
+
+
+def read_amd(asm: dict[str, Any]) -> dict[str, Any]:
+    text = asm["amdgcn"]
+
+    def fact(name: str) -> int:
+        return int(re.search(rf"^\s+(?:- )?\.{name}:\s+(\d+)", text, flags=re.MULTILINE)[1])
+
+    names = re.findall(r"^\t([a-z]\w+) ", text, flags=re.MULTILINE)
+    return dict(
+        registers=fact("vgpr_count"),
+        local=fact("private_segment_fixed_size"),
+        instructions=len(names),
+        tensor_core=dict(Counter("MFMA" for name in names if name.startswith("v_mfma_"))),
+    )
+
+
+def programs_at_a_time(made: Compiled, target: Target, tensor_memory: int) -> int:
+    """Programs on a multiprocessor: limited by registers, shared memory, warps, and Blackwell's tensor memory."""
+    registers = made.warps * 32 * math.ceil(made.registers / 8) * 8
+    limits = [target.registers // registers, target.warps // made.warps]
+    limits.append((target.shared + 1024) // (made.shared + 1024))  # 1 KiB of each program is the system's
+    if tensor_memory:
+        limits.append(512 // tensor_memory)  # columns
+    return min(limits)
+
+
+def print_table(results: list[Compiled], console: Console) -> None:
+    table = Table(title=f"Kernels as launched on {HEADS} heads, {TOKENS} tokens; triton {triton.__version__}")
+    columns = (
+        "path kernel target dtype D warps stages registers local shared programs/SM instructions tensor-core seconds"
+    )
+    for column in columns.split():
+        table.add_column(column, justify="left" if column in ("path", "kernel", "target", "tensor-core") else "right")
+    for r in results:
+        head = (r.case.path, r.kernel, r.case.target, r.case.dtype, str(r.case.dim), str(r.warps), str(r.stages))
+        kinds = r.error or " ".join(f"{count} {kind}" for kind, count in sorted(r.tensor_core.items()))
+        sizes = (r.registers, r.local, r.shared, "-" if r.programs is None else r.programs, r.instructions)
+        style = "red" if r.error or r.local else None
+        table.add_row(*head, *map(str, sizes), kinds, f"{r.seconds:.1f}", style=style)
+    console.print(table)
+    console.print("local: bytes of spilled registers a thread; shared: bytes a program; seconds: to compile")
+
+
+def chosen_cases(args: argparse.Namespace) -> list[Case]:
+    paths = PATHS if args.quick else PATHS | VARIANTS
+    inputs = QUICK if args.quick else product(args.dtype, args.dim)
+    return [Case(path, target, *kind) for path, target, kind in product(paths, args.target, inputs)]
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument(
+        "--kernel", nargs="+", default=[""], metavar="PART", help="kernels whose name holds one of these"
+    )
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dim", nargs="+", type=int, default=list(DIMS), help="head dimensions")
+    parser.add_argument("--quick", action="store_true", help="bf16 at 128, fp16 at 64, no variants")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="kernels compiled at a time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    if is_interpreting():
+        sys.exit("TRITON_INTERPRET is set: kernels meant for the interpreter cannot be compiled; unset it")
+    # Not forked: threads of torch and LLVM do not survive a fork.
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        results = list(chain(*pool.map(partial(compile_case, parts=args.kernel, quick=args.quick), chosen_cases(args))))
+    print_table(results, Console(width=None if sys.stdout.isatty() else 180))
+    if args.json:
+        report = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", "benchmarks/compiled_kernels.py", *sys.argv[1:]]),
+            "hardware": hardware(torch.device("cpu")),
+            "versions": versions(),
+            "kernels": [asdict(r) for r in results],
+        }
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 1 if any(r.error for r in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

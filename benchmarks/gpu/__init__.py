@@ -1,0 +1,1 @@
+"""What `gpu_attention.py` compares, how it checks, measures and reports."""

@@ -1,0 +1,112 @@
+"""PyTorch's FlexAttention over the same pyramid: what the same reading costs without a kernel of its own.
+
+All levels of K and V are laid one after another, each filled up to whole kv blocks. A `BlockMask` names the kv blocks
+that hold at least one wanted group, `mask_mod` the wanted groups within them, and `score_mod` adds `ln` of the count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+LEVELS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class FlexPyramid:
+    """Keys and values at every level, and which of them each query block reads."""
+
+    keys: Tensor
+    values: Tensor
+    log_count: Tensor
+    """float32 `[P]`, added to the logits; -inf on rows without a token."""
+    mask: BlockMask
+    kv_block: int
+
+    def attend(self, q: Tensor, *, scale: float, attention: Callable[..., Tensor] = flex_attention) -> Tensor:
+        """Attention of `q [B, Hq, N, D]`; `attention` may be a compiled `flex_attention`."""
+        log_count = self.log_count
+
+        def add_count(score: Tensor, b: Tensor, h: Tensor, query: Tensor, row: Tensor) -> Tensor:
+            return score + log_count[row]
+
+        return attention(
+            q,
+            self.keys,
+            self.values,
+            score_mod=add_count,
+            block_mask=self.mask,
+            scale=scale,
+            enable_gqa=q.shape[1] != self.keys.shape[1],
+            kernel_options={"fwd_BLOCK_N": 64} if self.kv_block == 64 else None,
+        )
+
+
+def flex_pyramid(
+    k: Tensor, v: Tensor, levels: Tensor, *, block_m: int, block_n: int, is_causal: bool, kv_block: int
+) -> FlexPyramid:
+    """The pyramid of as many queries as keys.
+
+    Args:
+        k, v: `[B, Hkv, N, D]`.
+        levels: int8 `[B, Hq, ceil(N / block_m), ceil(N / block_n)]`, up to level 8.
+        block_m, block_n: tokens of a query block and of a key block.
+        is_causal: hide groups whose last token is later than the query.
+        kv_block: rows that FlexAttention skips or reads together, a multiple of `block_n`.
+    """
+    tokens, blocks = k.shape[2], levels.shape[3]
+    rows = [_level_rows(tokens, blocks * block_n, level, kv_block, k.device) for level in LEVELS]
+    row_level, first, count = (torch.cat(part) for part in zip(*rows, strict=True))
+    row_block = (first // block_n).clamp(max=blocks - 1)
+    last = first + count - 1
+
+    def wanted(b: Tensor, h: Tensor, query: Tensor, row: Tensor) -> Tensor:
+        chosen = (levels[b, h, query // block_m, row_block[row]] == row_level[row]) & (count[row] > 0)
+        return chosen & (last[row] <= query) if is_causal else chosen
+
+    touched = torch.cat([_any_of(levels == level, kv_block * level // block_n) for level in LEVELS], dim=-1)
+    whole = torch.zeros_like(touched)
+    if not is_causal and tokens % kv_block == 0:
+        ones = _any_of(levels != 1, kv_block // block_n).logical_not()
+        whole[..., : ones.shape[-1]] = ones
+    partial, full = _listed(touched & ~whole), _listed(whole)
+    mask = BlockMask.from_kv_blocks(
+        *partial, *full, BLOCK_SIZE=(block_m, kv_block), mask_mod=wanted, seq_lengths=(tokens, len(row_level))
+    )
+    keys, values = (torch.cat([_pool(x, level, kv_block, blocks * block_n) for level in LEVELS], dim=2) for x in (k, v))
+    return FlexPyramid(keys, values, count.float().log(), mask, kv_block)
+
+
+def _level_rows(
+    tokens: int, padded: int, level: int, kv_block: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Level, first token and number of tokens of a level's rows."""
+    first = torch.arange(_filled(padded // level, kv_block), device=device) * level
+    return torch.full_like(first, level, dtype=torch.int8), first, (tokens - first).clamp(0, level)
+
+
+def _pool(x: Tensor, level: int, kv_block: int, padded: int) -> Tensor:
+    """Means of groups of `level` true tokens `[B, H, rows, D]`, filled up with zeros."""
+    tokens = x.shape[2]
+    filled = F.pad(x, (0, 0, 0, _filled(padded // level, kv_block) * level - tokens))
+    count = (tokens - torch.arange(filled.shape[2] // level, device=x.device) * level).clamp(1, level)
+    return (filled.unflatten(2, (-1, level)).sum(3, dtype=torch.float32) / count[:, None]).to(x.dtype)
+
+
+def _filled(rows: int, kv_block: int) -> int:
+    return -(-rows // kv_block) * kv_block
+
+
+def _any_of(chosen: Tensor, count: int) -> Tensor:
+    """Whether any of `count` neighbouring key blocks is chosen, bool `[B, H, nq, ceil(nk / count)]`."""
+    return F.pad(chosen, (0, -chosen.shape[-1] % count)).unflatten(-1, (-1, count)).any(-1)
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many kv blocks each row of `chosen` names, and their numbers first."""
+    return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).int()

@@ -1,0 +1,76 @@
+"""Which implementation runs: what the caller asked for, what the tensors allow, what is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from functools import lru_cache
+from typing import Final, Literal
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+Impl = Literal["auto", "reference", "cpu", "triton"]
+
+IMPLEMENTATIONS: Final = ("reference", "cpu", "triton")
+"""Plain torch, written to be read; threads over torch's CPU operators; GPU kernels."""
+
+TRITON_WANTED: Final = "3.6"
+"""Oldest Triton that the GPU kernels run on."""
+
+TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def resolve_impl(impl: str, x: Tensor) -> str:
+    """The implementation that runs on tensors like `x`: `impl`, or the fastest that can if it is `auto`.
+
+    `auto` is `cpu` on CPU tensors, `triton` on CUDA and ROCm tensors, and `reference` elsewhere and for float64, which
+    GPU kernels do not compute in.
+
+    Raises:
+        ValueError: an unknown implementation, or one that cannot run on such tensors, and why.
+        ImportError: the GPU kernels are wanted and Triton is missing or too old.
+    """
+    if impl not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(f"impl: expected 'auto' or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    if impl == "auto":
+        if x.device.type == "cpu":
+            return "cpu"
+        impl = "triton" if x.device.type == "cuda" and x.dtype in TRITON_DTYPES else "reference"
+    if impl == "cpu" and x.device.type != "cpu":
+        raise ValueError(f"impl: 'cpu' expects CPU tensors, got {x.device}; move them, or use impl='auto'")
+    if impl == "triton":
+        _check_triton(x)
+    return impl
+
+
+def is_interpreting() -> bool:
+    """Whether Triton runs kernels on the CPU, in its interpreter (`TRITON_INTERPRET=1` before it is imported)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _check_triton(x: Tensor) -> None:
+    if x.dtype not in TRITON_DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in TRITON_DTYPES)
+        raise ValueError(f"impl: 'triton' computes in {known}, got {x.dtype}; use impl='reference'")
+    if x.device.type not in ("cuda", "meta") and not is_interpreting():
+        raise ValueError(f"impl: 'triton' expects CUDA or ROCm tensors, got {x.device}; move them, or use impl='auto'")
+    installed = triton_version()
+    if installed is None or Version(installed) < Version(TRITON_WANTED):
+        came = "none is installed" if installed is None else f"{installed} is installed"
+        raise ImportError(
+            f"impl: 'triton' needs triton >= {TRITON_WANTED} and {came}; "
+            f"run pip install 'triton>={TRITON_WANTED}', or use impl='reference' (slow)"
+        )
+
+
+@lru_cache(maxsize=1)
+def triton_version() -> str | None:
+    """Version of the installed Triton, or None. ROCm builds of torch bring it under another name."""
+    for name in ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None

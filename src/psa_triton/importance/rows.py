@@ -1,0 +1,89 @@
+"""How an estimator is described: which rows stand for the blocks, and how a pair of blocks becomes one number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from psa_triton.blocks import block_count
+
+
+@dataclass(frozen=True)
+class BlockGrid:
+    """Sizes of one estimate, tokens."""
+
+    block_m: int
+    block_n: int
+    query_tokens: int
+    key_tokens: int
+    is_causal: bool
+
+    @property
+    def query_blocks(self) -> int:
+        return block_count(self.query_tokens, self.block_m)
+
+    @property
+    def key_blocks(self) -> int:
+        return block_count(self.key_tokens, self.block_n)
+
+    @property
+    def shift(self) -> int:
+        """Query `i` sees keys up to `i + shift` under the causal mask."""
+        return self.key_tokens - self.query_tokens
+
+
+@dataclass(frozen=True)
+class QueryRows:
+    """Rows that stand for the query blocks, each one or more query tokens side by side.
+
+    Attributes:
+        tokens: int64 `[R, w]`, the query tokens that row `r` joins along the head dimension.
+        per_block: rows a query block has; the last block may have fewer.
+    """
+
+    tokens: Tensor
+    per_block: int
+
+    @property
+    def newest(self) -> Tensor:
+        """The last token of each row, int64 `[R]`: under a causal mask a row sees what this one sees."""
+        return self.tokens.amax(-1)
+
+
+@dataclass(frozen=True)
+class KeyRows:
+    """Rows that stand for the key blocks, each one or more key tokens, or means of keys, side by side.
+
+    Attributes:
+        tokens: int64 `[R, w]`, the keys that row `r` joins along the head dimension.
+        needs: int64 `[R]`, ascending: a query sees row `r` under a causal mask iff it sees key token `needs[r]`.
+        per_block: rows a key block has; the last block may have fewer.
+        group: neighbouring keys that are averaged first, a power of two; `tokens` then counts such means.
+        last_log_count: `ln` of the last row's tokens over a full row's, 0 if it is full: a short row weighs less.
+    """
+
+    tokens: Tensor
+    needs: Tensor
+    per_block: int
+    group: int = 1
+    last_log_count: float = 0.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an estimator computes; `score_blocks` does it.
+
+    The logit of a query row and a key row is the mean over the `w` products of the tokens that they join, times the
+    scale of attention. Softmax runs over the key rows.
+
+    Attributes:
+        query_rows: stand for the query blocks.
+        key_rows: stand for the key blocks; as many tokens wide.
+        reduce: how the probabilities of a block pair become one number.
+    """
+
+    query_rows: QueryRows
+    key_rows: KeyRows
+    reduce: Literal["max", "sum"]

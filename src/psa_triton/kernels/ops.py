@@ -1,0 +1,112 @@
+"""Pyramid attention as operators of torch: what autograd, `torch.compile` and exported graphs see of an implementation.
+
+Each has a fake form (shapes without values), and the forward a backward. Levels have no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from psa_triton.kernels import cpu
+
+# Annotations below are read by torch to make each operator's schema.
+
+
+@torch.library.custom_op("psa_triton::pyramid_attention", mutates_args=())
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    levels: Tensor,
+    block_m: int,
+    block_n: int,
+    coarsest: int,
+    is_causal: bool,
+    scale: float,
+    want_lse: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """`kernels.pyramid_attention` by `impl`, `cpu` or `triton`.
+
+    Args:
+        coarsest: no level is coarser than this.
+        want_lse: whether the log-sum-exp is wanted; a gradient needs it.
+
+    Returns:
+        The output, and the log-sum-exp `[B, Hq, Nq]`, `[0]` if it is not wanted.
+    """
+    kwargs = dict(block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale)
+    if impl == "triton":
+        from psa_triton.kernels import triton
+
+        out, lse = triton.pyramid_attention(q, k, v, levels, coarsest=coarsest, **kwargs)
+        return out, lse if want_lse else lse.new_empty(0)
+    out, lse = cpu.pyramid_attention(q, k, v, levels, return_lse=want_lse, **kwargs)
+    return out, out.new_empty(0, dtype=_wide(q.dtype)) if lse is None else lse
+
+
+@attend.register_fake
+def _attend_fake(q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, want_lse, impl):
+    return torch.empty_like(q), q.new_empty(q.shape[:3] if want_lse else (0,), dtype=_wide(q.dtype))
+
+
+@torch.library.custom_op("psa_triton::pyramid_attention_backward", mutates_args=())
+def attend_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    levels: Tensor,
+    block_m: int,
+    block_n: int,
+    coarsest: int,
+    is_causal: bool,
+    scale: float,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v: contiguous, of their shapes and dtype."""
+    kwargs = dict(block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale, grad_lse=grad_lse)
+    if impl == "triton":
+        from psa_triton.kernels import triton
+
+        return triton.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, coarsest=coarsest, **kwargs)
+    return cpu.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, **kwargs)
+
+
+@attend_backward.register_fake
+def _attend_backward_fake(
+    grad_out, grad_lse, q, k, v, out, lse, levels, block_m, block_n, coarsest, is_causal, scale, impl
+):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _save_for_backward(ctx, inputs, output):
+    q, k, v, levels, *ctx.settings = inputs
+    out, lse = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, out, lse, levels)
+
+
+def _backward(ctx, grad_out, grad_lse):
+    q, k, v, out, lse, levels = ctx.saved_tensors
+    block_m, block_n, coarsest, is_causal, scale, want_lse, impl = ctx.settings
+    if not want_lse:
+        raise RuntimeError("psa_triton::pyramid_attention: a gradient needs want_lse=True in the forward, got False")
+    grads = (None, None, None)
+    if grad_out is not None or grad_lse is not None:
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        grads = attend_backward(
+            grad_out, grad_lse, q, k, v, out, lse, levels, block_m, block_n, coarsest, is_causal, scale, impl
+        )
+    return *grads, *[None] * 8
+
+
+attend.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32

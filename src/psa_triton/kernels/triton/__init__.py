@@ -1,0 +1,101 @@
+"""Pyramid attention on a GPU, with nothing that waits for the device.
+
+pool K and V (levels from 2 on) -> list what each query block reads -> attend
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from psa_triton.kernels.triton import backward_q
+from psa_triton.kernels.triton.backward import Attended
+from psa_triton.kernels.triton.backward_kv import key_value_gradient, list_readers
+from psa_triton.kernels.triton.backward_q import query_gradient
+from psa_triton.kernels.triton.forward import attend
+from psa_triton.kernels.triton.schedule import Frontier, list_blocks
+from psa_triton.pyramid.triton_kernels import pool
+from psa_triton.ratios import COARSEST_LEVEL
+
+
+def pyramid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    levels: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool,
+    scale: float,
+    coarsest: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The definition of `kernels/reference.py` on a GPU. Same arguments and results.
+
+    Args:
+        coarsest: no level is coarser than this; what it does not name is not pooled. By default any level may come.
+
+    Returns:
+        The output, shape, dtype and strides of `q`, and the log-sum-exp, float32 `[B, Hq, Nq]`.
+    """
+    coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
+    frontier = Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal, walks_whole=True)
+    lists = list_blocks(levels, coarsest.bit_length(), frontier)
+    pooled_k, pooled_v = (_pool(x, block_n, coarsest) for x in (k, v))
+    return attend(
+        q, k, v, pooled_k, pooled_v, lists, block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale
+    )
+
+
+def pyramid_attention_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    levels: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool,
+    scale: float,
+    coarsest: int | None = None,
+    grad_lse: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `q`, `k` and `v`, the same bits on every run. Queries that see nothing have and give none.
+
+    Args:
+        grad_out: gradient of the output, `[B, Hq, Nq, D]`, dtype of q, any strides.
+        q, k, v, levels, block_m, block_n, is_causal, scale, coarsest: as for `pyramid_attention`.
+        out, lse: its results.
+        grad_lse: gradient of the log-sum-exp, float32 `[B, Hq, Nq]`; None if nothing depends on it.
+
+    Returns:
+        The gradients, each with shape and dtype of its tensor, contiguous.
+    """
+    coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
+    shifts = coarsest.bit_length()
+    walks_whole = backward_q.splits_whole(q.shape[3], q.dtype, block_m, block_n)
+    lists = list_blocks(levels, shifts, Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal, walks_whole))
+    attended = Attended(
+        q=q,
+        k=k,
+        v=v,
+        pooled_k=_pool(k, block_n, coarsest),
+        pooled_v=_pool(v, block_n, coarsest),
+        out=out,
+        lse=lse.contiguous(),
+        grad_out=grad_out,
+        grad_lse=None if grad_lse is None else grad_lse.contiguous(),
+        block_m=block_m,
+        block_n=block_n,
+        is_causal=is_causal,
+        scale=scale,
+    )
+    grad_q, delta = query_gradient(attended, lists)
+    return grad_q, *key_value_gradient(attended, delta, list_readers(levels, k.shape[1], shifts))
+
+
+def _pool(x: Tensor, block_n: int, coarsest: int) -> Tensor:
+    """The levels from 2 on; `x` itself, which no kernel reads as such, if there are none."""
+    return pool(x, block_n=block_n, coarsest=coarsest) if coarsest > 1 else x

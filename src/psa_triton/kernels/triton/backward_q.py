@@ -1,0 +1,236 @@
+"""The gradient of queries: the forward's walk once more, with weights from its log-sum-exp.
+
+With weights `p = exp(logit - lse)` and their gradient `dp = grad_out @ v^T`, logits have `ds = p * (dp - delta)`, where
+`delta` is the row sum of `grad_out * out`, less the gradient of the log-sum-exp; and queries have `scale * ds @ k`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from psa_triton.dots import Backend, current_backend, dot, dot_precision
+from psa_triton.kernels.triton.backward import Attended
+from psa_triton.kernels.triton.rows import (
+    gathered_rows,
+    load_lse,
+    load_rows,
+    load_whole,
+    locate_rows,
+    log_count,
+    query_rows,
+    strides,
+)
+from psa_triton.kernels.triton.schedule import BlockLists
+from psa_triton.kernels.triton.tiles import backward_q_tiles, dim_tile
+from psa_triton.launch import Launch
+from psa_triton.pyramid.triton_kernels import first_row
+
+
+def query_gradient(attended: Attended, lists: BlockLists) -> tuple[Tensor, Tensor]:
+    """Gradient of the queries, and what the gradient of keys and values needs of each.
+
+    Args:
+        attended: the attention and its results' gradients.
+        lists: what each query block reads, whole blocks apart if `splits_whole`.
+
+    Returns:
+        The gradient, shape and dtype of q, contiguous, and `delta`, float32 `[B, Hq, Nq]`.
+    """
+    grad_q = attended.q.new_empty(attended.q.shape)
+    delta = torch.empty_like(attended.lse)
+    plan_query_gradient(attended, lists, grad_q, delta).run()
+    return grad_q, delta
+
+
+def plan_query_gradient(
+    attended: Attended, lists: BlockLists, grad_q: Tensor, delta: Tensor, *, backend: Backend | None = None
+) -> Launch:
+    """The launch behind `query_gradient`, for `backend` or that of this build of torch."""
+    q, k, block_m = attended.q, attended.k, attended.block_m
+    batch, heads, queries, dim = q.shape
+    backend = backend or current_backend()
+    tiles = backward_q_tiles(dim, q.dtype, block_m, backend)
+    return Launch(
+        _query_gradient_kernel,
+        (lists.starts.shape[2] * max(block_m // tiles.m, 1), batch * heads),
+        dict(
+            grad_out=attended.grad_out,
+            grad_lse=attended.grad_lse,
+            q=q,
+            k=k,
+            v=attended.v,
+            pooled_k=attended.pooled_k,
+            pooled_v=attended.pooled_v,
+            out=attended.out,
+            lse=attended.lse,
+            blocks=lists.blocks,
+            starts=lists.starts,
+            grad_q=grad_q,
+            delta=delta,
+            scale=attended.scale,
+            heads=heads,
+            group=heads // k.shape[1],
+            queries=queries,
+            tokens=k.shape[2],
+            columns=lists.blocks.shape[3],
+            **strides("g", attended.grad_out),
+            **strides("q", q),
+            **strides("k", k),
+            **strides("v", attended.v),
+            **strides("o", attended.out),
+        ),
+        dict(
+            DIM=dim,
+            DIM_TILE=dim_tile(dim),
+            BLOCK_M=block_m,
+            BLOCK_N=attended.block_n,
+            TILE_M=tiles.m,
+            TILE_N=tiles.n,
+            SHIFTS=lists.shifts,
+            WALK=attended.block_n >= tiles.n,
+            CAUSAL=attended.is_causal,
+            PRECISION=dot_precision(q.dtype, backend),
+        ),
+        warps=tiles.warps,
+        stages=tiles.stages,
+    )
+
+
+def splits_whole(dim: int, dtype: torch.dtype, block_m: int, block_n: int) -> bool:
+    """Whether the kernel walks whole blocks apart from the rest: a block fills a tile. Else it gathers all."""
+    return block_n >= backward_q_tiles(dim, dtype, block_m, current_backend()).n
+
+
+@triton.jit
+def _query_gradient_kernel(
+    grad_out,
+    grad_lse,
+    q,
+    k,
+    v,
+    pooled_k,
+    pooled_v,
+    out,
+    lse,
+    blocks,
+    starts,
+    grad_q,
+    delta,
+    scale,
+    heads,
+    group,
+    queries,
+    tokens,
+    columns,
+    stride_gb,
+    stride_gh,
+    stride_gn,
+    stride_gd,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_vd,
+    stride_ob,
+    stride_oh,
+    stride_on,
+    stride_od,
+    DIM: tl.constexpr,
+    DIM_TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    SHIFTS: tl.constexpr,
+    WALK: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Late query blocks see most under a causal mask: they start first, so that none is left running at the end.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0) if CAUSAL else tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    b, h = head // heads, head % heads
+    key_head = h // group
+    i, query, is_query = query_rows(tile, queries, BLOCK_M, TILE_M)
+    row = head * tl.cdiv(queries, BLOCK_M) + i
+    blocks += row * columns
+    starts += row * (SHIFTS + 2)
+
+    d = tl.arange(0, DIM_TILE)
+    k += b * stride_kb + key_head * stride_kh
+    v += b * stride_vb + key_head * stride_vh
+    padded = tl.cdiv(tokens, BLOCK_N) * BLOCK_N
+    pooled = (b * (heads // group) + key_head) * first_row(SHIFTS, padded) * DIM if SHIFTS > 1 else 0
+    pooled_k += pooled
+    pooled_v += pooled
+
+    at = query[:, None].to(tl.int64)
+    is_entry = is_query[:, None] & (d[None, :] < DIM)
+    q_tile = tl.load(
+        q + b * stride_qb + h * stride_qh + at * stride_qn + d[None, :] * stride_qd, mask=is_entry, other=0.0
+    )
+    g_tile = tl.load(
+        grad_out + b * stride_gb + h * stride_gh + at * stride_gn + d[None, :] * stride_gd, mask=is_entry, other=0.0
+    )
+    o_tile = tl.load(
+        out + b * stride_ob + h * stride_oh + at * stride_on + d[None, :] * stride_od, mask=is_entry, other=0.0
+    )
+    of_head = head * queries
+    lse_row = load_lse(lse + of_head, query, is_query)
+    delta_row = tl.sum(g_tile.to(tl.float32) * o_tile.to(tl.float32), axis=1)
+    if grad_lse is not None:
+        delta_row -= tl.load(grad_lse + of_head + query, mask=is_query, other=0.0)
+    # The gradient of a log-sum-exp of -inf may be anything, and must not spoil weights that are zeros.
+    delta_row = tl.where(lse_row == float("inf"), 0.0, delta_row)
+    tl.store(delta + of_head + query, delta_row, mask=is_query)
+    lse_row, delta_row = lse_row[:, None], delta_row[:, None]
+
+    log2_scale = scale * 1.4426950408889634
+    total = tl.zeros((TILE_M, DIM_TILE), tl.float32)
+    nothing = tl.zeros((TILE_M, TILE_N), tl.float32)
+    if WALK:
+        n = tl.arange(0, TILE_N)[:, None].to(tl.int64)
+        per_block: tl.constexpr = BLOCK_N // TILE_N
+        for t in range(0, tl.load(starts + 1) * per_block):
+            first = (tl.load(blocks + t // per_block) * BLOCK_N + (t % per_block) * TILE_N).to(tl.int64)
+            keys = load_whole(k + first * stride_kn + n * stride_kn, d[None, :] * stride_kd, DIM, DIM_TILE)
+            values = load_whole(v + first * stride_vn + n * stride_vn, d[None, :] * stride_vd, DIM, DIM_TILE)
+            logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
+            total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
+
+    length = gathered_rows(starts, BLOCK_N, SHIFTS)
+    limit = query + tokens - queries
+    for first_gathered in range(0, length, TILE_N):
+        place = first_gathered + tl.arange(0, TILE_N)
+        shift, token, is_row = locate_rows(place, length, blocks, starts, BLOCK_N, SHIFTS)
+        count = tl.minimum(tokens - token, 1 << shift)
+        is_row = is_row & (count > 0)
+        keys = load_rows(k, pooled_k, shift, token, is_row, padded, stride_kn, stride_kd, d, DIM, SHIFTS)
+        values = load_rows(v, pooled_v, shift, token, is_row, padded, stride_vn, stride_vd, d, DIM, SHIFTS)
+        logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
+        logits += log_count(shift, count, is_row)[None, :]
+        if CAUSAL:
+            logits = tl.where((token + count - 1)[None, :] <= limit[:, None], logits, float("-inf"))
+        total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
+
+    grad_q += of_head * DIM
+    tl.store(grad_q + at * DIM + d[None, :], (total * scale).to(grad_q.dtype.element_ty), mask=is_entry)
+
+
+@triton.jit
+def _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION: tl.constexpr):
+    """Add what reaches the queries through a tile of rows, from its logits in base 2."""
+    weights = tl.math.exp2(logits - lse_row)
+    grad_weights = dot(g_tile, tl.trans(values), nothing, PRECISION)
+    grad_logits = weights * (grad_weights - delta_row)
+    return dot(grad_logits.to(keys.dtype), keys, total, PRECISION)

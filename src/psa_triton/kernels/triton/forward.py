@@ -1,0 +1,273 @@
+"""The forward kernel: one program holds a tile of queries and walks the list of what its query block reads.
+
+First the whole blocks at level 1, tile by tile, without mask or bias: the inner loop of dense attention. Then what is
+left at level 1, blocks that the causal frontier or the end of the sequence cuts. Then the groups of all coarser levels,
+packed into full tiles.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from psa_triton.dots import Backend, current_backend, dot, dot_precision
+from psa_triton.kernels.triton.rows import (
+    count_pooled,
+    edge_rows,
+    load_whole,
+    log_count,
+    pooled_rows,
+    query_rows,
+    strides,
+    tile_rows,
+    whole_tile,
+    whole_tiles,
+)
+from psa_triton.kernels.triton.schedule import BlockLists
+from psa_triton.kernels.triton.tiles import dim_tile, forward_tiles
+from psa_triton.launch import Launch
+from psa_triton.pyramid.triton_kernels import first_row
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pooled_k: Tensor,
+    pooled_v: Tensor,
+    lists: BlockLists,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention over the lists.
+
+    Args:
+        q: `[B, Hq, Nq, D]`, any strides.
+        k, v: `[B, Hkv, Nk, D]`, any strides.
+        pooled_k, pooled_v: their coarser levels, as `pyramid.triton_kernels.pool` makes them from level 2 on.
+        lists: of the levels `[B, Hq, nq, nk]`.
+        block_m, block_n: tokens of a query block and of a key block.
+        is_causal: query `i` sees a group if its last token is at most `i + Nk - Nq`.
+        scale: factor of the logits.
+
+    Returns:
+        The output, shape, dtype and strides of q, and the log-sum-exp, float32 `[B, Hq, Nq]`.
+    """
+    out = torch.empty_like(q)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    plan_attend(
+        q, k, v, pooled_k, pooled_v, lists, out, lse, block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale
+    ).run()
+    return out, lse
+
+
+def plan_attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pooled_k: Tensor,
+    pooled_v: Tensor,
+    lists: BlockLists,
+    out: Tensor,
+    lse: Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool,
+    scale: float,
+    backend: Backend | None = None,
+) -> Launch:
+    """The launch behind `attend`, for `backend` or that of this build of torch."""
+    batch, heads, queries, dim = q.shape
+    backend = backend or current_backend()
+    tiles = forward_tiles(dim, q.dtype, block_m, backend)
+    return Launch(
+        _attend_kernel,
+        (lists.starts.shape[2] * max(block_m // tiles.m, 1), batch * heads),
+        dict(
+            q=q,
+            k=k,
+            v=v,
+            pooled_k=pooled_k,
+            pooled_v=pooled_v,
+            blocks=lists.blocks,
+            starts=lists.starts,
+            out=out,
+            lse=lse,
+            scale=scale * math.log2(math.e),
+            heads=heads,
+            group=heads // k.shape[1],
+            queries=queries,
+            tokens=k.shape[2],
+            columns=lists.blocks.shape[3],
+            **strides("q", q),
+            **strides("k", k),
+            **strides("v", v),
+            **strides("o", out),
+        ),
+        dict(
+            DIM=dim,
+            DIM_TILE=dim_tile(dim),
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            TILE_M=tiles.m,
+            TILE_N=tiles.n,
+            SHIFTS=lists.shifts,
+            CAUSAL=is_causal,
+            PRECISION=dot_precision(q.dtype, backend),
+        ),
+        warps=tiles.warps,
+        stages=tiles.stages,
+    )
+
+
+@triton.jit
+def _attend_kernel(
+    q,
+    k,
+    v,
+    pooled_k,
+    pooled_v,
+    blocks,
+    starts,
+    out,
+    lse,
+    scale,
+    heads,
+    group,
+    queries,
+    tokens,
+    columns,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_qd,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_kd,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_vd,
+    stride_ob,
+    stride_oh,
+    stride_on,
+    stride_od,
+    DIM: tl.constexpr,
+    DIM_TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    SHIFTS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    # Late query blocks see most under a causal mask: they start first, so that none is left running at the end.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0) if CAUSAL else tl.program_id(0)
+    head = tl.program_id(1)
+    b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    key_head = h // group
+    key_heads = heads // group
+    i, query, is_query = query_rows(tile, queries, BLOCK_M, TILE_M)
+    row = head.to(tl.int64) * tl.cdiv(queries, BLOCK_M) + i
+    blocks += row * columns
+    starts += row * (SHIFTS + 2)
+
+    d = tl.arange(0, DIM_TILE)
+    is_dim = d[None, :] < DIM
+    q += b * stride_qb + h * stride_qh
+    k += b * stride_kb + key_head * stride_kh
+    v += b * stride_vb + key_head * stride_vh
+    padded = tl.cdiv(tokens, BLOCK_N) * BLOCK_N
+    pooled = (b * key_heads + key_head) * first_row(SHIFTS, padded) * DIM if SHIFTS > 1 else 0
+    pooled_k += pooled
+    pooled_v += pooled
+
+    q_tile = tl.load(
+        q + query[:, None].to(tl.int64) * stride_qn + d[None, :] * stride_qd, mask=is_query[:, None] & is_dim, other=0.0
+    )
+    # Finite, so that a row that has seen nothing yet meets no inf - inf.
+    top = tl.full((TILE_M,), -3.0e38, tl.float32)
+    mass = tl.zeros((TILE_M,), tl.float32)
+    total = tl.zeros((TILE_M, DIM_TILE), tl.float32)
+    nothing = tl.zeros((TILE_M, TILE_N), tl.float32)
+
+    n = tile_rows(BLOCK_N, TILE_N)
+    k_dim, v_dim = d[None, :] * stride_kd, d[None, :] * stride_vd
+    for t in range(0, whole_tiles(starts, BLOCK_N, TILE_N)):
+        first = whole_tile(t, blocks, BLOCK_N, TILE_N)
+        keys = load_whole(k + first * stride_kn + n * stride_kn, k_dim, DIM, DIM_TILE)
+        values = load_whole(v + first * stride_vn + n * stride_vn, v_dim, DIM, DIM_TILE)
+        logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
+        top, mass, total = _accumulate(top, mass, total, logits, values, PRECISION)
+
+    limit = query + tokens - queries
+    done = whole_tiles(starts, BLOCK_N, TILE_N) * TILE_N
+    for first_edge in range(done, tl.load(starts + 2) * BLOCK_N, TILE_N):
+        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, tokens, BLOCK_N)
+        place, mask = token[:, None].to(tl.int64), is_row[:, None] & is_dim
+        keys = tl.load(k + place * stride_kn + k_dim, mask=mask, other=0.0)
+        values = tl.load(v + place * stride_vn + v_dim, mask=mask, other=0.0)
+        logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
+        seen = is_row[None, :]
+        if CAUSAL:
+            seen = seen & (token[None, :] <= limit[:, None])
+            values, total = _hide(values, total, seen)
+        logits = tl.where(seen, logits, float("-inf"))
+        top, mass, total = _accumulate(top, mass, total, logits, values, PRECISION)
+
+    if SHIFTS > 1:
+        length = count_pooled(starts, BLOCK_N, SHIFTS)
+        for first_pooled in range(0, length, TILE_N):
+            at = first_pooled + tl.arange(0, TILE_N)
+            shift, token, is_row = pooled_rows(at, length, starts, blocks, BLOCK_N, SHIFTS)
+            count = tl.minimum(tokens - token, 1 << shift)
+            is_row = is_row & (count > 0)
+            place, mask = (first_row(shift, padded) + (token >> shift))[:, None].to(tl.int64), is_row[:, None] & is_dim
+            keys = tl.load(pooled_k + place * DIM + d[None, :], mask=mask, other=0.0)
+            values = tl.load(pooled_v + place * DIM + d[None, :], mask=mask, other=0.0)
+            logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
+            logits += log_count(shift, count, is_row)[None, :]
+            if CAUSAL:
+                seen = (token + count - 1)[None, :] <= limit[:, None]
+                values, total = _hide(values, total, seen)
+                logits = tl.where(seen, logits, float("-inf"))
+            top, mass, total = _accumulate(top, mass, total, logits, values, PRECISION)
+
+    is_empty = mass == 0.0  # the query saw nothing
+    mass = tl.where(is_empty, 1.0, mass)
+    total = total / mass[:, None]
+    out += b * stride_ob + h * stride_oh
+    out_tile = out + query[:, None].to(tl.int64) * stride_on + d[None, :] * stride_od
+    tl.store(out_tile, total.to(out.dtype.element_ty), mask=is_query[:, None] & is_dim)
+    natural = tl.where(is_empty, float("-inf"), (top + tl.log2(mass)) * 0.6931471805599453)
+    tl.store(lse + head.to(tl.int64) * queries + query, natural, mask=is_query)
+
+
+@triton.jit
+def _accumulate(top, mass, total, logits, values, PRECISION: tl.constexpr):
+    """Online softmax: add a tile's weights (base-2 logits) and weighted values to the running sums."""
+    new_top = tl.maximum(top, tl.max(logits, axis=1))
+    weights = tl.math.exp2(logits - new_top[:, None])
+    fade = tl.math.exp2(top - new_top)
+    mass = mass * fade + tl.sum(weights, axis=1)
+    total = dot(weights.to(values.dtype), values, total * fade[:, None], PRECISION)
+    return new_top, mass, total
+
+
+@triton.jit
+def _hide(values, total, seen):
+    """`values` without what is not finite, which reaches here the sums of those alone that see it (0 * nan is nan)."""
+    wide = values.to(tl.float32)
+    is_bad = tl.max((wide * 0.0 != 0.0).to(tl.int32), axis=1) > 0
+    spoiled = tl.max((seen & is_bad[None, :]).to(tl.int32), axis=1) > 0
+    return tl.where(is_bad[:, None], 0.0, wide).to(values.dtype), tl.where(spoiled[:, None], float("nan"), total)

@@ -1,0 +1,152 @@
+"""Levels -> for every row of blocks, the list of what it reads, made on the device at a size that is known beforehand.
+
+A row's list holds block numbers, grouped in *segments*, ascending within each:
+
+* segment 0: blocks at level 1 that are whole (no mask, not cut by the end of the sequence), if the kernel walks them apart;
+* segment 1 + s: the other blocks at level `2 ** s`.
+
+`starts` tells where each segment begins, so a kernel finds the row of the pyramid behind any position by shifts alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from psa_triton.launch import Launch
+
+_CHUNK = 2048
+"""Blocks of a row that are sorted into segments at a time."""
+
+
+@dataclass(frozen=True)
+class BlockLists:
+    """What each row of a level mask reads."""
+
+    blocks: Tensor
+    """int32 `[B, H, rows, columns]`: block numbers by segment; what lies behind a row's last segment is undefined."""
+    starts: Tensor
+    """int32 `[B, H, rows, shifts + 2]`: first position of every segment, and the list's length."""
+    shifts: int
+    """Number of levels, `1 + log2(coarsest)`."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Sizes that decide which pairs of blocks are whole, and which a causal mask hides."""
+
+    block_m: int
+    block_n: int
+    queries: int
+    tokens: int
+    is_causal: bool
+    walks_whole: bool
+    """Whether whole blocks at level 1 go to segment 0."""
+
+
+def list_blocks(levels: Tensor, shifts: int, frontier: Frontier | None) -> BlockLists:
+    """The lists of every row of `levels`.
+
+    Args:
+        levels: int8 `[B, H, rows, columns]`, any strides; what is no level up to `2 ** (shifts - 1)` is not listed.
+        shifts: number of levels, `1 + log2(coarsest)`.
+        frontier: to keep whole blocks at level 1 apart and to leave out what a causal mask hides wholly; None lists all
+            that has a level, and leaves segment 0 empty.
+    """
+    lists = empty_lists(levels, shifts)
+    plan_list_blocks(levels, lists, frontier).run()
+    return lists
+
+
+def empty_lists(levels: Tensor, shifts: int) -> BlockLists:
+    """Room for the lists of `levels`."""
+    blocks = torch.empty(levels.shape, dtype=torch.int32, device=levels.device)
+    starts = torch.empty(*levels.shape[:3], shifts + 2, dtype=torch.int32, device=levels.device)
+    return BlockLists(blocks, starts, shifts)
+
+
+def plan_list_blocks(levels: Tensor, lists: BlockLists, frontier: Frontier | None) -> Launch:
+    """The launch behind `list_blocks`."""
+    batch, heads, rows, columns = levels.shape
+    f = frontier or Frontier(1, 1, 0, 0, is_causal=False, walks_whole=False)
+    return Launch(
+        _list_blocks_kernel,
+        (rows, batch * heads),
+        dict(
+            levels=levels,
+            blocks=lists.blocks,
+            starts=lists.starts,
+            heads=heads,
+            columns=columns,
+            queries=f.queries,
+            tokens=f.tokens,
+            stride_b=levels.stride(0),
+            stride_h=levels.stride(1),
+            stride_i=levels.stride(2),
+            stride_j=levels.stride(3),
+        ),
+        dict(
+            BLOCK_M=f.block_m,
+            BLOCK_N=f.block_n,
+            SHIFTS=lists.shifts,
+            SPLIT=f.walks_whole,
+            CAUSAL=f.is_causal,
+            CHUNK=min(triton.next_power_of_2(columns), _CHUNK),
+        ),
+        warps=4,
+    )
+
+
+@triton.jit
+def _list_blocks_kernel(
+    levels,
+    blocks,
+    starts,
+    heads,
+    columns,
+    queries,
+    tokens,
+    stride_b,
+    stride_h,
+    stride_i,
+    stride_j,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SHIFTS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    i = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    row = head * tl.num_programs(0) + i
+    levels += (head // heads) * stride_b + (head % heads) * stride_h + i.to(tl.int64) * stride_i
+    blocks += row * columns
+    starts += row * (SHIFTS + 2)
+
+    first_limit = i * BLOCK_M + tokens - queries
+    last_limit = tl.minimum((i + 1) * BLOCK_M, queries) - 1 + tokens - queries
+    position = 0
+    for segment in tl.static_range(SHIFTS + 1):
+        tl.store(starts + segment, position)
+        if SPLIT or segment > 0:
+            for chunk in range(0, columns, CHUNK):
+                j = chunk + tl.arange(0, CHUNK)
+                level = tl.load(levels + j.to(tl.int64) * stride_j, mask=j < columns, other=0)
+                listed = level == (1 << max(segment - 1, 0))
+                if CAUSAL:
+                    listed = listed & (j * BLOCK_N <= last_limit)
+                if SPLIT and segment < 2:
+                    whole = (j + 1) * BLOCK_N <= tokens
+                    if CAUSAL:
+                        whole = whole & ((j + 1) * BLOCK_N - 1 <= first_limit)
+                    listed = listed & (whole if segment == 0 else whole == 0)
+                one = listed.to(tl.int32)
+                place = position + tl.cumsum(one, axis=0) - one
+                tl.store(blocks + place, j, mask=listed)
+                position += tl.sum(one, axis=0)
+    tl.store(starts + SHIFTS + 1, position)

@@ -1,0 +1,140 @@
+"""The whole choice of levels, and the one operator that `torch.compile` sees of it: a choice has no gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from psa_triton.impl import Impl
+from psa_triton.importance import block_importance
+from psa_triton.levels.exemptions import exempt_levels
+from psa_triton.levels.selection import select_levels
+from psa_triton.levels.similarity import cap_levels, similarity_caps
+
+
+class Thresholds(NamedTuple):
+    """Least similarities for levels 2, 4 and 8."""
+
+    x2: float
+    x4: float
+    x8: float
+
+
+@dataclass(frozen=True)
+class LevelChoice:
+    """How levels are chosen; `PSAConfig` describes each field."""
+
+    block_m: int
+    block_n: int
+    mask_ratios: dict[int, tuple[float, float]]
+    mask_mode: str
+    min_full_ratio: float
+    importance: str
+    sim_thresholds: Thresholds | None
+    """None for no cap."""
+
+    @property
+    def coarsest(self) -> int:
+        """No level is coarser than this."""
+        return max(1, *self.mask_ratios)
+
+
+def choose_levels(
+    q: Tensor,
+    k: Tensor,
+    choice: LevelChoice,
+    *,
+    prefix_tokens: int,
+    is_causal: bool,
+    scale: float,
+    impl: Impl,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Importance, selection, similarity cap, exemptions: int8 `[B, Hq, nq, nk]`.
+
+    Args:
+        q, k: `[B, Hq, Nq, D]`, `[B, Hkv, Nk, D]`, in the order in which they are cut into blocks.
+        choice: how levels are chosen.
+        prefix_tokens: leading tokens that are read, and read, in full.
+        is_causal: whether query `i` sees keys up to `i + Nk - Nq` alone.
+        scale: of the logits.
+        impl: as `psa_attention`'s.
+        generator: randomises the sampling of the importance estimate. A graph cannot hold one: inside `torch.compile`
+            it must be None.
+    """
+    if generator is None and torch.compiler.is_compiling():
+        return _choose_levels_op(
+            q,
+            k,
+            choice.block_m,
+            choice.block_n,
+            list(choice.mask_ratios),
+            [bound for share in choice.mask_ratios.values() for bound in share],
+            choice.mask_mode,
+            choice.min_full_ratio,
+            choice.importance,
+            list(choice.sim_thresholds or ()),
+            prefix_tokens,
+            is_causal,
+            scale,
+            impl,
+        )
+    importance = block_importance(
+        q,
+        k,
+        block_m=choice.block_m,
+        block_n=choice.block_n,
+        method=choice.importance,
+        is_causal=is_causal,
+        scale=scale,
+        generator=generator,
+        impl=impl,
+    )
+    levels = select_levels(
+        importance, choice.mask_ratios, mode=choice.mask_mode, min_full_ratio=choice.min_full_ratio, impl=impl
+    )
+    if choice.sim_thresholds is not None:
+        caps = similarity_caps(k, block_n=choice.block_n, thresholds=choice.sim_thresholds)
+        levels = cap_levels(levels, caps)
+    return exempt_levels(
+        levels,
+        block_m=choice.block_m,
+        block_n=choice.block_n,
+        query_tokens=q.shape[2],
+        key_tokens=k.shape[2],
+        prefix_tokens=prefix_tokens,
+        is_causal=is_causal,
+    )
+
+
+@torch.library.custom_op("psa_triton::choose_levels", mutates_args=())
+def _choose_levels_op(
+    q: Tensor,
+    k: Tensor,
+    block_m: int,
+    block_n: int,
+    levels: list[int],
+    shares: list[float],
+    mask_mode: str,
+    min_full_ratio: float,
+    importance: str,
+    sim_thresholds: list[float],
+    prefix_tokens: int,
+    is_causal: bool,
+    scale: float,
+    impl: str,
+) -> Tensor:
+    ratios = dict(zip(levels, zip(shares[::2], shares[1::2], strict=True), strict=True))
+    thresholds = Thresholds(*sim_thresholds) if sim_thresholds else None
+    choice = LevelChoice(block_m, block_n, ratios, mask_mode, min_full_ratio, importance, thresholds)
+    return choose_levels(
+        q, k, choice, prefix_tokens=prefix_tokens, is_causal=is_causal, scale=scale, impl=impl, generator=None
+    )
+
+
+@_choose_levels_op.register_fake
+def _(q, k, block_m, block_n, *_settings):
+    return q.new_empty(*q.shape[:2], -(-q.shape[2] // block_m), -(-k.shape[2] // block_n), dtype=torch.int8)

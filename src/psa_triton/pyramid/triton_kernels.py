@@ -1,0 +1,155 @@
+"""The pooled levels of keys or values, written in one read of them; and back: gradients of rows to those of tokens."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from psa_triton.launch import Launch
+
+_TOKENS = 64
+"""Tokens of a program: the coarsest level's group, so that no group is shared between programs."""
+
+
+def pooled_rows(tokens: int, block_n: int, finest: int, coarsest: int) -> int:
+    """Rows of the levels from `finest` to `coarsest`, each with room for whole blocks."""
+    blocks = -(-tokens // block_n)
+    return sum(blocks * (block_n >> s) for s in range(_log2(finest), _log2(coarsest) + 1))
+
+
+def pool(x: Tensor, *, block_n: int, coarsest: int, finest: int = 2) -> Tensor:
+    """Means of the true tokens of every group, all levels one after another, finest first.
+
+    Level `l` has `ceil(N / block_n) * block_n / l` rows, group `g` (tokens `g * l` to `g * l + l - 1`) at row `g`; rows
+    without a token are zeros. Sums are in float32.
+
+    Args:
+        x: keys or values `[B, H, N, D]`, any strides.
+        block_n: tokens of a key block, a power of two.
+        coarsest: the last level, a power of two from `finest` to `min(block_n, 64)`.
+        finest: the first level.
+
+    Returns:
+        `[B, H, pooled_rows(N, block_n, finest, coarsest), D]`, contiguous, dtype of `x`.
+    """
+    out = x.new_empty(*x.shape[:2], pooled_rows(x.shape[2], block_n, finest, coarsest), x.shape[3])
+    plan_pool(x, out, block_n=block_n, finest=finest, coarsest=coarsest).run()
+    return out
+
+
+def plan_pool(x: Tensor, out: Tensor, *, block_n: int, finest: int, coarsest: int) -> Launch:
+    """The launch behind `pool`."""
+    batch, heads, tokens, dim = x.shape
+    padded = -(-tokens // block_n) * block_n
+    return Launch(
+        _pool_kernel,
+        (triton.cdiv(padded, _TOKENS), batch * heads),
+        dict(
+            x=x,
+            out=out,
+            heads=heads,
+            tokens=tokens,
+            padded=padded,
+            stride_b=x.stride(0),
+            stride_h=x.stride(1),
+            stride_n=x.stride(2),
+            stride_d=x.stride(3),
+        ),
+        dict(DIM=dim, DIM_TILE=triton.next_power_of_2(dim), FINEST=_log2(finest), COARSEST=_log2(coarsest), TILE=_TOKENS),
+        warps=4,
+    )
+
+
+def unpool_add(rows: Tensor, out: Tensor, *, block_n: int, coarsest: int) -> None:
+    """Add to the gradient of tokens what reaches them through the pooled rows: a group's gradient over its count.
+
+    Args:
+        rows: gradient of `pool`'s result (from level 2 on), float32 `[B, H, P, D]`, contiguous.
+        out: gradient of the tokens, `[B, H, N, D]`, contiguous; summed in float32, rounded once.
+        block_n: tokens of a key block.
+        coarsest: the last level of `rows`.
+    """
+    plan_unpool_add(rows, out, block_n=block_n, coarsest=coarsest).run()
+
+
+def plan_unpool_add(rows: Tensor, out: Tensor, *, block_n: int, coarsest: int) -> Launch:
+    """The launch behind `unpool_add`."""
+    batch, heads, tokens, dim = out.shape
+    return Launch(
+        _unpool_add_kernel,
+        (triton.cdiv(tokens, _TOKENS), batch * heads),
+        dict(rows=rows, out=out, tokens=tokens, padded=-(-tokens // block_n) * block_n),
+        dict(DIM=dim, DIM_TILE=triton.next_power_of_2(dim), COARSEST=_log2(coarsest), TILE=_TOKENS),
+        warps=4,
+    )
+
+
+def _log2(level: int) -> int:
+    return level.bit_length() - 1
+
+
+@triton.jit
+def first_row(shift, padded):
+    """First row of level `2 ** shift` in a buffer that starts at level 2: `padded / 2 + padded / 4 + ...`."""
+    return padded - (padded >> (shift - 1))
+
+
+@triton.jit
+def _pool_kernel(
+    x,
+    out,
+    heads,
+    tokens,
+    padded,
+    stride_b,
+    stride_h,
+    stride_n,
+    stride_d,
+    DIM: tl.constexpr,
+    DIM_TILE: tl.constexpr,
+    FINEST: tl.constexpr,
+    COARSEST: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    first = tl.program_id(0) * TILE
+    head = tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, DIM_TILE)
+    t = first + tl.arange(0, TILE)
+    x += (head // heads) * stride_b + (head % heads) * stride_h
+    inside = (t[:, None] < tokens) & (d[None, :] < DIM)
+    total = tl.load(x + t[:, None].to(tl.int64) * stride_n + d[None, :] * stride_d, mask=inside, other=0.0).to(tl.float32)
+
+    before: tl.constexpr = FINEST - 1  # a buffer that starts at a coarser level leaves out the rows of the finer ones
+    left_out = padded - (padded >> before)
+    out += head * (first_row(COARSEST + 1, padded) - left_out) * DIM
+    for s in tl.static_range(1, COARSEST + 1):
+        total = tl.sum(tl.reshape(total, (TILE >> s, 2, DIM_TILE)), axis=1)
+        if s >= FINEST:
+            group = (first >> s) + tl.arange(0, TILE >> s)
+            count = tl.minimum(tl.maximum(tokens - (group << s), 1), 1 << s).to(tl.float32)
+            row = (first_row(s, padded) - left_out + group).to(tl.int64)
+            where = (group[:, None] < (padded >> s)) & (d[None, :] < DIM)
+            mean = (total / count[:, None]).to(out.dtype.element_ty)
+            tl.store(out + row[:, None] * DIM + d[None, :], mean, mask=where)
+
+
+@triton.jit
+def _unpool_add_kernel(
+    rows, out, tokens, padded, DIM: tl.constexpr, DIM_TILE: tl.constexpr, COARSEST: tl.constexpr, TILE: tl.constexpr
+):
+    first = tl.program_id(0) * TILE
+    head = tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, DIM_TILE)
+    t = first + tl.arange(0, TILE)
+    inside = (t[:, None] < tokens) & (d[None, :] < DIM)
+    target = out + head * tokens * DIM + t[:, None].to(tl.int64) * DIM + d[None, :]
+    total = tl.load(target, mask=inside, other=0.0).to(tl.float32)
+    rows += head * first_row(COARSEST + 1, padded) * DIM
+    for s in tl.static_range(1, COARSEST + 1):
+        group = t >> s
+        count = tl.minimum(tokens - (group << s), 1 << s).to(tl.float32)
+        row = (first_row(s, padded) + group).to(tl.int64)
+        share = tl.load(rows + row[:, None] * DIM + d[None, :], mask=inside, other=0.0)
+        total += share / tl.maximum(count, 1.0)[:, None]
+    tl.store(target, total.to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,90 @@
+"""The kernels as launched, compiled for GPUs that are not there: nothing spills, products run on tensor cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+TENSOR_CORE = {"cuda:80": "HMMA", "cuda:90": "HGMMA", "cuda:100": "UTCHMMA", "hip:gfx942": "MFMA"}
+"""The target's own instruction for products; tiles of fewer than 64 rows take the older HMMA."""
+FULL_TILES = {"attend", "query_gradient", "row_gradient level 1"}
+"""Kernels whose tiles are large enough for it."""
+NVIDIA = ("cuda:80", "cuda:90", "cuda:100")
+
+Kernels = list[dict[str, Any]]
+
+
+def compile_kernels(folder: Path, *arguments: str) -> Kernels:
+    """What `benchmarks/compiled_kernels.py` writes, run where kernels are not for the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
+    script, result = ROOT / "benchmarks" / "compiled_kernels.py", folder / "kernels.json"
+    command = [sys.executable, str(script), "--json", str(result), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.exists(), done.stderr
+    return json.loads(result.read_text())["kernels"]
+
+
+def of_target(kernels: Kernels, target: str, dtypes: tuple[str, ...] = ("bf16", "fp16")) -> Kernels:
+    """The kernels for inputs of `dtypes`, all of which must have compiled."""
+    found = [k for k in kernels if k["case"]["target"] == target and k["case"]["dtype"] in dtypes]
+    assert [(k["kernel"], k["case"], k["error"]) for k in found if k["error"]] == []
+    assert {k["kernel"] for k in found} >= FULL_TILES
+    return found
+
+
+def check_no_spills(kernels: Kernels) -> None:
+    assert [(k["kernel"], k["case"], k["local"]) for k in kernels if k["local"]] == []
+
+
+def check_tensor_cores(kernels: Kernels, target: str) -> None:
+    """Every product runs on tensor cores, and those of full tiles by the target's own instruction."""
+    products = [k for k in kernels if k["dots"]]
+    assert {k["kernel"] for k in products} >= FULL_TILES
+    assert [(k["kernel"], k["case"]) for k in products if not k["tensor_core"]] == []
+    own = [k for k in products if TENSOR_CORE[target] in k["tensor_core"]]
+    assert {k["kernel"] for k in own} >= FULL_TILES
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """bf16 at D = 128 and fp16 at D = 64."""
+    return compile_kernels(tmp_path_factory.mktemp("quick"), "--quick")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+    """Every dtype and head dimension, other blocks, causal masks."""
+    return compile_kernels(tmp_path_factory.mktemp("everything"))
+
+
+@pytest.mark.parametrize("target", NVIDIA)
+def test_nothing_spills(quick: Kernels, target: str) -> None:
+    check_no_spills(of_target(quick, target))
+
+
+@pytest.mark.parametrize("target", TENSOR_CORE)
+def test_products_run_on_tensor_cores(quick: Kernels, target: str) -> None:
+    check_tensor_cores(of_target(quick, target), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", NVIDIA)
+def test_nothing_spills_at_any_size(everything: Kernels, target: str) -> None:
+    check_no_spills(of_target(everything, target))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("target", TENSOR_CORE)
+def test_products_run_on_tensor_cores_at_any_size(everything: Kernels, target: str, dtype: str) -> None:
+    check_tensor_cores(of_target(everything, target, (dtype,)), target)
