@@ -102,9 +102,17 @@ def attention_inputs(dtype: torch.dtype, dim: int, block_n: int, group: int) -> 
     return video(dtype, dim), k, v, meta(1, HEADS, -(-TOKENS // 128), -(-TOKENS // block_n), dtype=torch.int8)
 
 
+def importance(dtype: torch.dtype, dim: int, *, method: str = "sampled", is_causal: bool = False) -> None:
+    from psa_triton.importance import block_importance
+
+    x = video(dtype, dim)
+    block_importance(x, x, block_m=128, block_n=64, method=method, is_causal=is_causal, impl="triton")
+
+
 PATHS: dict[str, Callable[[torch.dtype, int], None]] = {
     "forward": forward,
     "backward": backward,
+    "sampled": importance,
 }
 """What is launched for a dtype and a head dimension."""
 
@@ -113,22 +121,28 @@ VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {
     "forward, causal": partial(forward, block_n=128, is_causal=True, group=4),
     "backward, n=32": partial(backward, block_n=32),
     "backward, causal": partial(backward, block_n=128, is_causal=True, group=4),
+    "pooled": partial(importance, method="pooled"),
+    "antidiagonal, causal": partial(importance, method="antidiagonal", is_causal=True),
 }
 """The same with other blocks and masks; `--quick` leaves them out."""
 
-QUICK = (("bf16", 128), ("fp16", 64))
+QUICK = {"cuda": (("bf16", 128), ("fp16", 64)), "hip": (("bf16", 128),)}
 """Inputs that `--quick` compiles for."""
 
 
 def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype, dim: int, backend: str) -> Launches:
-    """What `path` launches on `backend`, by name; the same kernel launched again in the same way counts once."""
+    """What `path` launches on `backend`, by name; a kernel launched again with the same choices counts once."""
     launches: Launches = {}
 
     def record(launch: Launch) -> None:
-        level = f" level {1 << launch.constants['SHIFT']}" if "SHIFT" in launch.constants else ""
-        launches[launch.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel") + level] = launch
+        name = launch.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
+        if "SHIFT" in launch.constants:
+            name += f" level {1 << launch.constants['SHIFT']}"
+        while name in launches and launches[name].constants != launch.constants:
+            name += "'"
+        launches[name] = launch
 
-    # Tiles depend on what torch was built for; kernels of a path run one after another, here on tensors without data.
+    # The library takes its tiles by what torch was built for.
     with patch.object(Launch, "run", record), patch.object(torch.version, "hip", "any" if backend == "hip" else None):
         path(dtype, dim)
     return launches
@@ -224,7 +238,7 @@ def compile_launch(launch: Launch, gpu: GPUTarget) -> Any:
     """Triton's compiled kernel, with the code of every stage in `asm`."""
     driver.set_active(AbsentGpu(gpu))
     return launch.kernel.warmup(
-        **launch.arguments, **launch.constants, grid=launch.grid, num_warps=launch.warps, num_stages=launch.stages
+        **launch.arguments, **launch.constants, **launch.options, grid=launch.grid
     )
 
 
@@ -289,9 +303,11 @@ def print_table(results: list[Compiled], console: Console) -> None:
 
 
 def chosen_cases(args: argparse.Namespace) -> list[Case]:
-    paths = PATHS if args.quick else PATHS | VARIANTS
-    inputs = QUICK if args.quick else product(args.dtype, args.dim)
-    return [Case(path, target, *kind) for path, target, kind in product(paths, args.target, inputs)]
+    if args.quick:
+        inputs = [(target, *kind) for target in args.target for kind in QUICK[TARGETS[target].gpu.backend]]
+    else:
+        inputs = list(product(args.target, args.dtype, args.dim))
+    return [Case(path, *kind) for path in (PATHS if args.quick else PATHS | VARIANTS) for kind in inputs]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -302,7 +318,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--dim", nargs="+", type=int, default=list(DIMS), help="head dimensions")
-    parser.add_argument("--quick", action="store_true", help="bf16 at 128, fp16 at 64, no variants")
+    parser.add_argument("--quick", action="store_true", help="fewer inputs, no variants")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="kernels compiled at a time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     return parser.parse_args()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from psa_triton.kernels.cpu import _linear
+from psa_triton.kernels.cpu.products import linear
 from psa_triton.machine import hardware, versions
 
 QUERIES, KEYS, DIM, SDPA_TOKENS = 128, 4096, 128, 4096
@@ -41,7 +41,7 @@ def main() -> None:
             "SDPA": (4 * SDPA_TOKENS**2 * DIM, lambda x=long: F.scaled_dot_product_attention(*x)),
         }
         if dtype == torch.float32:
-            cases["q @ k.T through oneDNN"] = (2 * QUERIES * KEYS * DIM, lambda q=q, k=k: _linear(q, k, None))
+            cases["q @ k.T through oneDNN"] = (2 * QUERIES * KEYS * DIM, lambda q=q, k=k: linear(q, k, None))
         for name, (operations, function) in cases.items():
             print(f"{dtype!s:15} {name:23} {operations / best_seconds(function) / 1e9:6.0f} GFLOP/s")
 

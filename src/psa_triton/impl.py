@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from functools import lru_cache
 from typing import Final, Literal
 
 import torch
@@ -56,16 +55,10 @@ def _check_triton(x: Tensor) -> None:
         raise ValueError(f"impl: 'triton' computes in {known}, got {x.dtype}; use impl='reference'")
     if x.device.type not in ("cuda", "meta") and not is_interpreting():
         raise ValueError(f"impl: 'triton' expects CUDA or ROCm tensors, got {x.device}; move them, or use impl='auto'")
-    installed = triton_version()
-    if installed is None or Version(installed) < Version(TRITON_WANTED):
-        came = "none is installed" if installed is None else f"{installed} is installed"
-        raise ImportError(
-            f"impl: 'triton' needs triton >= {TRITON_WANTED} and {came}; "
-            f"run pip install 'triton>={TRITON_WANTED}', or use impl='reference' (slow)"
-        )
+    if _TRITON_PROBLEM is not None:
+        raise ImportError(_TRITON_PROBLEM)
 
 
-@lru_cache(maxsize=1)
 def triton_version() -> str | None:
     """Version of the installed Triton, or None. ROCm builds of torch bring it under another name."""
     for name in ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton"):
@@ -74,3 +67,17 @@ def triton_version() -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
+
+
+def triton_problem(installed: str | None) -> str | None:
+    """What is wrong with the `installed` version of Triton (None: there is none), or None."""
+    if installed is not None and Version(installed) >= Version(TRITON_WANTED):
+        return None
+    came = "none is installed" if installed is None else f"{installed} is installed"
+    return (
+        f"impl: 'triton' needs triton >= {TRITON_WANTED} and {came}; "
+        f"run pip install 'triton>={TRITON_WANTED}', or use impl='reference' (slow)"
+    )
+
+
+_TRITON_PROBLEM = triton_problem(triton_version())

@@ -26,8 +26,13 @@ class Launch:
     stages: int = 1
     """Loop iterations whose loads are in flight at a time."""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Triton's compiler is told. A product and a sum may be one operation, whatever its version's default."""
+        return dict(num_warps=self.warps, num_stages=self.stages, enable_fp_fusion=True)
+
     def run(self) -> None:
         """Launch on the device of the tensors, in its current stream."""
         device = next(x.device for x in self.arguments.values() if isinstance(x, torch.Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
+            self.kernel[self.grid](**self.arguments, **self.constants, **self.options)

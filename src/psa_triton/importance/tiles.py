@@ -1,19 +1,18 @@
-"""Hardware choices of the scoring kernels: rows of a tile, warps, loads in flight. They do not change what is computed."""
+"""Hardware choices of the scoring kernel: rows of a tile, warps, loads in flight. They do not change results."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import triton
 
-Backend = Literal["cuda", "hip"]
+from psa_triton.dots import current_backend
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How the scoring kernels cut their work."""
+    """How the scoring kernel cuts its work."""
 
     m: int
     """Query rows of a tile."""
@@ -27,23 +26,18 @@ class Tiles:
     """Tiles whose loads are in flight."""
 
 
-def current_backend() -> Backend:
-    """What this build of torch runs kernels on."""
-    return "hip" if torch.version.hip else "cuda"
-
-
 def dim_tile(dim: int) -> int:
     """Head dimension as matrix units take it: the next power of two, at least 16."""
     return max(triton.next_power_of_2(dim), 16)
 
 
-def dot_precision(dtype: torch.dtype, backend: Backend) -> str:
-    """How float32 products are formed: three TF32 products keep float32's precision at tensor-core speed."""
-    return "tf32x3" if dtype == torch.float32 and backend == "cuda" else "ieee"
+def scoring_tiles(dim: int, width: int, dtype: torch.dtype) -> Tiles:
+    """Tiles of the scoring kernel for rows of `width` tokens, on what this build of torch runs on.
 
-
-def scoring_tiles(dim: int, dtype: torch.dtype, backend: Backend) -> Tiles:
-    """Tiles of the scoring kernel; chosen so that nothing spills."""
+    Chosen so that nothing spills and several programs fit on a multiprocessor: one multiplies while another reduces.
+    """
+    is_hip = current_backend() == "hip"
     if dtype == torch.float32:
-        return Tiles(64, 64, min(dim_tile(dim), 32), 4, 1 if backend == "hip" else 2)
-    return Tiles(128, 128, min(dim_tile(dim), 128), 8, 2 if backend == "hip" else 3)
+        return Tiles(64, 64, min(dim_tile(dim), 32), 4, 1 if is_hip else 2)
+    is_whole = width == 1 and dim_tile(dim) <= 128  # the tile of query rows is loaded once
+    return Tiles(128, 64, dim_tile(dim) if is_whole else min(dim_tile(dim), 64), 8, 2 if is_hip else 3)

@@ -14,13 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from psa_triton.dots import current_backend, dot, dot_precision
 from psa_triton.importance.rows import BlockGrid, Estimate
-from psa_triton.importance.tiles import Backend, current_backend, dim_tile, dot_precision, scoring_tiles
+from psa_triton.importance.tiles import dim_tile, scoring_tiles
 from psa_triton.launch import Launch
 from psa_triton.pyramid.triton_kernels import plan_pool
 
-_ROWS = 64
-"""Rows whose tokens one program resolves, and the most that a block may have: it must fit a tile."""
+_MOST_ROWS = 64
+"""Rows that may stand for a block: they must fit every tile."""
+_RESOLVED = 32
+"""Rows whose tokens one program resolves."""
 _CHUNK = 1024
 """Blocks of a row that are normalised at a time."""
 
@@ -38,14 +41,14 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, s
 
 
 def plan_score_blocks(
-    q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, scale: float, backend: Backend | None = None
+    q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, scale: float
 ) -> tuple[list[Launch], Tensor]:
-    """The launches behind `score_blocks`, for `backend` or that of this build of torch, and what they fill."""
+    """The launches behind `score_blocks`, in their order, and what they fill."""
     query_rows, key_rows = estimate.query_rows, estimate.key_rows
     for name, per_block in (("block_m", query_rows.per_block), ("block_n", key_rows.per_block)):
-        if per_block > _ROWS:
+        if per_block > _MOST_ROWS:
             raise ValueError(
-                f"{name}: GPU kernels expect blocks that at most {_ROWS} rows stand for, got {per_block} rows; "
+                f"{name}: GPU kernels expect blocks that at most {_MOST_ROWS} rows stand for, got {per_block} rows; "
                 f"use smaller blocks, or impl='reference'"
             )
     launches = []
@@ -55,8 +58,8 @@ def plan_score_blocks(
         k = means
     query_tokens = q.new_empty(*q.shape[:2], *query_rows.tokens.shape, dtype=torch.int32)
     key_tokens = k.new_empty(*k.shape[:2], *key_rows.tokens.shape, dtype=torch.int32)
-    launches.append(plan_resolve_tokens(q, query_rows.tokens, query_tokens))
-    launches.append(plan_resolve_tokens(k, key_rows.tokens, key_tokens))
+    launches.append(_plan_resolve_tokens(q, query_rows.tokens, query_tokens))
+    launches.append(_plan_resolve_tokens(k, key_rows.tokens, key_tokens))
 
     log_sums = q.new_empty(query_tokens.shape[:3], dtype=torch.float32)
     importance = q.new_empty(*q.shape[:2], grid.query_blocks, grid.key_blocks, dtype=torch.float32)
@@ -71,31 +74,29 @@ def plan_score_blocks(
         mass=importance,
     )
     for reduce in ("none", estimate.reduce):
-        launches.append(_plan_score(tensors, estimate, grid, reduce, scale, backend or current_backend()))
+        launches.append(_plan_score(tensors, estimate, grid, reduce, scale))
     launches.append(_plan_normalise(importance, grid))
     return launches, importance
 
 
-def plan_resolve_tokens(x: Tensor, tokens: Tensor, resolved: Tensor) -> Launch:
+def _plan_resolve_tokens(x: Tensor, tokens: Tensor, resolved: Tensor) -> Launch:
     """Write `tokens [R, w]` for every head of `x` to `resolved [B, H, R, w]`, -1 in rows that hold NaN or inf."""
     batch, heads, _, dim = x.shape
     rows, width = tokens.shape
     return Launch(
         _resolve_tokens_kernel,
-        (triton.cdiv(rows, _ROWS), batch * heads),
+        (triton.cdiv(rows, _RESOLVED), batch * heads),
         dict(x=x, tokens=tokens.contiguous(), resolved=resolved, heads=heads, rows=rows, **_strides("x", x)),
-        dict(DIM=dim, DIM_TILE=dim_tile(dim), WIDTH=width, TILE=_ROWS),
+        dict(DIM=dim, DIM_TILE=dim_tile(dim), WIDTH=width, TILE=_RESOLVED),
     )
 
 
-def _plan_score(
-    tensors: dict[str, Tensor], estimate: Estimate, grid: BlockGrid, reduce: str, scale: float, backend: Backend
-) -> Launch:
+def _plan_score(tensors: dict[str, Tensor], estimate: Estimate, grid: BlockGrid, reduce: str, scale: float) -> Launch:
     q, k = tensors["q"], tensors["k"]
     query_rows, key_rows = estimate.query_rows, estimate.key_rows
     (rows, width), columns = query_rows.tokens.shape, len(key_rows.tokens)
     batch, heads, _, dim = q.shape
-    tiles = scoring_tiles(dim, q.dtype, backend)
+    tiles = scoring_tiles(dim, width, q.dtype)
     return Launch(
         _score_kernel,
         (triton.cdiv(rows, tiles.m), batch * heads),
@@ -124,7 +125,7 @@ def _plan_score(
             TILE_N=tiles.n,
             CAUSAL=grid.is_causal,
             REDUCE=reduce,
-            PRECISION=dot_precision(q.dtype, backend),
+            PRECISION=dot_precision(q.dtype, current_backend()),
         ),
         warps=tiles.warps,
         stages=tiles.stages,
@@ -166,14 +167,14 @@ def _resolve_tokens_kernel(
     x += (head // heads) * stride_xb + (head % heads) * stride_xh
     resolved += head * rows * WIDTH
     inside = (r[:, None] < rows) & (d[None, :] < DIM)
-    faults = tl.zeros((TILE,), tl.int32)
+    exponent = tl.zeros((TILE,), tl.int32)  # the largest of a row; that of NaN and inf has all bits set
     for t in range(WIDTH):
         token = tl.load(tokens + r * WIDTH + t, mask=r < rows, other=0)
         values = tl.load(x + token[:, None] * stride_xn + d[None, :] * stride_xd, mask=inside, other=0.0)
-        faults += tl.sum((~(tl.abs(values.to(tl.float32)) < float("inf"))).to(tl.int32), axis=1)
+        exponent = tl.maximum(exponent, tl.max(values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7F800000, axis=1))
     for t in range(WIDTH):
         token = tl.load(tokens + r * WIDTH + t, mask=r < rows, other=0)
-        tl.store(resolved + r * WIDTH + t, tl.where(faults > 0, -1, token).to(tl.int32), mask=r < rows)
+        tl.store(resolved + r * WIDTH + t, tl.where(exponent == 0x7F800000, -1, token).to(tl.int32), mask=r < rows)
 
 
 @triton.jit
@@ -230,7 +231,7 @@ def _score_kernel(
     mass += head * tl.cdiv(queries, BLOCK_M) * blocks
 
     r = tile * TILE_M + tl.arange(0, TILE_M)
-    limit = tl.load(newest + r, mask=r < rows, other=0) + keys - queries
+    limit = tl.load(newest + r, mask=r < rows, other=0).to(tl.int32) + keys - queries
     if PARTS * WIDTH == 1:
         query_tile = _load_rows(q, query_tokens, r, rows, 0, stride_qn, stride_qd, DIM, PART, WIDTH)
     top = tl.full((TILE_M,), -3.0e38, tl.float32)  # finite, so that a row that has seen nothing meets no inf - inf
@@ -241,15 +242,15 @@ def _score_kernel(
     in_sight = _blocks_in_sight((tile + 1) * (TILE_M // PER_M), queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
     for first in range(0, in_sight * PER_N, TILE_N):
         c = first + tl.arange(0, TILE_N)
+        products = tl.zeros((TILE_M, TILE_N), tl.float32)
         if PARTS * WIDTH == 1:
             key_tile = _load_rows(k, key_tokens, c, columns, 0, stride_kn, stride_kd, DIM, PART, WIDTH)
-            products = tl.dot(query_tile, tl.trans(key_tile), input_precision=PRECISION)
+            products = dot(query_tile, tl.trans(key_tile), products, PRECISION)
         else:
-            products = tl.zeros((TILE_M, TILE_N), tl.float32)
             for p in range(PARTS * WIDTH):
                 query_part = _load_rows(q, query_tokens, r, rows, p, stride_qn, stride_qd, DIM, PART, WIDTH)
                 key_part = _load_rows(k, key_tokens, c, columns, p, stride_kn, stride_kd, DIM, PART, WIDTH)
-                products = tl.dot(query_part, tl.trans(key_part), products, input_precision=PRECISION)
+                products = dot(query_part, tl.trans(key_part), products, PRECISION)
 
         # A row that is not finite is read as zeros. Its probability is that of logit 0, its pairs' mass is inf.
         is_spoiled = tl.load(key_tokens + c * WIDTH, mask=c < columns, other=0) < 0
@@ -258,9 +259,10 @@ def _score_kernel(
             bias = tl.where(is_spoiled, float("inf"), bias)
         logits = products * scale + bias[None, :]
         if CAUSAL:
-            need = tl.load(needs + c, mask=c < columns, other=0)
+            need = tl.load(needs + c, mask=c < columns, other=0).to(tl.int32)
             if REDUCE != "none":
-                need = tl.where(is_spoiled, -1 - queries, need)  # seen by all: the pair may be in sight and its rows not
+                # Seen by all: a pair of blocks may be in sight while none of its rows is.
+                need = tl.where(is_spoiled, -1 - queries, need)
             logits = tl.where(need[None, :] <= limit[:, None], logits, float("-inf"))
 
         if REDUCE == "none":
@@ -279,9 +281,7 @@ def _score_kernel(
 
 
 @triton.jit
-def _load_rows(
-    x, tokens, r, rows, p, stride_n, stride_d, DIM: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr
-):
+def _load_rows(x, tokens, r, rows, p, stride_n, stride_d, DIM: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr):
     """Part `p` of rows `r`, `PART` channels of one of their tokens; zeros in rows that are none or not finite."""
     PARTS: tl.constexpr = (DIM + PART - 1) // PART
     token = tl.load(tokens + r * WIDTH + p // PARTS, mask=r < rows, other=-1)

@@ -47,20 +47,20 @@ def choose_levels(
     k: Tensor,
     choice: LevelChoice,
     *,
-    prefix_tokens: int,
-    is_causal: bool,
     scale: float,
-    impl: Impl,
-    generator: torch.Generator | None,
+    prefix_tokens: int = 0,
+    is_causal: bool = False,
+    impl: Impl = "auto",
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Importance, selection, similarity cap, exemptions: int8 `[B, Hq, nq, nk]`.
 
     Args:
         q, k: `[B, Hq, Nq, D]`, `[B, Hkv, Nk, D]`, in the order in which they are cut into blocks.
         choice: how levels are chosen.
+        scale: of the logits.
         prefix_tokens: leading tokens that are read, and read, in full.
         is_causal: whether query `i` sees keys up to `i + Nk - Nq` alone.
-        scale: of the logits.
         impl: as `psa_attention`'s.
         generator: randomises the sampling of the importance estimate. A graph cannot hold one: inside `torch.compile`
             it must be None.
@@ -131,7 +131,7 @@ def _choose_levels_op(
     thresholds = Thresholds(*sim_thresholds) if sim_thresholds else None
     choice = LevelChoice(block_m, block_n, ratios, mask_mode, min_full_ratio, importance, thresholds)
     return choose_levels(
-        q, k, choice, prefix_tokens=prefix_tokens, is_causal=is_causal, scale=scale, impl=impl, generator=None
+        q, k, choice, scale=scale, prefix_tokens=prefix_tokens, is_causal=is_causal, impl=impl
     )
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from psa_triton.impl import TRITON_DTYPES, Impl, resolve_impl
+from psa_triton.levels.shares import MASS_BITS, Shares, shares_by_mass, shares_by_rank
 from psa_triton.ratios import check_mask_ratios
-
-_BOUNDARY_SLACK = 1e-9
-"""Lets a share such as .29 of 100 blocks, 28.999999999999996 in binary, end at block 29."""
-_MASS_SLACK = 1e-6
-"""Lets a mass that meets a boundary but for the rounding of float32 importance count as meeting it."""
-_MASS_UNITS = 2.0**40
-"""Mass is summed in integers of this unit: their sum does not depend on the order in which a device adds."""
 
 
 def select_levels(
@@ -24,6 +18,7 @@ def select_levels(
     *,
     mode: str = "thresholdbound",
     min_full_ratio: float = 0.06,
+    impl: Impl = "auto",
 ) -> Tensor:
     """Give every block pair a level by its importance within the row.
 
@@ -40,14 +35,17 @@ def select_levels(
         mask_ratios: `{level: (lo, hi)}`, contiguous from 0 to 1, finest level first and 0 last; levels up to 64.
         mode: `topk` or `thresholdbound`.
         min_full_ratio: share of a row's blocks that stays at level 1 whatever their mass; `topk` ignores it.
+        impl: `triton` (a GPU kernel), `reference` or `cpu` (the same torch code), or `auto`; see `resolve_impl`. All
+            give the same levels. Rows of more than 4096 blocks, and float64, always take the torch code.
 
     Returns:
         int8, shape and device of `importance`. The same on every run; nothing waits for the device.
 
     Raises:
         TypeError: `importance` is no floating-point tensor.
-        ValueError: fewer than 2 dimensions, bad shares, a level above 64, an unknown `mode`, or a `min_full_ratio`
-            outside [0, 1].
+        ValueError: fewer than 2 dimensions, bad shares, a level above 64, an unknown `mode`, a `min_full_ratio`
+            outside [0, 1], or an `impl` that is unknown or cannot run here.
+        ImportError: the GPU kernel is wanted and Triton is missing or too old.
     """
     if not isinstance(importance, Tensor) or not importance.is_floating_point():
         raise TypeError(f"importance: expected a floating-point tensor, got {getattr(importance, 'dtype', importance)}")
@@ -60,33 +58,32 @@ def select_levels(
     if not 0 <= min_full_ratio <= 1:
         raise ValueError(f"min_full_ratio: expected a share from 0 to 1, got {min_full_ratio}")
 
-    ordered, order = importance.sort(dim=-1, descending=True, stable=True)
+    blocks = importance.shape[-1]
     if mode == "topk":
-        by_rank = _levels_by_rank(importance.shape[-1], ratios).to(importance.device).expand_as(order)
+        shares = shares_by_rank(ratios, blocks)
     elif mode == "thresholdbound":
-        by_rank = _levels_by_mass(ordered, ratios)
-        by_rank[..., : _floor(min_full_ratio * importance.shape[-1]) + 1] = 1
+        shares = shares_by_mass(ratios, blocks, min_full_ratio)
     else:
         raise ValueError(f"mode: expected one of topk, thresholdbound, got {mode!r}")
+    if importance.dtype in TRITON_DTYPES and resolve_impl(impl, importance) == "triton":
+        from psa_triton.levels import triton_kernels
+
+        if 0 < blocks <= triton_kernels.LONGEST_ROW:
+            return triton_kernels.assign_levels(importance, shares)
+    return assign_levels(importance, shares)
+
+
+def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
+    """Sort each row of `importance` `[..., nq, nk]` and give its blocks the levels of `shares`: int8, same shape."""
+    ordered, order = importance.sort(dim=-1, descending=True, stable=True)
+    if shares.by_mass:
+        mass = (ordered.double() * 2.0**MASS_BITS).round_().long()
+        before = mass.cumsum(-1).sub_(mass)
+    else:
+        before = torch.arange(importance.shape[-1], device=importance.device).expand_as(order)
+    # Compared with one number at a time: a table of them would have to be copied to the device.
+    by_rank = torch.full_like(order, shares.levels[0], dtype=torch.int8)
+    for end, level in zip(shares.ends, shares.levels[1:], strict=True):
+        by_rank.masked_fill_(before >= end, level)
+    by_rank[..., : shares.full].fill_(1)
     return torch.empty_like(by_rank, memory_format=torch.contiguous_format).scatter_(-1, order, by_rank)
-
-
-def _floor(value: float) -> int:
-    return math.floor(value + _BOUNDARY_SLACK)
-
-
-def _levels_by_rank(blocks: int, ratios: dict[int, tuple[float, float]]) -> Tensor:
-    """Level of each rank, int8 `[blocks]` on the CPU."""
-    ends = [_floor(blocks * high) for _, high in ratios.values()]
-    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    return torch.tensor(list(ratios), dtype=torch.int8).repeat_interleave(torch.tensor(lengths))
-
-
-def _levels_by_mass(ordered: Tensor, ratios: dict[int, tuple[float, float]]) -> Tensor:
-    """Level of each block from the mass before it, int8; `ordered` holds importance, largest first."""
-    mass = (ordered.double() * _MASS_UNITS).round_().long()
-    before = mass.cumsum(-1).sub_(mass)
-    boundaries = torch.tensor([round((high - _MASS_SLACK) * _MASS_UNITS) for _, high in ratios.values()][:-1])
-    levels = torch.tensor(list(ratios), dtype=torch.int8)
-    passed = torch.bucketize(before, boundaries.to(ordered.device), right=True)
-    return levels.to(ordered.device)[passed]

@@ -29,11 +29,10 @@ def check_prefix(tokens: int) -> int:
         TypeError: it is no integer.
         ValueError: it is negative.
     """
-    message = f"prefix_tokens: expected an integer from 0, got {tokens!r}"
     try:
         count = operator.index(tokens)
     except TypeError as error:
-        raise TypeError(message) from error
+        raise TypeError(f"prefix_tokens: expected an integer from 0, got {tokens!r}") from error
     if count < 0:
-        raise ValueError(message)
+        raise ValueError(f"prefix_tokens: expected an integer from 0, got {tokens!r}")
     return count

@@ -1,11 +1,12 @@
 """The gradient of pyramid attention on a CPU: for each query block, gather its units again and walk the chain rule.
 
-Query blocks are dealt to as many shares as there are threads, each with its own sums for the pyramid's rows, added up in
-a fixed order: the result is the same on every run with the same number of threads.
+Query blocks are dealt to as many shares as there are threads, each with its own sums for the pyramid's rows. These are
+added up in a fixed order, so the result is the same on every run with the same number of threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -46,39 +47,36 @@ def pyramid_attention_backward(
         grad_lse: gradient of the log-sum-exp, shape and dtype of `lse`; None where it is not used.
 
     Returns:
-        The gradients, each with shape and dtype of its tensor.
+        The gradients, contiguous, each with shape and dtype of its tensor.
     """
-    batch, heads, queries, dim = q.shape
-    group = heads // k.shape[1]
-    layout = pyramid_layout(k.shape[2], block_n, coarsest=int(levels.max()) if levels.numel() else 0)
-    keys, values = q.new_empty(2, layout.rows, dim)
+    queries, tokens, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+    layout = pyramid_layout(tokens, block_n, coarsest=int(levels.max()) if levels.numel() else 0)
+    keys, values = q.new_empty(2, layout.rows, q.shape[3])
     pyramid = Pyramid(keys, values, layout, row_tables(layout, q.device))
-    grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
+    task = _Task(pyramid, block_m, first_limit=tokens - queries if is_causal else None, scale=scale)
+    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     with torch.no_grad(), Workers(torch.get_num_threads()) as workers:
         shares = min(workers.count, group * levels.shape[2])
-        sums = wide(q).new_empty(shares, 2, layout.rows, dim)
-        for b in range(batch):
+        sums = wide(q).new_empty(shares, 2, *keys.shape)
+        for b in range(len(k)):
             for h_kv in range(k.shape[1]):
                 write_pyramid(k[b, h_kv], layout, keys)
                 write_pyramid(v[b, h_kv], layout, values)
-                query_heads = [
+                heads = [
                     _Head(
                         q=q[b, h],
                         grad_out=grad_out[b, h],
                         out=out[b, h],
                         lse=lse[b, h],
-                        grad_lse=None if grad_lse is None else grad_lse[b, h],
-                        pyramid=pyramid,
-                        schedule=make_schedule(levels[b, h], layout),
-                        block_m=block_m,
-                        first_limit=k.shape[2] - queries if is_causal else None,
-                        scale=scale,
+                        grad_lse=grad_lse[b, h],
                         grad_q=grad_q[b, h],
+                        schedule=make_schedule(levels[b, h], layout),
                     )
                     for h in range(h_kv * group, (h_kv + 1) * group)
                 ]
-                blocks = [(head, i) for head in query_heads for i in range(levels.shape[2])]
-                workers.run(_add_share, ((blocks[s::shares], sums[s]) for s in range(shares)))
+                blocks = [(head, i) for head in heads for i in range(levels.shape[2])]
+                workers.run(_add_share, ((task, blocks[s::shares], sums[s]) for s in range(shares)))
                 for more in sums[1:]:
                     sums[0] += more
                 grad_k[b, h_kv] = unpool_gradient(sums[0, 0], layout)
@@ -87,70 +85,79 @@ def pyramid_attention_backward(
 
 
 @dataclass(frozen=True)
+class _Task:
+    """What all query blocks that read one key head share."""
+
+    pyramid: Pyramid
+    block_m: int
+    first_limit: int | None
+    """Last token that query 0 sees; None without a causal mask."""
+    scale: float
+
+
+@dataclass(frozen=True)
 class _Head:
-    """One query head's inputs and the gradient of its queries."""
+    """One query head: `[Nq, D]`, and `[Nq]` for what belongs to the log-sum-exp."""
 
     q: torch.Tensor
     grad_out: torch.Tensor
     out: torch.Tensor
     lse: torch.Tensor
-    grad_lse: torch.Tensor | None
-    pyramid: Pyramid
-    schedule: Schedule
-    block_m: int
-    first_limit: int | None
-    scale: float
+    grad_lse: torch.Tensor
     grad_q: torch.Tensor
+    """Written here."""
+    schedule: Schedule
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One query block's inputs: operands of products `[m, D]`, and what its rows are corrected by, float32 `[m]`."""
+    """One query block: operands of products `[m, D]`, and what belongs to its queries `[m]`."""
 
     q: torch.Tensor
     grad_out: torch.Tensor
     lse: torch.Tensor
     offset: torch.Tensor
-    """What a logit's gradient has in common with all others of its query: `sum(grad_out * out) - grad_lse`."""
+    """What the gradients of all of a query's logits have in common: `grad_lse - sum(grad_out * out)`."""
     limit: torch.Tensor | None
+    """Last token that each query sees; None without a causal mask."""
     scale: float
 
 
-def _add_share(blocks: list[tuple[_Head, int]], sums: torch.Tensor) -> None:
-    """Write the query gradients of `blocks`, and their key and value gradients to `sums [2, P, D]`."""
+def _add_share(task: _Task, blocks: list[tuple[_Head, int]], sums: torch.Tensor) -> None:
+    """Write the query gradients of `blocks`, and the sums of their key and value gradients `[2, P, D]`."""
     sums.zero_()
     for head, i in blocks:
-        span = slice(i * head.block_m, min((i + 1) * head.block_m, len(head.q)))
-        if list_length(head.schedule, head.pyramid.layout, i) == 0:
+        span = slice(i * task.block_m, min((i + 1) * task.block_m, len(head.q)))
+        if list_length(head.schedule, task.pyramid.layout, i) == 0:
             head.grad_q[span].zero_()
             continue
-        head.grad_q[span] = _add_block(head, i, _load_block(head, span), sums)
+        block = _load_block(task, head, span)
+        parts = gather_parts(task.pyramid, head.schedule, i, is_causal=block.limit is not None)
+        head.grad_q[span] = _add_block(block, parts, task.pyramid.layout.unit, sums)
 
 
-def _load_block(head: _Head, span: slice) -> _Block:
-    offset = (wide(head.grad_out[span]) * wide(head.out[span])).sum(-1)
-    if head.grad_lse is not None:
-        offset -= head.grad_lse[span]
+def _load_block(task: _Task, head: _Head, span: slice) -> _Block:
+    common = (wide(head.grad_out[span]) * wide(head.out[span])).sum(-1)
     return _Block(
         # Both stand on the right of products, where rows must follow each other without gaps.
         q=operand(head.q[span]).contiguous(),
         grad_out=operand(head.grad_out[span]).contiguous(),
         lse=head.lse[span],
-        offset=offset,
-        limit=None if head.first_limit is None else torch.arange(span.start, span.stop) + head.first_limit,
-        scale=head.scale,
+        offset=head.grad_lse[span] - common,
+        limit=None if task.first_limit is None else torch.arange(span.start, span.stop) + task.first_limit,
+        scale=task.scale,
     )
 
 
-def _add_block(head: _Head, i: int, block: _Block, sums: torch.Tensor) -> torch.Tensor:
+def _add_block(block: _Block, parts: Iterable[Part], unit: int, sums: torch.Tensor) -> torch.Tensor:
     """The gradient `[m, D]` of the block's queries; those of its keys and values are added to `sums [2, P, D]`."""
     grad_keys, grad_values = sums
     grad_q = sums.new_zeros(block.q.shape)
-    for part in gather_parts(head.pyramid, head.schedule, i, is_causal=block.limit is not None):
+    for part in parts:
         of_q, of_keys, of_values = _differentiate(block, part)
         grad_q += of_q
-        add_part(grad_keys, part, head.pyramid.layout.unit, of_keys)
-        add_part(grad_values, part, head.pyramid.layout.unit, of_values)
+        add_part(grad_keys, part, unit, of_keys)
+        add_part(grad_values, part, unit, of_values)
     return grad_q
 
 
@@ -162,7 +169,7 @@ def _differentiate(block: _Block, part: Part) -> tuple[torch.Tensor, torch.Tenso
     keys, values = operand(part.keys), operand(part.values)
     weights = wide(matmul(keys, block.q.T)).mul_(block.scale)
     weights.add_(part.log_count.to(weights.dtype)[:, None]).sub_(block.lse).exp_()
-    grad_logits = wide(matmul(values, block.grad_out.T)).sub_(block.offset).mul_(weights).mul_(block.scale)
+    grad_logits = wide(matmul(values, block.grad_out.T)).add_(block.offset).mul_(weights).mul_(block.scale)
     if block.limit is None or part.last_token is None:
         weights, grad_logits = weights.to(keys.dtype), grad_logits.to(keys.dtype)
         return matmul(grad_logits.T, keys), matmul(grad_logits, block.q), matmul(weights, block.grad_out)
@@ -176,6 +183,6 @@ def _differentiate(block: _Block, part: Part) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _hide(x: torch.Tensor, frontier: Frontier) -> torch.Tensor:
-    """`x [L, m]` with zeros where a query does not see a row; whatever stood there, as a query that sees nothing has."""
+    """`x [L, m]`, overwritten with 0 where a query does not see a row; one that sees nothing has inf or nan there."""
     x[frontier.cut] = x[frontier.cut].masked_fill(frontier.hidden.T, 0.0)
     return x

@@ -32,7 +32,9 @@ def find_frontier(last_token: torch.Tensor, limit: torch.Tensor) -> Frontier:
 
 
 def matmul_of_seen(weights: torch.Tensor, x: torch.Tensor, frontier: Frontier, *, by_row: bool = False) -> torch.Tensor:
-    """`weights @ x`, where what is not finite in `x` does not reach through weights that the mask made 0 (0 * nan is nan).
+    """`weights @ x`, where what is not finite in `x` does not reach through a weight that the mask made 0.
+
+    Plainly multiplied it would, since 0 * nan is nan.
 
     Args:
         weights: `[m, L]`, queries by rows of the part; `[L, m]` if `by_row`.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from psa_triton.kernels.triton import backward_q
 from psa_triton.kernels.triton.backward import Attended
 from psa_triton.kernels.triton.backward_kv import key_value_gradient, list_readers
 from psa_triton.kernels.triton.backward_q import query_gradient
@@ -75,8 +74,7 @@ def pyramid_attention_backward(
     """
     coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
     shifts = coarsest.bit_length()
-    walks_whole = backward_q.splits_whole(q.shape[3], q.dtype, block_m, block_n)
-    lists = list_blocks(levels, shifts, Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal, walks_whole))
+    lists = list_blocks(levels, shifts, Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal, walks_whole=True))
     attended = Attended(
         q=q,
         k=k,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from psa_triton.dots import Backend, current_backend, dot, dot_precision
 from psa_triton.kernels.triton.backward import Attended
-from psa_triton.kernels.triton.rows import load_lse, log_count, strides
+from psa_triton.kernels.triton.rows import load_lse, load_whole, pooled_bias, strides
 from psa_triton.kernels.triton.schedule import BlockLists, list_blocks
 from psa_triton.kernels.triton.tiles import backward_kv_tiles, dim_tile
 from psa_triton.launch import Launch
@@ -191,32 +191,40 @@ def _row_gradient_kernel(
     group = heads // key_heads
     query_blocks = tl.cdiv(queries, BLOCK_M)
 
-    within = tl.program_id(0) % tiles_a_block * TILE_N + tl.arange(0, TILE_N)
-    row = block * BLOCK_ROWS + within
-    count = tl.minimum(tokens - (row << SHIFT), 1 << SHIFT)
-    is_row = (within < BLOCK_ROWS) & (count > 0)
+    # Places are told from the tile's first row on: what is needed behind the loop shall not fill registers in it.
+    first = tl.program_id(0) * min(TILE_N, BLOCK_ROWS)
+    rows = tl.cdiv(tokens, 1 << SHIFT)
+    n = tl.arange(0, TILE_N)
+    is_row = n < tl.minimum(rows - first, BLOCK_ROWS)
+    count = tl.minimum(tokens - ((first + n) << SHIFT), 1 << SHIFT)
     d = tl.arange(0, DIM_TILE)
     is_entry = is_row[:, None] & (d[None, :] < DIM)
-    at = row[:, None].to(tl.int64)
-    keys = tl.load(
-        k + b * stride_kb + key_head * stride_kh + at * stride_kn + d[None, :] * stride_kd, mask=is_entry, other=0.0
-    )
-    values = tl.load(
-        v + b * stride_vb + key_head * stride_vh + at * stride_vn + d[None, :] * stride_vd, mask=is_entry, other=0.0
-    )
-    bias = log_count(tl.full((TILE_N,), SHIFT, tl.int32), count, is_row)[:, None]
+    at = n[:, None].to(tl.int64)
+    k += b * stride_kb + key_head * stride_kh + first.to(tl.int64) * stride_kn
+    v += b * stride_vb + key_head * stride_vh + first.to(tl.int64) * stride_vn
+    keys = tl.load(k + at * stride_kn + d[None, :] * stride_kd, mask=is_entry, other=0.0)
+    values = tl.load(v + at * stride_vn + d[None, :] * stride_vd, mask=is_entry, other=0.0)
+
+    bias = pooled_bias(tl.full((TILE_N,), SHIFT, tl.int32), (first + n) << SHIFT, is_row, tokens, SHIFT + 1)[:, None]
+    tokens_a_row = tl.maximum(count, 1)[:, None].to(tl.float32)
+    if coarser_k is not None:
+        parents = head * tl.cdiv(rows, 2) * DIM
+        parent = ((first + n) >> 1)[:, None].to(tl.int64) * DIM + d[None, :]
+        grad_k = tl.load(coarser_k + parents + parent, mask=is_entry, other=0.0)
+        grad_v = tl.load(coarser_v + parents + parent, mask=is_entry, other=0.0)
+        if SHIFT > 0:
+            grad_k *= tokens_a_row
+            grad_v *= tokens_a_row
+    else:
+        grad_k = tl.zeros((TILE_N, DIM_TILE), tl.float32)
+        grad_v = tl.zeros((TILE_N, DIM_TILE), tl.float32)
 
     m = tl.arange(0, TILE_M)
     first_head = b * heads + key_head * group
     q += b * stride_qb + key_head * group * stride_qh
     grad_out += b * stride_gb + key_head * group * stride_gh
-    q_offsets = m[:, None].to(tl.int64) * stride_qn + d[None, :] * stride_qd
-    g_offsets = m[:, None].to(tl.int64) * stride_gn + d[None, :] * stride_gd
     log2_scale = scale * 1.4426950408889634
-    grad_k = tl.zeros((TILE_N, DIM_TILE), tl.float32)
-    grad_v = tl.zeros((TILE_N, DIM_TILE), tl.float32)
     nothing = tl.zeros((TILE_N, TILE_M), tl.float32)
-
     lists = head * (tl.num_programs(0) // tiles_a_block) + block
     starts += lists * (SHIFTS + 2) + SHIFT + 1
     begin = tl.load(starts)
@@ -225,14 +233,12 @@ def _row_gradient_kernel(
     for t in range(0, (tl.load(starts + 1) - begin) * tiles_a_reader):
         reader = tl.load(blocks + t // tiles_a_reader)
         h = (reader // query_blocks).to(tl.int64)
-        first = reader % query_blocks * BLOCK_M + t % tiles_a_reader * TILE_M
-        query = first + m
+        query = reader % query_blocks * BLOCK_M + t % tiles_a_reader * TILE_M + m
         is_query = (query < queries) & (m < BLOCK_M)
-        is_loaded = is_query[:, None] & (d[None, :] < DIM)
-        q_tile = tl.load(q + (h * stride_qh + first.to(tl.int64) * stride_qn) + q_offsets, mask=is_loaded, other=0.0)
-        g_tile = tl.load(
-            grad_out + (h * stride_gh + first.to(tl.int64) * stride_gn) + g_offsets, mask=is_loaded, other=0.0
-        )
+        # A query that is not there is another one, without weight.
+        place = tl.minimum(query, queries - 1)[:, None].to(tl.int64)
+        q_tile = load_whole(q + h * stride_qh + place * stride_qn, d[None, :] * stride_qd, DIM, DIM_TILE)
+        g_tile = load_whole(grad_out + h * stride_gh + place * stride_gn, d[None, :] * stride_gd, DIM, DIM_TILE)
         of_head = (first_head + h) * queries
         lse_row = load_lse(lse + of_head, query, is_query)
         delta_row = tl.load(delta + of_head + query, mask=is_query, other=0.0)
@@ -242,7 +248,7 @@ def _row_gradient_kernel(
         if SHIFT > 0:
             logits += bias
         if CAUSAL:
-            last_token = (row << SHIFT) + count - 1
+            last_token = ((first + n) << SHIFT) + count - 1
             limit = query + tokens - queries
             logits = tl.where(last_token[:, None] <= limit[None, :], logits, float("-inf"))
         weights = tl.math.exp2(logits - lse_row[None, :])
@@ -251,16 +257,13 @@ def _row_gradient_kernel(
         grad_logits = weights * (grad_weights - delta_row[None, :])
         grad_k = dot(grad_logits.to(q_tile.dtype), q_tile, grad_k, PRECISION)
 
-    grad_k *= scale
     if SHIFT > 0:
-        tokens_a_row = tl.maximum(count, 1)[:, None].to(tl.float32)
         grad_k /= tokens_a_row
         grad_v /= tokens_a_row
-    rows = tl.cdiv(tokens, 1 << SHIFT)
-    if coarser_k is not None:
-        parent = (head * tl.cdiv(rows, 2) + (at >> 1)) * DIM + d[None, :]
-        grad_k += tl.load(coarser_k + parent, mask=is_entry, other=0.0)
-        grad_v += tl.load(coarser_v + parent, mask=is_entry, other=0.0)
-    target = (head * rows + at) * DIM + d[None, :]
+    else:
+        grad_k *= scale
+    share_k += (head * rows + first) * DIM
+    share_v += (head * rows + first) * DIM
+    target = n[:, None] * DIM + d[None, :]
     tl.store(share_k + target, grad_k.to(share_k.dtype.element_ty), mask=is_entry)
     tl.store(share_v + target, grad_v.to(share_v.dtype.element_ty), mask=is_entry)

@@ -14,14 +14,17 @@ from torch import Tensor
 from psa_triton.dots import Backend, current_backend, dot, dot_precision
 from psa_triton.kernels.triton.backward import Attended
 from psa_triton.kernels.triton.rows import (
-    gathered_rows,
+    count_pooled,
+    edge_rows,
     load_lse,
-    load_rows,
     load_whole,
-    locate_rows,
-    log_count,
+    pooled_bias,
+    pooled_rows,
     query_rows,
     strides,
+    tile_rows,
+    whole_tile,
+    whole_tiles,
 )
 from psa_triton.kernels.triton.schedule import BlockLists
 from psa_triton.kernels.triton.tiles import backward_q_tiles, dim_tile
@@ -34,7 +37,7 @@ def query_gradient(attended: Attended, lists: BlockLists) -> tuple[Tensor, Tenso
 
     Args:
         attended: the attention and its results' gradients.
-        lists: what each query block reads, whole blocks apart if `splits_whole`.
+        lists: what each query block reads, as for `forward.attend`.
 
     Returns:
         The gradient, shape and dtype of q, contiguous, and `delta`, float32 `[B, Hq, Nq]`.
@@ -90,18 +93,12 @@ def plan_query_gradient(
             TILE_M=tiles.m,
             TILE_N=tiles.n,
             SHIFTS=lists.shifts,
-            WALK=attended.block_n >= tiles.n,
             CAUSAL=attended.is_causal,
             PRECISION=dot_precision(q.dtype, backend),
         ),
         warps=tiles.warps,
         stages=tiles.stages,
     )
-
-
-def splits_whole(dim: int, dtype: torch.dtype, block_m: int, block_n: int) -> bool:
-    """Whether the kernel walks whole blocks apart from the rest: a block fills a tile. Else it gathers all."""
-    return block_n >= backward_q_tiles(dim, dtype, block_m, current_backend()).n
 
 
 @triton.jit
@@ -152,7 +149,6 @@ def _query_gradient_kernel(
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
     SHIFTS: tl.constexpr,
-    WALK: tl.constexpr,
     CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -167,6 +163,7 @@ def _query_gradient_kernel(
     starts += row * (SHIFTS + 2)
 
     d = tl.arange(0, DIM_TILE)
+    is_dim = d[None, :] < DIM
     k += b * stride_kb + key_head * stride_kh
     v += b * stride_vb + key_head * stride_vh
     padded = tl.cdiv(tokens, BLOCK_N) * BLOCK_N
@@ -174,17 +171,16 @@ def _query_gradient_kernel(
     pooled_k += pooled
     pooled_v += pooled
 
-    at = query[:, None].to(tl.int64)
-    is_entry = is_query[:, None] & (d[None, :] < DIM)
-    q_tile = tl.load(
-        q + b * stride_qb + h * stride_qh + at * stride_qn + d[None, :] * stride_qd, mask=is_entry, other=0.0
-    )
-    g_tile = tl.load(
-        grad_out + b * stride_gb + h * stride_gh + at * stride_gn + d[None, :] * stride_gd, mask=is_entry, other=0.0
-    )
-    o_tile = tl.load(
-        out + b * stride_ob + h * stride_oh + at * stride_on + d[None, :] * stride_od, mask=is_entry, other=0.0
-    )
+    # Places are told from the tile's first query on: what is needed behind the loops shall not fill registers in them.
+    first_query = tile.to(tl.int64) * min(BLOCK_M, TILE_M)
+    m = tl.arange(0, TILE_M)[:, None].to(tl.int64)
+    is_entry = (m < tl.minimum(queries - first_query, BLOCK_M)) & is_dim
+    q += b * stride_qb + h * stride_qh + first_query * stride_qn
+    q_tile = tl.load(q + m * stride_qn + d[None, :] * stride_qd, mask=is_entry, other=0.0)
+    grad_out += b * stride_gb + h * stride_gh + first_query * stride_gn
+    g_tile = tl.load(grad_out + m * stride_gn + d[None, :] * stride_gd, mask=is_entry, other=0.0)
+    out += b * stride_ob + h * stride_oh + first_query * stride_on
+    o_tile = tl.load(out + m * stride_on + d[None, :] * stride_od, mask=is_entry, other=0.0)
     of_head = head * queries
     lse_row = load_lse(lse + of_head, query, is_query)
     delta_row = tl.sum(g_tile.to(tl.float32) * o_tile.to(tl.float32), axis=1)
@@ -195,36 +191,51 @@ def _query_gradient_kernel(
     tl.store(delta + of_head + query, delta_row, mask=is_query)
     lse_row, delta_row = lse_row[:, None], delta_row[:, None]
 
+    grad_q += (of_head + first_query) * DIM
+
     log2_scale = scale * 1.4426950408889634
     total = tl.zeros((TILE_M, DIM_TILE), tl.float32)
     nothing = tl.zeros((TILE_M, TILE_N), tl.float32)
-    if WALK:
-        n = tl.arange(0, TILE_N)[:, None].to(tl.int64)
-        per_block: tl.constexpr = BLOCK_N // TILE_N
-        for t in range(0, tl.load(starts + 1) * per_block):
-            first = (tl.load(blocks + t // per_block) * BLOCK_N + (t % per_block) * TILE_N).to(tl.int64)
-            keys = load_whole(k + first * stride_kn + n * stride_kn, d[None, :] * stride_kd, DIM, DIM_TILE)
-            values = load_whole(v + first * stride_vn + n * stride_vn, d[None, :] * stride_vd, DIM, DIM_TILE)
-            logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
-            total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
-
-    length = gathered_rows(starts, BLOCK_N, SHIFTS)
-    limit = query + tokens - queries
-    for first_gathered in range(0, length, TILE_N):
-        place = first_gathered + tl.arange(0, TILE_N)
-        shift, token, is_row = locate_rows(place, length, blocks, starts, BLOCK_N, SHIFTS)
-        count = tl.minimum(tokens - token, 1 << shift)
-        is_row = is_row & (count > 0)
-        keys = load_rows(k, pooled_k, shift, token, is_row, padded, stride_kn, stride_kd, d, DIM, SHIFTS)
-        values = load_rows(v, pooled_v, shift, token, is_row, padded, stride_vn, stride_vd, d, DIM, SHIFTS)
+    n = tile_rows(BLOCK_N, TILE_N)
+    k_dim, v_dim = d[None, :] * stride_kd, d[None, :] * stride_vd
+    for t in range(0, whole_tiles(starts, BLOCK_N, TILE_N)):
+        place = whole_tile(t, blocks, BLOCK_N, TILE_N) + n
+        keys = load_whole(k + place * stride_kn, k_dim, DIM, DIM_TILE)
+        values = load_whole(v + place * stride_vn, v_dim, DIM, DIM_TILE)
         logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
-        logits += log_count(shift, count, is_row)[None, :]
-        if CAUSAL:
-            logits = tl.where((token + count - 1)[None, :] <= limit[:, None], logits, float("-inf"))
         total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
 
-    grad_q += of_head * DIM
-    tl.store(grad_q + at * DIM + d[None, :], (total * scale).to(grad_q.dtype.element_ty), mask=is_entry)
+    limit = query + tokens - queries
+    done = whole_tiles(starts, BLOCK_N, TILE_N) * TILE_N
+    # Few rows: one tile in flight saves the registers that the long loops need.
+    for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
+        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, tokens, BLOCK_N)
+        place, mask = token[:, None].to(tl.int64), is_row[:, None] & is_dim
+        keys = tl.load(k + place * stride_kn + k_dim, mask=mask, other=0.0)
+        values = tl.load(v + place * stride_vn + v_dim, mask=mask, other=0.0)
+        logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
+        seen = is_row[None, :]
+        if CAUSAL:
+            seen = seen & (token[None, :] <= limit[:, None])
+        logits = tl.where(seen, logits, float("-inf"))
+        total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
+
+    if SHIFTS > 1:
+        length = count_pooled(starts, BLOCK_N, SHIFTS)
+        for first_pooled in range(0, length, TILE_N):
+            at = first_pooled + tl.arange(0, TILE_N)
+            shift, token, is_row = pooled_rows(at, length, starts, blocks, BLOCK_N, SHIFTS)
+            place, mask = (first_row(shift, padded) + (token >> shift))[:, None].to(tl.int64), is_row[:, None] & is_dim
+            keys = tl.load(pooled_k + place * DIM + d[None, :], mask=mask, other=0.0)
+            values = tl.load(pooled_v + place * DIM + d[None, :], mask=mask, other=0.0)
+            logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
+            logits += pooled_bias(shift, token, is_row, tokens, SHIFTS)[None, :]
+            if CAUSAL:
+                last = tl.minimum(token + (1 << shift), tokens) - 1
+                logits = tl.where(last[None, :] <= limit[:, None], logits, float("-inf"))
+            total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
+
+    tl.store(grad_q + m * DIM + d[None, :], (total * scale).to(grad_q.dtype.element_ty), mask=is_entry)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from psa_triton.kernels.triton.rows import (
     count_pooled,
     edge_rows,
     load_whole,
-    log_count,
+    pooled_bias,
     pooled_rows,
     query_rows,
     strides,
@@ -101,7 +101,7 @@ def plan_attend(
             starts=lists.starts,
             out=out,
             lse=lse,
-            scale=scale * math.log2(math.e),
+            scale=abs(scale) * math.log2(math.e),
             heads=heads,
             group=heads // k.shape[1],
             queries=queries,
@@ -121,6 +121,7 @@ def plan_attend(
             TILE_N=tiles.n,
             SHIFTS=lists.shifts,
             CAUSAL=is_causal,
+            NEGATIVE=scale < 0,
             PRECISION=dot_precision(q.dtype, backend),
         ),
         warps=tiles.warps,
@@ -169,6 +170,7 @@ def _attend_kernel(
     TILE_N: tl.constexpr,
     SHIFTS: tl.constexpr,
     CAUSAL: tl.constexpr,
+    NEGATIVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     # Late query blocks see most under a causal mask: they start first, so that none is left running at the end.
@@ -195,6 +197,8 @@ def _attend_kernel(
     q_tile = tl.load(
         q + query[:, None].to(tl.int64) * stride_qn + d[None, :] * stride_qd, mask=is_query[:, None] & is_dim, other=0.0
     )
+    if NEGATIVE:
+        q_tile = -q_tile
     # Finite, so that a row that has seen nothing yet meets no inf - inf.
     top = tl.full((TILE_M,), -3.0e38, tl.float32)
     mass = tl.zeros((TILE_M,), tl.float32)
@@ -207,12 +211,16 @@ def _attend_kernel(
         first = whole_tile(t, blocks, BLOCK_N, TILE_N)
         keys = load_whole(k + first * stride_kn + n * stride_kn, k_dim, DIM, DIM_TILE)
         values = load_whole(v + first * stride_vn + n * stride_vn, v_dim, DIM, DIM_TILE)
-        logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
-        top, mass, total = _accumulate(top, mass, total, logits, values, PRECISION)
+        products = dot(q_tile, tl.trans(keys), nothing, PRECISION)
+        top, mass, total = _accumulate(top, mass, total, products, scale, values, PRECISION)
 
     limit = query + tokens - queries
     done = whole_tiles(starts, BLOCK_N, TILE_N) * TILE_N
-    for first_edge in range(done, tl.load(starts + 2) * BLOCK_N, TILE_N):
+    if CAUSAL:
+        spoiled = _spoiled(query, v, v_dim, stride_vn, is_dim, blocks, starts, done, tokens, limit, BLOCK_N, TILE_N)
+        total = tl.where(spoiled[:, None], float("nan"), total)
+    # Few rows: one tile in flight saves the registers that the long loops need.
+    for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
         token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, tokens, BLOCK_N)
         place, mask = token[:, None].to(tl.int64), is_row[:, None] & is_dim
         keys = tl.load(k + place * stride_kn + k_dim, mask=mask, other=0.0)
@@ -221,27 +229,24 @@ def _attend_kernel(
         seen = is_row[None, :]
         if CAUSAL:
             seen = seen & (token[None, :] <= limit[:, None])
-            values, total = _hide(values, total, seen)
+            values = tl.where(_is_finite(values), values, 0.0)
         logits = tl.where(seen, logits, float("-inf"))
-        top, mass, total = _accumulate(top, mass, total, logits, values, PRECISION)
+        top, mass, total = _accumulate(top, mass, total, logits, 1.0, values, PRECISION)
 
     if SHIFTS > 1:
         length = count_pooled(starts, BLOCK_N, SHIFTS)
-        for first_pooled in range(0, length, TILE_N):
+        for first_pooled in tl.range(0, length, TILE_N, num_stages=2):
             at = first_pooled + tl.arange(0, TILE_N)
             shift, token, is_row = pooled_rows(at, length, starts, blocks, BLOCK_N, SHIFTS)
-            count = tl.minimum(tokens - token, 1 << shift)
-            is_row = is_row & (count > 0)
             place, mask = (first_row(shift, padded) + (token >> shift))[:, None].to(tl.int64), is_row[:, None] & is_dim
             keys = tl.load(pooled_k + place * DIM + d[None, :], mask=mask, other=0.0)
             values = tl.load(pooled_v + place * DIM + d[None, :], mask=mask, other=0.0)
             logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
-            logits += log_count(shift, count, is_row)[None, :]
+            logits += pooled_bias(shift, token, is_row, tokens, SHIFTS)[None, :]
             if CAUSAL:
-                seen = (token + count - 1)[None, :] <= limit[:, None]
-                values, total = _hide(values, total, seen)
-                logits = tl.where(seen, logits, float("-inf"))
-            top, mass, total = _accumulate(top, mass, total, logits, values, PRECISION)
+                last = tl.minimum(token + (1 << shift), tokens) - 1
+                logits = tl.where(last[None, :] <= limit[:, None], logits, float("-inf"))
+            top, mass, total = _accumulate(top, mass, total, logits, 1.0, values, PRECISION)
 
     is_empty = mass == 0.0  # the query saw nothing
     mass = tl.where(is_empty, 1.0, mass)
@@ -254,10 +259,14 @@ def _attend_kernel(
 
 
 @triton.jit
-def _accumulate(top, mass, total, logits, values, PRECISION: tl.constexpr):
-    """Online softmax: add a tile's weights (base-2 logits) and weighted values to the running sums."""
-    new_top = tl.maximum(top, tl.max(logits, axis=1))
-    weights = tl.math.exp2(logits - new_top[:, None])
+def _accumulate(top, mass, total, products, scale, values, PRECISION: tl.constexpr):
+    """Online softmax: add a tile's weights and weighted values to the running sums.
+
+    Base-2 logits are `products * scale`, `scale >= 0`: the largest product is the largest logit, and the factor costs
+    nothing where it is taken together with the difference.
+    """
+    new_top = tl.maximum(top, tl.max(products, axis=1) * scale)
+    weights = tl.math.exp2(products * scale - new_top[:, None])
     fade = tl.math.exp2(top - new_top)
     mass = mass * fade + tl.sum(weights, axis=1)
     total = dot(weights.to(values.dtype), values, total * fade[:, None], PRECISION)
@@ -265,9 +274,24 @@ def _accumulate(top, mass, total, logits, values, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _hide(values, total, seen):
-    """`values` without what is not finite, which reaches here the sums of those alone that see it (0 * nan is nan)."""
-    wide = values.to(tl.float32)
-    is_bad = tl.max((wide * 0.0 != 0.0).to(tl.int32), axis=1) > 0
-    spoiled = tl.max((seen & is_bad[None, :]).to(tl.int32), axis=1) > 0
-    return tl.where(is_bad[:, None], 0.0, wide).to(values.dtype), tl.where(spoiled[:, None], float("nan"), total)
+def _spoiled(
+    query, v, v_dim, stride_vn, is_dim, blocks, starts, done, tokens, limit, BLOCK_N: tl.constexpr, TILE_N: tl.constexpr
+):
+    """Which queries see a value at the causal frontier that is not finite: their output is nan, and no other's.
+
+    There a weight of 0 may be that of a value that is hidden, and 0 * nan is nan.
+    """
+    spoiled = tl.zeros(query.shape, tl.int32)
+    for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
+        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, tokens, BLOCK_N)
+        place = token[:, None].to(tl.int64)
+        values = tl.load(v + place * stride_vn + v_dim, mask=is_row[:, None] & is_dim, other=0.0)
+        is_bad = tl.min(_is_finite(values).to(tl.int32), axis=1) == 0
+        sees_bad = is_bad[None, :] & (token[None, :] <= limit[:, None])
+        spoiled = tl.maximum(spoiled, tl.max(sees_bad.to(tl.int32), axis=1))
+    return spoiled > 0
+
+
+@triton.jit
+def _is_finite(x):
+    return x.to(tl.float32) * 0.0 == 0.0

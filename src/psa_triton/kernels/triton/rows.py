@@ -6,8 +6,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.pyramid.triton_kernels import first_row
-
 
 def strides(name: str, x: Tensor) -> dict[str, int]:
     """The strides of `[B, H, N, D]` as kernel arguments."""
@@ -54,10 +52,16 @@ def tile_rows(BLOCK_N: tl.constexpr, TILE_N: tl.constexpr):
 
 
 @triton.jit
+def block_of(token, BLOCK_N: tl.constexpr):
+    """`token // BLOCK_N` by a shift: a division of signed integers would mind the sign."""
+    return (token.to(tl.uint32) // BLOCK_N).to(tl.int32)
+
+
+@triton.jit
 def edge_rows(at, starts, blocks, tokens, BLOCK_N: tl.constexpr):
     """Tokens at positions `at` of the rows at level 1, and whether there is a row."""
     is_row = at < tl.load(starts + 2) * BLOCK_N
-    token = tl.load(blocks + at // BLOCK_N, mask=is_row, other=0) * BLOCK_N + at % BLOCK_N
+    token = tl.load(blocks + block_of(at, BLOCK_N), mask=is_row, other=0) * BLOCK_N + (at & (BLOCK_N - 1))
     return token, is_row & (token < tokens)
 
 
@@ -88,8 +92,22 @@ def pooled_rows(at, length, starts, blocks, BLOCK_N: tl.constexpr, SHIFTS: tl.co
         entry = tl.where(reached, segment, entry)
     token = (at - before) << shift  # as if the segment's blocks were consecutive
     is_row = at < length
-    block = tl.load(blocks + entry + token // BLOCK_N, mask=is_row, other=0)
-    return shift, block * BLOCK_N + token % BLOCK_N, is_row
+    block = tl.load(blocks + entry + block_of(token, BLOCK_N), mask=is_row, other=0)
+    return shift, block * BLOCK_N + (token & (BLOCK_N - 1)), is_row
+
+
+@triton.jit
+def pooled_bias(shift, token, is_row, tokens, SHIFTS: tl.constexpr):
+    """log2 of the tokens in groups of `2 ** shift` that begin at `token`, -inf where there is no row.
+
+    Only the last group of a level may be short, so one logarithm a level will do.
+    """
+    short = tl.zeros(token.shape, tl.float32)
+    for s in tl.static_range(1, SHIFTS):
+        rest = tl.maximum(tokens & ((1 << s) - 1), 1)
+        short = tl.where(shift == s, tl.log2(rest.to(tl.float32)), short)
+    bias = tl.where(token + (1 << shift) <= tokens, shift.to(tl.float32), short)
+    return tl.where(is_row & (token < tokens), bias, float("-inf"))
 
 
 @triton.jit
@@ -112,61 +130,3 @@ def load_lse(lse, query, is_query):
     """Log-sum-exps in base 2, `inf` for a query that saw nothing: its weights `exp2(logit - lse)` are zeros."""
     natural = tl.load(lse + query, mask=is_query, other=float("-inf"))
     return tl.where(natural == float("-inf"), float("inf"), natural * 1.4426950408889634)
-
-
-@triton.jit
-def gathered_rows(starts, BLOCK_N: tl.constexpr, SHIFTS: tl.constexpr):
-    """Rows that the segments after the first hold."""
-    length = 0
-    for s in tl.static_range(SHIFTS):
-        length += (tl.load(starts + s + 2) - tl.load(starts + s + 1)) * (BLOCK_N >> s)
-    return length
-
-
-@triton.jit
-def locate_rows(at, length, blocks, starts, BLOCK_N: tl.constexpr, SHIFTS: tl.constexpr):
-    """What lies at positions `at` of the gathered rows: log2 of the level, first token of the group, whether a row."""
-    shift = tl.zeros_like(at)
-    before = tl.zeros_like(at)
-    segment = tl.load(starts + 1)
-    entry = segment + tl.zeros_like(at)
-    bound = 0
-    for s in tl.static_range(1, SHIFTS):
-        next_segment = tl.load(starts + s + 1)
-        bound += (next_segment - segment) * (BLOCK_N >> (s - 1))
-        segment = next_segment
-        reached = at >= bound
-        shift = tl.where(reached, s, shift)
-        before = tl.where(reached, bound, before)
-        entry = tl.where(reached, segment, entry)
-    token = (at - before) << shift  # as if the segment's blocks were consecutive
-    is_row = at < length
-    block = tl.load(blocks + entry + token // BLOCK_N, mask=is_row, other=0)
-    return shift, block * BLOCK_N + token % BLOCK_N, is_row
-
-
-@triton.jit
-def load_rows(
-    x,
-    pooled,
-    shift,
-    token,
-    is_row,
-    padded,
-    stride_n,
-    stride_d,
-    d,
-    DIM: tl.constexpr,
-    SHIFTS: tl.constexpr,
-):
-    """Rows of the pyramid: level 1 straight from the tokens, coarser ones from the pooled levels."""
-    mask = is_row[:, None] & (d[None, :] < DIM)
-    row = x + token.to(tl.int64) * stride_n
-    step = stride_d
-    if SHIFTS > 1:
-        pooled_row = first_row(tl.maximum(shift, 1), padded) + (token >> shift)
-        is_pooled = shift > 0
-        row = tl.where(is_pooled, pooled + pooled_row.to(tl.int64) * DIM, row)
-        if stride_d != 1:
-            return tl.load(row[:, None] + d[None, :] * tl.where(is_pooled, 1, step)[:, None], mask=mask, other=0.0)
-    return tl.load(row[:, None] + d[None, :] * step, mask=mask, other=0.0)

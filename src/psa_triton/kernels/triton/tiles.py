@@ -40,30 +40,35 @@ def dim_tile(dim: int) -> int:
 def forward_tiles(dim: int, dtype: torch.dtype, block_m: int, backend: Backend) -> Tiles:
     """Tiles of the forward kernel; chosen so that nothing spills, see docs/kernels.md."""
     m, width = query_tile(block_m), dim_tile(dim)
+    stages = 1 if backend == "hip" else 2
     if dtype == torch.float32:
-        return Tiles(min(m, 64), 32, 8 if width > 64 else 4, 1 if backend == "hip" else 2)
+        return Tiles(min(m, 32 if width > 64 else 64), 32, 8 if width > 64 else 4, stages)
     if width > 128:
-        return Tiles(min(m, 64), 32, 8, 1 if backend == "hip" else 2)
-    return Tiles(m, 64, 8 if m * width > 64 * 64 else 4, 1 if backend == "hip" else 3)
+        return Tiles(min(m, 64), 32, 8, stages)
+    if backend == "hip":
+        return Tiles(m, 32 if width > 64 else 64, 8 if m > 64 else 4, stages)
+    return Tiles(m, 64, 8 if m * width > 64 * 64 else 4, 3)
 
 
 def backward_q_tiles(dim: int, dtype: torch.dtype, block_m: int, backend: Backend) -> Tiles:
-    """Tiles of the kernel for the gradient of queries."""
+    """Tiles of the kernel for the gradient of queries.
+
+    Five stages keep two tiles in flight: where they lie is read from a list first, which takes the other stages.
+    """
     m, width = query_tile(block_m), dim_tile(dim)
-    if dtype == torch.float32:
-        return Tiles(min(m, 64), 32, 8 if width > 64 else 4, 1 if backend == "hip" else 2)
-    if width > 128:
-        return Tiles(min(m, 64), 32, 8, 1 if backend == "hip" else 2)
-    return Tiles(m, 64, 8 if m * width > 64 * 64 else 4, 1 if backend == "hip" else 2)
+    if dtype == torch.float32 or width > 128:
+        return Tiles(min(m, 32 if width > 128 else 64), 32, 8 if width > 64 else 4, 1 if backend == "hip" else 2)
+    n = 64 if width <= 64 else 32
+    return Tiles(m, n, 8 if m > 64 else 4, 1 if backend == "hip" else 5)
 
 
 def backward_kv_tiles(dim: int, dtype: torch.dtype, block_m: int, block_rows: int, backend: Backend) -> Tiles:
     """Tiles of the kernel for the gradient of keys and values; `block_rows` is what a key block has at the level."""
-    n, width = max(block_rows, SMALLEST_TILE), dim_tile(dim)
-    m = min(query_tile(block_m), 64)
-    if dtype == torch.float32:
-        return Tiles(min(m, 32), min(n, 32), 4, 1 if backend == "hip" else 2)
-    if width > 128:
-        return Tiles(min(m, 32), min(n, 64), 8, 1 if backend == "hip" else 2)
-    n = min(n, 128)
-    return Tiles(m, n, 8 if n == 128 else 4, 1 if backend == "hip" else 2)
+    m, n, width = query_tile(block_m), max(block_rows, SMALLEST_TILE), dim_tile(dim)
+    if dtype == torch.float32 or width > 128:
+        wide = width > 64
+        return Tiles(
+            min(m, 32), min(n, 32 if dtype == torch.float32 else 64), 8 if wide else 4, 1 if backend == "hip" else 2
+        )
+    n = min(n, 128 if width <= 64 else 64)
+    return Tiles(min(m, 64 if width <= 64 else 32), n, 8 if n > 64 else 4, 1 if backend == "hip" else 5)

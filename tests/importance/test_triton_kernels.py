@@ -1,0 +1,151 @@
+"""The GPU kernels, interpreted, against the torch code on the same inputs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from psa_triton.importance import block_importance
+from psa_triton.importance.pooled import pooled_estimate
+from psa_triton.importance.rows import BlockGrid
+from psa_triton.importance.sampled import sampled_estimate
+
+pytest.importorskip("triton")
+
+METHODS = ("sampled", "antidiagonal", "pooled")
+methods = pytest.mark.parametrize("method", METHODS)
+causal = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+bad_values = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "-inf"])
+
+
+def tokens(heads: int, count: int, dim: int = 32, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return 2 * torch.randn(batch, heads, count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def both(q, k, **arguments):
+    """What the kernels and what the torch code compute."""
+    arguments = {"block_m": 32, "block_n": 32} | arguments
+    seed = arguments.pop("seed", None)
+    found, expected = (
+        block_importance(
+            q, k, impl=impl, generator=None if seed is None else torch.Generator().manual_seed(seed), **arguments
+        )
+        for impl in ("triton", "reference")
+    )
+    return found, expected
+
+
+def assert_same(q, k, **arguments):
+    found, expected = both(q, k, **arguments)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+SIZES = {
+    "one token": (1, 1, 128, 64, 64),
+    "within a block": (5, 100, 64, 128, 80),
+    "ragged": (300, 257, 128, 64, 24),
+    "tiny query blocks": (77, 257, 8, 64, 16),
+    "tiny key blocks": (100, 77, 128, 8, 128),
+    "more queries": (203, 77, 32, 32, 64),
+}
+
+
+@methods
+@causal
+@pytest.mark.parametrize(("nq", "nk", "m", "n", "dim"), list(SIZES.values()), ids=list(SIZES))
+def test_equals_torch(method, is_causal, nq, nk, m, n, dim):
+    q, k = tokens(4, nq, dim), tokens(2, nk, dim, seed=1)
+    assert_same(q, k, block_m=m, block_n=n, method=method, is_causal=is_causal)
+
+
+@methods
+@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_low_precision_is_as_near_to_float64_as_torch_is(method, dtype, dim):
+    q, k = tokens(2, 130, dim).to(dtype), tokens(1, 130, dim, seed=2).to(dtype)
+    found, eager = both(q, k, method=method)
+    exact = block_importance(q.double(), k.double(), block_m=32, block_n=32, method=method)
+    assert (found - exact).abs().max() <= (eager - exact).abs().max() + 1e-6
+
+
+@methods
+def test_batches_grouped_heads_and_any_strides(method):
+    q = tokens(90, 4, batch=2).transpose(1, 2)  # [B, N, H, D] seen as [B, H, N, D]
+    k = tokens(2, 32, 75, batch=2, seed=3).transpose(2, 3)  # channels are 75 apart
+    assert q.shape == (2, 4, 90, 32)
+    assert k.stride(3) == 75
+    assert_same(q, k, method=method, is_causal=True)
+
+
+@pytest.mark.parametrize("method", ["sampled", "pooled"])
+def test_generator_draws_the_same_tokens(method):
+    assert_same(tokens(2, 150), tokens(2, 130, seed=4), method=method, is_causal=True, seed=5)
+
+
+@methods
+@causal
+@bad_values
+def test_non_finite_inputs_count_as_in_torch(method, is_causal, bad):
+    q, k = tokens(2, 100), tokens(2, 100, seed=6)
+    q[0, 0, 20:45, 3], k[0, 1, 64, 2] = bad, bad
+    assert_same(q, k, method=method, is_causal=is_causal)
+
+
+@causal
+def test_a_spoiled_block_ranks_first_where_its_rows_are_not_seen(is_causal):
+    # Under the causal mask query 69 sees keys 64 to 69, no whole group of 8, but the group is not finite.
+    q, k = tokens(1, 70), tokens(1, 72, seed=7)[:, :, :70]
+    k[:, :, 64:] = math.nan
+    found, expected = both(q, k, method="pooled", is_causal=is_causal)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert found[0, 0, 2].argmax() == 2
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says that the products overflow
+@methods
+def test_overflowing_products_still_give_rows_that_sum_to_one(method):
+    q, k = torch.full((1, 1, 32, 16), 1e30), torch.full((1, 1, 64, 16), 1e30)
+    found, _ = both(q, k, method=method)
+    torch.testing.assert_close(found, torch.full((1, 1, 1, 2), 0.5))
+
+
+def test_rows_longer_than_what_is_normalised_at_a_time():
+    assert_same(tokens(1, 3, 16), tokens(1, 8 * 1030, 16, seed=8), block_n=8, method="pooled", is_causal=True)
+
+
+@pytest.mark.parametrize("describe", [sampled_estimate, pooled_estimate])
+@causal
+def test_every_number_of_the_result_is_written(describe, is_causal):
+    from psa_triton.importance.triton_kernels import plan_score_blocks
+
+    q, k = tokens(1, 100), tokens(1, 140, seed=9)
+    grid = BlockGrid(32, 32, 100, 140, is_causal)
+    estimate = describe(grid, generator=None, device=q.device)
+    launches, found = plan_score_blocks(q, k, estimate, grid, scale=0.2)
+    for launch in launches:
+        for name in {"out", "log_sums", "mass"} & set(launch.arguments):
+            launch.arguments[name].fill_(math.nan)
+    for launch in launches:
+        launch.run()
+    torch.testing.assert_close(found.sum(-1), torch.ones(1, 1, 4))
+
+
+@methods
+def test_the_same_on_every_run(method):
+    q, k = tokens(2, 70), tokens(1, 130, seed=10)
+    first, again = (block_importance(q, k, block_m=32, block_n=32, method=method, impl="triton") for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_a_block_that_fits_no_tile_is_an_error():
+    q = k = tokens(1, 40)
+    with pytest.raises(ValueError, match="block_n: GPU kernels expect blocks that at most 64 rows stand for, got 128"):
+        block_importance(q, k, block_m=32, block_n=512, impl="triton")
+
+
+def test_float64_is_an_error():
+    q = k = tokens(1, 40).double()
+    with pytest.raises(ValueError, match="impl: 'triton' computes in float32"):
+        block_importance(q, k, block_m=32, block_n=32, impl="triton")

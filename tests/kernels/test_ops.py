@@ -1,0 +1,99 @@
+"""The operators as torch sees them: schemas, fake forms, gradients, and graphs without a break."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accuracy import random_levels, tensors
+from torch.library import opcheck
+
+from psa_triton import PSAAttention, PSAConfig, block_importance, pyramid_attention, select_levels
+from psa_triton.kernels import ops
+from psa_triton.levels.choice import _choose_levels_op
+from psa_triton.ordering.order import _traced_grid_order
+
+IMPLS = ["cpu", "triton"]
+
+
+def small(requires_grad: bool, **kwargs) -> tuple[torch.Tensor, ...]:
+    q, k, v = tensors(heads=4, key_heads=2, queries=40, keys=50, dim=16, **kwargs)
+    return tuple(x.requires_grad_(requires_grad) for x in (q, k, v))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "gradient"])
+def test_the_forward_operator(impl, requires_grad):
+    q, k, v = small(requires_grad)
+    levels = random_levels(q, k, 16, 16)
+    opcheck(ops.attend, (q, k, v, levels, 16, 16, 8, False, 0.25, requires_grad, impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_backward_operator(impl):
+    q, k, v = small(False)
+    levels = random_levels(q, k, 16, 16)
+    out, lse = ops.attend(q, k, v, levels, 16, 16, 8, True, 0.25, True, impl)
+    opcheck(ops.attend_backward, (torch.ones_like(q), lse, q, k, v, out, lse, levels, 16, 16, 8, True, 0.25, impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_choice_of_levels(impl):
+    q, k, _ = small(False)
+    opcheck(
+        _choose_levels_op,
+        (q, k, 16, 16, [1, 8, 0], [0.0, 0.3, 0.3, 0.6, 0.6, 1.0], "topk", 0.06, "sampled", [], 3, False, 0.25, impl),
+    )
+
+
+def test_the_grid_order():
+    opcheck(_traced_grid_order, ("Gilbert", [2, 3, 5], [], 4, torch.device("cpu")))
+
+
+def test_a_gradient_needs_the_log_sum_exp():
+    q, k, v = small(True)
+    out, _ = ops.attend(q, k, v, random_levels(q, k, 16, 16), 16, 16, 8, False, 0.25, False, "cpu")
+    with pytest.raises(RuntimeError, match="want_lse=True"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_of_the_output_alone_the_log_sum_exp_alone_and_both(impl):
+    levels = random_levels(*small(False)[:2], 16, 16)
+
+    def gradients(which: str, impl: str) -> tuple[torch.Tensor, ...]:
+        inputs = small(True)
+        out, lse = pyramid_attention(*inputs, levels, block_m=16, block_n=16, impl=impl, return_lse=True)
+        seen = lse.isfinite()
+        loss = {"out": out.square().sum(), "lse": lse[seen].square().sum()}
+        loss["both"] = loss["out"] + loss["lse"]
+        return torch.autograd.grad(loss[which], inputs, allow_unused=True, materialize_grads=True)
+
+    for which in ("out", "lse", "both"):
+        for ours, expected in zip(gradients(which, impl), gradients(which, "reference"), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton"])
+@pytest.mark.parametrize(
+    "call", [{}, {"grid": (3, 4, 8), "prefix_tokens": 4}, {"is_causal": True}], ids=["plain", "ordered", "causal"]
+)
+def test_the_whole_operator_compiles_without_a_graph_break(call, impl):
+    config = PSAConfig(block_m=32, block_n=32, use_sim_mask=True, mask_mode="thresholdbound")
+    attention = PSAAttention(config)
+    inputs = [x.requires_grad_() for x in tensors(queries=100, keys=100, dim=16)]
+    out = torch.compile(attention, fullgraph=True)(*inputs, impl=impl, **call)
+    expected = attention(*inputs, impl=impl, **call)
+    torch.testing.assert_close(out, expected)
+    ours, theirs = (torch.autograd.grad(x.square().sum(), inputs) for x in (out, expected))
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("method", ["sampled", "antidiagonal", "pooled"])
+def test_the_stages_do_not_ask_the_device_for_values(method):
+    """A tensor without values has nothing to tell: what runs on one waits for no device."""
+    q, k = (torch.empty(1, 2, 200, 32, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    importance = torch.rand(1, 2, 4, 7)
+    assert select_levels(importance, {1: (0.0, 0.4), 0: (0.4, 1.0)}).shape == importance.shape
+    shape = block_importance(q, k, block_m=64, block_n=32, method=method, impl="reference").shape
+    assert shape == importance.shape

@@ -1,0 +1,63 @@
+"""Selection stays on the device: nothing waits for it, and no table is copied to it.
+
+Tensors on the `meta` device stand for a GPU's: their values cannot be read, and a copy would start at a CPU tensor.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from psa_triton.config import SimThresholds
+from psa_triton.importance import block_importance
+from psa_triton.levels import cap_levels, density, exempt_levels, read_density, select_levels, similarity_caps
+
+SIZES = {"block_m": 32, "block_n": 16, "query_tokens": 150, "key_tokens": 170}
+SHARES = {1: (0.0, 0.4), 2: (0.4, 0.6), 8: (0.6, 0.8), 0: (0.8, 1.0)}
+
+
+class StaysOnDevice(TorchDispatchMode):
+    """Fails on any operation that reads or makes a CPU tensor."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        assert all(x.device.type == "meta" for x in tensors), f"{func} touches a CPU tensor"
+        return result
+
+
+def levels() -> torch.Tensor:
+    return torch.empty(1, 4, 5, 11, dtype=torch.int8, device="meta")
+
+
+def keys() -> torch.Tensor:
+    return torch.empty(1, 2, 170, 32, device="meta")
+
+
+STEPS = {
+    **{
+        method: lambda method=method: block_importance(
+            torch.empty(1, 4, 150, 32, device="meta"), keys(), block_m=32, block_n=16, method=method, is_causal=True
+        )
+        for method in ("sampled", "antidiagonal", "pooled")
+    },
+    "topk": lambda: select_levels(levels().float(), SHARES, mode="topk"),
+    "thresholdbound": lambda: select_levels(levels().float(), SHARES, mode="thresholdbound"),
+    "similarity": lambda: cap_levels(levels(), similarity_caps(keys(), block_n=16, thresholds=SimThresholds())),
+    "exemptions": lambda: exempt_levels(levels(), **SIZES, prefix_tokens=40, is_causal=True),
+    "density": lambda: density(levels()),
+    "read density": lambda: read_density(levels(), **SIZES, is_causal=True),
+}
+
+
+@pytest.mark.parametrize("step", list(STEPS.values()), ids=list(STEPS))
+def test_no_step_leaves_the_device(step):
+    with StaysOnDevice():
+        assert step().device.type == "meta"
+
+
+def test_a_copied_table_is_found():
+    with pytest.raises(AssertionError, match="touches a CPU tensor"), StaysOnDevice():
+        torch.tensor([1, 2]).to("meta")
