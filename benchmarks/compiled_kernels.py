@@ -109,6 +109,14 @@ def importance(dtype: torch.dtype, dim: int, *, method: str = "sampled", is_caus
     block_importance(x, x, block_m=128, block_n=64, method=method, is_causal=is_causal, impl="triton")
 
 
+def selection(dtype: torch.dtype, dim: int, *, mode: str) -> None:
+    from psa_triton.levels import select_levels
+
+    ratios = {1: (0.0, 0.1), 2: (0.1, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}
+    blocks = meta(1, HEADS, -(-TOKENS // 128), -(-TOKENS // 64), dtype=torch.float32)
+    select_levels(blocks, ratios, mode=mode, impl="triton")
+
+
 PATHS: dict[str, Callable[[torch.dtype, int], None]] = {
     "forward": forward,
     "backward": backward,
@@ -122,6 +130,9 @@ VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {
     "backward, n=32": partial(backward, block_n=32),
     "backward, causal": partial(backward, block_n=128, is_causal=True, group=4),
     "pooled": partial(importance, method="pooled"),
+    "antidiagonal": partial(importance, method="antidiagonal"),
+    "selection by rank": partial(selection, mode="topk"),
+    "selection by mass": partial(selection, mode="thresholdbound"),
     "antidiagonal, causal": partial(importance, method="antidiagonal", is_causal=True),
 }
 """The same with other blocks and masks; `--quick` leaves them out."""
@@ -237,9 +248,7 @@ def compile_kernel(name: str, launch: Launch, case: Case) -> Compiled:
 def compile_launch(launch: Launch, gpu: GPUTarget) -> Any:
     """Triton's compiled kernel, with the code of every stage in `asm`."""
     driver.set_active(AbsentGpu(gpu))
-    return launch.kernel.warmup(
-        **launch.arguments, **launch.constants, **launch.options, grid=launch.grid
-    )
+    return launch.kernel.warmup(**launch.arguments, **launch.constants, **launch.options, grid=launch.grid)
 
 
 def read_nvidia(asm: dict[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,7 @@ from rich.table import Table
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.attention import level_choice
-from psa_triton.levels import choose_levels
-from psa_triton.levels import read_density
+from psa_triton.levels import choose_levels, read_density
 from psa_triton.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,6 +18,15 @@ def current_backend() -> Backend:
     return "hip" if torch.version.hip else "cuda"
 
 
+SMALLEST_TILE = 16
+"""Matrix units take at least this many rows."""
+
+
+def dim_tile(dim: int) -> int:
+    """Head dimension as matrix units take it: the next power of two."""
+    return max(triton.next_power_of_2(dim), SMALLEST_TILE)
+
+
 def dot_precision(dtype: torch.dtype, backend: Backend) -> str:
     """The `PRECISION` constant of kernels that call `dot` on tiles of `dtype`.
 

@@ -21,7 +21,7 @@ TRITON_WANTED: Final = "3.6"
 TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def resolve_impl(impl: str, x: Tensor) -> str:
+def resolve_impl(impl: Impl, x: Tensor) -> Impl:
     """The implementation that runs on tensors like `x`: `impl`, or the fastest that can if it is `auto`.
 
     `auto` is `cpu` on CPU tensors, `triton` on CUDA and ROCm tensors, and `reference` elsewhere and for float64, which

@@ -22,7 +22,7 @@ class ModelSpec:
     key: str
     """Name on the command line."""
     hub_id: str | None
-    """Repository of the diffusers pipeline on the Hugging Face hub; None for the model inside this package."""
+    """The diffusers pipeline: a repository on the Hugging Face hub, or a folder; None for the model in this package."""
     pipeline: str
     """Name of the pipeline class in diffusers."""
     preset_section: str
@@ -59,10 +59,8 @@ class ModelSpec:
     """Decode the video in tiles."""
     vae_slicing: bool = False
     """Decode the videos of a batch one after another."""
-    lora_repo: str | None = None
-    """Hub repository of LoRA weights to put on the transformer."""
-    lora_file: str | None = None
-    """File in `lora_repo`."""
+    lora_path: str | None = None
+    """LoRA weights to put on the transformer: a file or folder, or OWNER/REPOSITORY[/FILE] on the hub."""
     timing_only: bool = False
     """The size is one to take times at: the weights were not trained on it, and its videos show little."""
 
@@ -105,8 +103,7 @@ _COGVIDEOX_LORA = replace(
     preset="psa_4steps",
     num_inference_steps=4,
     guidance_scale=1.0,
-    lora_repo="GYP666/BLADE",
-    lora_file="cogvideox-5b-psa-lora/pytorch_lora_weights.safetensors",
+    lora_path="GYP666/BLADE/cogvideox-5b-psa-lora/pytorch_lora_weights.safetensors",
 )
 _WAN21_1_3B = ModelSpec(
     key="wan21_1.3b",
@@ -215,7 +212,9 @@ class _Architecture:
     def matches(self, config: Mapping[str, Any], *, two_transformers: bool) -> bool:
         # A transformer that was built and not loaded has no class name in its config.
         same_class = config.get("_class_name", self.transformer) == self.transformer
-        same_entries = all(key in config and config[key] == value for key, value in self.entries.items())
+        # A checkpoint saved before diffusers knew an entry leaves it out, which stands for None: CogVideoX-5B has no
+        # `patch_size_t`.
+        same_entries = all(config.get(key) == value for key, value in self.entries.items())
         return same_class and same_entries and two_transformers == self.two_transformers
 
 

@@ -80,5 +80,5 @@ def test_videos_show_what_was_asked_for_dense_and_with_psa(pipe: WanPipeline) ->
     assert summary.sparse_density is not None and summary.sparse_density < 0.6
     assert dense["colour"] >= 0.9 and dense["direction"] >= 0.9 and dense["shape"] >= 0.75, dense
     for name, value in dense.items():
-        # The goal is .03; shape falls short of it by one point (.802 dense, .760 with PSA when this was written).
-        assert sparse[name] >= value - 0.06, (name, dense, sparse)
+        assert sparse[name] >= value - 0.03, (name, dense, sparse)
+    print({"dense": dense, "sparse": sparse, "density": summary.sparse_density})

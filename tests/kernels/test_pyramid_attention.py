@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from psa_triton.kernels import pyramid_attention
 
+
 class TestOracle:
     def test_an_answer_made_by_hand(self):
         # One query over 16 keys in two blocks; block 0 in pairs, block 1 skipped. Keys 0, 1 have logit ln 3 with the

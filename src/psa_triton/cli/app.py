@@ -10,12 +10,18 @@ from typer.core import TyperGroup
 from typer.main import get_command as build_command
 
 import psa_triton
+from psa_triton.cli.errors import errors_in_one_line
 from psa_triton.cli.presets import presets
 
 # Their modules need torch and diffusers, which take seconds to import: each is imported when it is asked for.
 # Command NAME is the function NAME of psa_triton.cli.NAME.
 _HEAVY_COMMANDS = ("generate", "compare")
-_SHOWN_IN_ONE_LINE = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+
+DASH_OR_UNDERSCORE = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
+"""Settings of every command: option names may be written with - or _."""
 
 
 class CommandGroup(TyperGroup):
@@ -36,13 +42,8 @@ class CommandGroup(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with errors_in_one_line(debug=ctx.params["debug"]):
             return super().invoke(ctx)
-        except _SHOWN_IN_ONE_LINE as error:
-            if ctx.params["debug"]:
-                raise
-            typer.echo(f"error: {error or type(error).__name__}", err=True)
-            raise typer.Exit(1) from error
 
 
 def _show_version(wanted: bool) -> None:
@@ -57,10 +58,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "token_normalize_func": lambda name: name.replace("_", "-"),
-    },
+    context_settings=DASH_OR_UNDERSCORE,
 )
 app.add_typer(presets, name="presets")
 

@@ -46,6 +46,8 @@ def compare(
         bool, typer.Option("--warm-up/--no-warm-up", help="First run an untimed step each, for fair times.")
     ] = True,
     model: options.Model = "tiny-wan",
+    model_path: options.ModelPath = None,
+    lora_path: options.LoraPath = None,
     attention_preset: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,6 +66,7 @@ def compare(
     height: options.Height = None,
     num_frames: options.NumFrames = None,
     guidance_scale: options.GuidanceScale = None,
+    guidance_scale_2: options.GuidanceScale2 = None,
     fps: options.Fps = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -74,7 +77,8 @@ def compare(
     of an earlier run.
     """
     prompts = options.read_all_prompts(prompt or [], prompt_file)
-    target = options.find_target(model, device=device, dtype=dtype, impl=impl)
+    source = options.choose_source(model, model_path=model_path, lora_path=lora_path)
+    target = options.find_target(source, device=device, dtype=dtype, impl=impl)
     presets: list[str | None] = [*attention_preset] if attention_preset else [None]
     attentions = [choose_attention(target.source, preset, file=config, impl=impl) for preset in presets]
     settings = {
@@ -84,6 +88,7 @@ def compare(
         "height": height,
         "num_frames": num_frames,
         "guidance_scale": guidance_scale,
+        "guidance_scale_2": guidance_scale_2,
         "fps": fps,
     }
     requests = make_requests(target.source, prompts, seed=seed, settings=settings)
@@ -96,6 +101,8 @@ def _run(
 ) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     pipe = target.load(requests[0], console)
+    lora = None if target.lora is None else target.lora.as_dict()
+    model_settings = {"model": target.source.name, "weights": target.source.weights, "lora": lora}
     for index, request in enumerate(requests):
         folder = output_dir if len(requests) == 1 else output_dir / f"prompt_{index:04d}"
         with VideoProgress(console, 1 + len(attentions)) as progress:
@@ -107,7 +114,7 @@ def _run(
                 on_start=partial(progress.start_video, steps=request.num_inference_steps),
                 on_end=progress.end_video,
             )
-        write_comparison(folder, comparison, {"model": target.source.name, **surroundings(target.device)})
+        write_comparison(folder, comparison, {**model_settings, **surroundings(target.device)})
         console.print(_table(comparison))
         for candidate in comparison.candidates:
             console.print(sentence(comparison, candidate))

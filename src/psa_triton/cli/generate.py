@@ -1,150 +1,113 @@
-"""`psa generate`: videos from prompts."""
+"""`psa generate`, and the scripts of `examples/inference`: videos from prompts."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from psa_triton.cli import options
-from psa_triton.cli.progress import VideoProgress
-from psa_triton.generation import (
-    DENSE,
-    Attention,
-    Failure,
-    GeneratedVideo,
-    Job,
-    ModelSource,
-    OnStep,
-    VideoRequest,
-    choose_attention,
-    generate_video,
-    make_requests,
-    pending,
-    run_jobs,
-    settings_of,
-    surroundings,
-)
+from psa_triton.cli.run import Run
+from psa_triton.generation import DENSE, Attention, ModelSource, choose_attention, make_requests
 from psa_triton.impl import Impl
 
 
-def generate(
-    prompt: Annotated[str | None, typer.Option("--prompt", help="What is to be seen.")] = None,
-    prompt_file: options.PromptFile = None,
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", help="Folder of the videos: video_0000.mp4, video_0000.json, ...")
-    ] = Path("outputs"),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make videos again that are there already, or were made differently.")
-    ] = False,
-    model: options.Model = "tiny-wan",
-    attention_preset: Annotated[
-        str | None,
-        typer.Option(
-            "--attention-preset",
-            metavar="NAME",
-            help="A preset of the model (see `psa presets list`), or SECTION/PRESET; by default the model's own.",
-            rich_help_panel="Model and attention",
-        ),
-    ] = None,
-    use_psa: Annotated[
-        bool,
-        typer.Option("--use-psa/--dense", help="Sparse or dense attention.", rich_help_panel="Model and attention"),
-    ] = True,
-    config: options.PresetsPath = None,
-    impl: options.Implementation = "auto",
-    seed: options.Seed = 42,
-    negative_prompt: options.NegativePrompt = None,
-    num_inference_steps: options.Steps = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    num_frames: options.NumFrames = None,
-    guidance_scale: options.GuidanceScale = None,
-    fps: options.Fps = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-) -> None:
-    """Turn prompts into videos.
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a command that makes videos does where the command line says nothing."""
 
-    Each video gets a JSON file of the same name with all settings, versions, times and densities. Videos that are
-    there already with the same settings are skipped, so an interrupted batch goes on when started again.
-    """
-    prompts = options.read_all_prompts([] if prompt is None else [prompt], prompt_file)
-    target = options.find_target(model, device=device, dtype=dtype, impl=impl)
-    attention = _attention(target.source, attention_preset, use_psa, config, impl)
-    settings = {
-        "negative_prompt": negative_prompt,
-        "num_inference_steps": num_inference_steps,
-        "width": width,
-        "height": height,
-        "num_frames": num_frames,
-        "guidance_scale": guidance_scale,
-        "fps": fps,
-    }
-    requests = make_requests(target.source, prompts, seed=seed, settings=settings)
-    describe = partial(settings_of, target.source, attention=attention, device=target.device, dtype=target.dtype)
-    jobs = [
-        Job(output_dir / f"video_{index:04d}.mp4", request, describe(request)) for index, request in enumerate(requests)
-    ]
-    failures = _run(jobs, pending(jobs, overwrite=overwrite), target, attention)
-    if failures:
-        raise typer.Exit(1)
+    model: str
+    """Key of the model."""
+    keys: tuple[str, ...] = ()
+    """The keys to choose from, the first of them for folders with an unknown model; empty for any key."""
+    configs: Path | None = None
+    """Its `model_configs.py`; None for that of the checkout which the library runs from."""
+    use_psa: bool
+    """Sparse attention where neither that nor a preset is asked for."""
+    warm_up: bool
+    """First run an untimed step."""
+    timestamp: bool
+    """A folder for each run."""
+
+
+def make_generate(defaults: Defaults) -> Callable[..., None]:
+    """The function of a command that turns prompts into videos: its parameters are the command's options."""
+
+    def generate(
+        prompt: options.Prompt = None,
+        prompt_file: options.PromptFile = None,
+        output_dir: options.OutputDir = Path("outputs"),
+        timestamp: options.Timestamp = defaults.timestamp,
+        overwrite: options.Overwrite = False,
+        batch_size: options.BatchSize = 1,
+        warm_up: options.WarmUp = defaults.warm_up,
+        verbose: options.Verbose = False,
+        model: options.Model = defaults.model,
+        model_path: options.ModelPath = None,
+        lora_path: options.LoraPath = None,
+        use_psa: options.UsePsa = None,
+        attention_preset: options.AttentionPreset = None,
+        config: options.PresetsPath = None,
+        impl: options.Implementation = "auto",
+        seed: options.Seed = 42,
+        negative_prompt: options.NegativePrompt = None,
+        num_inference_steps: options.Steps = None,
+        width: options.Width = None,
+        height: options.Height = None,
+        num_frames: options.NumFrames = None,
+        guidance_scale: options.GuidanceScale = None,
+        guidance_scale_2: options.GuidanceScale2 = None,
+        fps: options.Fps = None,
+        device: options.Device = "auto",
+        dtype: options.Dtype = "auto",
+    ) -> None:
+        """Turn prompts into videos.
+
+        Each video gets a JSON file of the same name with all settings, versions, times and densities. Videos that are
+        there already with the same settings are skipped, so an interrupted batch goes on when started again into the
+        same folder (--no-timestamp).
+        """
+        settings = {
+            "negative_prompt": negative_prompt,
+            "num_inference_steps": num_inference_steps,
+            "width": width,
+            "height": height,
+            "num_frames": num_frames,
+            "guidance_scale": guidance_scale,
+            "guidance_scale_2": guidance_scale_2,
+            "fps": fps,
+        }
+        prompts = options.read_all_prompts([] if prompt is None else [prompt], prompt_file)
+        source = options.choose_source(
+            model, model_path=model_path, lora_path=lora_path, keys=defaults.keys, configs=defaults.configs
+        )
+        target = options.find_target(source, device=device, dtype=dtype, impl=impl)
+        if use_psa is None:
+            use_psa = defaults.use_psa or attention_preset is not None
+        attention = _attention(source, attention_preset, use_psa, config, impl)
+        requests = make_requests(source, prompts, seed=seed, settings=settings)
+        run = Run(target, attention, batch_size=batch_size, warm_up=warm_up, verbose=verbose)
+        if run.make(requests, _folder(output_dir, source, timestamp), overwrite=overwrite):
+            raise typer.Exit(1)
+
+    return generate
+
+
+generate = make_generate(Defaults(model="tiny-wan", use_psa=True, warm_up=False, timestamp=False))
+"""The function of `psa generate`."""
 
 
 def _attention(source: ModelSource, preset: str | None, use_psa: bool, config: Path | None, impl: Impl) -> Attention:
     if use_psa:
         return choose_attention(source, preset, file=config, impl=impl)
-    if preset is not None or config is not None:
-        raise ValueError("expected --dense alone, got --attention-preset or --config with it")
+    if preset is not None:
+        raise ValueError("expected --dense alone, got --attention-preset with it")
     return DENSE
 
 
-def _run(jobs: list[Job], todo: list[Job], target: options.Target, attention: Attention) -> list[Failure]:
-    """Make what is left to do, and say how each video went."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    for job in jobs:
-        if job not in todo:
-            console.print(f"{job.path}: finished before, skipped")
-    if not todo:
-        return []
-    pipe = target.load(todo[0].request, console)
-
-    def make(request: VideoRequest, on_step: OnStep) -> GeneratedVideo:
-        return generate_video(pipe, request, attention, on_step=on_step)
-
-    with VideoProgress(console, len(todo)) as progress:
-
-        def start(job: Job) -> OnStep:
-            return progress.start_video(job.path.name, job.request.num_inference_steps)
-
-        def end(job: Job, outcome: GeneratedVideo | Failure) -> None:
-            progress.end_video()
-            console.print(_outcome(job, outcome))
-
-        failures = run_jobs(todo, make, describe=partial(surroundings, target.device), on_start=start, on_end=end)
-    if failures:
-        console.print(f"{len(failures)} of {len(todo)} videos failed:")
-    for failure in failures:
-        console.print(f"  {failure.job.path.name} ({failure.job.request.prompt}): {_reason(failure.error)}")
-    return failures
-
-
-def _outcome(job: Job, outcome: GeneratedVideo | Failure) -> str:
-    if isinstance(outcome, Failure):
-        return f"{job.path}: failed: {_reason(outcome.error)}"
-    cost = outcome.cost
-    line = f"{job.path}: {cost.total_seconds:.1f} s, {cost.attention_seconds:.1f} s of it in self-attention"
-    if cost.attention_density is None or cost.run_density is None:
-        return f"{line}; all of it dense ({', '.join(cost.dense_reasons)})"
-    return (
-        f"{line}; density {cost.attention_density:.1%}, {cost.attention_density_with_estimation:.1%} with estimation, "
-        f"{cost.run_density_with_estimation:.1%} over the whole run"
-    )
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _folder(output_dir: Path, source: ModelSource, timestamp: bool) -> Path:
+    folder = output_dir / source.short_name
+    return folder / datetime.now().strftime("%Y%m%d_%H%M%S") if timestamp else folder

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from psa_triton.generation import OnStep
+from psa_triton.generation import Job, OnStep
 
 
 class VideoProgress:
@@ -35,6 +37,12 @@ class VideoProgress:
         """A video begins; what comes back is to be told of each denoising step."""
         self._bars.reset(self._steps, total=steps, description=name)
         return lambda done: self._bars.update(self._steps, completed=done)
+
+    def start_batch(self, jobs: Sequence[Job]) -> OnStep:
+        """Videos that are made together begin."""
+        first, last = jobs[0], jobs[-1]
+        name = first.path.name if first is last else f"{first.path.name} to {last.path.name}"
+        return self.start_video(name, first.request.num_inference_steps)
 
     def end_video(self) -> None:
         """The video is done, or has failed."""

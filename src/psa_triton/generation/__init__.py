@@ -5,9 +5,11 @@ from __future__ import annotations
 from psa_triton.generation.attention import DENSE, Attention, choose_attention
 from psa_triton.generation.batch import Failure, Job, pending, run_jobs
 from psa_triton.generation.loading import choose_device, choose_dtype, load_pipeline
+from psa_triton.generation.lora import Lora, find_lora
+from psa_triton.generation.model_configs import checkout_model_configs, configured_models
 from psa_triton.generation.request import VideoRequest, make_requests, read_prompts
 from psa_triton.generation.sidecar import settings_of, surroundings, write_json
-from psa_triton.generation.single import Cost, GeneratedVideo, OnStep, generate_video
+from psa_triton.generation.single import Cost, GeneratedVideo, OnStep, generate_video, generate_videos, warm_up
 from psa_triton.generation.source import ModelSource, find_source
 
 __all__ = [
@@ -17,14 +19,19 @@ __all__ = [
     "Failure",
     "GeneratedVideo",
     "Job",
+    "Lora",
     "ModelSource",
     "OnStep",
     "VideoRequest",
+    "checkout_model_configs",
     "choose_attention",
     "choose_device",
     "choose_dtype",
+    "configured_models",
+    "find_lora",
     "find_source",
     "generate_video",
+    "generate_videos",
     "load_pipeline",
     "make_requests",
     "pending",
@@ -32,5 +39,6 @@ __all__ = [
     "run_jobs",
     "settings_of",
     "surroundings",
+    "warm_up",
     "write_json",
 ]

@@ -26,8 +26,8 @@ class Attention:
     """Implementation of the sparse operator."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a sidecar, with the whole configuration."""
-        config = None if self.config is None else self.config.model_dump(mode="json")
+        """Plain data for a sidecar, with all of the configuration that has a part in the result."""
+        config = None if self.config is None else self.config.model_dump(mode="json", exclude={"verbose"})
         return {"preset": self.name, "impl": self.impl, "config": config}
 
 

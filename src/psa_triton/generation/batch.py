@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,37 +75,58 @@ def _is_done(job: Job) -> bool:
 
 def run_jobs(
     jobs: Sequence[Job],
-    make: Callable[[VideoRequest, OnStep], GeneratedVideo],
+    make: Callable[[Sequence[VideoRequest], OnStep], Sequence[GeneratedVideo]],
     *,
+    batch_size: int = 1,
     describe: Callable[[], dict[str, Any]],
-    on_start: Callable[[Job], OnStep],
+    on_start: Callable[[Sequence[Job]], OnStep],
     on_end: Callable[[Job, GeneratedVideo | Failure], None],
 ) -> list[Failure]:
-    """Make videos one after another, each with its sidecar.
+    """Make videos, `batch_size` at a time, each with its sidecar.
 
     Args:
         jobs: what to do.
-        make: makes one video.
+        make: makes videos together.
+        batch_size: how many together. Where a batch fails, its videos are made one by one, so that one bad prompt, or
+            too little memory, costs no other video.
         describe: gives what else a sidecar holds, such as versions and hardware.
-        on_start: told before each video; what it returns is told of each denoising step.
+        on_start: told before each batch; what it returns is told of each denoising step.
         on_end: told after each video how it went.
 
     Returns:
         The videos that failed. Any error fails just its video; an interrupt (Ctrl-C) stops the run.
     """
     failures = []
-    for job in jobs:
-        on_step = on_start(job)
-        try:
-            video = make(job.request, on_step)
-            _save(job, video, describe())
-        except Exception as error:
-            logger.debug("%s failed", job.path, exc_info=True)
-            failures.append(Failure(job, error))
-            on_end(job, failures[-1])
-        else:
-            on_end(job, video)
+    for first in range(0, len(jobs), batch_size):
+        for job, outcome in _run_batch(jobs[first : first + batch_size], make, describe, on_start):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            on_end(job, outcome)
     return failures
+
+
+def _run_batch(
+    batch: Sequence[Job],
+    make: Callable[[Sequence[VideoRequest], OnStep], Sequence[GeneratedVideo]],
+    describe: Callable[[], dict[str, Any]],
+    on_start: Callable[[Sequence[Job]], OnStep],
+) -> Iterator[tuple[Job, GeneratedVideo | Failure]]:
+    on_step = on_start(batch)
+    try:
+        videos = make([job.request for job in batch], on_step)
+        for job, video in zip(batch, videos, strict=True):
+            _save(job, video, describe())
+    except Exception as error:
+        logger.debug("%s failed", ", ".join(str(job.path) for job in batch), exc_info=True)
+        if len(batch) == 1:
+            yield batch[0], Failure(batch[0], error)
+            return
+        reason = str(error).partition("\n")[0]
+        logger.warning("a batch of %d videos failed (%s); they are made one by one", len(batch), reason)
+        for job in batch:
+            yield from _run_batch([job], make, describe, on_start)
+    else:
+        yield from zip(batch, videos, strict=True)
 
 
 def _save(job: Job, video: GeneratedVideo, described: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from packaging.version import Version
 
 from psa_triton.builtin import LinearVideoCodec
+from psa_triton.generation.lora import Lora, load_lora
 from psa_triton.generation.source import ModelSource
 from psa_triton.models import ModelSpec
 
@@ -50,9 +51,15 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_pipeline(
-    source: ModelSource, *, device: torch.device, dtype: torch.dtype, width: int, height: int
+    source: ModelSource,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    height: int,
+    lora: Lora | None = None,
 ) -> diffusers.DiffusionPipeline:
-    """Load a pipeline with the registry's settings for it: scheduler, VAE type, LoRA, offloading, tiling.
+    """Load a pipeline with its model's settings: scheduler, type of the VAE, LoRA, offloading, tiling.
 
     Args:
         source: what to load.
@@ -60,12 +67,14 @@ def load_pipeline(
         dtype: type of the transformer and the text encoder; the VAE keeps float32 where the registry says so.
         width: of the videos to come, pixels: the noise schedule of some models depends on it.
         height: likewise.
+        lora: weights to put on the transformer.
 
     Returns:
         The pipeline, with diffusers' own progress bar switched off.
 
     Raises:
         OSError: the weights are not on this machine and cannot be fetched, or a file is damaged.
+        ValueError: the LoRA does not fit the transformer.
     """
     spec = source.spec
     vae_dtype = dtype if spec is None or spec.vae_dtype != "float32" else torch.float32
@@ -74,6 +83,8 @@ def load_pipeline(
     pipe.set_progress_bar_config(disable=True)
     if spec is not None:
         _configure(pipe, spec, width, height)
+    if lora is not None:
+        load_lora(pipe, lora)
     if spec is not None and spec.cpu_offload and device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device)
     else:
@@ -95,14 +106,12 @@ def _from_pretrained(source: ModelSource, dtype: dict[str, torch.dtype]) -> diff
 
 
 def _configure(pipe: Any, spec: ModelSpec, width: int, height: int) -> None:
-    """Scheduler, LoRA and memory settings of a known model."""
+    """Scheduler and memory settings of a known model."""
     changes = {"timestep_spacing": spec.timestep_spacing, "flow_shift": spec.flow_shift_at(width, height)}
     changes = {name: value for name, value in changes.items() if value is not None}
     if spec.scheduler is not None or changes:
         scheduler = type(pipe.scheduler) if spec.scheduler is None else getattr(diffusers, spec.scheduler)
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **changes)
-    if spec.lora_repo is not None:
-        pipe.load_lora_weights(spec.lora_repo, weight_name=spec.lora_file)
     if spec.vae_tiling:
         pipe.vae.enable_tiling()
     if spec.vae_slicing:

@@ -14,17 +14,26 @@ from typing import Any
 import torch
 
 from psa_triton.generation.attention import Attention
+from psa_triton.generation.lora import Lora
 from psa_triton.generation.request import VideoRequest
 from psa_triton.generation.source import ModelSource
 from psa_triton.machine import hardware, versions
 
 
 def settings_of(
-    source: ModelSource, request: VideoRequest, attention: Attention, *, device: torch.device, dtype: torch.dtype
+    source: ModelSource,
+    request: VideoRequest,
+    attention: Attention,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    lora: Lora | None = None,
 ) -> dict[str, Any]:
     """Everything that determines a video, as plain data: two videos of equal settings are the same video."""
     return {
         "model": source.name,
+        "weights": source.weights,
+        "lora": None if lora is None else lora.as_dict(),
         **asdict(request),
         "attention": attention.as_dict(),
         "device": device.type,

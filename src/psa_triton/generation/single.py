@@ -1,12 +1,12 @@
-"""One video from one prompt, with what it cost."""
+"""One video, or several at once, with what it cost."""
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
-from psa_triton.generation.attention import Attention
+from psa_triton.generation.attention import DENSE, Attention
 from psa_triton.generation.request import VideoRequest
 from psa_triton.generation.source import check_size, pipeline_divisors
 from psa_triton.integrations.diffusers import PSAStats, apply_psa
@@ -28,7 +28,7 @@ OnStep = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a video cost, in seconds of wall-clock time and in density."""
+    """What a video cost, in seconds of wall-clock time and in density; videos made together share one cost."""
 
     total_seconds: float
     """From prompt to frames."""
@@ -49,6 +49,8 @@ class Cost:
 
     dense_reasons: tuple[str, ...]
     """Why layers ran dense, such as `warm-up` or `dense preset`."""
+    videos: int = 1
+    """How many videos were made together at this cost."""
 
     @property
     def attention_seconds(self) -> float:
@@ -76,36 +78,67 @@ class GeneratedVideo:
 def generate_video(
     pipe: DiffusionPipeline, request: VideoRequest, attention: Attention, *, on_step: OnStep | None = None
 ) -> GeneratedVideo:
-    """Make one video.
+    """Make one video; see `generate_videos`."""
+    return generate_videos(pipe, [request], attention, on_step=on_step)[0]
+
+
+def generate_videos(
+    pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention: Attention, *, on_step: OnStep | None = None
+) -> list[GeneratedVideo]:
+    """Make videos together, in one run of the pipeline.
+
+    Each is what it would be alone, to rounding: its noise comes from its own seed.
 
     Args:
         pipe: a Wan or CogVideoX pipeline; it is left as it came.
-        request: what to make.
-        attention: how its self-attention is computed.
+        requests: what to make; they differ in prompt and seed alone.
+        attention: how self-attention is computed.
         on_step: told after each denoising step.
 
     Raises:
-        ValueError: the size does not fit the model, or the model made values that are not finite.
+        ValueError: the requests differ in more, the size does not fit the model, or the model made values that are not
+            finite.
     """
-    check_size(request.width, request.height, request.num_frames, pipeline_divisors(pipe))
+    first = requests[0]
+    if any(replace(request, prompt=first.prompt, seed=first.seed) != first for request in requests):
+        raise ValueError("requests: expected them to differ in prompt and seed alone")
+    check_size(first.width, first.height, first.num_frames, pipeline_divisors(pipe))
     config = _DENSE_PRESET if attention.config is None else attention.config
     with (
         apply_psa(pipe, config, impl=attention.impl, time_layers=True) as handle,
         _transformer_clock(pipe) as clock,
     ):
         began = _now(pipe.device)
-        frames = np.asarray(pipe(**_arguments(pipe, request, on_step)).frames[0], dtype=np.float32)
+        videos = np.asarray(pipe(**_arguments(pipe, requests, on_step)).frames, dtype=np.float32)
         total = _now(pipe.device) - began
         stats = handle.stats()
-    if not np.isfinite(frames).all():
+    if not np.isfinite(videos).all():
         raise ValueError("the model made values that are not finite; try --dtype float32 or bfloat16")
-    return GeneratedVideo(frames, _cost(stats, total, clock.seconds))
+    cost = _cost(stats, total, clock.seconds, len(videos))
+    return [GeneratedVideo(frames, cost) for frames in videos]
 
 
-def _arguments(pipe: DiffusionPipeline, request: VideoRequest, on_step: OnStep | None) -> dict[str, Any]:
+def warm_up(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention: Attention) -> None:
+    """One untimed step each of what a run will do, so that its times hold nothing that is done only once.
+
+    Args:
+        pipe: a Wan or CogVideoX pipeline.
+        requests: as many as are to be made together.
+        attention: how self-attention is computed; where it has dense warm-up steps, dense attention is run as well.
+    """
+    short = [replace(request, num_inference_steps=1) for request in requests]
+    config = attention.config
+    if config is None or config.warmup_steps > 0:
+        generate_videos(pipe, short, DENSE)
+    if config is not None:
+        generate_videos(pipe, short, replace(attention, config=config.replace(warmup_steps=0)))
+
+
+def _arguments(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], on_step: OnStep | None) -> dict[str, Any]:
     """Keyword arguments of the pipeline's call. A setting the pipeline has not is left out where it is None."""
-    arguments = asdict(request)
+    arguments = asdict(requests[0])
     del arguments["seed"], arguments["fps"]
+    arguments["prompt"] = [request.prompt for request in requests]
     if arguments["guidance_scale_2"] is None:
         del arguments["guidance_scale_2"]
     unknown = arguments.keys() - inspect.signature(type(pipe).__call__).parameters.keys()
@@ -117,11 +150,11 @@ def _arguments(pipe: DiffusionPipeline, request: VideoRequest, on_step: OnStep |
             on_step(step + 1)
         return tensors
 
-    generator = torch.Generator("cpu").manual_seed(request.seed)
+    generator = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     return {**arguments, "generator": generator, "output_type": "np", "callback_on_step_end": step_ended}
 
 
-def _cost(stats: PSAStats, total: float, transformer: float) -> Cost:
+def _cost(stats: PSAStats, total: float, transformer: float, videos: int) -> Cost:
     summary = stats.summary
     return Cost(
         total_seconds=total,
@@ -133,6 +166,7 @@ def _cost(stats: PSAStats, total: float, transformer: float) -> Cost:
         run_density=summary.run_density,
         run_density_with_estimation=summary.run_density_with_estimation,
         dense_reasons=tuple(sorted({record.reason for record in stats.records if record.reason is not None})),
+        videos=videos,
     )
 
 

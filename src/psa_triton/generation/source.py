@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
 
 from psa_triton.builtin import tiny_wan_path
-from psa_triton.models import MODELS, ModelSpec, find_model, recognise
+from psa_triton.models import MODELS, ModelSpec, recognise
+from psa_triton.names import unknown_name
 from psa_triton.presets import load_presets_file
 
 _FPS_OF_UNKNOWN_MODELS = 16
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +26,23 @@ class ModelSource:
     """A model to load."""
 
     name: str
-    """A key of the registry, or the full path of a folder."""
+    """A key of the registry, or the full path of a folder with a model that was asked for by its folder."""
     location: str
     """Where diffusers finds it: a folder, or a repository on the Hugging Face hub."""
     pipeline: str
     """Name of the pipeline class in diffusers."""
     spec: ModelSpec | None
-    """What the registry knows about it; None for a folder with an unknown model."""
+    """What it is run with; None for a folder with an unknown model."""
+
+    @property
+    def short_name(self) -> str:
+        """Key, or name of the folder: a name for files."""
+        return Path(self.name).name
+
+    @property
+    def weights(self) -> str:
+        """Where the weights come from, the same on every machine where it is not a folder."""
+        return "built-in" if self.spec is not None and self.spec.hub_id is None else self.location
 
     @property
     def is_folder(self) -> bool:
@@ -56,44 +70,65 @@ class ModelSource:
         return value
 
 
-def find_source(model: str) -> ModelSource:
+def find_source(
+    model: str,
+    *,
+    models: Mapping[str, ModelSpec] = MODELS,
+    weights: str | None = None,
+    otherwise: ModelSpec | None = None,
+) -> ModelSource:
     """The model that a name or a folder stands for; a folder with a known model gets that model's settings.
 
     Args:
-        model: a key of `psa_triton.models`, or the path of a folder as `DiffusionPipeline.save_pretrained` writes it.
+        model: a key of `models`, or the path of a folder as `DiffusionPipeline.save_pretrained` writes it.
+        models: the known models by key.
+        weights: a pipeline folder, or a repository on the hub, to take in place of the key's own.
+        otherwise: settings for a folder whose model is not known; None for none.
 
     Raises:
-        ValueError: neither a key nor a folder, or a folder that is not a pipeline's.
-        FileNotFoundError: the built-in model is asked for and not part of this installation.
+        ValueError: neither a key nor a folder, a folder that is not a pipeline's, or a folder and `weights`.
+        FileNotFoundError: `weights` is no folder, or the built-in model is asked for and not part of this installation.
     """
-    if model not in MODELS and Path(model).is_dir():
-        return _folder_source(model)
-    spec = _find_spec(model)
-    location = str(tiny_wan_path()) if spec.hub_id is None else spec.hub_id
-    return ModelSource(name=model, location=location, pipeline=spec.pipeline, spec=spec)
+    if model not in models:
+        if not Path(model).is_dir():
+            raise ValueError(f"{unknown_name('model', model, models)}; nor is it the path of a folder")
+        if weights is not None:
+            raise ValueError(f"model_path: expected it with a known model's name, got it with the folder {model}")
+        return _folder_source(model, models, otherwise)
+    spec = models[model] if weights is None else replace(models[model], hub_id=weights)
+    if spec.hub_id is None:
+        return ModelSource(name=model, location=str(tiny_wan_path()), pipeline=spec.pipeline, spec=spec)
+    return ModelSource(name=model, location=_location(spec.hub_id), pipeline=spec.pipeline, spec=spec)
 
 
-def _find_spec(model: str) -> ModelSpec:
-    try:
-        return find_model(model)
-    except ValueError as error:
-        raise ValueError(f"{error}; nor is it the path of a folder") from None
+def _location(weights: str) -> str:
+    """A folder that is here as its full path, a repository as it is."""
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        _read_json(folder / "model_index.json")
+        return str(folder.resolve())
+    if _HUB_ID.fullmatch(weights) is None:
+        raise FileNotFoundError(f"model_path: there is no pipeline folder {folder.absolute()}")
+    return weights
 
 
-def _folder_source(folder: str) -> ModelSource:
+def _folder_source(folder: str, models: Mapping[str, ModelSpec], otherwise: ModelSpec | None) -> ModelSource:
     path = Path(folder).resolve()
     index = _read_json(path / "model_index.json")
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or not hasattr(diffusers, pipeline):
         raise ValueError(f"model: {path / 'model_index.json'} names the pipeline {pipeline!r}, which diffusers has not")
-    return ModelSource(name=str(path), location=str(path), pipeline=pipeline, spec=_recognise_folder(path, index))
+    spec = _recognise_folder(path, index, models) or otherwise
+    if spec is not None:
+        spec = replace(spec, hub_id=str(path))
+    return ModelSource(name=str(path), location=str(path), pipeline=pipeline, spec=spec)
 
 
-def _recognise_folder(path: Path, index: dict[str, Any]) -> ModelSpec | None:
+def _recognise_folder(path: Path, index: dict[str, Any], models: Mapping[str, ModelSpec]) -> ModelSpec | None:
     second = index.get("transformer_2") or [None]
     transformer = _read_json(path / "transformer" / "config.json")
     section = recognise(transformer, two_transformers=second[0] is not None)
-    return next((spec for spec in MODELS.values() if spec.preset_section == section), None)
+    return next((spec for spec in models.values() if spec.preset_section == section), None)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

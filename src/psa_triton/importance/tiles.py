@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 
-from psa_triton.dots import current_backend
+from psa_triton.dots import current_backend, dim_tile
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,17 @@ class Tiles:
     """Tiles whose loads are in flight."""
 
 
-def dim_tile(dim: int) -> int:
-    """Head dimension as matrix units take it: the next power of two, at least 16."""
-    return max(triton.next_power_of_2(dim), 16)
-
-
 def scoring_tiles(dim: int, width: int, dtype: torch.dtype) -> Tiles:
     """Tiles of the scoring kernel for rows of `width` tokens, on what this build of torch runs on.
 
-    Chosen so that nothing spills and several programs fit on a multiprocessor: one multiplies while another reduces.
+    Chosen so that nothing spills. Where a row is one short token, query rows are loaded once and several programs fit
+    on a multiprocessor: one multiplies while another reduces. Longer rows are loaded again for every tile of key rows,
+    which is larger so that they are loaded less often.
     """
+    channels = dim_tile(dim)
     is_hip = current_backend() == "hip"
     if dtype == torch.float32:
-        return Tiles(64, 64, min(dim_tile(dim), 32), 4, 1 if is_hip else 2)
-    is_whole = width == 1 and dim_tile(dim) <= 128  # the tile of query rows is loaded once
-    return Tiles(128, 64, dim_tile(dim) if is_whole else min(dim_tile(dim), 64), 8, 2 if is_hip else 3)
+        return Tiles(64, 64, min(channels, 32), 4, 1 if is_hip else 2)
+    if width == 1 and channels <= 128:
+        return Tiles(128, 64, channels, 8, 2 if is_hip else 3)
+    return Tiles(128, 128, min(channels, 64), 8, 2 if is_hip else 3)

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.dots import current_backend, dot, dot_precision
+from psa_triton.dots import current_backend, dim_tile, dot, dot_precision
 from psa_triton.importance.rows import BlockGrid, Estimate
-from psa_triton.importance.tiles import dim_tile, scoring_tiles
+from psa_triton.importance.tiles import scoring_tiles
 from psa_triton.launch import Launch
 from psa_triton.pyramid.triton_kernels import plan_pool
 

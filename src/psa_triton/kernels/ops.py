@@ -5,6 +5,8 @@ Each has a fake form (shapes without values), and the forward a backward. Levels
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,14 +38,14 @@ def attend(
     Returns:
         The output, and the log-sum-exp `[B, Hq, Nq]`, `[0]` if it is not wanted.
     """
-    kwargs = dict(block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale)
+    settings: dict[str, Any] = dict(block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale)
     if impl == "triton":
         from psa_triton.kernels import triton
 
-        out, lse = triton.pyramid_attention(q, k, v, levels, coarsest=coarsest, **kwargs)
+        out, lse = triton.pyramid_attention(q, k, v, levels, coarsest=coarsest, **settings)
         return out, lse if want_lse else lse.new_empty(0)
-    out, lse = cpu.pyramid_attention(q, k, v, levels, return_lse=want_lse, **kwargs)
-    return out, out.new_empty(0, dtype=_wide(q.dtype)) if lse is None else lse
+    out, wanted = cpu.pyramid_attention(q, k, v, levels, return_lse=want_lse, **settings)
+    return out, out.new_empty(0, dtype=_wide(q.dtype)) if wanted is None else wanted
 
 
 @attend.register_fake
@@ -69,12 +71,14 @@ def attend_backward(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v: contiguous, of their shapes and dtype."""
-    kwargs = dict(block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale, grad_lse=grad_lse)
+    settings: dict[str, Any] = dict(
+        block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale, grad_lse=grad_lse
+    )
     if impl == "triton":
         from psa_triton.kernels import triton
 
-        return triton.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, coarsest=coarsest, **kwargs)
-    return cpu.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, **kwargs)
+        return triton.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, coarsest=coarsest, **settings)
+    return cpu.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, **settings)
 
 
 @attend_backward.register_fake

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ def _choose_levels_op(
     thresholds = Thresholds(*sim_thresholds) if sim_thresholds else None
     choice = LevelChoice(block_m, block_n, ratios, mask_mode, min_full_ratio, importance, thresholds)
     return choose_levels(
-        q, k, choice, scale=scale, prefix_tokens=prefix_tokens, is_causal=is_causal, impl=impl
+        q, k, choice, scale=scale, prefix_tokens=prefix_tokens, is_causal=is_causal, impl=cast(Impl, impl)
     )
 
 

@@ -56,7 +56,9 @@ def plan_pool(x: Tensor, out: Tensor, *, block_n: int, finest: int, coarsest: in
             stride_n=x.stride(2),
             stride_d=x.stride(3),
         ),
-        dict(DIM=dim, DIM_TILE=triton.next_power_of_2(dim), FINEST=_log2(finest), COARSEST=_log2(coarsest), TILE=_TOKENS),
+        dict(
+            DIM=dim, DIM_TILE=triton.next_power_of_2(dim), FINEST=_log2(finest), COARSEST=_log2(coarsest), TILE=_TOKENS
+        ),
         warps=4,
     )
 
@@ -118,7 +120,9 @@ def _pool_kernel(
     t = first + tl.arange(0, TILE)
     x += (head // heads) * stride_b + (head % heads) * stride_h
     inside = (t[:, None] < tokens) & (d[None, :] < DIM)
-    total = tl.load(x + t[:, None].to(tl.int64) * stride_n + d[None, :] * stride_d, mask=inside, other=0.0).to(tl.float32)
+    total = tl.load(x + t[:, None].to(tl.int64) * stride_n + d[None, :] * stride_d, mask=inside, other=0.0).to(
+        tl.float32
+    )
 
     before: tl.constexpr = FINEST - 1  # a buffer that starts at a coarser level leaves out the rows of the finer ones
     left_out = padded - (padded >> before)

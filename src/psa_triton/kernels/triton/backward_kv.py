@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.dots import Backend, current_backend, dot, dot_precision
+from psa_triton.dots import Backend, current_backend, dim_tile, dot, dot_precision
 from psa_triton.kernels.triton.backward import Attended
 from psa_triton.kernels.triton.rows import load_lse, load_whole, pooled_bias, strides
 from psa_triton.kernels.triton.schedule import BlockLists, list_blocks
-from psa_triton.kernels.triton.tiles import backward_kv_tiles, dim_tile
+from psa_triton.kernels.triton.tiles import backward_kv_tiles
 from psa_triton.launch import Launch
 from psa_triton.pyramid.triton_kernels import pooled_rows
 

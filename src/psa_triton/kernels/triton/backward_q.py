@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.dots import Backend, current_backend, dot, dot_precision
+from psa_triton.dots import Backend, current_backend, dim_tile, dot, dot_precision
 from psa_triton.kernels.triton.backward import Attended
 from psa_triton.kernels.triton.rows import (
     count_pooled,
@@ -27,7 +27,7 @@ from psa_triton.kernels.triton.rows import (
     whole_tiles,
 )
 from psa_triton.kernels.triton.schedule import BlockLists
-from psa_triton.kernels.triton.tiles import backward_q_tiles, dim_tile
+from psa_triton.kernels.triton.tiles import backward_q_tiles
 from psa_triton.launch import Launch
 from psa_triton.pyramid.triton_kernels import first_row
 

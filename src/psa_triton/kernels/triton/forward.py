@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.dots import Backend, current_backend, dot, dot_precision
+from psa_triton.dots import Backend, current_backend, dim_tile, dot, dot_precision
 from psa_triton.kernels.triton.rows import (
     count_pooled,
     edge_rows,
@@ -28,7 +28,7 @@ from psa_triton.kernels.triton.rows import (
     whole_tiles,
 )
 from psa_triton.kernels.triton.schedule import BlockLists
-from psa_triton.kernels.triton.tiles import dim_tile, forward_tiles
+from psa_triton.kernels.triton.tiles import forward_tiles
 from psa_triton.launch import Launch
 from psa_triton.pyramid.triton_kernels import first_row
 

@@ -2,7 +2,7 @@
 
 A row's list holds block numbers, grouped in *segments*, ascending within each:
 
-* segment 0: blocks at level 1 that are whole (no mask, not cut by the end of the sequence), if the kernel walks them apart;
+* segment 0: blocks at level 1 that are whole: cut neither by a causal mask nor by the end of the sequence;
 * segment 1 + s: the other blocks at level `2 ** s`.
 
 `starts` tells where each segment begins, so a kernel finds the row of the pyramid behind any position by shifts alone.

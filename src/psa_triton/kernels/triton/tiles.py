@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 
-from psa_triton.dots import Backend
-
-SMALLEST_TILE = 16
-"""Matrix units take at least this many rows."""
+from psa_triton.dots import SMALLEST_TILE, Backend, dim_tile
 
 
 @dataclass(frozen=True)
@@ -30,11 +26,6 @@ class Tiles:
 def query_tile(block_m: int) -> int:
     """Query rows that one program holds: a query block, part of a large one, or a small one filled up."""
     return min(max(block_m, SMALLEST_TILE), 128)
-
-
-def dim_tile(dim: int) -> int:
-    """Head dimension as matrix units take it: the next power of two."""
-    return max(triton.next_power_of_2(dim), SMALLEST_TILE)
 
 
 def forward_tiles(dim: int, dtype: torch.dtype, block_m: int, backend: Backend) -> Tiles:

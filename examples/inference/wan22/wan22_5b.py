@@ -1,0 +1,15 @@
+"""Videos from prompts with Wan2.2 5B.
+
+`--help` shows every option; settings of the model are in `examples/configs/model_configs.py`.
+"""
+
+from pathlib import Path
+
+from psa_triton.cli.script import make_script
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "model_configs.py"
+
+app = make_script("wan22_5b", configs=CONFIGS)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,36 @@
+"""The scripts of `examples/inference`: `psa generate` for one family of models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from psa_triton.cli.app import DASH_OR_UNDERSCORE
+from psa_triton.cli.errors import errors_in_one_line
+
+
+class _Script(TyperCommand):
+    """A command that shows an error in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with errors_in_one_line(debug=False):
+            return super().invoke(ctx)
+
+
+def make_script(*models: str, configs: Path) -> typer.Typer:
+    """The command of a script: the options of `psa generate`, dense unless asked otherwise, a new folder for each run.
+
+    Args:
+        models: keys of the models to choose from; the first is the default.
+        configs: the `model_configs.py` that holds the settings people edit.
+    """
+    # torch and diffusers take seconds to import.
+    from psa_triton.cli.generate import Defaults, make_generate
+
+    defaults = Defaults(model=models[0], keys=models, configs=configs, use_psa=False, warm_up=True, timestamp=True)
+    app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, context_settings=DASH_OR_UNDERSCORE)
+    app.command(cls=_Script, epilog=f"Models: {', '.join(models)}.")(make_generate(defaults))
+    return app
