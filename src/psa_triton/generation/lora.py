@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 _DEFAULT_FILE = "pytorch_lora_weights.safetensors"
@@ -87,13 +86,18 @@ def _file_in(folder: Path) -> Path:
 
 
 def _fetch(repo: str, file: str) -> Path:
+    """A file of a hub repository, from the hub or else from the cache of earlier downloads."""
     try:
+        model_info(repo)  # fails at once without network, where `hf_hub_download` would go on trying
         return Path(hf_hub_download(repo, file))
-    except (OSError, EntryNotFoundError, HFValidationError) as error:
+    except Exception as error:  # the HTTP library behind huggingface_hub, and so its errors, depend on the release
+        cached = try_to_load_from_cache(repo, file)
+        if isinstance(cached, str):
+            return Path(cached)
         raise FileNotFoundError(
-            f"lora_path: {repo}/{file} is not on this machine and could not be fetched; where there is network, run "
-            f"`hf download {repo} {file} --local-dir weights`, then give --lora_path weights, or set lora_path in "
-            "examples/configs/model_configs.py"
+            f"lora_path: {repo}/{file} is not on this machine and could not be fetched ({type(error).__name__}); where "
+            f"there is network, run `hf download {repo} {file} --local-dir weights`, then give --lora_path weights, or "
+            "set lora_path in examples/configs/model_configs.py"
         ) from error
 
 

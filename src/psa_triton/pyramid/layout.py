@@ -19,7 +19,7 @@ UNITS_PER_BLOCK = 8
 UNIT_LEVELS = (1, 2, 4, 8)
 """Levels that are read in whole units."""
 
-_TOKENS_AT_ONCE = 8192  # pooled in float32 this many at a time, to bound the scratch memory
+_TOKENS_AT_ONCE = 2048  # pooled in float32 this many at a time, to bound the scratch memory
 
 
 @dataclass(frozen=True)

@@ -42,24 +42,28 @@ def forward_tiles(dim: int, dtype: torch.dtype, block_m: int, backend: Backend) 
 
 
 def backward_q_tiles(dim: int, dtype: torch.dtype, block_m: int, backend: Backend) -> Tiles:
-    """Tiles of the kernel for the gradient of queries.
-
-    Five stages keep two tiles in flight: where they lie is read from a list first, which takes the other stages.
-    """
+    """Tiles of the kernel for the gradient of queries."""
     m, width = query_tile(block_m), dim_tile(dim)
-    if dtype == torch.float32 or width > 128:
-        return Tiles(min(m, 32 if width > 128 else 64), 32, 8 if width > 64 else 4, 1 if backend == "hip" else 2)
-    n = 64 if width <= 64 else 32
-    return Tiles(m, n, 8 if m > 64 else 4, 1 if backend == "hip" else 5)
+    if dtype == torch.float32:
+        size = 16 if width > 128 else 32
+        return Tiles(min(m, size), size, 8 if width > 64 else 4, _backward_stages(dtype, backend))
+    if width > 128:
+        return Tiles(min(m, 32), 32, 8, _backward_stages(dtype, backend))
+    return Tiles(m, 32, 8 if m * width > 128 * 64 else 4, _backward_stages(dtype, backend))
 
 
 def backward_kv_tiles(dim: int, dtype: torch.dtype, block_m: int, block_rows: int, backend: Backend) -> Tiles:
     """Tiles of the kernel for the gradient of keys and values; `block_rows` is what a key block has at the level."""
     m, n, width = query_tile(block_m), max(block_rows, SMALLEST_TILE), dim_tile(dim)
-    if dtype == torch.float32 or width > 128:
-        wide = width > 64
-        return Tiles(
-            min(m, 32), min(n, 32 if dtype == torch.float32 else 64), 8 if wide else 4, 1 if backend == "hip" else 2
-        )
-    n = min(n, 128 if width <= 64 else 64)
-    return Tiles(min(m, 64 if width <= 64 else 32), n, 8 if n > 64 else 4, 1 if backend == "hip" else 5)
+    if dtype == torch.float32:
+        m, n = min(m, 16 if width > 128 else 32), min(n, 16 if width > 64 else 32)
+        return Tiles(m, n, 8 if width > 64 else 4, _backward_stages(dtype, backend))
+    n = min(n, 128 * 64 // max(width, 64))
+    return Tiles(min(m, 32 if width > 64 else 64), n, 8 if n > 64 else 4, _backward_stages(dtype, backend))
+
+
+def _backward_stages(dtype: torch.dtype, backend: Backend) -> int:
+    """Where a tile lies is read from a list first: of five stages that takes half, and two tiles are in flight."""
+    if backend == "hip":
+        return 1
+    return 2 if dtype == torch.float32 else 5
