@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ PRESET = "tiny-wan/psa_balanced"  # five warm-up steps
 
 @pytest.fixture
 def generate(pipeline_folder: Path, tmp_path: Path):
-    """Runs `psa generate` on the small pipeline, into `tmp_path / "out"`."""
+    """Runs `psa generate` on the small pipeline, into `tmp_path / "out" / "small-wan"`."""
 
     def run(*options: str) -> Result:
         small = ["--width", "64", "--height", "64", "--num_frames", "17", "--steps", "6", "--guidance-scale", "1"]
@@ -33,10 +34,10 @@ def names(folder: Path) -> list[str]:
 def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> None:
     result = generate("--prompt", "a red square moving left", "--attention_preset", PRESET, "--seed", "5")
     assert result.exit_code == 0, result.output
-    assert names(tmp_path / "out") == ["video_0000.json", "video_0000.mp4"]
-    video = read_video(tmp_path / "out" / "video_0000.mp4")
+    assert names(tmp_path / "out" / "small-wan") == ["video_0000.json", "video_0000.mp4"]
+    video = read_video(tmp_path / "out" / "small-wan" / "video_0000.mp4")
     assert (video.frames.shape, video.fps) == ((17, 64, 64, 3), 16)
-    sidecar = json.loads((tmp_path / "out" / "video_0000.json").read_text())
+    sidecar = json.loads((tmp_path / "out" / "small-wan" / "video_0000.json").read_text())
     settings, cost = sidecar["settings"], sidecar["cost"]
     assert (settings["seed"], settings["num_inference_steps"], settings["attention"]["preset"]) == (5, 6, PRESET)
     assert settings["attention"]["config"]["warmup_steps"] == 5
@@ -52,7 +53,7 @@ def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> No
     prompts.write_text("a red square\n# no\n\na blue ring\n")
     options = ("--prompt-file", str(prompts), "--attention-preset", PRESET)
     assert generate(*options).exit_code == 0
-    out = tmp_path / "out"
+    out = tmp_path / "out" / "small-wan"
     before = {name: (out / name).stat().st_mtime_ns for name in names(out)}
     assert len(before) == 4
     (out / "video_0001.mp4").unlink()
@@ -76,7 +77,7 @@ def test_changed_settings_are_refused_until_overwrite_is_given(generate, tmp_pat
     assert refused.exit_code == 1
     assert "seed: 42 -> 7" in refused.output
     assert generate(*options, "--seed", "7", "--overwrite").exit_code == 0
-    sidecar = json.loads((tmp_path / "out" / "video_0000.json").read_text())
+    sidecar = json.loads((tmp_path / "out" / "small-wan" / "video_0000.json").read_text())
     assert sidecar["settings"]["seed"] == 7
     assert sidecar["settings"]["attention"]["config"] is None
     assert sidecar["cost"]["run_density"] == 1
@@ -89,7 +90,9 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path
     assert result.exit_code == 1
     assert "1 of 3 videos failed:" in result.output
     assert f"video_0001.mp4 ({failing_prompt}): IndexError" in result.output
-    assert names(tmp_path / "out") == ["video_0000.json", "video_0000.mp4", "video_0002.json", "video_0002.mp4"]
+    made = names(tmp_path / "out" / "small-wan")
+    assert made == ["video_0000.json", "video_0000.mp4", "video_0002.json", "video_0002.mp4"]
+    assert "2 made, 0 skipped, 1 failed; " in result.output
 
 
 @pytest.mark.parametrize(
@@ -113,14 +116,14 @@ def test_bad_options_are_one_line_and_make_nothing(generate, options: list[str],
     assert message in result.output
     assert result.output.startswith("error: ")
     assert result.output.count("\n") == 1
-    assert names(tmp_path / "out") == []
+    assert names(tmp_path / "out" / "small-wan") == []
 
 
 def test_a_size_that_does_not_fit_makes_no_video(generate, tmp_path: Path) -> None:
     result = generate("--prompt", "x", "--dense", "--width", "60")
     assert result.exit_code == 1
     assert "width: expected a multiple of 8, got 60; 64 fits" in result.output
-    assert names(tmp_path / "out") == []
+    assert names(tmp_path / "out" / "small-wan") == []
 
 
 def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -136,7 +139,10 @@ def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline
         check=True,
     )
     assert done.stderr == ""
-    (line,) = done.stdout.splitlines()
-    assert line.startswith("out/video_0000.mp4: ")
+    line, summary = done.stdout.splitlines()
+    assert line.startswith("out/small-wan/video_0000.mp4: ")
     assert line.endswith("dense (dense preset)")
-    assert len(read_video(tmp_path / "out" / "video_0000.mp4").frames) == 5
+    assert re.fullmatch(
+        r"1 made, 0 skipped, 0 failed; \d+\.\d s, mean density .* 100.0%; files in out/small-wan", summary
+    )
+    assert len(read_video(tmp_path / "out" / "small-wan" / "video_0000.mp4").frames) == 5

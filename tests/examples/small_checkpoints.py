@@ -188,9 +188,7 @@ def make_wan22_5b() -> WanPipeline:
 
 def make_wan22_a14b() -> WanPipeline:
     """Two transformers, for high and for low noise."""
-    return _wan(
-        flow_shift=3.0, transformer=_wan_transformer(), transformer_2=_wan_transformer(), boundary_ratio=0.875
-    )
+    return _wan(flow_shift=3.0, transformer=_wan_transformer(), transformer_2=_wan_transformer(), boundary_ratio=0.875)
 
 
 _MAKERS: dict[str, Callable[[], DiffusionPipeline]] = {

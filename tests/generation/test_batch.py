@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,26 +44,28 @@ def make_jobs(folder: Path, *prompts: str, steps: int = 4) -> list[Job]:
     ]
 
 
-def paint(request: VideoRequest, on_step: OnStep) -> GeneratedVideo:
-    """Grey videos, quickly; the prompt `bad` fails."""
-    if request.prompt == "bad":
+def paint(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+    """Grey videos, quickly; the prompt `bad` fails all that are made with it."""
+    if any(request.prompt == "bad" for request in requests):
         raise RuntimeError("no such paint")
     on_step(1)
-    return GeneratedVideo(np.full((5, 32, 32, 3), 0.5, np.float32), COST)
+    return [GeneratedVideo(np.full((5, 32, 32, 3), 0.5, np.float32), COST) for _ in requests]
 
 
-def run(jobs: list[Job]) -> tuple[list[Failure], list[str]]:
+def run(jobs: list[Job], batch_size: int = 1) -> tuple[list[Failure], list[str]]:
     """The failures, and the order of what was told."""
     told: list[str] = []
 
-    def start(job: Job) -> OnStep:
-        told.append(f"start {job.path.name}")
+    def start(batch: Sequence[Job]) -> OnStep:
+        told.append(f"start {' '.join(job.path.name for job in batch)}")
         return lambda done: told.append(f"step {done}")
 
     def end(job: Job, outcome: GeneratedVideo | Failure) -> None:
         told.append(f"{type(outcome).__name__} {job.path.name}")
 
-    failures = run_jobs(jobs, paint, describe=lambda: {"date": "today"}, on_start=start, on_end=end)
+    failures = run_jobs(
+        jobs, paint, batch_size=batch_size, describe=lambda: {"date": "today"}, on_start=start, on_end=end
+    )
     return failures, told
 
 
@@ -88,6 +92,23 @@ def test_a_failure_does_not_stop_the_rest(tmp_path: Path) -> None:
     ]
     assert not jobs[1].path.exists()
     assert pending(jobs) == [jobs[1]]
+
+
+def test_a_failed_batch_is_made_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    jobs = make_jobs(tmp_path, "one", "bad", "three", "four", "five")
+    with caplog.at_level(logging.WARNING, logger="psa_triton"):
+        failures, told = run(jobs, batch_size=2)
+    assert [failure.job for failure in failures] == [jobs[1]]
+    assert told == [
+        "start video_0000.mp4 video_0001.mp4",
+        *("start video_0000.mp4", "step 1", "GeneratedVideo video_0000.mp4"),
+        *("start video_0001.mp4", "Failure video_0001.mp4"),
+        *("start video_0002.mp4 video_0003.mp4", "step 1"),
+        *("GeneratedVideo video_0002.mp4", "GeneratedVideo video_0003.mp4"),
+        *("start video_0004.mp4", "step 1", "GeneratedVideo video_0004.mp4"),
+    ]
+    assert [job.path.exists() for job in jobs] == [True, False, True, True, True]
+    assert caplog.messages == ["a batch of 2 videos failed (no such paint); they are made one by one"]
 
 
 def test_finished_videos_are_not_pending(tmp_path: Path) -> None:
@@ -139,7 +160,7 @@ def test_a_sidecar_that_is_none_is_an_error(content: str, tmp_path: Path) -> Non
 def test_an_interrupt_stops_the_run(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path, "one", "two")
 
-    def interrupted(request: VideoRequest, on_step: OnStep) -> GeneratedVideo:
+    def interrupted(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

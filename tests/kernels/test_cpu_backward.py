@@ -5,17 +5,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, random_levels, tensors
+from accuracy import (
+    DTYPES,
+    assert_gradients_as_good_as_eager,
+    normal_like,
+    oracle_gradients,
+    random_levels,
+    tensors,
+)
 
-from psa_triton.kernels import cpu, pyramid_attention, reference
+from psa_triton.kernels import cpu, pyramid_attention
 from psa_triton.kernels.cpu.unpool import unpool_gradient
 from psa_triton.pyramid import pyramid_layout, write_pyramid
 
 NAMES = ("grad_q", "grad_k", "grad_v")
-
-
-def normal_like(x, seed=1):
-    return torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(x.dtype)
 
 
 def gradients(grad_out, q, k, v, levels, *, grad_lse=None, **kwargs):
@@ -25,51 +28,10 @@ def gradients(grad_out, q, k, v, levels, *, grad_lse=None, **kwargs):
     return cpu.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, grad_lse=grad_lse, **kwargs)
 
 
-def oracle_gradients(grad_out, q, k, v, levels, *, grad_lse=None, **kwargs):
-    inputs = [x.double().requires_grad_() for x in (q, k, v)]
-    out, lse = pyramid_attention(*inputs, levels, impl="reference", return_lse=True, **kwargs)
-    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse.double()
-    return torch.autograd.grad((out, lse), inputs, (grad_out.double(), grad_lse))
-
-
-def eager_gradients(grad_out, q, k, v, levels, *, block_m, block_n, is_causal=False, grad_lse=None):
-    """Autograd through the same mathematics, each step rounded to the dtype of q."""
-    inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-    queries, tokens, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    limit = torch.arange(queries)[:, None] + tokens - queries if is_causal else tokens
-    keys, values = (x.repeat_interleave(group, 1) for x in inputs[1:])
-    logits, means = [], []
-    for level in sorted(set(levels.flatten().tolist()) - {0}):
-        key_mean, count, last = reference.pool(keys, level)
-        sees = (levels == level).repeat_interleave(block_m, 2)[:, :, :queries]
-        sees = sees.repeat_interleave(block_n // level, 3)[..., : len(count)] & (last <= limit)
-        s = (inputs[0] @ key_mean.mT) * q.shape[-1] ** -0.5 + count.log().to(q.dtype)
-        logits.append(s.masked_fill(~sees, -math.inf))
-        means.append(reference.pool(values, level)[0])
-    logits = torch.cat(logits, -1)
-    empty = (logits == -math.inf).all(-1, keepdim=True)
-    logits = logits.masked_fill(empty, 0.0)
-    out = logits.softmax(-1).masked_fill(empty, 0.0) @ torch.cat(means, 2)
-    lse = logits.logsumexp(-1).masked_fill(empty[..., 0], 0.0)
-    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse.to(lse.dtype)
-    return torch.autograd.grad((out, lse), inputs, (grad_out, grad_lse))
-
-
 def check(q, k, v, levels, **kwargs):
-    """Assert that the implementation's gradients are as close to the oracle's as those of eager code."""
     grad_out = normal_like(q)
     grads = gradients(grad_out, q, k, v, levels, **kwargs)
-    expected = oracle_gradients(grad_out, q, k, v, levels, **kwargs)
-    if q.dtype == torch.float64:  # the oracle's own dtype: the two differ by rounding alone
-        torch.testing.assert_close(grads, expected, rtol=1e-12, atol=1e-13)
-        return
-    eager = eager_gradients(grad_out, q, k, v, levels, **kwargs)
-    for name, got, want, plain in zip(NAMES, grads, expected, eager, strict=True):
-        assert got.dtype == q.dtype
-        error, bound = ((x.double() - want).square().mean().sqrt() for x in (got, plain))
-        # As in the forward's bound: float32 sums in another order, and one rounding of the result.
-        rounding = torch.finfo(q.dtype).eps * want.square().mean().sqrt() / 4
-        assert error <= 1.6 * bound + rounding, f"{name}: error {error:.2e}, eager {bound:.2e}"
+    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, **kwargs)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])

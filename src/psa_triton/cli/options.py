@@ -15,7 +15,6 @@ import typer
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
-from rich.logging import RichHandler
 from transformers.utils import logging as transformers_logging
 
 from psa_triton.generation import (
@@ -210,12 +209,23 @@ def read_all_prompts(prompts: list[str], file: Path | None) -> list[str]:
     return prompts
 
 
+class _ConsoleHandler(logging.Handler):
+    """Prints above the progress bars of a console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record))
+
+
 @contextmanager
 def logging_to(console: Console, *, verbose: bool) -> Iterator[None]:
     """Shows the library's log on `console`: warnings, and with `verbose` every sparse attention call."""
     logger = logging.getLogger("psa_triton")
     before = logger.level
-    handler = RichHandler(console=console, show_path=False)
+    handler = _ConsoleHandler(console)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
     try:

@@ -6,7 +6,7 @@ import runpy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
@@ -71,7 +71,8 @@ def configured_models(file: Path | None) -> Mapping[str, ModelSpec]:
 
 
 def _changed(spec: ModelSpec, config: ModelConfig) -> ModelSpec:
-    return replace(spec, **{_FIELDS.get(name, name): value for name, value in config.items()})
+    changes: dict[str, Any] = {_FIELDS.get(name, name): value for name, value in config.items()}
+    return replace(spec, **changes)
 
 
 def _read(file: Path) -> dict[str, ModelConfig]:

@@ -98,18 +98,23 @@ def find_source(
     spec = models[model] if weights is None else replace(models[model], hub_id=weights)
     if spec.hub_id is None:
         return ModelSource(name=model, location=str(tiny_wan_path()), pipeline=spec.pipeline, spec=spec)
-    return ModelSource(name=model, location=_location(spec.hub_id), pipeline=spec.pipeline, spec=spec)
+    return ModelSource(name=model, location=_location(spec.hub_id, spec), pipeline=spec.pipeline, spec=spec)
 
 
-def _location(weights: str) -> str:
+def _location(weights: str, spec: ModelSpec) -> str:
     """A folder that is here as its full path, a repository as it is."""
     folder = Path(weights).expanduser()
     if folder.is_dir():
-        _read_json(folder / "model_index.json")
+        _check_pipeline(folder, _read_json(folder / "model_index.json"), spec)
         return str(folder.resolve())
     if _HUB_ID.fullmatch(weights) is None:
         raise FileNotFoundError(f"model_path: there is no pipeline folder {folder.absolute()}")
     return weights
+
+
+def _check_pipeline(folder: Path, index: dict[str, Any], spec: ModelSpec) -> None:
+    if (found := index.get("_class_name")) != spec.pipeline:
+        raise ValueError(f"model: expected a {spec.pipeline} as {spec.key} is, got a {found} in {folder}")
 
 
 def _folder_source(folder: str, models: Mapping[str, ModelSpec], otherwise: ModelSpec | None) -> ModelSource:
@@ -118,7 +123,10 @@ def _folder_source(folder: str, models: Mapping[str, ModelSpec], otherwise: Mode
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or not hasattr(diffusers, pipeline):
         raise ValueError(f"model: {path / 'model_index.json'} names the pipeline {pipeline!r}, which diffusers has not")
-    spec = _recognise_folder(path, index, models) or otherwise
+    spec = _recognise_folder(path, index, models)
+    if spec is None and otherwise is not None:
+        _check_pipeline(path, index, otherwise)
+        spec = otherwise
     if spec is not None:
         spec = replace(spec, hub_id=str(path))
     return ModelSource(name=str(path), location=str(path), pipeline=pipeline, spec=spec)

@@ -1,4 +1,4 @@
-"""The pooled levels of keys or values, written in one read of them; and back: gradients of rows to those of tokens."""
+"""The pooled levels of keys or values, written in one read of them."""
 
 from __future__ import annotations
 
@@ -63,30 +63,6 @@ def plan_pool(x: Tensor, out: Tensor, *, block_n: int, finest: int, coarsest: in
     )
 
 
-def unpool_add(rows: Tensor, out: Tensor, *, block_n: int, coarsest: int) -> None:
-    """Add to the gradient of tokens what reaches them through the pooled rows: a group's gradient over its count.
-
-    Args:
-        rows: gradient of `pool`'s result (from level 2 on), float32 `[B, H, P, D]`, contiguous.
-        out: gradient of the tokens, `[B, H, N, D]`, contiguous; summed in float32, rounded once.
-        block_n: tokens of a key block.
-        coarsest: the last level of `rows`.
-    """
-    plan_unpool_add(rows, out, block_n=block_n, coarsest=coarsest).run()
-
-
-def plan_unpool_add(rows: Tensor, out: Tensor, *, block_n: int, coarsest: int) -> Launch:
-    """The launch behind `unpool_add`."""
-    batch, heads, tokens, dim = out.shape
-    return Launch(
-        _unpool_add_kernel,
-        (triton.cdiv(tokens, _TOKENS), batch * heads),
-        dict(rows=rows, out=out, tokens=tokens, padded=-(-tokens // block_n) * block_n),
-        dict(DIM=dim, DIM_TILE=triton.next_power_of_2(dim), COARSEST=_log2(coarsest), TILE=_TOKENS),
-        warps=4,
-    )
-
-
 def _log2(level: int) -> int:
     return level.bit_length() - 1
 
@@ -136,24 +112,3 @@ def _pool_kernel(
             where = (group[:, None] < (padded >> s)) & (d[None, :] < DIM)
             mean = (total / count[:, None]).to(out.dtype.element_ty)
             tl.store(out + row[:, None] * DIM + d[None, :], mean, mask=where)
-
-
-@triton.jit
-def _unpool_add_kernel(
-    rows, out, tokens, padded, DIM: tl.constexpr, DIM_TILE: tl.constexpr, COARSEST: tl.constexpr, TILE: tl.constexpr
-):
-    first = tl.program_id(0) * TILE
-    head = tl.program_id(1).to(tl.int64)
-    d = tl.arange(0, DIM_TILE)
-    t = first + tl.arange(0, TILE)
-    inside = (t[:, None] < tokens) & (d[None, :] < DIM)
-    target = out + head * tokens * DIM + t[:, None].to(tl.int64) * DIM + d[None, :]
-    total = tl.load(target, mask=inside, other=0.0).to(tl.float32)
-    rows += head * first_row(COARSEST + 1, padded) * DIM
-    for s in tl.static_range(1, COARSEST + 1):
-        group = t >> s
-        count = tl.minimum(tokens - (group << s), 1 << s).to(tl.float32)
-        row = (first_row(s, padded) + group).to(tl.int64)
-        share = tl.load(rows + row[:, None] * DIM + d[None, :], mask=inside, other=0.0)
-        total += share / tl.maximum(count, 1.0)[:, None]
-    tl.store(target, total.to(out.dtype.element_ty), mask=inside)

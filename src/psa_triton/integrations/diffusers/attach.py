@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+import torch
 from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, WanTransformer3DModel
+from diffusers.utils.torch_utils import is_compiled_module
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.config import PSAConfig
@@ -15,6 +17,7 @@ from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.diffusers import cogvideox, wan
 from psa_triton.integrations.diffusers.processor import PSAProcessor
+from psa_triton.integrations.diffusers.rules import DenseRules
 from psa_triton.integrations.diffusers.state import ForwardState
 from psa_triton.integrations.diffusers.stats import PSAStats, Recorder
 from psa_triton.models import recognise
@@ -44,8 +47,9 @@ _FAMILIES = {
 class _Attachment:
     """The attention layers of one transformer with the processors they got, and its hooks."""
 
-    processors: list[tuple[Any, PSAProcessor]]
+    state: ForwardState
     hooks: list[RemovableHandle]
+    processors: list[tuple[Any, PSAProcessor]]
 
     def check(self, *_: Any) -> None:
         """Hook before each forward: without our processors, nothing would be sparse and nobody would notice.
@@ -68,6 +72,9 @@ class _Attachment:
                 attn.set_processor(processor.dense)
         for hook in self.hooks:
             hook.remove()
+        # Code that was compiled with the hooks may go on calling them.
+        self.processors.clear()
+        self.state.detach()
 
 
 class PSAHandle:
@@ -112,6 +119,8 @@ def apply_psa(
     scheduler: Any = None,
     impl: Impl = "auto",
     min_tokens: int | None = None,
+    dense_last_steps: int = 0,
+    dense_layers: Collection[int] = (),
     time_layers: bool = False,
 ) -> PSAHandle:
     """Attach PSA to the self-attention of a Wan or CogVideoX transformer, until the handle's `remove`.
@@ -127,6 +136,8 @@ def apply_psa(
         scheduler: tells the denoising step; by default the pipeline's, whichever it has at the time.
         impl: implementation of the operator, as in `psa_attention`.
         min_tokens: shorter sequences run dense; by default those of fewer than two key blocks.
+        dense_last_steps: number of denoising steps at the end that run dense, like `config.warmup_steps` at the start.
+        dense_layers: indexes of transformer blocks that run dense in every step.
         time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
 
     Returns:
@@ -135,29 +146,29 @@ def apply_psa(
     Raises:
         TypeError: if an argument is of a class that isn't supported.
         ValueError: if PSA is attached already, if a preset is asked for by name and the model isn't recognised, or if
-            there are warm-up steps and no scheduler to tell them by.
+            there are dense steps and no scheduler to tell them by; if `dense_last_steps` or `dense_layers` is out of
+            range; if the transformer is compiled already.
     """
     transformers = _transformers(pipe_or_transformer)
     for name, transformer in transformers.items():
         _check_unattached(name, transformer)
     config = _config(config_or_preset, transformers)
+    rules = DenseRules(config, min_tokens, dense_last_steps, frozenset(dense_layers))
+    for transformer in transformers.values():
+        rules.check(layers=len(_family(transformer).attentions(transformer)))
     read_scheduler = _scheduler_reader(pipe_or_transformer, scheduler)
-    if config is not None and config.warmup_steps > 0 and read_scheduler() is None:
+    if rules.need_steps and read_scheduler() is None:
         raise ValueError(
-            f"scheduler: expected one, as warmup_steps = {config.warmup_steps} and a transformer alone does not know "
-            "the denoising step; pass scheduler=, or the pipeline, or a config with warmup_steps=0"
+            f"scheduler: expected one, as warmup_steps = {config and config.warmup_steps} and dense_last_steps = "
+            f"{dense_last_steps}, and a transformer alone does not know the denoising step; pass scheduler=, or the "
+            "pipeline, or have neither"
         )
     recorder = Recorder(
         estimation_cost=0.0 if config is None else estimation_cost(config.importance, config.block_m, config.block_n),
         timed=time_layers or (config is not None and config.verbose),
     )
     attachments = [
-        _attach(
-            transformer,
-            ForwardState(
-                name, config, read_scheduler=read_scheduler, recorder=recorder, impl=impl, min_tokens=min_tokens
-            ),
-        )
+        _attach(transformer, ForwardState(name, rules, read_scheduler=read_scheduler, recorder=recorder, impl=impl))
         for name, transformer in transformers.items()
     ]
     return PSAHandle(config, recorder, attachments)
@@ -165,7 +176,7 @@ def apply_psa(
 
 def _attach(transformer: Transformer, state: ForwardState) -> _Attachment:
     family = _family(transformer)
-    attachment = _Attachment([], family.register_hooks(transformer, state))
+    attachment = _Attachment(state, family.register_hooks(transformer, state), [])
     attachment.hooks.append(transformer.register_forward_pre_hook(attachment.check))
     for layer, attn in enumerate(family.attentions(transformer)):
         processor = family.processor(attn.processor, layer, state)
@@ -188,15 +199,26 @@ def _family(transformer: Any) -> _Family:
 def _transformers(target: Any) -> dict[str, Transformer]:
     """The supported transformers of a pipeline by the names they have there."""
     if not isinstance(target, DiffusionPipeline):
+        _check_uncompiled("transformer", target)
         _family(target)
         return {"transformer": target}
     named = {name: getattr(target, name, None) for name in ("transformer", "transformer_2")}
     found = {name: module for name, module in named.items() if module is not None}
     if not found:
         raise TypeError(f"pipe_or_transformer: expected a pipeline with a transformer, got {type(target).__name__}")
-    for module in found.values():
+    for name, module in found.items():
+        _check_uncompiled(name, module)
         _family(module)
     return found
+
+
+def _check_uncompiled(name: str, target: Any) -> None:
+    modules = target.modules() if isinstance(target, torch.nn.Module) else []
+    if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in modules):
+        raise ValueError(
+            f"pipe_or_transformer: its {name} is compiled already, and compiled code does not see hooks and processors "
+            "that come later; call apply_psa first, then compile"
+        )
 
 
 def _check_unattached(name: str, transformer: Transformer) -> None:

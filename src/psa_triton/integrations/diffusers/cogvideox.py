@@ -11,6 +11,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.integrations.diffusers.arguments import Call, argument, with_argument
+from psa_triton.integrations.diffusers.parallel import head_parallel
 from psa_triton.integrations.diffusers.processor import PSAProcessor, project_out, project_qkv
 from psa_triton.integrations.diffusers.state import ForwardState
 
@@ -21,6 +22,7 @@ Joint = tuple[torch.Tensor, torch.Tensor]
 class CogVideoXPSAProcessor(PSAProcessor):
     """Joint attention of a CogVideoX block (`attn1`) over text tokens, then visual tokens."""
 
+    @torch.compiler.disable(recursive=False)
     def __call__(
         self,
         attn: Attention,
@@ -42,9 +44,9 @@ class CogVideoXPSAProcessor(PSAProcessor):
             The attended visual and text tokens.
         """
         text = encoder_hidden_states.shape[1]
-        tokens = text + hidden_states.shape[1]
-        with self._state.call(self._layer, tokens, attention_mask, hidden_states.device) as call:
-            if call.config is None:
+        visual, device = hidden_states.shape[1], hidden_states.device
+        with self._state.call(self._layer, visual, text, attention_mask, device) as call:
+            if call.config is None and self._state.parallel is None:
                 return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
             projected = project_qkv(attn, torch.cat([encoder_hidden_states, hidden_states], dim=1))
             query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in projected)
@@ -73,6 +75,7 @@ def register_hooks(transformer: CogVideoXTransformer3DModel, state: ForwardState
             prefix_tokens=argument(args, kwargs, 1, "encoder_hidden_states").shape[1],
             masked=attention_kwargs.get("attention_mask") is not None,
             cached=module.is_cache_enabled,
+            parallel=head_parallel(module),
         )
         rotary = argument(args, kwargs, 5, "image_rotary_emb")
         if rotary is None:
@@ -92,6 +95,23 @@ def register_hooks(transformer: CogVideoXTransformer3DModel, state: ForwardState
         transformer.transformer_blocks[0].register_forward_pre_hook(permute_tokens, with_kwargs=True),
         transformer.transformer_blocks[-1].register_forward_hook(restore_tokens),
     ]
+
+
+def context_parallel_plan() -> dict[str, Any]:
+    """How to split tokens between processes, as the `cp_plan` of `CogVideoXTransformer3DModel.enable_parallelism`.
+
+    diffusers has no plan of its own for this class, and its attention processors would attend within each share: a
+    transformer with this plan is right while PSA is attached, be it with a dense preset, and not without.
+    """
+    # Public by their use as `cp_plan`, but exported nowhere else; and older releases of diffusers do not have them.
+    from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+
+    tables = ContextParallelInput(split_dim=0, expected_dims=2)
+    return {
+        "": {"image_rotary_emb": [tables, tables]},
+        "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
 
 
 def _rotate(x: torch.Tensor, rotary: Rotary | None, text: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,17 +12,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
+from psa_triton.integrations.diffusers.parallel import HeadParallel
+from psa_triton.integrations.diffusers.rules import DenseRules
 from psa_triton.integrations.diffusers.stats import CallKey, Recorder
 from psa_triton.integrations.diffusers.steps import denoising_step
 from psa_triton.levels import read_density
 from psa_triton.ordering import TokenOrder, grid_order
-
-MIN_KEY_BLOCKS = 2
-"""A sequence of fewer key blocks than this runs dense: with a single block there is nothing to choose from."""
 
 logger = logging.getLogger("psa_triton")
 
@@ -39,38 +40,30 @@ class AttentionCall:
 class ForwardState:
     """The forward under way in one transformer: its denoising step, grid, token order, and whether it is sparse.
 
-    It holds until the next forward begins, so that blocks recomputed by gradient checkpointing see the same.
+    It holds until the next forward begins, so that blocks recomputed by gradient checkpointing see the same. (Run
+    backward before the next forward then.) `torch.compile` leaves it out of its graphs: they would be compiled anew for
+    each step.
 
     Args:
         name: of the transformer in the pipeline.
-        config: the attention to run; None runs everything dense.
+        rules: the attention to run, and what runs dense.
         read_scheduler: gives the scheduler in use now; None where no scheduler is known.
         recorder: where calls and gathers are counted.
         impl: implementation of the operator, as in `psa_attention`.
-        min_tokens: shorter sequences run dense; None for `MIN_KEY_BLOCKS` key blocks.
     """
 
     def __init__(
-        self,
-        name: str,
-        config: PSAConfig | None,
-        *,
-        read_scheduler: Callable[[], Any],
-        recorder: Recorder,
-        impl: Impl,
-        min_tokens: int | None,
+        self, name: str, rules: DenseRules, *, read_scheduler: Callable[[], Any], recorder: Recorder, impl: Impl
     ) -> None:
         self._name = name
-        self._config = config
+        self._rules = rules
         self._read_scheduler = read_scheduler
         self._recorder = recorder
         self._impl = impl
-        self._min_tokens = min_tokens
-        self._step: int | None = None
-        self._grid: tuple[int, int, int] | None = None
-        self._dense_reason: str | None = "outside a transformer forward"
-        self._order: Callable[..., TokenOrder] | None = None
+        self._detached = False
+        self.end()
 
+    @torch.compiler.disable
     def begin(
         self,
         timestep: torch.Tensor | float,
@@ -79,6 +72,7 @@ class ForwardState:
         prefix_tokens: int = 0,
         masked: bool = False,
         cached: bool = False,
+        parallel: HeadParallel | None = None,
     ) -> None:
         """Note what the forward that starts now works on.
 
@@ -89,15 +83,49 @@ class ForwardState:
             masked: whether an attention mask comes along.
             cached: whether a step cache keeps block outputs from one step to the next. They are only of use in the
                 order they were made in, so dense steps are reordered as well.
+            parallel: how tokens are shared between processes.
         """
+        if self._detached:
+            return
+        self._step, steps = None, 0
         scheduler = self._read_scheduler()
-        self._step = None if scheduler is None else denoising_step(timestep, scheduler.timesteps)
+        if scheduler is not None:
+            self._step, steps = denoising_step(timestep, scheduler.timesteps), len(scheduler.timesteps)
+        self.timestep = timestep
         self._grid = grid
-        frames, height, width = grid
-        self._dense_reason = self._why_dense(prefix_tokens + frames * height * width, masked)
+        self._visual_tokens = math.prod(grid)
+        self._parallel = parallel
+        tokens = prefix_tokens + self._visual_tokens
+        self._dense_reason = self._rules.of_forward(self._step, steps, tokens, masked)
         self._order = None if masked or (self._dense_reason and not cached) else self._grid_order(grid)
         self._recorder.forwards += 1
 
+    def end(self) -> None:
+        """Forget the forward: attention that is called now runs dense, on tokens in their own order."""
+        self.timestep: torch.Tensor | float | None = None
+        self._step: int | None = None
+        self._grid: tuple[int, int, int] | None = None
+        self._visual_tokens = 0
+        self._parallel: HeadParallel | None = None
+        self._dense_reason: str | None = "outside a transformer forward"
+        self._order: Callable[..., TokenOrder] | None = None
+
+    def detach(self) -> None:
+        """Do nothing from now on: compiled code may go on calling the hooks that were removed."""
+        self._detached = True
+        self.end()
+
+    @property
+    def parallel(self) -> HeadParallel | None:
+        """How tokens are shared between processes in this forward."""
+        return self._parallel
+
+    @property
+    def reorders(self) -> bool:
+        """Whether this forward's blocks see visual tokens in another order than their own."""
+        return self._order is not None
+
+    @torch.compiler.disable
     def permute(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """`x` with its visual tokens, along `dim`, in the order of this forward; `x` itself if there is none."""
         if self._order is None:
@@ -105,15 +133,30 @@ class ForwardState:
         self._recorder.gathers += 1
         return self._order(device=x.device).apply(x, dim=dim)
 
+    @torch.compiler.disable
     def restore(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """The inverse of `permute`."""
+        """The inverse of `permute`. Where tokens are shared between processes, `x` is one share, and so is the result.
+
+        What comes after the blocks expects its own share of the tokens: they are gathered from all processes for it.
+        """
         if self._order is None:
             return x
         self._recorder.gathers += 1
-        return self._order(device=x.device).restore(x, dim=dim)
+        order = self._order(device=x.device)
+        if self._parallel is None:
+            return order.restore(x, dim=dim)
+        whole = self._parallel.join(x, dim, self._visual_tokens)
+        return self._parallel.share(order.restore(whole, dim=dim), dim)
+
+    def permute_share(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """`permute`, and of that the share of this process where tokens are shared."""
+        permuted = self.permute(x, dim)
+        return permuted if self._parallel is None else self._parallel.share(permuted, dim)
 
     @contextmanager
-    def call(self, layer: int, tokens: int, mask: torch.Tensor | None, device: torch.device) -> Iterator[AttentionCall]:
+    def call(
+        self, layer: int, visual_tokens: int, prefix_tokens: int, mask: torch.Tensor | None, device: torch.device
+    ) -> Iterator[AttentionCall]:
         """One attention call: says whether it is to run dense, and records how it went.
 
         Raises:
@@ -121,11 +164,12 @@ class ForwardState:
         """
         if mask is not None and self._order is not None:
             raise ValueError("attention_mask: expected None inside a block whose tokens are reordered, got a mask")
-        reason = "attention mask" if mask is not None else self._dense_reason
-        call = AttentionCall(self._config if reason is None else None)
+        reason = "attention mask" if mask is not None else self._dense_reason or self._rules.of_layer(layer)
+        call = AttentionCall(self._rules.config if reason is None else None)
         started = self._clock(device)
         yield call
         seconds = self._clock(device) - started
+        tokens = prefix_tokens + (visual_tokens if self._parallel is None else self._visual_tokens)
         self._recorder.add(CallKey(self._name, layer, self._step, tokens, reason), call.density, seconds)
         if call.config is not None and call.config.verbose:
             logger.info(
@@ -133,21 +177,34 @@ class ForwardState:
                 *(self._name, layer, self._step, tokens, float(call.density), seconds),
             )
 
+    @torch.compiler.disable
     def attend(
-        self, config: PSAConfig, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sparse attention of this forward.
+        self, config: PSAConfig | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Attention of this forward; where tokens are shared between processes, they are exchanged for heads.
 
         Args:
-            config: how, from the `AttentionCall`.
+            config: how, from the `AttentionCall`; None: dense.
             q: `[B, H, N, D]`, like `k` and `v`; transposed views are fine.
             k: keys.
             v: values.
             prefix_tokens: text tokens at the start of the sequence.
 
         Returns:
-            `[B, H, N, D]`, and the density (a scalar).
+            `[B, H, N, D]`, and the density (a scalar), of this process's heads where they are shared.
         """
+        if self._parallel is None:
+            return self._attend_whole(config, q, k, v, prefix_tokens)
+        heads = q.shape[1]
+        q, k, v = self._parallel.to_heads(torch.stack([q, k, v]), self._visual_tokens, prefix_tokens)
+        out, density = self._attend_whole(config, q, k, v, prefix_tokens)
+        return self._parallel.to_tokens(out, heads, prefix_tokens), density
+
+    def _attend_whole(
+        self, config: PSAConfig | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        if config is None:
+            return scaled_dot_product_attention(q, k, v), 1.0
         # Tokens already lie along the curve or in tiles; clusters are found anew in each layer.
         grid = self._grid if config.rearrange_method in ("SemanticAware", "Hybrid") else None
         out, levels = sparse_attention(q, k, v, config, grid=grid, prefix_tokens=prefix_tokens, impl=self._impl)
@@ -156,21 +213,9 @@ class ForwardState:
         )
         return out, density.mean()
 
-    def _why_dense(self, tokens: int, masked: bool) -> str | None:
-        if self._config is None:
-            return "dense preset"
-        if masked:
-            return "attention mask"
-        least = MIN_KEY_BLOCKS * self._config.block_n if self._min_tokens is None else self._min_tokens
-        if tokens < least:
-            return f"fewer than {least} tokens"
-        if self._step is not None and self._step < self._config.warmup_steps:
-            return "warm-up"
-        return None
-
     def _grid_order(self, grid: tuple[int, int, int]) -> Callable[..., TokenOrder] | None:
         """The one order of all layers, where it follows from the grid alone; made on the device where it is needed."""
-        config = self._config
+        config = self._rules.config
         if config is None or not config.use_rearrange:
             return None
         method = config.rearrange_method

@@ -10,6 +10,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.integrations.diffusers.arguments import Call, argument, with_argument
+from psa_triton.integrations.diffusers.parallel import head_parallel
 from psa_triton.integrations.diffusers.processor import PSAProcessor, project_out, project_qkv
 from psa_triton.integrations.diffusers.state import ForwardState
 
@@ -19,6 +20,7 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 class WanPSAProcessor(PSAProcessor):
     """Self-attention of a Wan block (`attn1`)."""
 
+    @torch.compiler.disable(recursive=False)
     def __call__(
         self,
         attn: WanAttention,
@@ -28,7 +30,7 @@ class WanPSAProcessor(PSAProcessor):
         rotary_emb: Rotary | None = None,
     ) -> torch.Tensor:
         """Attend as diffusers' `WanAttnProcessor` does; `hidden_states [B, N, C]`, rotary tables `[1, N, 1, D]`."""
-        with self._state.call(self._layer, hidden_states.shape[1], attention_mask, hidden_states.device) as call:
+        with self._state.call(self._layer, hidden_states.shape[1], 0, attention_mask, hidden_states.device) as call:
             if call.config is None:
                 return self.dense(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
             query, key, value = project_qkv(attn, hidden_states)
@@ -62,16 +64,28 @@ def register_hooks(transformer: WanTransformer3DModel, state: ForwardState) -> l
             argument(args, kwargs, 1, "timestep"),
             (frames // p_t, height // p_h, width // p_w),
             cached=module.is_cache_enabled,
+            parallel=head_parallel(module),
         )
 
     def permute_rotary(module: torch.nn.Module, args: tuple[Any, ...], output: Rotary) -> Rotary:
-        cos, sin = output
-        return state.permute(cos, dim=1), state.permute(sin, dim=1)
+        if not state.reorders:
+            return output
+        # Where tokens are shared between processes, `output` is one share of the tables in the tokens' own order.
+        cos, sin = output if state.parallel is None else type(module).forward(module, *args)
+        return state.permute_share(cos, dim=1), state.permute_share(sin, dim=1)
 
-    def permute_modulation(module: torch.nn.Module, args: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+    def permute_modulation(
+        module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
         out_modulation, block_modulation, *rest = output
-        per_token = block_modulation.ndim == 3
-        return (out_modulation, state.permute(block_modulation, dim=1) if per_token else block_modulation, *rest)
+        if not state.reorders or block_modulation.ndim != 3:
+            return output
+        if state.parallel is None:
+            return out_modulation, state.permute(block_modulation, dim=1), *rest
+        # `output` is of one share of the timesteps: of other tokens than those that this process gets of the new order.
+        timestep = state.permute_share(state.timestep, dim=1).flatten()
+        args, kwargs = with_argument(args, kwargs, 0, "timestep", timestep)
+        return out_modulation, type(module).forward(module, *args, **kwargs)[1], *rest
 
     def permute_tokens(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         tokens = argument(args, kwargs, 0, "hidden_states")
@@ -83,7 +97,7 @@ def register_hooks(transformer: WanTransformer3DModel, state: ForwardState) -> l
     return [
         transformer.register_forward_pre_hook(begin, with_kwargs=True),
         transformer.rope.register_forward_hook(permute_rotary),
-        transformer.condition_embedder.register_forward_hook(permute_modulation),
+        transformer.condition_embedder.register_forward_hook(permute_modulation, with_kwargs=True),
         transformer.blocks[0].register_forward_pre_hook(permute_tokens, with_kwargs=True),
         transformer.blocks[-1].register_forward_hook(restore_tokens),
     ]

@@ -111,13 +111,6 @@ def pooled_bias(shift, token, is_row, tokens, SHIFTS: tl.constexpr):
 
 
 @triton.jit
-def log_count(shift, count, is_row):
-    """log2 of a group's tokens, -inf where there is no row."""
-    exact = tl.where(count == (1 << shift), shift.to(tl.float32), tl.log2(tl.maximum(count, 1).to(tl.float32)))
-    return tl.where(is_row, exact, float("-inf"))
-
-
-@triton.jit
 def load_whole(row, d, DIM: tl.constexpr, DIM_TILE: tl.constexpr):
     """Rows that all exist, at pointers `row` `[R, 1]`, whose dimensions lie at `d` `[1, DIM_TILE]` behind them."""
     if DIM == DIM_TILE:
