@@ -88,7 +88,9 @@ def _encode(path: Path, pixels: NDArray[np.uint8], rate: Fraction) -> None:
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            # Converted before the encoder has it: what it converts itself races with its threads.
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
         container.mux(stream.encode())
 
 

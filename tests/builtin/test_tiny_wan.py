@@ -81,4 +81,3 @@ def test_videos_show_what_was_asked_for_dense_and_with_psa(pipe: WanPipeline) ->
     assert dense["colour"] >= 0.9 and dense["direction"] >= 0.9 and dense["shape"] >= 0.75, dense
     for name, value in dense.items():
         assert sparse[name] >= value - 0.03, (name, dense, sparse)
-    print({"dense": dense, "sparse": sparse, "density": summary.sparse_density})

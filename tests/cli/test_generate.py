@@ -65,7 +65,8 @@ def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> No
     assert len(read_video(out / "video_0001.mp4").frames) == 17
 
     third = generate(*options)
-    assert third.output.count("skipped") == 2
+    assert third.output.count("finished before, skipped") == 2
+    assert f"0 made, 2 skipped, 0 failed; 0.0 s; files in {out}" in third.output
     seeds = [json.loads((out / f"video_000{i}.json").read_text())["settings"]["seed"] for i in (0, 1)]
     assert seeds == [42, 43]
 
@@ -104,7 +105,9 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path
         pytest.param(["--prompt_file", "nothing.txt"], "there is no file nothing.txt", id="no-file"),
         pytest.param(["--prompt", "x"], "give SECTION/PRESET", id="unknown-model-without-preset"),
         pytest.param(["--prompt", "x", "--model", "tiny-wam"], "did you mean 'tiny-wan'", id="model"),
-        pytest.param(["--prompt", "x", "--dense", "--attention-preset", PRESET], "--dense alone", id="dense-preset"),
+        pytest.param(
+            ["--prompt", "x", "--dense", "--attention-preset", PRESET], "got dense attention", id="dense-preset"
+        ),
         pytest.param(["--prompt", "x", "--attention-preset", "tiny-wan/psa"], "unknown preset 'psa'", id="preset"),
         pytest.param(["--prompt", "x", "--dense", "--device", "gpu"], "device: 'gpu'", id="device"),
         pytest.param(["--prompt", "x", "--dense", "--steps", "0"], "num_inference_steps", id="steps"),

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from psa_triton.cli.app import app as psa
 from psa_triton.presets import shipped_presets
-from psa_triton.video import read_video
+from psa_triton.video import read_video, write_video
 
 CHECKOUT = Path(__file__).parents[2]
 SCRIPTS = ["cogvideo/cogvideo_5b.py", "wan21/wan21_1.3b.py", "wan21/wan21_14b.py", "wan22/wan22_5b.py"]
@@ -144,13 +144,22 @@ def test_the_4_step_lora_as_a_program(quick_lora: tuple[str, ...], lora_file: Pa
     assert found["cost"]["dense_reasons"] == [], "the 4-step preset has no dense warm-up"
 
 
-def test_psa_generate_is_the_same_thing(run, quick_lora: tuple[str, ...], tmp_path: Path) -> None:
+def test_psa_generate_is_the_same_thing(
+    run, quick_lora: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def write(path: Path, frames: np.ndarray, *, fps: float) -> None:
+        made.append(frames)
+        write_video(path, frames, fps=fps)
+
+    monkeypatch.setattr("psa_triton.generation.batch.write_video", write)
     assert run(COGVIDEO, *quick_lora, "--use_psa").exit_code == 0
     result = CliRunner().invoke(psa, ["generate", *PROMPT, *quick_lora, "--output_dir", str(tmp_path / "psa")])
     assert result.exit_code == 0, result.output
     first, second = (tmp_path / folder / "cogvideo_5b_lora" / "video_0000.mp4" for folder in ("out", "psa"))
     assert sidecar(first)["settings"] == sidecar(second)["settings"]
-    assert np.array_equal(read_video(first).frames, read_video(second).frames)
+    np.testing.assert_array_equal(*made)
 
 
 def test_a_lora_path_edited_into_model_configs_works_for_script_and_command(
@@ -247,7 +256,8 @@ def test_verbose_tells_of_every_sparse_call_and_settings_stay_the_same(run, quic
         pytest.param(("--prompt", " "), "expected a prompt", id="prompt"),
         pytest.param(("--model", "wan21_14b"), "unknown model 'wan21_14b'. Known: cogvideo1.5_5b", id="model"),
         pytest.param(("--model_path", "./none"), "there is no pipeline folder", id="folder"),
-        pytest.param(("--dense", "--attention_preset", "baseline"), "--dense alone", id="dense"),
+        pytest.param(("--dense", "--attention_preset", "baseline"), "got dense attention", id="dense"),
+        pytest.param(("--config", "own.yaml"), "expected --use-psa with --attention-preset or --config", id="config"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_loaded(

@@ -34,6 +34,16 @@ def test_the_file_of_the_checkout_is_found() -> None:
     assert checkout_model_configs() == SHIPPED
 
 
+def test_a_file_beside_an_installed_package_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "examples" / "configs" / "model_configs.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("MODEL_CONFIGS = {}\n")
+    monkeypatch.setattr("psa_triton.generation.model_configs._CHECKOUT", tmp_path)
+    assert checkout_model_configs() == file
+    monkeypatch.setattr("psa_triton.generation.model_configs._PACKAGE", tmp_path / "libraries" / "psa_triton")
+    assert checkout_model_configs() is None
+
+
 def test_without_a_file_the_registry_is_used() -> None:
     assert configured_models(None) == MODELS
 

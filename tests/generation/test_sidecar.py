@@ -10,11 +10,15 @@ import pytest
 import torch
 
 import psa_triton
+from psa_triton.config import PSAConfig
 from psa_triton.generation import (
     DENSE,
+    Attention,
+    Lora,
     ModelSource,
     VideoRequest,
     choose_attention,
+    find_source,
     settings_of,
     surroundings,
     write_json,
@@ -29,7 +33,8 @@ def test_settings_name_everything_that_determines_a_video_and_survive_json(
 ) -> None:
     attention = choose_attention(source, "tiny-wan/psa_balanced")
     settings = settings_of(source, request_320, attention, device=CPU, dtype=torch.bfloat16)
-    assert settings["model"] == source.location
+    assert settings["model"] == settings["weights"] == source.location
+    assert settings["lora"] is None
     assert settings["attention"]["config"]["block_n"] == 32
     assert (settings["device"], settings["dtype"], settings["seed"]) == ("cpu", "bfloat16", 42)
     write_json(tmp_path / "s.json", {"settings": settings})
@@ -43,6 +48,18 @@ def test_a_changed_seed_attention_or_type_is_a_difference(source: ModelSource, r
     before = settings(request_320, torch.float32)
     after = settings(replace(request_320, seed=1), torch.float16)
     assert differences(before, after) == "seed: 42 -> 1, dtype: 'float32' -> 'float16'"
+
+
+def test_the_built_in_model_and_a_lora_are_named_the_same_on_every_machine(request_320: VideoRequest) -> None:
+    lora = Lora(path="GYP666/BLADE/x.safetensors", file=Path("/here/x.safetensors"), sha256="ab")
+    settings = settings_of(find_source("tiny-wan"), request_320, DENSE, device=CPU, dtype=torch.float32, lora=lora)
+    assert (settings["model"], settings["weights"]) == ("tiny-wan", "built-in")
+    assert settings["lora"] == {"path": "GYP666/BLADE/x.safetensors", "sha256": "ab"}
+
+
+def test_verbose_is_no_part_of_what_determines_a_video() -> None:
+    quiet, loud = (Attention(name="a/b", config=PSAConfig(verbose=verbose)) for verbose in (False, True))
+    assert quiet.as_dict() == loud.as_dict()
 
 
 def test_differences_are_found_in_nested_added_and_removed_settings() -> None:

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from psa_triton.config import PSAConfig
-from psa_triton.generation import DENSE, Attention, VideoRequest, generate_video
+from psa_triton.generation import DENSE, Attention, VideoRequest, generate_video, generate_videos, warm_up
 
 # Two of ten key blocks, read in full.
 FIFTH = Attention(
@@ -39,6 +39,47 @@ def test_a_seed_gives_the_same_video_again_and_another_seed_another(
     other = generate_video(pipe, replace(request_320, seed=43), FIFTH).frames
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_videos_made_together_are_those_made_alone(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
+    requests = [
+        replace(request_320, guidance_scale=2.0, negative_prompt="blue"),
+        replace(request_320, guidance_scale=2.0, negative_prompt="blue", prompt="a blue ring", seed=7),
+    ]
+    together = generate_videos(pipe, requests, FIFTH)
+    alone = [generate_video(pipe, request, FIFTH) for request in requests]
+    assert np.abs(alone[0].frames - alone[1].frames).max() > 0.1
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one.frames, other.frames, atol=1e-4)
+    assert [video.cost.videos for video in (*together, *alone)] == [2, 2, 1, 1]
+    assert together[0].cost == together[1].cost, "they share one cost"
+
+
+def test_videos_made_together_differ_in_prompt_and_seed_alone(
+    pipe: DiffusionPipeline, request_320: VideoRequest
+) -> None:
+    with pytest.raises(ValueError, match="differ in prompt and seed alone"):
+        generate_videos(pipe, [request_320, replace(request_320, num_inference_steps=3)], DENSE)
+
+
+@pytest.mark.parametrize(("attention", "expected"), [(DENSE, [False]), (FIFTH, [False, True])], ids=["dense", "psa"])
+def test_a_warm_up_is_a_step_of_each_attention_that_will_run(
+    attention: Attention,
+    expected: list[bool],
+    pipe: DiffusionPipeline,
+    request_320: VideoRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sparse = []
+
+    def record(pipe, requests, attention):
+        (video,) = generate_videos(pipe, requests, attention)
+        assert requests[0].num_inference_steps == 1
+        sparse.append(video.cost.attention_density is not None)
+
+    monkeypatch.setattr("psa_triton.generation.single.generate_videos", record)
+    warm_up(pipe, [request_320], attention)
+    assert sparse == expected
 
 
 def test_cost_of_a_sparse_video_by_hand(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:

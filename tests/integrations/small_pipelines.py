@@ -11,15 +11,26 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     DiffusionPipeline,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 TEXT_DIM = 32
 TEXT_TOKENS = 13
@@ -125,6 +136,65 @@ def make_cogvideox_pipeline(transformer: CogVideoXTransformer3DModel | None = No
     return pipe
 
 
+def make_wan_image_pipeline(*, expand_timesteps: bool = False, two_transformers: bool = False) -> DiffusionPipeline:
+    """A `WanImageToVideoPipeline` as Wan2.1's, with image tokens as keys; as Wan2.2-5B's, with a timestep per token; or
+    as A14B's, with two transformers. The first wants `max_sequence_length=512`: it takes so many keys for text.
+    """
+    encoder = processor = None
+    if expand_timesteps or two_transformers:
+        channels = {} if expand_timesteps else {"in_channels": 36}
+        first = make_wan_transformer(**channels)
+    else:
+        first = make_wan_transformer(in_channels=36, image_dim=24, added_kv_proj_dim=64)
+        small_image_encoder = {"hidden_size": 24, "intermediate_size": 32, "image_size": 8, "patch_size": 4}
+        with _seeded(1):
+            encoder = CLIPVisionModel(
+                CLIPVisionConfig(**small_image_encoder, num_hidden_layers=2, num_attention_heads=2)
+            ).eval()
+        processor = CLIPImageProcessor(size=8, crop_size=8, do_rescale=False)
+    second = make_wan_transformer(seed=2, in_channels=36) if two_transformers else None
+    parts = make_wan_pipeline(first).components | {"transformer_2": second}
+    pipe = WanImageToVideoPipeline(
+        **parts | {"image_encoder": encoder, "image_processor": processor},
+        boundary_ratio=0.5 if two_transformers else None,
+        expand_timesteps=expand_timesteps,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_cogvideox_image_pipeline() -> CogVideoXImageToVideoPipeline:
+    """A `CogVideoXImageToVideoPipeline`."""
+    pipe = CogVideoXImageToVideoPipeline(
+        **make_cogvideox_pipeline(make_cogvideox_transformer(in_channels=8)).components
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_image() -> torch.Tensor:
+    """An image of the size that `make_video` makes by default, values 0 to 1."""
+    return torch.rand(1, 3, 16 * GRID[1], 16 * GRID[2], generator=torch.Generator().manual_seed(3))
+
+
+def make_video_from_video(pipe: DiffusionPipeline, *, steps: int, strength: float) -> torch.Tensor:
+    """Latents of a video made from noise and a given video; of the schedule the last `strength` is used."""
+    frames, height, width = GRID
+    video = torch.rand(1, 4 * frames - 3, 3, 16 * height, 16 * width, generator=torch.Generator().manual_seed(4))
+    return pipe(
+        video=video,
+        prompt="a red square moving left",
+        height=16 * height,
+        width=16 * width,
+        num_inference_steps=steps,
+        strength=strength,
+        guidance_scale=3.0,
+        max_sequence_length=TEXT_TOKENS,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).frames
+
+
 def make_video(
     pipe: DiffusionPipeline,
     *,
@@ -144,10 +214,8 @@ def make_video(
         width=16 * width,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
-        max_sequence_length=TEXT_TOKENS,
         generator=torch.Generator().manual_seed(seed),
-        output_type="latent",
-        **more,
+        **{"output_type": "latent", "max_sequence_length": TEXT_TOKENS} | more,
     ).frames
 
 

@@ -93,7 +93,7 @@ def test_attaching_twice_is_refused(make_pipe: Callable) -> None:
 @pytest.mark.parametrize("target", [torch.nn.Linear(2, 2), None, "pipe"], ids=["module", "none", "text"])
 def test_unsupported_classes_are_refused(target: object) -> None:
     with pytest.raises(
-        TypeError, match="expected a transformer of class WanTransformer3DModel, CogVideoXTransformer3D"
+        TypeError, match="expected a transformer of class WanTransformer3DModel, WanVACETransformer3DModel, Cog"
     ):
         apply_psa(target, SPARSE)
 

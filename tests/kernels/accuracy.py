@@ -90,8 +90,8 @@ def eager_gradients(grad_out, q, k, v, levels, *, block_m, block_n, is_causal=Fa
     return torch.autograd.grad((out, lse), inputs, (grad_out, grad_lse))
 
 
-def assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, **kwargs):
-    """Assert that gradients are as close to the oracle's as those of eager code."""
+def assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, *, slack=1.6, **kwargs):
+    """Assert that gradients are as close to the oracle's as those of eager code, up to a factor of `slack`."""
     expected = oracle_gradients(grad_out, q, k, v, levels, **kwargs)
     if q.dtype == torch.float64:  # the oracle's own dtype: the two differ by rounding alone
         torch.testing.assert_close(grads, expected, rtol=1e-12, atol=1e-13)
@@ -102,4 +102,4 @@ def assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, **kwargs
         error, bound = ((x.double() - want).square().mean().sqrt() for x in (got, plain))
         # As in the forward's bound: float32 sums in another order, and one rounding of the result.
         rounding = torch.finfo(q.dtype).eps * want.square().mean().sqrt() / 4
-        assert error <= 1.6 * bound + rounding, f"grad_{name}: error {error:.2e}, eager {bound:.2e}"
+        assert error <= slack * bound + rounding, f"grad_{name}: error {error:.2e}, eager {bound:.2e}"

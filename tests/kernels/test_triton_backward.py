@@ -2,15 +2,41 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from accuracy import DTYPES, assert_gradients_as_good_as_eager, normal_like, oracle, random_levels, tensors
+from accuracy import (
+    DTYPES,
+    assert_gradients_as_good_as_eager,
+    normal_like,
+    oracle,
+    oracle_gradients,
+    random_levels,
+    tensors,
+)
 
 pytest.importorskip("triton")
+
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from psa_triton.kernels.triton import pyramid_attention_backward
 
 WITH_LEVEL_64 = (0, 1, 2, 4, 8, 16, 32, 64)
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_is_rounded(monkeypatch):
+    """Triton's interpreter cuts float32 off to bfloat16, which has a bias; GPUs round to nearest."""
+    cast = InterpreterBuilder.cast_impl
+
+    def rounding_cast(self, source, target):
+        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, source, target)
+        bits = np.ascontiguousarray(source.data).view(np.uint32)
+        return TensorHandle(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16), tl.bfloat16)
+
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
 
 
 @pytest.fixture(autouse=True)
@@ -44,37 +70,47 @@ def check(q, k, v, levels, *, coarsest=None, **kwargs):
     grad_out = normal_like(q)
     grads = gradients(grad_out, q, k, v, levels, coarsest=coarsest, **kwargs)
     assert all(got.is_contiguous() for got in grads)
-    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, **kwargs)
+    # In float32 the rounding of the log-sum-exp, which eager code does not go through, is as large as all else.
+    slack = 3.0 if q.dtype == torch.float32 else 1.6
+    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, slack=slack, **kwargs)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 class TestAgainstTheOracle:
     @pytest.mark.parametrize(
         ("queries", "keys", "m", "n"),
-        [(2, 3, 64, 64), (64, 64, 64, 64), (70, 133, 32, 32), (133, 70, 128, 32), (130, 257, 64, 128), (41, 20, 16, 8)],
+        [
+            (20, 35, 64, 64),
+            (64, 64, 64, 64),
+            (70, 133, 32, 32),
+            (133, 70, 128, 32),
+            (130, 257, 64, 128),
+            (41, 20, 16, 8),
+        ],
         ids=lambda x: str(x),
     )
-    def test_shapes(self, dtype, is_causal, queries, keys, m, n):
-        q, k, v = tensors(1, 2, 1, queries, keys, dim=32, dtype=dtype)
+    def test_shapes(self, is_causal, queries, keys, m, n):
+        q, k, v = tensors(1, 2, 1, queries, keys, dim=16)
         levels = random_levels(q, k, m, n) if keys > n else torch.ones(1, 2, 1, 1, dtype=torch.int8)
         check(q, k, v, levels, block_m=m, block_n=n, is_causal=is_causal)
 
-    def test_all_levels(self, dtype, is_causal):
-        q, k, v = tensors(heads=1, key_heads=1, queries=100, keys=300, dim=32, dtype=dtype)
-        levels = random_levels(q, k, 16, 64, among=WITH_LEVEL_64)
-        check(q, k, v, levels, block_m=16, block_n=64, is_causal=is_causal)
-
-    @pytest.mark.parametrize(("group", "batch"), [(1, 2), (3, 2), (4, 1)], ids=["single", "triple", "quadruple"])
-    def test_query_heads_that_share_a_key_head(self, dtype, is_causal, group, batch):
-        q, k, v = tensors(batch, 2 * group, 2, queries=33, keys=40, dim=16, dtype=dtype)
-        check(q, k, v, random_levels(q, k, 16, 16), block_m=16, block_n=16, is_causal=is_causal)
-
-    def test_gradient_of_the_log_sum_exp(self, dtype, is_causal):
-        q, k, v = tensors(queries=50, keys=70, dim=32, dtype=dtype)
-        levels = random_levels(q, k, 32, 32)
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+    def test_dtypes(self, is_causal, dtype):
+        q, k, v = tensors(heads=2, key_heads=1, queries=70, keys=133, dim=32, dtype=dtype)
         grad_lse = normal_like(q[..., 0].float(), seed=2).mT.contiguous().mT
+        levels = random_levels(q, k, 32, 32)
         check(q, k, v, levels, block_m=32, block_n=32, is_causal=is_causal, grad_lse=grad_lse)
+
+    def test_all_levels(self, is_causal):
+        q, k, v = tensors(heads=1, key_heads=1, queries=100, keys=300, dim=16)
+        levels = random_levels(q, k, 32, 64, among=WITH_LEVEL_64)
+        check(q, k, v, levels, block_m=32, block_n=64, is_causal=is_causal)
+
+    @pytest.mark.parametrize(("group", "batch"), [(1, 2), (3, 1)], ids=["single", "triple"])
+    def test_query_heads_that_share_a_key_head(self, is_causal, group, batch):
+        q, k, v = tensors(batch, 2 * group, 2, queries=33, keys=40, dim=16)
+        levels = random_levels(q, k, 16, 16)
+        check(q, k, v, levels, block_m=16, block_n=16, is_causal=is_causal, coarsest=8)
 
 
 @pytest.mark.parametrize("dim", [24, 64, 80, 96, 128, 256], ids=lambda d: f"dim{d}")
@@ -114,10 +150,10 @@ def test_strided_inputs_give_the_same(layout):
             return x.mT.contiguous().mT
         return x.repeat_interleave(2, -1)[..., ::2]
 
-    q, k, v = tensors(heads=4, key_heads=2, queries=50, keys=70, dim=16)
+    q, k, v = tensors(heads=2, key_heads=1, queries=50, keys=70, dim=16)
     levels = random_levels(q, k, 32, 32)
     grad_out = normal_like(q)
-    kwargs = dict(block_m=32, block_n=32, is_causal=True)
+    kwargs = dict(block_m=32, block_n=32, is_causal=True, coarsest=8)
     strided = gradients(*map(view, (grad_out, q, k, v)), levels.mT.contiguous().mT, **kwargs)
     for got, want in zip(strided, gradients(grad_out, q, k, v, levels, **kwargs), strict=True):
         assert got.is_contiguous()
@@ -129,7 +165,8 @@ def test_a_broadcast_output_gradient():
     levels = random_levels(q, k, 32, 32)
     grad_out = torch.ones(()).expand_as(q)
     grads = gradients(grad_out, q, k, v, levels, block_m=32, block_n=32)
-    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, block_m=32, block_n=32)
+    for got, want in zip(grads, oracle_gradients(grad_out, q, k, v, levels, block_m=32, block_n=32), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
@@ -162,7 +199,7 @@ def test_keys_that_nothing_reads_have_no_gradient():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 def test_every_run_gives_the_same_bits(dtype):
-    q, k, v = tensors(heads=4, key_heads=2, queries=70, keys=100, dim=16, dtype=dtype)
+    q, k, v = tensors(heads=2, key_heads=1, queries=50, keys=70, dim=16, dtype=dtype)
     levels = random_levels(q, k, 32, 32)
     first, second = (gradients(normal_like(q), q, k, v, levels, block_m=32, block_n=32) for _ in range(2))
     for a, b in zip(first, second, strict=True):

@@ -103,8 +103,8 @@ generate = make_generate(Defaults(model="tiny-wan", use_psa=True, warm_up=False,
 def _attention(source: ModelSource, preset: str | None, use_psa: bool, config: Path | None, impl: Impl) -> Attention:
     if use_psa:
         return choose_attention(source, preset, file=config, impl=impl)
-    if preset is not None:
-        raise ValueError("expected --dense alone, got --attention-preset with it")
+    if preset is not None or config is not None:
+        raise ValueError("expected --use-psa with --attention-preset or --config, got dense attention")
     return DENSE
 
 

@@ -59,13 +59,15 @@ class Run:
         for job in jobs:
             if job not in todo:
                 console.print(f"{job.path}: finished before, skipped")
+        skipped = len(jobs) - len(todo)
         if not todo:
+            console.print(summary_line(folder, [], skipped=skipped, failed=0, seconds=0))
             return []
         with logging_to(console, verbose=self.verbose):
             pipe = self.target.load(todo[0].request, console)
             if self.warm_up:
                 self._warm_up(pipe, [job.request for job in todo[: self.batch_size]], console)
-            return self._make_all(pipe, todo, folder, console, skipped=len(jobs) - len(todo))
+            return self._make_all(pipe, todo, folder, console, skipped=skipped)
 
     def _settings(self, request: VideoRequest) -> dict[str, object]:
         target = self.target

@@ -15,7 +15,8 @@ import psa_triton
 from psa_triton.models import MODELS, ModelSpec
 from psa_triton.names import unknown_name
 
-_CHECKOUT = Path(psa_triton.__file__).parents[2]
+_PACKAGE = Path(psa_triton.__file__).parent
+_CHECKOUT = _PACKAGE.parents[1]
 
 
 _Text = Annotated[str, Field(min_length=1)]
@@ -50,7 +51,8 @@ _FIELDS = {"model_id": "hub_id"}  # of ModelSpec, where the names differ
 def checkout_model_configs() -> Path | None:
     """The file of the checkout that this library runs from; None if it was installed without one."""
     file = _CHECKOUT / "examples" / "configs" / "model_configs.py"
-    return file if file.is_file() else None
+    # Outside `src` the package is installed, and a file that lies so is somebody else's: it is not to be run.
+    return file if _PACKAGE.parent.name == "src" and file.is_file() else None
 
 
 def configured_models(file: Path | None) -> Mapping[str, ModelSpec]:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import torch
-from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, WanTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, WanTransformer3DModel, WanVACETransformer3DModel
 from diffusers.utils.torch_utils import is_compiled_module
 from torch.utils.hooks import RemovableHandle
 
@@ -23,7 +23,7 @@ from psa_triton.integrations.diffusers.stats import PSAStats, Recorder
 from psa_triton.models import recognise
 from psa_triton.presets import load_preset
 
-Transformer: TypeAlias = WanTransformer3DModel | CogVideoXTransformer3DModel
+Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel | CogVideoXTransformer3DModel
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class _Family:
 
 _FAMILIES = {
     WanTransformer3DModel: _Family(wan.WanPSAProcessor, wan.attentions, wan.register_hooks),
+    WanVACETransformer3DModel: _Family(wan.WanPSAProcessor, wan.vace_attentions, wan.register_vace_hooks),
     CogVideoXTransformer3DModel: _Family(
         cogvideox.CogVideoXPSAProcessor, cogvideox.attentions, cogvideox.register_hooks
     ),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn.functional import all_to_all_single
+from torch.distributed._functional_collectives import all_to_all_single_autograd, wait_tensor
 
 HEADS, TOKENS = -3, -2
 """Dimensions of `[..., H, N, D]`."""
@@ -64,8 +64,8 @@ class HeadParallel:
             shape[dim] = whole + (rank < rest)
         sizes = [torch.Size(shape).numel() for shape in shapes]
         sent = torch.cat([piece.flatten() for piece in pieces])
-        received = all_to_all_single(
-            sent.new_empty(sum(sizes)), sent, sizes, [piece.numel() for piece in pieces], group=self.group
+        received = wait_tensor(
+            all_to_all_single_autograd(sent, sizes, [piece.numel() for piece in pieces], group=self.group)
         )
         return torch.cat([x.view(shape) for x, shape in zip(received.split(sizes), shapes, strict=True)], dim=dim)
 

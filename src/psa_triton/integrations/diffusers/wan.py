@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch.utils.hooks import RemovableHandle
 
@@ -49,14 +49,18 @@ def attentions(transformer: WanTransformer3DModel) -> list[WanAttention]:
     return [block.attn1 for block in transformer.blocks]
 
 
-def register_hooks(transformer: WanTransformer3DModel, state: ForwardState) -> list[RemovableHandle]:
+def register_hooks(
+    transformer: WanTransformer3DModel | WanVACETransformer3DModel, state: ForwardState
+) -> list[RemovableHandle]:
     """Follow each forward, and permute what goes into the first block along the token axis; restore after the last.
 
     With one timestep per token (TI2V) its modulation of the blocks is a tensor per token too. The one of the output
     layer is not touched: that layer comes after the tokens are back in place.
     """
 
-    def begin(module: WanTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(
+        module: WanTransformer3DModel | WanVACETransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         latent = argument(args, kwargs, 0, "hidden_states")
         *_, frames, height, width = latent.shape
         p_t, p_h, p_w = module.config.patch_size
@@ -100,6 +104,35 @@ def register_hooks(transformer: WanTransformer3DModel, state: ForwardState) -> l
         transformer.condition_embedder.register_forward_hook(permute_modulation, with_kwargs=True),
         transformer.blocks[0].register_forward_pre_hook(permute_tokens, with_kwargs=True),
         transformer.blocks[-1].register_forward_hook(restore_tokens),
+    ]
+
+
+def vace_attentions(transformer: WanVACETransformer3DModel) -> list[WanAttention]:
+    """The layers to make sparse: of the main blocks, then of the control blocks."""
+    return [block.attn1 for block in (*transformer.blocks, *transformer.vace_blocks)]
+
+
+def register_vace_hooks(transformer: WanVACETransformer3DModel, state: ForwardState) -> list[RemovableHandle]:
+    """`register_hooks`, and permute what goes into the first control block.
+
+    Raises:
+        ValueError: if a control block adds to the last main block's output, where tokens are restored.
+    """
+    if len(transformer.blocks) - 1 in transformer.config.vace_layers:
+        raise ValueError(
+            f"vace_layers: expected layers before the last of {len(transformer.blocks)} for PSA, "
+            f"got {list(transformer.config.vace_layers)}"
+        )
+
+    def permute_control(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        for position, name in ((0, "hidden_states"), (2, "control_hidden_states")):
+            tokens = argument(args, kwargs, position, name)
+            args, kwargs = with_argument(args, kwargs, position, name, state.permute(tokens, dim=1))
+        return args, kwargs
+
+    return [
+        *register_hooks(transformer, state),
+        transformer.vace_blocks[0].register_forward_pre_hook(permute_control, with_kwargs=True),
     ]
 
 

@@ -1,6 +1,9 @@
 """Pyramid attention on a GPU, with nothing that waits for the device.
 
 pool K and V (levels from 2 on) -> list what each query block reads -> attend
+
+Back, where nothing but inputs and results was kept: the same again for the gradient of queries -> list what reads each
+key block -> the gradient of keys and values, level by level
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def plan_row_gradient(
     Args:
         attended, delta, readers: as there.
         coarser: what the next coarser level left, float32 `[B, Hkv, ceil(Nk / 2 ** (shift + 1)), D]`; None if none did.
-        shares: where to write what reaches a token of each row, `[B, Hkv, ceil(Nk / 2 ** shift), D]`, contiguous.
+        shares: where to write what reaches a token of each row, `[B, Hkv, ceil(Nk / 2 ** shift), D]`, contiguous. Those
+            of keys lack the factor `scale` until level 1 applies it.
         shift: log2 of the level.
         backend: what to launch on; by default that of this build of torch.
     """

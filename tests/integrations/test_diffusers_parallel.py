@@ -1,0 +1,69 @@
+"""Context parallelism: two processes that share the tokens make the video that one makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from small_pipelines import make_wan_transformer
+
+from psa_triton.integrations.diffusers.parallel import head_parallel
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+CASES = [
+    "wan",
+    "wan-three-heads",
+    "wan-no-order",
+    "wan-clusters",
+    "wan-per-token-timesteps",
+    "cogvideox",
+    "cogvideox-three-heads",
+    "cogvideox-no-rotary",
+    "cogvideox-dense",
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What two processes under torchrun found, rank by rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, str(WORKER), str(folder)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_make_the_video_of_one(results: list[dict], case: str) -> None:
+    for result in results:
+        assert result[case]["difference"] < 1e-5
+        alone, shared = result[case]["records"]
+        assert alone == shared and len(shared) > 0
+        assert any(sparse for *_, sparse in shared) is not case.endswith("dense")
+
+
+def test_gradients_return_to_the_tokens(results: list[dict]) -> None:
+    assert [result["gradient"]["difference"] for result in results] == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "message"),
+    [
+        ({"ring_degree": 2, "ulysses_degree": 1}, "expected ring_degree=1, got 2; use ulysses_degree"),
+        ({"ring_degree": 1, "ulysses_degree": 3}, "ulysses_degree of at most 2, the attention heads, got 3"),
+    ],
+    ids=["ring", "more-processes-than-heads"],
+)
+def test_forms_that_sparse_attention_cannot_take_part_in(degrees: dict, message: str) -> None:
+    transformer = make_wan_transformer()
+    transformer._parallel_config = SimpleNamespace(context_parallel_config=SimpleNamespace(**degrees))
+    with pytest.raises(ValueError, match=message):
+        head_parallel(transformer)
