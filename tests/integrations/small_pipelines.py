@@ -19,6 +19,7 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
+    WanVACETransformer3DModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -52,21 +53,29 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
+_SMALL_WAN = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": TEXT_DIM,
+    "freq_dim": 32,
+    "ffn_dim": 64,
+    "num_layers": 2,
+    "rope_max_seq_len": 32,
+}
+
+
 def make_wan_transformer(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
     """Two layers, two heads of 32, patches of 1 x 2 x 2; random weights."""
-    config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
-        "in_channels": 16,
-        "out_channels": 16,
-        "text_dim": TEXT_DIM,
-        "freq_dim": 32,
-        "ffn_dim": 64,
-        "num_layers": 2,
-        "rope_max_seq_len": 32,
-    }
     with _seeded(seed):
-        return WanTransformer3DModel(**config | changes).eval()
+        return WanTransformer3DModel(**_SMALL_WAN | changes).eval()
+
+
+def make_wan_vace_transformer(**changes: Any) -> WanVACETransformer3DModel:
+    """`make_wan_transformer` with a control block that adds to its first block."""
+    with _seeded(0):
+        return WanVACETransformer3DModel(**_SMALL_WAN | {"vace_layers": [0], "vace_in_channels": 8} | changes).eval()
 
 
 def make_cogvideox_transformer(**changes: Any) -> CogVideoXTransformer3DModel:

@@ -90,3 +90,148 @@ def test_compiled_after_attaching(make_transformer: Callable, make_inputs: Calla
         handle.remove()
         assert_equal_to_rounding(compiled(**inputs).sample, dense)
     assert handle.stats().summary.sparse_calls == 2
+
+
+@pytest.mark.parametrize("compile_blocks", [False, True], ids=["transformer", "blocks"])
+def test_later_steps_compile_nothing_anew(compile_blocks: bool) -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, SPARSE) as handle:
+        eager = make_video(pipe, steps=4)
+        if compile_blocks:
+            pipe.transformer.compile_repeated_blocks(backend="eager")
+        else:
+            pipe.transformer.compile(backend="eager")
+        make_video(pipe, steps=2)
+        handle.reset()
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert_equal_to_rounding(make_video(pipe, steps=4), eager)
+        assert [record.step for record in handle.stats().records if record.sparse] == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "compile_it",
+    [
+        lambda pipe: pipe.transformer.compile(backend="eager"),
+        lambda pipe: pipe.transformer.compile_repeated_blocks(backend="eager"),
+        lambda pipe: setattr(pipe, "transformer", torch.compile(pipe.transformer, backend="eager")),
+    ],
+    ids=["in-place", "blocks", "wrapped"],
+)
+def test_attaching_after_compiling_is_refused(compile_it: Callable[[DiffusionPipeline], None]) -> None:
+    pipe = make_wan_pipeline()
+    compile_it(pipe)
+    for target in (pipe, pipe.transformer):
+        with pytest.raises(ValueError, match="its transformer is compiled already.*call apply_psa first, then compile"):
+            apply_psa(target, SPARSE)
+
+
+def gradients(transformer: torch.nn.Module, inputs: dict) -> dict[str, torch.Tensor]:
+    transformer.zero_grad()
+    (transformer(**inputs).sample ** 2).sum().backward()
+    return {name: weight.grad.clone() for name, weight in transformer.named_parameters() if weight.grad is not None}
+
+
+@MODELS
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_training(make_transformer: Callable, make_inputs: Callable, checkpointing: bool) -> None:
+    transformer, inputs = make_transformer().train(), make_inputs()
+    dense = gradients(transformer, inputs)
+    if checkpointing:
+        transformer.enable_gradient_checkpointing()
+    with apply_psa(transformer, EVERY_TOKEN.replace(warmup_steps=0)) as handle:
+        sparse = gradients(transformer, inputs)
+    # Checkpointing runs each layer a second time.
+    assert handle.stats().summary.sparse_calls == (4 if checkpointing else 2)
+    assert sparse.keys() == dense.keys() and len(dense) > 20
+    scale = max(gradient.abs().max() for gradient in dense.values())
+    for name, gradient in dense.items():
+        torch.testing.assert_close(
+            sparse[name], gradient, rtol=0, atol=2e-6 * scale.item(), msg=lambda m, n=name: n + m
+        )
+
+
+@MODELS
+def test_checkpointing_gives_the_gradient_of_sparse_attention(
+    make_transformer: Callable, make_inputs: Callable
+) -> None:
+    transformer, inputs = make_transformer().train(), make_inputs()
+    with apply_psa(transformer, SPARSE.replace(warmup_steps=0)):
+        plain = gradients(transformer, inputs)
+        transformer.enable_gradient_checkpointing()
+        checkpointed = gradients(transformer, inputs)
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
+
+
+def group_offload_leaves(pipe: DiffusionPipeline) -> None:
+    pipe.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+def group_offload_blocks(pipe: DiffusionPipeline) -> None:
+    pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+    )
+
+
+def sequential_offload(pipe: DiffusionPipeline) -> None:
+    """What `enable_sequential_cpu_offload` does to each model: weights are on `meta` but for their layer's forward."""
+    accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
+
+
+def model_offload(pipe: DiffusionPipeline) -> None:
+    """What `enable_model_cpu_offload` does, which itself insists on an accelerator."""
+    hook = None
+    for model in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        _, hook = accelerate.cpu_offload_with_hook(model, torch.device("cpu"), prev_module_hook=hook)
+
+
+OFFLOADS = pytest.mark.parametrize(
+    "offload",
+    [group_offload_leaves, group_offload_blocks, sequential_offload, model_offload],
+    ids=["group-leaves", "group-blocks", "sequential", "model"],
+)
+
+
+@BOTH
+@OFFLOADS
+@pytest.mark.parametrize("attach_first", [True, False], ids=["attach-first", "offload-first"])
+def test_offloading(make_pipe: Callable, offload: Callable[[DiffusionPipeline], None], attach_first: bool) -> None:
+    pipe = make_pipe()
+    with apply_psa(pipe, SPARSE):
+        expected = make_video(pipe)
+    with ExitStack() as attached:
+        if attach_first:
+            attached.enter_context(apply_psa(pipe, SPARSE))
+        offload(pipe)
+        if not attach_first:
+            attached.enter_context(apply_psa(pipe, SPARSE))
+        assert torch.equal(make_video(pipe), expected)
+
+
+@BOTH
+def test_vae_tiling_and_slicing(make_pipe: Callable) -> None:
+    pipe = make_pipe()
+    pipe.vae.enable_tiling()
+    pipe.vae.enable_slicing()
+    dense = make_video(pipe, output_type="pt")
+    with apply_psa(pipe, EVERY_TOKEN):
+        sparse = make_video(pipe, output_type="pt")
+    torch.testing.assert_close(sparse, dense, rtol=0, atol=1e-4 * dense.std().item())
+    assert dense.shape[-3:] == (3, 80, 112)
+
+
+@BOTH
+def test_a_saved_pipeline_has_nothing_of_psa(make_pipe: Callable, tmp_path: Path) -> None:
+    pipe = make_pipe()
+    make_video(pipe)  # A tokenizer saves how it was last called.
+    pipe.save_pretrained(tmp_path / "plain")
+    with apply_psa(pipe, SPARSE):
+        make_video(pipe)
+        pipe.save_pretrained(tmp_path / "attached")
+    plain, attached = (dict(contents(tmp_path / name)) for name in ["plain", "attached"])
+    assert plain == attached and len(plain) > 8
+
+
+def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            yield str(file.relative_to(folder)), file.read_bytes()

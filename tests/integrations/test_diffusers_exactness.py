@@ -6,19 +6,29 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
+from diffusers import (
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
 from small_pipelines import (
     TEXT_DIM,
     TEXT_TOKENS,
+    make_cogvideox_image_pipeline,
     make_cogvideox_inputs,
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
+    make_image,
     make_video,
+    make_wan_image_pipeline,
     make_wan_inputs,
     make_wan_pipeline,
     make_wan_transformer,
+    make_wan_vace_transformer,
 )
 
+from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa
 
@@ -120,6 +130,54 @@ def test_image_keys_of_wan_i2v() -> None:
     assert handle.stats().summary.sparse_calls == 2
 
 
+IMAGE_PIPELINES = {
+    "wan2.1": (make_wan_image_pipeline, {"max_sequence_length": 512}),
+    "wan2.2-5b": (lambda: make_wan_image_pipeline(expand_timesteps=True), {}),
+    "wan2.2-a14b": (lambda: make_wan_image_pipeline(two_transformers=True), {}),
+    "cogvideox": (make_cogvideox_image_pipeline, {}),
+}
+
+
+@pytest.mark.parametrize(("make_pipe", "more"), IMAGE_PIPELINES.values(), ids=IMAGE_PIPELINES.keys())
+def test_image_to_video(make_pipe: Callable, more: dict) -> None:
+    """Wan2.1's image tokens are keys of its cross-attention; Wan2.2-5B's first frame stands at timestep 0."""
+    pipe, more = make_pipe(), {"image": make_image(), "guidance_scale": 3.0} | more
+    dense = make_video(pipe, **more)
+    with apply_psa(pipe, EVERY_TOKEN.replace(warmup_steps=1)) as handle:
+        sparse = make_video(pipe, **more)
+    assert {record.step: record.sparse for record in handle.stats().records} == {0: False, 1: True, 2: True}
+    assert_equal_to_rounding(sparse, dense)
+
+
+def test_vace() -> None:
+    transformer = make_wan_vace_transformer()
+    generator = torch.Generator().manual_seed(1)
+    inputs = make_wan_inputs(control_hidden_states=torch.randn(1, 8, 3, 10, 14, generator=generator))
+    with torch.no_grad():
+        dense = transformer(**inputs).sample
+        with apply_psa(transformer, EVERY_TOKEN) as handle:
+            assert_equal_to_rounding(transformer(**inputs).sample, dense)
+    assert [(record.layer, record.sparse) for record in handle.stats().records] == [(2, True), (0, True), (1, True)]
+
+
+def test_vace_with_control_after_the_last_block_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"vace_layers: expected layers before the last of 2 for PSA, got \[0, 1\]"):
+        apply_psa(make_wan_vace_transformer(vace_layers=[0, 1]), EVERY_TOKEN)
+
+
+@pytest.mark.parametrize("make_pipe", PIPELINES.values(), ids=PIPELINES.keys())
+def test_the_models_own_attention_does_not_mind_the_order(make_pipe: Callable) -> None:
+    """Layers that run dense inside a sparse forward get reordered tokens: here all layers do."""
+    pipe = make_pipe()
+    dense = make_video(pipe)
+    with apply_psa(pipe, EVERY_TOKEN, dense_layers=range(pipe.transformer.config.num_layers)) as handle:
+        reordered = make_video(pipe)
+    summary = handle.stats().summary
+    assert summary.sparse_calls == 0 and summary.dense_calls > 0 and summary.gathers > 0
+    assert {record.reason for record in handle.stats().records} == {"dense layer"}
+    assert_equal_to_rounding(reordered, dense)
+
+
 def test_positional_arguments() -> None:
     transformer = make_cogvideox_transformer()
     latent, text, timestep, rotary = make_cogvideox_inputs().values()
@@ -130,16 +188,56 @@ def test_positional_arguments() -> None:
     assert_equal_to_rounding(sparse, dense)
 
 
+STEP_CACHES = {
+    "first-block": lambda pipe: FirstBlockCacheConfig(threshold=1e9),
+    "mag": lambda pipe: MagCacheConfig(
+        threshold=1e9, retention_ratio=0.25, max_skip_steps=1, num_inference_steps=4, mag_ratios=[1.0] * 4
+    ),
+    "pyramid-broadcast": lambda pipe: PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 1001),
+        current_timestep_callback=lambda: int(pipe.current_timestep),
+    ),
+    "taylor-seer": lambda pipe: TaylorSeerCacheConfig(
+        cache_interval=2,
+        disable_cache_before_step=1,
+        taylor_factors_dtype=torch.float32,
+        cache_identifiers=[r"\w*blocks\.\d+\.attn1"],
+    ),
+    "taylor-seer-lite": lambda pipe: TaylorSeerCacheConfig(
+        cache_interval=2, disable_cache_before_step=1, taylor_factors_dtype=torch.float32, use_lite_mode=True
+    ),
+}
+
+
+@pytest.mark.parametrize("make_cache", STEP_CACHES.values(), ids=STEP_CACHES.keys())
 @pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
-def test_step_cache_sees_one_token_order(make_pipe: Callable) -> None:
+def test_step_cache_sees_one_token_order(make_pipe: Callable, make_cache: Callable) -> None:
     """A step cache adds what blocks did in a dense warm-up step to the tokens of a sparse step."""
+    pipe = make_pipe()
+    uncached = make_video(pipe, steps=4)
+    pipe.transformer.enable_cache(make_cache(pipe))
+    dense = make_video(pipe, steps=4)
+    assert (dense - uncached).abs().max() > 1e-3 * dense.std()
+    pipe.transformer.disable_cache()
+    pipe.transformer.enable_cache(make_cache(pipe))
+    with apply_psa(pipe, EVERY_TOKEN.replace(warmup_steps=1)) as handle:
+        sparse = make_video(pipe, steps=4)
+    summary = handle.stats().summary
+    assert summary.dense_calls == 2 and 0 < summary.sparse_calls < 2 * 3
+    assert_equal_to_rounding(sparse, dense)
+
+
+@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+def test_step_cache_enabled_after_attaching(make_pipe: Callable) -> None:
     pipe = make_pipe()
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     dense = make_video(pipe, steps=4)
     pipe.transformer.disable_cache()
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     with apply_psa(pipe, EVERY_TOKEN.replace(warmup_steps=1)) as handle:
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
         sparse = make_video(pipe, steps=4)
+        pipe.transformer.disable_cache()
     assert [(r.layer, r.step) for r in handle.stats().records] == [(0, 0), (1, 0), (0, 1), (0, 2), (0, 3)]
     assert_equal_to_rounding(sparse, dense)
 
@@ -151,3 +249,34 @@ def test_dropping_blocks_changes_the_video() -> None:
     with apply_psa(pipe, EVERY_TOKEN.replace(mask_ratios={1: (0, 0.3), 0: (0.3, 1)})):
         sparse = make_video(pipe)
     assert (sparse - dense).std() > 1e-3 * dense.std()
+
+
+@pytest.mark.parametrize("order", [{"use_rearrange": False}, {}, {"rearrange_method": "Hybrid"}], ids=str)
+@pytest.mark.parametrize("text_tokens", [TEXT_TOKENS, 70])
+@pytest.mark.parametrize(("block_m", "block_n"), [(32, 32), (128, 32), (32, 128), (64, 64)])
+def test_text_is_read_and_reads_in_full(
+    monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, text_tokens: int, order: dict
+) -> None:
+    chosen = []
+
+    def spy(*args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
+        out, levels = sparse_attention(*args, **kwargs)
+        chosen.append(levels)
+        return out, levels
+
+    monkeypatch.setattr("psa_triton.integrations.diffusers.state.sparse_attention", spy)
+    generator = torch.Generator().manual_seed(0)
+    inputs = make_cogvideox_inputs(
+        hidden_states=torch.randn(1, 4, 4, 16, 18, generator=generator),
+        encoder_hidden_states=torch.randn(1, text_tokens, TEXT_DIM, generator=generator),
+        image_rotary_emb=tuple(torch.randn(288, 32, generator=generator) for _ in range(2)),
+    )
+    coarse = EVERY_TOKEN.replace(block_m=block_m, block_n=block_n, mask_ratios={1: (0, 0.01), 0: (0.01, 1)}, **order)
+    transformer = make_cogvideox_transformer()
+    with torch.no_grad(), apply_psa(transformer, coarse):
+        transformer(**inputs)
+    text_rows, text_columns = -(-text_tokens // block_m), -(-text_tokens // block_n)
+    for levels in chosen:
+        assert (levels[..., :text_rows, :] == 1).all() and (levels[..., :text_columns] == 1).all()
+        assert (levels[..., text_rows:, text_columns:] == 0).any()
+    assert len(chosen) == 2

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from diffusers import CogVideoXDPMScheduler, FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import (
+    CogVideoXDPMScheduler,
+    CogVideoXVideoToVideoPipeline,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    WanPipeline,
+    WanVideoToVideoPipeline,
+)
 from small_pipelines import (
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
     make_video,
+    make_video_from_video,
     make_wan_inputs,
     make_wan_pipeline,
     make_wan_transformer,
@@ -120,6 +129,83 @@ def test_starting_in_the_middle_of_the_schedule() -> None:
         for timestep in scheduler.timesteps[2:]:
             transformer(**make_wan_inputs(timestep=timestep[None]))
     assert sparse_steps(handle) == {2: False, 3: True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "make_pipe"),
+    [(WanVideoToVideoPipeline, make_wan_pipeline), (CogVideoXVideoToVideoPipeline, make_cogvideox_pipeline)],
+    ids=["wan", "cogvideox"],
+)
+@pytest.mark.parametrize(("strength", "expected"), [(1.0, {0, 1, 2, 3}), (0.5, {2, 3}), (0.25, {3})])
+def test_video_to_video_starts_where_its_strength_says(
+    kind: type[DiffusionPipeline], make_pipe: Callable, strength: float, expected: set[int]
+) -> None:
+    """Warm-up is for steps of much noise: a run that starts past them has none."""
+    parts = make_pipe().components
+    parts.pop("transformer_2", None)
+    pipe = kind(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=3)) as handle:
+        make_video_from_video(pipe, steps=4, strength=strength)
+    assert sparse_steps(handle) == {step: step >= 3 for step in expected}
+
+
+@BOTH
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["no-guidance", "guidance"])
+def test_last_steps_are_dense(make_pipe: Callable, guidance_scale: float) -> None:
+    pipe = make_pipe()
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1), dense_last_steps=2) as handle:
+        for steps in (4, 5):
+            handle.reset()
+            make_video(pipe, steps=steps, guidance_scale=guidance_scale)
+            assert sparse_steps(handle) == {step: 1 <= step < steps - 2 for step in range(steps)}
+            assert [r.reason for r in handle.stats().records if r.layer == 0 and r.step >= steps - 2] == [
+                "last steps"
+            ] * 2
+
+
+@BOTH
+def test_named_layers_are_dense(make_pipe: Callable) -> None:
+    pipe = make_pipe()
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1), dense_layers=[1]) as handle:
+        make_video(pipe, steps=2)
+    assert [(r.layer, r.step, r.reason) for r in handle.stats().records] == [
+        (0, 0, "warm-up"),
+        (1, 0, "warm-up"),
+        (0, 1, None),
+        (1, 1, "dense layer"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"dense_last_steps": -1}, "dense_last_steps: expected 0 or more, got -1"),
+        ({"dense_layers": [0, 2, 5]}, r"dense_layers: expected indexes from 0 to 1, got \[2, 5\]"),
+        ({"dense_layers": [-1]}, r"dense_layers: expected indexes from 0 to 1, got \[-1\]"),
+    ],
+    ids=["negative-steps", "too-many-layers", "negative-layer"],
+)
+def test_dense_options_out_of_range(more: dict, message: str) -> None:
+    pipe = make_wan_pipeline()
+    with pytest.raises(ValueError, match=message):
+        apply_psa(pipe, SPARSE, **more)
+    apply_psa(pipe, SPARSE).remove()
+
+
+def test_last_steps_need_a_scheduler() -> None:
+    with pytest.raises(ValueError, match=r"scheduler: expected one, as .* dense_last_steps = 1.* pass scheduler="):
+        apply_psa(make_wan_transformer(), SPARSE, dense_last_steps=1)
+
+
+def test_few_steps_at_chosen_timesteps() -> None:
+    """As distilled LoRAs are run: 4 steps, without guidance, most of them at much noise."""
+    pipe = make_wan_pipeline()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    pipe.scheduler.set_timesteps = partial(pipe.scheduler.set_timesteps, sigmas=[1.0, 0.9375, 0.8333, 0.625])
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
+        make_video(pipe, steps=4)
+    assert sparse_steps(handle) == {0: False, 1: True, 2: True, 3: True}
 
 
 def test_two_pipelines_at_once() -> None:

@@ -22,7 +22,7 @@ Joint = tuple[torch.Tensor, torch.Tensor]
 class CogVideoXPSAProcessor(PSAProcessor):
     """Joint attention of a CogVideoX block (`attn1`) over text tokens, then visual tokens."""
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable
     def __call__(
         self,
         attn: Attention,

@@ -20,7 +20,7 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 class WanPSAProcessor(PSAProcessor):
     """Self-attention of a Wan block (`attn1`)."""
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable
     def __call__(
         self,
         attn: WanAttention,
