@@ -124,11 +124,19 @@ def apply_psa(
     dense_layers: Collection[int] = (),
     time_layers: bool = False,
 ) -> PSAHandle:
-    """Attach PSA to the self-attention of a Wan or CogVideoX transformer, until the handle's `remove`.
+    """Attach PSA to the self-attention of a Wan, Wan VACE or CogVideoX transformer, until the handle's `remove`.
 
     Only public means are used: attention processors and forward hooks. Tokens and rotary tables are put in the order
     of the configuration once per forward and restored after the last block. Dense steps run the processors that were
-    there before, on tokens in their own order: their results are the same bits as without PSA.
+    there before, on tokens in their own order: their results are the same bits as without PSA. (With a step cache they
+    run on reordered tokens too, since what is cached in one step is used in others.)
+
+    LoRAs may be loaded, fused and unloaded at any time, and caches and offloading enabled. `torch.compile` comes after
+    attaching; the attention layers stay outside its graphs, so that `fullgraph=True` is not for it. With gradient
+    checkpointing run each backward before the next forward. Context parallelism is enabled by the transformer's
+    `enable_parallelism`, before or after attaching, with a `ContextParallelConfig(ulysses_degree=...)`;
+    `ulysses_anything=True` lets tokens and heads be any number, and CogVideoX wants
+    `cp_plan=cogvideox_context_parallel_plan()`. Densities in the statistics are of the process's own heads then.
 
     Args:
         pipe_or_transformer: a pipeline with a `transformer` (and perhaps a `transformer_2`), or a transformer.
@@ -138,7 +146,7 @@ def apply_psa(
         impl: implementation of the operator, as in `psa_attention`.
         min_tokens: shorter sequences run dense; by default those of fewer than two key blocks.
         dense_last_steps: number of denoising steps at the end that run dense, like `config.warmup_steps` at the start.
-        dense_layers: indexes of transformer blocks that run dense in every step.
+        dense_layers: indexes of the blocks, of each transformer, that run dense in every step.
         time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
 
     Returns:
@@ -146,9 +154,9 @@ def apply_psa(
 
     Raises:
         TypeError: if an argument is of a class that isn't supported.
-        ValueError: if PSA is attached already, if a preset is asked for by name and the model isn't recognised, or if
-            there are dense steps and no scheduler to tell them by; if `dense_last_steps` or `dense_layers` is out of
-            range; if the transformer is compiled already.
+        ValueError: if PSA is attached already or the transformer compiled already; if a preset is asked for by name and
+            the model isn't recognised; if there are dense steps and no scheduler to tell them by; if `dense_last_steps`
+            or `dense_layers` is out of range.
     """
     transformers = _transformers(pipe_or_transformer)
     for name, transformer in transformers.items():

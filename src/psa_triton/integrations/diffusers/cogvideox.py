@@ -65,6 +65,7 @@ def attentions(transformer: CogVideoXTransformer3DModel) -> list[Attention]:
 def register_hooks(transformer: CogVideoXTransformer3DModel, state: ForwardState) -> list[RemovableHandle]:
     """Follow each forward, permuting its rotary tables, and the visual tokens before the first block; restore last."""
 
+    @torch.compiler.disable
     def begin(module: CogVideoXTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         _, frames, _, height, width = argument(args, kwargs, 0, "hidden_states").shape
         patch, patch_t = module.config.patch_size, module.config.patch_size_t or 1

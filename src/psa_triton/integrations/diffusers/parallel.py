@@ -7,12 +7,12 @@ before it and back after it. Shares are those of `Tensor.tensor_split`: any numb
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed._functional_collectives import all_to_all_single_autograd, wait_tensor
 
 HEADS, TOKENS = -3, -2
 """Dimensions of `[..., H, N, D]`."""
@@ -55,8 +55,11 @@ class HeadParallel:
         shared = self._exchange(pieces, HEADS, heads)
         return shared if prefix == 0 else torch.cat([self.join(x[..., :prefix, :], HEADS, heads), shared], dim=TOKENS)
 
-    def _exchange(self, pieces: Any, dim: int, total: int) -> torch.Tensor:
+    def _exchange(self, pieces: Sequence[torch.Tensor], dim: int, total: int) -> torch.Tensor:
         """Piece `i` goes to process `i`; what comes is joined along `dim`, of which each process had its share."""
+        # Some builds of torch come without it.
+        from torch.distributed._functional_collectives import all_to_all_single_autograd, wait_tensor
+
         mine = pieces[self.group.rank()]
         whole, rest = divmod(total, self.group.size())
         shapes = [list(mine.shape) for _ in pieces]

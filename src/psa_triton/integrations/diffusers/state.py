@@ -37,12 +37,24 @@ class AttentionCall:
     """Groups read / keys visible, a scalar."""
 
 
+@dataclass(frozen=True)
+class _Forward:
+    """What is known of one forward. Without any, attention runs dense, on tokens in their own order."""
+
+    dense_reason: str | None = "outside a transformer forward"
+    step: int | None = None
+    timestep: torch.Tensor | float | None = None
+    grid: tuple[int, int, int] | None = None
+    visual_tokens: int = 0
+    parallel: HeadParallel | None = None
+    order: Callable[..., TokenOrder] | None = None
+
+
 class ForwardState:
     """The forward under way in one transformer: its denoising step, grid, token order, and whether it is sparse.
 
-    It holds until the next forward begins, so that blocks recomputed by gradient checkpointing see the same. (Run
-    backward before the next forward then.) `torch.compile` leaves it out of its graphs: they would be compiled anew for
-    each step.
+    It holds until the next forward begins, so that blocks recomputed by gradient checkpointing see the same.
+    `torch.compile` leaves it out of its graphs: they would be compiled anew for each step.
 
     Args:
         name: of the transformer in the pipeline.
@@ -60,10 +72,9 @@ class ForwardState:
         self._read_scheduler = read_scheduler
         self._recorder = recorder
         self._impl = impl
+        self._now = _Forward()
         self._detached = False
-        self.end()
 
-    @torch.compiler.disable
     def begin(
         self,
         timestep: torch.Tensor | float,
@@ -87,51 +98,38 @@ class ForwardState:
         """
         if self._detached:
             return
-        self._step, steps = None, 0
+        step, steps = None, 0
         scheduler = self._read_scheduler()
         if scheduler is not None:
-            self._step, steps = denoising_step(timestep, scheduler.timesteps), len(scheduler.timesteps)
-        self.timestep = timestep
-        self._grid = grid
-        self._visual_tokens = math.prod(grid)
-        self._parallel = parallel
-        tokens = prefix_tokens + self._visual_tokens
-        self._dense_reason = self._rules.of_forward(self._step, steps, tokens, masked)
-        self._order = None if masked or (self._dense_reason and not cached) else self._grid_order(grid)
+            step, steps = denoising_step(timestep, scheduler.timesteps), len(scheduler.timesteps)
+        visual_tokens = math.prod(grid)
+        reason = self._rules.of_forward(step, steps, prefix_tokens + visual_tokens, masked)
+        order = None if masked or (reason and not cached) else self._grid_order(grid)
+        self._now = _Forward(reason, step, timestep, grid, visual_tokens, parallel, order)
         self._recorder.forwards += 1
-
-    def end(self) -> None:
-        """Forget the forward: attention that is called now runs dense, on tokens in their own order."""
-        self.timestep: torch.Tensor | float | None = None
-        self._step: int | None = None
-        self._grid: tuple[int, int, int] | None = None
-        self._visual_tokens = 0
-        self._parallel: HeadParallel | None = None
-        self._dense_reason: str | None = "outside a transformer forward"
-        self._order: Callable[..., TokenOrder] | None = None
 
     def detach(self) -> None:
         """Do nothing from now on: compiled code may go on calling the hooks that were removed."""
         self._detached = True
-        self.end()
+        self._now = _Forward()
 
     @property
     def parallel(self) -> HeadParallel | None:
         """How tokens are shared between processes in this forward."""
-        return self._parallel
+        return self._now.parallel
 
     @property
     def reorders(self) -> bool:
         """Whether this forward's blocks see visual tokens in another order than their own."""
-        return self._order is not None
+        return self._now.order is not None
 
     @torch.compiler.disable
     def permute(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """`x` with its visual tokens, along `dim`, in the order of this forward; `x` itself if there is none."""
-        if self._order is None:
+        if self._now.order is None:
             return x
         self._recorder.gathers += 1
-        return self._order(device=x.device).apply(x, dim=dim)
+        return self._now.order(device=x.device).apply(x, dim=dim)
 
     @torch.compiler.disable
     def restore(self, x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -139,19 +137,24 @@ class ForwardState:
 
         What comes after the blocks expects its own share of the tokens: they are gathered from all processes for it.
         """
-        if self._order is None:
+        now = self._now
+        if now.order is None:
             return x
         self._recorder.gathers += 1
-        order = self._order(device=x.device)
-        if self._parallel is None:
+        order = now.order(device=x.device)
+        if now.parallel is None:
             return order.restore(x, dim=dim)
-        whole = self._parallel.join(x, dim, self._visual_tokens)
-        return self._parallel.share(order.restore(whole, dim=dim), dim)
+        whole = now.parallel.join(x, dim, now.visual_tokens)
+        return now.parallel.share(order.restore(whole, dim=dim), dim)
 
     def permute_share(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """`permute`, and of that the share of this process where tokens are shared."""
         permuted = self.permute(x, dim)
-        return permuted if self._parallel is None else self._parallel.share(permuted, dim)
+        return permuted if self.parallel is None else self.parallel.share(permuted, dim)
+
+    def token_timesteps(self) -> torch.Tensor:
+        """Timesteps `[B, n]` of this process's reordered tokens, where the forward has one for each."""
+        return self.permute_share(torch.as_tensor(self._now.timestep), dim=1)
 
     @contextmanager
     def call(
@@ -160,24 +163,27 @@ class ForwardState:
         """One attention call: says whether it is to run dense, and records how it went.
 
         Raises:
-            ValueError: if a mask comes to reordered tokens without having been announced to `begin`.
+            ValueError: if a mask comes to shared tokens, or to reordered ones, of which `begin` was not told.
         """
-        if mask is not None and self._order is not None:
-            raise ValueError("attention_mask: expected None inside a block whose tokens are reordered, got a mask")
-        reason = "attention mask" if mask is not None else self._dense_reason or self._rules.of_layer(layer)
+        now = self._now
+        if mask is not None and (now.order is not None or now.parallel is not None):
+            raise ValueError(
+                "attention_mask: expected None inside a block whose tokens are reordered or shared between processes, "
+                "got a mask"
+            )
+        reason = "attention mask" if mask is not None else now.dense_reason or self._rules.of_layer(layer)
         call = AttentionCall(self._rules.config if reason is None else None)
         started = self._clock(device)
         yield call
         seconds = self._clock(device) - started
-        tokens = prefix_tokens + (visual_tokens if self._parallel is None else self._visual_tokens)
-        self._recorder.add(CallKey(self._name, layer, self._step, tokens, reason), call.density, seconds)
+        tokens = prefix_tokens + (visual_tokens if now.parallel is None else now.visual_tokens)
+        self._recorder.add(CallKey(self._name, layer, now.step, tokens, reason), call.density, seconds)
         if call.config is not None and call.config.verbose:
             logger.info(
                 "%s layer %d step %s: %d tokens, density %.3f, %.4f s",
-                *(self._name, layer, self._step, tokens, float(call.density), seconds),
+                *(self._name, layer, now.step, tokens, float(call.density), seconds),
             )
 
-    @torch.compiler.disable
     def attend(
         self, config: PSAConfig | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor | float]:
@@ -193,12 +199,12 @@ class ForwardState:
         Returns:
             `[B, H, N, D]`, and the density (a scalar), of this process's heads where they are shared.
         """
-        if self._parallel is None:
+        parallel, heads = self._now.parallel, q.shape[1]
+        if parallel is None:
             return self._attend_whole(config, q, k, v, prefix_tokens)
-        heads = q.shape[1]
-        q, k, v = self._parallel.to_heads(torch.stack([q, k, v]), self._visual_tokens, prefix_tokens)
+        q, k, v = parallel.to_heads(torch.stack([q, k, v]), self._now.visual_tokens, prefix_tokens)
         out, density = self._attend_whole(config, q, k, v, prefix_tokens)
-        return self._parallel.to_tokens(out, heads, prefix_tokens), density
+        return parallel.to_tokens(out, heads, prefix_tokens), density
 
     def _attend_whole(
         self, config: PSAConfig | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int
@@ -206,7 +212,7 @@ class ForwardState:
         if config is None:
             return scaled_dot_product_attention(q, k, v), 1.0
         # Tokens already lie along the curve or in tiles; clusters are found anew in each layer.
-        grid = self._grid if config.rearrange_method in ("SemanticAware", "Hybrid") else None
+        grid = self._now.grid if config.rearrange_method in ("SemanticAware", "Hybrid") else None
         out, levels = sparse_attention(q, k, v, config, grid=grid, prefix_tokens=prefix_tokens, impl=self._impl)
         density = read_density(
             levels, block_m=config.block_m, block_n=config.block_n, query_tokens=q.shape[2], key_tokens=k.shape[2]

@@ -58,6 +58,7 @@ def register_hooks(
     layer is not touched: that layer comes after the tokens are back in place.
     """
 
+    @torch.compiler.disable
     def begin(
         module: WanTransformer3DModel | WanVACETransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
@@ -87,8 +88,7 @@ def register_hooks(
         if state.parallel is None:
             return out_modulation, state.permute(block_modulation, dim=1), *rest
         # `output` is of one share of the timesteps: of other tokens than those that this process gets of the new order.
-        timestep = state.permute_share(state.timestep, dim=1).flatten()
-        args, kwargs = with_argument(args, kwargs, 0, "timestep", timestep)
+        args, kwargs = with_argument(args, kwargs, 0, "timestep", state.token_timesteps().flatten())
         return out_modulation, type(module).forward(module, *args, **kwargs)[1], *rest
 
     def permute_tokens(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

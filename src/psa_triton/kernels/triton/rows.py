@@ -78,9 +78,8 @@ def count_pooled(starts, BLOCK_N: tl.constexpr, SHIFTS: tl.constexpr):
 def pooled_rows(at, length, starts, blocks, BLOCK_N: tl.constexpr, SHIFTS: tl.constexpr):
     """What lies at positions `at` of the pooled rows: log2 of the level, first token of the group, whether a row."""
     shift = tl.full(at.shape, 1, tl.int32)
-    before = tl.zeros_like(at)
     segment = tl.load(starts + 2)
-    entry = segment + tl.zeros_like(at)
+    offset = segment * BLOCK_N + tl.zeros_like(at)
     bound = 0
     for s in tl.static_range(2, SHIFTS):
         next_segment = tl.load(starts + s + 1)
@@ -88,12 +87,11 @@ def pooled_rows(at, length, starts, blocks, BLOCK_N: tl.constexpr, SHIFTS: tl.co
         segment = next_segment
         reached = at >= bound
         shift = tl.where(reached, s, shift)
-        before = tl.where(reached, bound, before)
-        entry = tl.where(reached, segment, entry)
-    token = (at - before) << shift  # as if the segment's blocks were consecutive
+        offset = tl.where(reached, segment * BLOCK_N - (bound << s), offset)
+    place = (at << shift) + offset  # the token, if the list's blocks stood side by side
     is_row = at < length
-    block = tl.load(blocks + entry + block_of(token, BLOCK_N), mask=is_row, other=0)
-    return shift, block * BLOCK_N + (token & (BLOCK_N - 1)), is_row
+    block = tl.load(blocks + block_of(place, BLOCK_N), mask=is_row, other=0)
+    return shift, block * BLOCK_N + (place & (BLOCK_N - 1)), is_row
 
 
 @triton.jit

@@ -38,7 +38,7 @@ def forward_tiles(dim: int, dtype: torch.dtype, block_m: int, backend: Backend) 
         return Tiles(min(m, 64), 32, 8, stages)
     if backend == "hip":
         return Tiles(m, 32 if width > 64 else 64, 8 if m > 64 else 4, stages)
-    return Tiles(m, 64, 8 if m * width > 64 * 64 else 4, 3)
+    return Tiles(m, 64, 8 if m * width > 64 * 64 else 4, 5)
 
 
 def backward_q_tiles(dim: int, dtype: torch.dtype, block_m: int, backend: Backend) -> Tiles:
