@@ -40,7 +40,7 @@ def pyramid_attention(
         The output, shape, dtype and strides of `q`, and the log-sum-exp, float32 `[B, Hq, Nq]`.
     """
     coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
-    frontier = Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal, walks_whole=True)
+    frontier = Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal)
     lists = list_blocks(levels, coarsest.bit_length(), frontier)
     pooled_k, pooled_v = (_pool(x, block_n, coarsest) for x in (k, v))
     return attend(
@@ -77,7 +77,7 @@ def pyramid_attention_backward(
     """
     coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
     shifts = coarsest.bit_length()
-    lists = list_blocks(levels, shifts, Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal, walks_whole=True))
+    lists = list_blocks(levels, shifts, Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal))
     attended = Attended(
         q=q,
         k=k,

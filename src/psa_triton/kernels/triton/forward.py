@@ -235,7 +235,7 @@ def _attend_kernel(
 
     if SHIFTS > 1:
         length = count_pooled(starts, BLOCK_N, SHIFTS)
-        for first_pooled in tl.range(0, length, TILE_N, num_stages=5):
+        for first_pooled in range(0, length, TILE_N):
             at = first_pooled + tl.arange(0, TILE_N)
             shift, token, is_row = pooled_rows(at, length, starts, blocks, BLOCK_N, SHIFTS)
             place, mask = (first_row(shift, padded) + (token >> shift))[:, None].to(tl.int64), is_row[:, None] & is_dim

@@ -44,8 +44,6 @@ class Frontier:
     queries: int
     tokens: int
     is_causal: bool
-    walks_whole: bool
-    """Whether whole blocks at level 1 go to segment 0."""
 
 
 def list_blocks(levels: Tensor, shifts: int, frontier: Frontier | None) -> BlockLists:
@@ -72,7 +70,7 @@ def empty_lists(levels: Tensor, shifts: int) -> BlockLists:
 def plan_list_blocks(levels: Tensor, lists: BlockLists, frontier: Frontier | None) -> Launch:
     """The launch behind `list_blocks`."""
     batch, heads, rows, columns = levels.shape
-    f = frontier or Frontier(1, 1, 0, 0, is_causal=False, walks_whole=False)
+    f = frontier or Frontier(1, 1, 0, 0, is_causal=False)
     return Launch(
         _list_blocks_kernel,
         (rows, batch * heads),
@@ -93,7 +91,7 @@ def plan_list_blocks(levels: Tensor, lists: BlockLists, frontier: Frontier | Non
             BLOCK_M=f.block_m,
             BLOCK_N=f.block_n,
             SHIFTS=lists.shifts,
-            SPLIT=f.walks_whole,
+            SPLIT=frontier is not None,
             CAUSAL=f.is_causal,
             CHUNK=min(triton.next_power_of_2(columns), _CHUNK),
         ),

@@ -20,7 +20,7 @@ class Tiles:
     warps: int
     """Warps that share a tile."""
     stages: int
-    """Tiles whose loads are in flight."""
+    """Stages of the loops' pipeline: two load a block number and find the rows, the others have rows in flight."""
 
 
 def query_tile(block_m: int) -> int:
@@ -32,8 +32,10 @@ def forward_tiles(dim: int, dtype: torch.dtype, block_m: int, backend: Backend) 
     """Tiles of the forward kernel; chosen so that nothing spills, see docs/kernels.md."""
     m, width = query_tile(block_m), dim_tile(dim)
     stages = 1 if backend == "hip" else 2
+    if dtype == torch.float32 and width > 128:
+        return Tiles(min(m, 16), 16, 8, 1)
     if dtype == torch.float32:
-        return Tiles(min(m, 32 if width > 64 else 64), 32, 8 if width > 64 else 4, stages)
+        return Tiles(min(m, 32), 16, 8, stages) if width > 64 else Tiles(min(m, 64), 32, 4, stages)
     if width > 128:
         return Tiles(min(m, 64), 32, 8, stages)
     if backend == "hip":

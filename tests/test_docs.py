@@ -1,0 +1,187 @@
+"""What Markdown files tell people to type: commands parse, presets are valid, Python works, links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.core import TyperCommand
+from typer.testing import CliRunner
+
+from psa_triton.cli.app import app as psa
+from psa_triton.models import MODELS
+from psa_triton.presets import load_presets_file, shipped_presets
+from psa_triton.presets.yaml_file import read_mapping
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("", "configs", "docs", "examples", "src/psa_triton")
+FILES = [str(file.relative_to(ROOT)) for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.md"))]
+RUNNABLE = ["src/psa_triton/README.md", "src/psa_triton/README_zh.md"]
+"""Pages whose Python needs no weights: it is run."""
+PLACEHOLDER = re.compile(r"[A-Z_]+|\./\S+")
+"""What stands for a folder, where a model's key could."""
+
+_BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
+_INLINE_COMMAND = re.compile(r"`(psa [^`\n]* --[^`\n]*)`")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
+
+
+def read(file: str) -> str:
+    return (ROOT / file).read_text(encoding="utf-8")
+
+
+def prose(file: str) -> str:
+    """A page without its fenced blocks."""
+    return _BLOCK.sub("", read(file))
+
+
+def blocks(file: str, language: str) -> list[str]:
+    """A page's fenced blocks of a language, without the indent of their fences."""
+    found = [block for block in _BLOCK.finditer(read(file)) if block["language"] == language]
+    return [re.sub(f"^{block['indent']}", "", block["text"], flags=re.MULTILINE) for block in found]
+
+
+def commands(file: str) -> list[list[str]]:
+    """The words of each command that a page gives, in blocks and in running text."""
+    lines = [line for text in blocks(file, "bash") for line in text.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in (*lines, *_INLINE_COMMAND.findall(prose(file)))]
+    return [command for command in words if command]
+
+
+def test_the_pages_are_found() -> None:
+    both = {str(Path(folder) / f"README{end}") for folder in FOLDERS if folder != "docs" for end in (".md", "_zh.md")}
+    assert both | {"CONTRIBUTING.md", "examples/INFERENCE.md", "docs/design.md"} <= set(FILES)
+
+
+@pytest.fixture
+def understood(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of each command that parses; none of them runs."""
+    options: list[dict[str, Any]] = []
+    monkeypatch.setattr(TyperCommand, "invoke", lambda _, context: options.append(context.params), raising=False)
+    return options
+
+
+def load_script(file: Path) -> typer.Typer:
+    spec = importlib.util.spec_from_file_location(file.stem.replace(".", "_"), file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.app
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if commands(file)])
+def test_commands_parse(file: str, understood: list[dict[str, Any]]) -> None:
+    for program, *arguments in commands(file):
+        app = psa
+        if program == "python" and arguments[0].endswith(".py"):
+            script = ROOT / arguments.pop(0)
+            assert script.is_file(), f"{file}: there is no {script}"
+            if not script.is_relative_to(ROOT / "examples"):
+                continue
+            app = load_script(script)
+        elif program != "psa":
+            continue
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{file}: {shlex.join([program, *arguments])}: {result.output}"
+    for options in understood:
+        check_names(options)
+
+
+def check_names(options: dict[str, Any]) -> None:
+    """Models and presets that a command names exist, but for the preset that a page tells people to write."""
+    sections = load_presets_file().sections
+    model = options.get("model", "tiny-wan")
+    if PLACEHOLDER.fullmatch(model):
+        return
+    assert model in MODELS or model in sections, f"unknown model {model}"
+    given = options.get("attention_preset") or options.get("preset") or []
+    section = MODELS[model].preset_section if model in MODELS else model
+    for preset in [given] if isinstance(given, str) else given:
+        assert preset in {*sections[section].attention_configs, "my_custom_preset"}, f"{section} has no {preset}"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if blocks(file, "yaml")])
+def test_presets_are_valid(file: str, tmp_path: Path) -> None:
+    """A section may leave out what the shipped one has; what is no section is part of a preset."""
+    shipped = read_mapping(shipped_presets())
+    for index, text in enumerate(blocks(file, "yaml")):
+        path = tmp_path / f"block_{index}.yaml"
+        path.write_text(text, encoding="utf-8")
+        block = read_mapping(path)
+        if not any(isinstance(value, dict) and "attention_configs" in value for value in block.values()):
+            block = {"CogVideo_5b": {"attention_configs": {"part": {"type": "psa", **block}}}}
+        for name, section in block.items():
+            base = shipped.get(name, {"attention_configs": {}})
+            presets = base["attention_configs"] | section["attention_configs"]
+            path.write_text(yaml.safe_dump({name: base | section | {"attention_configs": presets}}), encoding="utf-8")
+            load_presets_file(path)
+
+
+def calls(tree: ast.AST, names: dict[str, Any]) -> Iterator[tuple[Any, set[str]]]:
+    """Calls of `names`, with the keywords that are given."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
+            yield names[node.func.id], {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if blocks(file, "python")])
+def test_python_names_what_exists(file: str) -> None:
+    imported: dict[str, Any] = {}
+    for text in blocks(file, "python"):
+        compile(text, file, "exec")
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("psa_triton"):
+                module = importlib.import_module(node.module)
+                imported |= {alias.name: getattr(module, alias.name) for alias in node.names}
+        for called, keywords in calls(tree, imported):
+            unknown = keywords - inspect.signature(called).parameters.keys()
+            assert not unknown, f"{file}: {called.__name__} takes no {', '.join(unknown)}"
+
+
+@pytest.mark.parametrize("file", RUNNABLE)
+def test_python_of_the_operators_page_runs(file: str) -> None:
+    namespace: dict[str, Any] = {}
+    for text in blocks(file, "python"):
+        exec(compile(text, file, "exec"), namespace)
+    assert "psa_attention" in namespace
+
+
+def anchors(file: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = [heading.lower() for _, heading in _HEADING.findall(prose(file))]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if _LINK.search(prose(file))])
+def test_links_lead_somewhere(file: str) -> None:
+    for link in _LINK.findall(prose(file)):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / file).parent / path if path else ROOT / file
+        assert target.exists(), f"{file}: there is no {link}"
+        if anchor:
+            assert anchor in anchors(str(target)), f"{file}: {path or 'the page'} has no heading for #{anchor}"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("_zh.md")])
+def test_a_translation_has_all_of_its_original(file: str) -> None:
+    original = file.replace("_zh.md", ".md")
+    assert commands(file) == commands(original)
+    assert outline(file) == outline(original)
+
+
+def outline(file: str) -> list[str]:
+    """The marks of headings, list items and table rows, in their order."""
+    return re.findall(r"^ *(#+ |[*-] |\d\. |\|)", prose(file), flags=re.MULTILINE)
