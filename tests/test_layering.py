@@ -38,6 +38,7 @@ LAYERS = [
     "video",  # frames <-> files
     "generation",  # prompt -> frames
     "evaluation",  # how close is sparse to dense
+    "diagnosis",  # what runs on this machine
     "cli",  # the psa command
 ]
 # The package's own __init__ hands out names of all layers; nothing inside imports it.

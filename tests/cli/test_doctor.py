@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import psa_triton.cli.doctor as doctor_module
+from psa_triton.cli.app import app
+from psa_triton.diagnosis import Finding
+
+
+def psa(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"}, prog_name="psa")
+
+
+def test_shows_what_runs_and_succeeds() -> None:
+    result = psa("doctor")
+    assert result.exit_code == 0, result.output
+    assert "cpu, bfloat16, head dimension 128" in result.stdout
+    assert "All that is needed works." in result.stdout
+
+
+def test_json_for_scripts() -> None:
+    findings = json.loads(psa("doctor", "--json").stdout)
+    assert {"topic": "device", "name": "cpu"}.items() <= next(f for f in findings if f["topic"] == "device").items()
+
+
+def test_a_problem_shows_its_remedy_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Finding("package", "av", "problem", "not installed, wanted av>=14", "pip install 'av>=14'")
+    monkeypatch.setattr(doctor_module, "diagnose", lambda: [problem])
+    result = psa("doctor")
+    assert result.exit_code == 1
+    assert "PROBLEM" in result.stdout
+    assert "pip install 'av>=14'" in result.stdout
+    assert "1 problem" in result.stdout
+    assert psa("doctor", "--json").exit_code == 1
+
+
+def test_what_is_optional_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Finding("package", "lpips", "optional", "not installed", "pip install 'psa-triton[lpips]'")
+    monkeypatch.setattr(doctor_module, "diagnose", lambda: [missing])
+    assert psa("doctor").exit_code == 0
