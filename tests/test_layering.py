@@ -37,7 +37,9 @@ LAYERS = [
     "builtin",  # the built-in model
     "video",  # frames <-> files
     "generation",  # prompt -> frames
+    "understanding",  # frames and a question -> an answer
     "evaluation",  # how close is sparse to dense
+    "bench",  # times of attention on this machine
     "diagnosis",  # what runs on this machine
     "cli",  # the psa command
 ]
