@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 
-from psa_triton.models import MODELS, QWEN_VL_HUB_ID, ModelSpec, find_model, recognise
+from psa_triton.models import MODELS, QWEN2_5_VL, ModelSpec, find_model, recognise
 from psa_triton.presets import load_preset
 
 # key: (hub id, preset section, width, height, frames, steps, guidance, second guidance, fps)
@@ -32,7 +32,11 @@ def test_registry_holds_these_checkpoints() -> None:
     found = {key: tuple(getattr(spec, field) for field in FIELDS) for key, spec in MODELS.items()}
     assert found == CHECKPOINTS
     assert all(spec.key == key for key, spec in MODELS.items())
-    assert QWEN_VL_HUB_ID == "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+def test_the_understanding_model_has_presets_too() -> None:
+    assert (QWEN2_5_VL.key, QWEN2_5_VL.hub_id) == ("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct")
+    assert load_preset(QWEN2_5_VL.preset_section) is not None
 
 
 @pytest.mark.parametrize("key", ["cogvideo_5b", "cogvideo1.5_5b", "cogvideo_5b_lora"])

@@ -24,6 +24,7 @@ SECTIONS = {
     "CogVideo1.5_5b": (16, 16, 8, 226),
     "CogVideo_5b": (16, 16, 4, 226),
     "tiny-wan": (8, 8, 4, 0),
+    "Qwen2.5-VL": (28, 28, 2, 0),
 }
 # (m, n, mode, where levels 1, 2, 4, 8 end, *_mask_type, use_rearrange, use_sim_mask, warmup_steps, sim_thresholds.x8)
 PRESETS = {
@@ -119,12 +120,29 @@ class TestShippedFile:
             warmup_steps=warmup,
         )
 
+    def test_understanding_is_causal_with_antidiagonal_importance(self) -> None:
+        config = load_preset("Qwen2.5-VL", "psa_balanced")
+        assert config is not None
+        assert config.replace(description="") == PSAConfig(
+            block_m=128,
+            block_n=128,
+            mask_ratios={1: (0, 0.7), 2: (0.7, 0.8), 4: (0.8, 0.9), 8: (0.9, 0.9), 0: (0.9, 1)},
+            mask_mode="thresholdbound",
+            importance="antidiagonal",
+            keep_first_block=True,
+            use_rearrange=False,
+            use_sim_mask=True,
+            sim_thresholds={"x2": 0.75, "x4": 0.7, "x8": 0.7},
+        )
+        assert "The first key block is read in full whatever its importance." in explain(config)
+
     def test_no_preset_is_missing_from_the_list_above(self) -> None:
         sections = load_presets_file().sections
         found = {(model, preset) for model in SECTIONS for preset in sections[model].attention_configs}
         added = {(model, "baseline") for model in SECTIONS} | {
             ("tiny-wan", name) for name in ("psa_balanced", "psa_timing")
         }
+        added |= {("Qwen2.5-VL", "psa_balanced")}
         assert found == PRESETS.keys() | added
 
     def test_is_the_one_that_people_edit(self) -> None:
@@ -176,6 +194,14 @@ class TestCustomPreset:
     def test_keys_left_out_get_the_defaults_of_the_operator(self, tmp_path: Path) -> None:
         assert load_preset("Model", path=write(tmp_path, section_with("{type: psa}"))) == PSAConfig()
 
+    def test_a_budget_brings_the_estimate_that_suits_it(self, tmp_path: Path) -> None:
+        for given, expected in (("", "representative"), (", importance: pooled", "pooled")):
+            config = load_preset(
+                "Model", path=write(tmp_path, section_with(f"{{type: psa, mask_mode: budget{given}}}"))
+            )
+            assert config is not None
+            assert config.importance == expected
+
     def test_order_of_keys_does_not_matter(self, tmp_path: Path) -> None:
         file = write(tmp_path, section_with("{mask_ratios: {0: [0.5, 1], 1: [0, 0.5]}, type: psa}"))
         config = load_preset("Model", path=str(file))
@@ -210,6 +236,8 @@ class TestMistakes:
                 "mask_ratios",
                 "level 64 is coarser than a key block of block_size.n = 32 tokens",
             ),
+            ("{type: psa, mask_mode: budget, budget: 0}", "budget", "greater than 0, got 0"),
+            ("{type: psa, mask_mode: budget, use_sim_mask: true}", "use_sim_mask", "set use_sim_mask: false"),
             (
                 "{type: psa, attn_impl: new_mask_type, use_sim_mask: true}",
                 "attn_impl",
@@ -322,8 +350,9 @@ class TestDensityBounds:
                 (0.75, 0.75),
             ),
             (PSAConfig(mask_ratios={1: (0, 1)}), (1.0, 1.0)),
+            (PSAConfig(mask_mode="budget", budget=0.2), (0.0, 0.2)),
         ],
-        ids=["topk", "topk-cap", "thresholdbound", "nothing-skipped", "min-full", "all-full"],
+        ids=["topk", "topk-cap", "thresholdbound", "nothing-skipped", "min-full", "all-full", "budget"],
     )
     def test_by_hand(self, config: PSAConfig, expected: tuple[float, float]) -> None:
         assert density_bounds(config) == pytest.approx(expected)
@@ -339,6 +368,16 @@ class TestExplain:
             "- the next 20% are averaged in groups of eight (level 8, 1/8 of the cost).",
             "- the remaining 65% are skipped (no cost).",
             "Expected density: 15.00%, whatever the input (up to rounding to whole blocks).",
+            "Tokens stay in the model's own order.",
+        ]
+
+    def test_budget(self) -> None:
+        assert explain(PSAConfig(mask_mode="budget", budget=0.2, use_rearrange=False)) == [
+            "Keys are cut into blocks of 64 tokens, queries into blocks of 128. For each query block, every key block "
+            "is read in full, averaged in groups of 2, 4, 8, ..., or skipped: whichever choice leaves the least "
+            "expected error at the density that is paid for.",
+            "Density: at most 20.00%, the estimate of importance (representative) and the blocks that must be read in "
+            "full included.",
             "Tokens stay in the model's own order.",
         ]
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from psa_triton.pyramid import pyramid_layout, row_tables, write_pyramid
+from psa_triton.pyramid import SPREAD_LEVELS, pyramid_layout, row_tables, write_pyramid, write_spread
 
 
 def build(x, block_n, coarsest=8, dtype=torch.float64):
@@ -72,3 +72,51 @@ def test_strided_input_is_read_as_it_is():
     assert torch.equal(
         build(x[:, 1], 32, dtype=torch.float32)[1], build(x[:, 1].contiguous(), 32, dtype=torch.float32)[1]
     )
+
+
+def spread(keys, block_n, coarsest=8):
+    layout = pyramid_layout(len(keys), block_n, coarsest)
+    out = torch.full((layout.rows,), math.nan, dtype=torch.promote_types(keys.dtype, torch.float32))
+    write_spread(keys, layout, out)
+    return layout, out
+
+
+class TestSpread:
+    def test_computed_by_hand(self):
+        # 11 tokens of one dimension: pairs 1 apart have variance 1/4, fours 5/4, eights 21/4; the last three 2/3.
+        layout, out = spread(torch.arange(11, dtype=torch.float64)[:, None], 8)
+        assert out[: layout.first_row(2)].tolist() == [0.0] * 16
+        assert out[layout.first_row(2) : layout.first_row(4)].tolist() == [0.25] * 5 + [0.0] * 3
+        torch.testing.assert_close(
+            out[layout.first_row(4) :], torch.tensor([5 / 4, 5 / 4, 2 / 3, 0, 21 / 4, 2 / 3], dtype=torch.float64)
+        )
+
+    @pytest.mark.parametrize(("block_n", "coarsest"), [(8, 8), (64, 8), (64, 64)], ids=lambda x: str(x))
+    @pytest.mark.parametrize("tokens", [1, 8, 63, 64, 66, 2500], ids=lambda n: f"{n}tokens")
+    def test_is_the_variance_averaged_over_dimensions(self, tokens, block_n, coarsest):
+        keys = torch.randn(tokens, 16, dtype=torch.float64)
+        layout, out = spread(keys, block_n, coarsest)
+        expected = torch.zeros_like(out)
+        for level in SPREAD_LEVELS:
+            groups = [group.var(0, correction=0).mean() for group in keys.split(level)]
+            expected[layout.first_row(level) :][: len(groups)] = torch.stack(groups)
+        torch.testing.assert_close(out, expected)
+
+    def test_of_keys_far_from_the_origin_is_that_of_the_same_keys_at_it(self):
+        keys = torch.randint(-8, 9, (100, 16)).float()
+        assert torch.equal(spread(keys + 4096.0, 32)[1], spread(keys, 32)[1])
+        assert (spread(torch.full((100, 16), 1e4), 32)[1] == 0.0).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch."))
+    @pytest.mark.parametrize(
+        ("tokens", "coarsest"), [(64, 8), (75, 8), (130, 32), (3, 2), (67, 4)], ids=lambda x: str(x)
+    )
+    def test_on_a_gpu_is_the_same(self, tokens, coarsest, dtype):
+        kernels = pytest.importorskip("psa_triton.pyramid.triton_kernels")
+        keys = torch.randn(2, 3, 24, tokens).to(dtype).mT
+        means, table = kernels.pool_with_spread(keys, block_n=32, coarsest=coarsest)
+        assert torch.equal(means, kernels.pool(keys, block_n=32, coarsest=coarsest))
+        for b, h in [(0, 0), (1, 2)]:
+            layout, expected = spread(keys[b, h], 32, max(coarsest, 8))
+            pooled = expected[layout.first_row(2) : layout.first_row(2 * coarsest)]
+            torch.testing.assert_close(table[b, h], pooled, rtol=1e-5, atol=0.0)

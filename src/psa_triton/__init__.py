@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from psa_triton.attention import PSAAttention, psa_attention
     from psa_triton.config import PSAConfig
     from psa_triton.importance import block_importance
-    from psa_triton.integrations.diffusers import apply_psa
+    from psa_triton.integrations.attach import apply_psa
     from psa_triton.kernels import pyramid_attention
     from psa_triton.levels import density, select_levels
     from psa_triton.presets import load_preset
@@ -32,7 +32,7 @@ __all__ = [
 _HOME = {
     "PSAAttention": ".attention",
     "PSAConfig": ".config",
-    "apply_psa": ".integrations.diffusers",
+    "apply_psa": ".integrations.attach",
     "block_importance": ".importance",
     "density": ".levels",
     "load_preset": ".presets",

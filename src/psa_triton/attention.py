@@ -107,6 +107,7 @@ def sparse_attention(
             q,
             k,
             choice,
+            v=v,
             prefix_tokens=prefix_tokens,
             is_causal=is_causal,
             scale=scale,
@@ -123,6 +124,7 @@ def sparse_attention(
         coarsest=choice.coarsest,
         is_causal=is_causal,
         scale=scale,
+        pool_correction=config.pool_correction,
         impl=impl,
     )
     return (out if orders is None else orders[0].restore(out)), levels
@@ -139,6 +141,9 @@ def level_choice(config: PSAConfig) -> LevelChoice:
         min_full_ratio=config.min_full_ratio,
         importance=config.importance,
         sim_thresholds=Thresholds(thresholds.x2, thresholds.x4, thresholds.x8) if config.use_sim_mask else None,
+        keep_first_block=config.keep_first_block,
+        budget=config.budget,
+        budget_scope=config.budget_scope,
     )
 
 

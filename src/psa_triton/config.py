@@ -10,10 +10,12 @@ from psa_triton.ratios import check_mask_ratios
 
 Level = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-MaskMode = Literal["topk", "thresholdbound"]
-Importance = Literal["sampled", "antidiagonal", "pooled"]
+MaskMode = Literal["topk", "thresholdbound", "budget"]
+Importance = Literal["sampled", "antidiagonal", "pooled", "representative"]
+BudgetScope = Literal["row", "head", "layer"]
 RearrangeMethod = Literal["Gilbert", "STA", "SemanticAware", "Hybrid"]
 AttnImpl = Literal["auto", "new_mask_type", "old_mask_type"]
+PoolCorrection = Literal["none", "isotropic"]
 
 
 def _pairs(value: Any) -> Any:
@@ -68,15 +70,23 @@ class PSAConfig(BaseModel):
     )
     """Share `[lo, hi)` of a row's blocks (topk) or importance mass (thresholdbound) that each level gets."""
     mask_mode: MaskMode = "topk"
-    """`topk`: fixed shares of the blocks; `thresholdbound`: shares of the importance mass."""
+    """`topk`: fixed shares of the blocks; `thresholdbound`: of the importance mass; `budget`: least expected error."""
+    budget: float = Field(default=0.15, gt=0.0, le=1.0)
+    """budget only, instead of `mask_ratios`: density, that of the importance estimate included."""
+    budget_scope: BudgetScope = "row"
+    """budget only: whether each row of blocks has the budget for itself, or shares it within its head or its layer."""
     min_full_ratio: Share = 0.06
     """thresholdbound only: at least floor(this * blocks) + 1 blocks of a row stay at level 1."""
     importance: Importance = "sampled"
-    """How the importance of a key block for a query block is estimated."""
+    """How the importance of a key block for a query block is estimated; with `budget`, `representative` if left out."""
     use_sim_mask: bool = False
     """Cap the level of key blocks whose neighbouring keys are unlike (`sim_thresholds`)."""
     sim_thresholds: SimThresholds = SimThresholds()
     """Similarity from which on a block may be pooled."""
+    keep_first_block: bool = False
+    """Read the first key block in full whatever its importance: causal models rest attention on it."""
+    pool_correction: PoolCorrection = "none"
+    """`isotropic`: add to the logits of levels 2, 4, 8 what pooling takes from their groups' weight on average."""
     use_rearrange: bool = True
     """Put visual tokens along `rearrange_method` before blocking, where their grid is known."""
     rearrange_method: RearrangeMethod = "Gilbert"
@@ -90,12 +100,24 @@ class PSAConfig(BaseModel):
     verbose: bool = False
     """Log density and time of every sparse attention call."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _estimate_for_budget(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("mask_mode") == "budget":
+            return {"importance": "representative"} | data
+        return data
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         coarsest = max(self.mask_ratios)
         if coarsest > self.block_n:
             raise ValueError(
                 f"mask_ratios: level {coarsest} is coarser than a key block of block_size.n = {self.block_n} tokens"
+            )
+        if self.mask_mode == "budget" and self.use_sim_mask:
+            raise ValueError(
+                "use_sim_mask: a budget weighs itself how unlike the keys of a block are, and a cap would exceed it; "
+                "set use_sim_mask: false, or mask_mode: topk or thresholdbound"
             )
         if self.attn_impl == "new_mask_type" and self.use_sim_mask:
             raise ValueError(

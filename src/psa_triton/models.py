@@ -9,9 +9,6 @@ from typing import Any, Literal
 
 from psa_triton.names import unknown_name
 
-QWEN_VL_HUB_ID = "Qwen/Qwen2.5-VL-7B-Instruct"
-"""The understanding model; it generates text, so it has no row among the video models."""
-
 VaeDtype = Literal["bfloat16", "float32"]
 
 
@@ -184,6 +181,22 @@ _SPECS = (
     _WAN22_5B,
     _WAN22_A14B,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderstandingSpec:
+    """A model that answers questions about images and videos; it makes text, so it is none of the video models."""
+
+    key: str
+    """Name on the command line."""
+    hub_id: str
+    """Repository on the Hugging Face hub."""
+    preset_section: str
+    """Section of `attention_config.yaml`."""
+
+
+QWEN2_5_VL = UnderstandingSpec(key="qwen2.5-vl-7b", hub_id="Qwen/Qwen2.5-VL-7B-Instruct", preset_section="Qwen2.5-VL")
+"""Its presets are also the default of every other language model."""
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.key: spec for spec in _SPECS})
 """The known video models by key."""

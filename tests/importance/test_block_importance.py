@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from psa_triton.importance import block_importance, estimation_cost
 
-METHODS = ("sampled", "antidiagonal", "pooled")
+METHODS = ("sampled", "antidiagonal", "pooled", "representative")
 LENGTHS = {
     "one": (1, 1),
     "below a block": (11, 7),
@@ -57,7 +57,23 @@ def pooled_pairs(q, k, m):
     return q[rows] @ torch.stack([group.mean(0) for group in groups]).T, rows, starts, ends, weights
 
 
-PAIRS = {"sampled": sampled_pairs, "antidiagonal": antidiagonal_pairs, "pooled": pooled_pairs}
+def representative_pairs(q, k, m):
+    return pooled_pairs(q, k, 64)  # one query in eight, whatever the block
+
+
+PAIRS = {
+    "sampled": sampled_pairs,
+    "antidiagonal": antidiagonal_pairs,
+    "pooled": pooled_pairs,
+    "representative": representative_pairs,
+}
+
+
+def reduce_pair(pair, method):
+    """One number of the probabilities `[rows, columns]` of a block pair."""
+    if method == "representative":
+        return pair.sum(-1).square().mean().sqrt() if len(pair) else torch.tensor(0.0)
+    return pair.sum() if method == "antidiagonal" else pair.max()
 
 
 def brute_force(q, k, m, n, method, is_causal, scale):
@@ -75,7 +91,7 @@ def brute_force(q, k, m, n, method, is_causal, scale):
             rows = [a for a, token in enumerate(query_tokens) if token // m == i]
             columns = [b for b, token in enumerate(key_tokens) if token // n == j]
             pair = probabilities[rows][:, columns]
-            result[i, j] = pair.sum() if method == "antidiagonal" else pair.max()
+            result[i, j] = reduce_pair(pair, method)
     total = result.sum(-1, keepdim=True)
     result = torch.where(total > 0, result, visible)
     return result / result.sum(-1, keepdim=True).clamp(min=1e-300)
@@ -111,7 +127,7 @@ def test_equal_keys_share_the_mass_by_their_number(method):
     q, k = tokens(1, 40), torch.ones(1, 1, 64 + 36, 16, dtype=torch.float64)
     found = block_importance(q, k, block_m=32, block_n=64, method=method)
     # A maximum over the pair does not grow with the number of keys, a sum of masses does.
-    expected = [0.64, 0.36] if method == "antidiagonal" else [0.5, 0.5]
+    expected = [0.64, 0.36] if method in ("antidiagonal", "representative") else [0.5, 0.5]
     torch.testing.assert_close(found[0, 0], torch.tensor([expected, expected]), atol=1e-6, rtol=0)
 
 
@@ -160,7 +176,7 @@ def test_same_on_every_run_and_global_random_state_untouched(method):
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("method", ["sampled", "pooled"])
+@pytest.mark.parametrize("method", ["sampled", "pooled", "representative"])
 def test_generator_changes_the_sample(method):
     q, k = tokens(2, 120), tokens(2, 120, seed=6)
     fixed = block_importance(q, k, block_m=32, block_n=32, method=method)
@@ -265,7 +281,9 @@ def test_no_tensor_is_larger_than_keys_or_the_scores_of_one_query_block(method, 
     q = k = tokens(1, 4096, dim=8).float()
     with LargestResult() as largest:
         block_importance(q, k, block_m=32, block_n=32, method=method, is_causal=is_causal)
-    scores_of_a_block = {"sampled": 8 * 1024, "antidiagonal": 4 * 512, "pooled": 8 * 512}[method]
+    scores_of_a_block = {"sampled": 8 * 1024, "antidiagonal": 4 * 512, "pooled": 8 * 512, "representative": 4 * 512}[
+        method
+    ]
     assert largest.numel <= max(k.numel(), scores_of_a_block)
 
 
@@ -273,10 +291,15 @@ def test_estimation_cost_is_counted_by_hand():
     assert estimation_cost("sampled", 128, 64) == pytest.approx(1 / 32)  # 1/4 queries * 1/4 keys, half of dense
     assert estimation_cost("antidiagonal", 128, 64) == pytest.approx(1 / 16)  # 1/8 of the products, half of dense
     assert estimation_cost("pooled", 128, 64) == pytest.approx(1 / 256)  # 8/128 queries * 1/8 keys, half of dense
+    assert estimation_cost("representative", 128, 64) == pytest.approx(1 / 128)  # 1/8 queries * 1/8 keys, half of dense
 
 
 BAD_CALLS = {
-    "method": ({"method": "best"}, ValueError, "method: expected one of sampled, antidiagonal, pooled, got 'best'"),
+    "method": (
+        {"method": "best"},
+        ValueError,
+        "method: expected one of sampled, antidiagonal, pooled, representative, got 'best'",
+    ),
     "block_m": ({"block_m": 48}, ValueError, "block_m: expected a power of two of at least 8 tokens, got 48"),
     "block_n small": ({"block_n": 4}, ValueError, "block_n: expected a power of two of at least 8 tokens, got 4"),
     "block_n float": ({"block_n": 32.0}, TypeError, "block_n: expected an int, got float"),

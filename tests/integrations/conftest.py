@@ -1,6 +1,15 @@
-"""Makes `small_pipelines` importable: pytest's importlib mode puts no test folder on the path."""
+"""What tests of integrations share: `small_pipelines` importable, and short sequences sparse."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
+# pytest's importlib mode puts no test folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def short_sequences_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU sequences of a test's length would all run dense; `test_diffusers_rules.py` tests that they do."""
+    monkeypatch.setattr("psa_triton.integrations.diffusers.rules.BREAK_EVEN", {})

@@ -67,7 +67,7 @@ def run_pipeline(
 
     def run(shared: bool) -> Video:
         pipe = make_pipe()
-        with apply_psa(pipe, config) as handle:
+        with apply_psa(pipe, config, min_tokens=0) as handle:
             if shared:
                 share_tokens(pipe.transformer)
             video = make_video(pipe, **more)
@@ -82,7 +82,7 @@ def run_per_token_timesteps(shared: bool) -> Video:
     if shared:
         share_tokens(transformer)
     inputs = make_wan_inputs(timestep=torch.linspace(0, 999, 105)[None])
-    with torch.no_grad(), apply_psa(transformer, SPARSE) as handle:
+    with torch.no_grad(), apply_psa(transformer, SPARSE, min_tokens=0) as handle:
         out = transformer(**inputs, return_dict=False)[0]
     return out, records(handle)
 

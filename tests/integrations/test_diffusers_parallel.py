@@ -77,7 +77,7 @@ def test_forms_that_sparse_attention_cannot_take_part_in(degrees: dict, message:
 def test_a_mask_on_shared_tokens_is_refused() -> None:
     rules = DenseRules(PSAConfig())
     state = ForwardState("transformer", rules, read_scheduler=lambda: None, recorder=Recorder(0.0, False), impl="auto")
-    state.begin(500.0, (3, 5, 7), masked=True, parallel=HeadParallel(SimpleNamespace()))
+    state.begin(500.0, (3, 5, 7), torch.device("cpu"), masked=True, parallel=HeadParallel(SimpleNamespace()))
     with (
         pytest.raises(ValueError, match=r"attention_mask: expected None .* shared between processes, got a mask"),
         state.call(0, 53, 13, torch.ones(1), torch.device("cpu")),

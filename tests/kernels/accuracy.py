@@ -28,7 +28,16 @@ def oracle(q, k, v, levels, **kwargs):
     return pyramid_attention(q.double(), k.double(), v.double(), levels, impl="reference", return_lse=True, **kwargs)
 
 
-def eager(q, k, v, levels, *, block_m, block_n, is_causal=False):
+def corrected(logits, q, k, level, pool_correction):
+    """Logits of a level with the pooled-logit correction, each step rounded to the dtype of q."""
+    if pool_correction == "none" or level not in (2, 4, 8):
+        return logits
+    groups = [k[:, :, i : i + level] for i in range(0, k.shape[2], level)]
+    spread = torch.stack([(g - g.mean(2, keepdim=True)).square().mean((2, 3)) for g in groups], -1)
+    return logits + q.square().sum(-1, keepdim=True) / (2 * q.shape[-1]) * spread[:, :, None]
+
+
+def eager(q, k, v, levels, *, block_m, block_n, is_causal=False, pool_correction="none"):
     """The same mathematics, each step rounded to the dtype of q: what anyone would write down first."""
     heads = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1)
@@ -43,7 +52,7 @@ def eager(q, k, v, levels, *, block_m, block_n, is_causal=False):
         if is_causal:
             limit = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2]
             sees = sees & (torch.tensor(list(starts)) + count - 1 <= limit)
-        s = (q @ mean_k.mT) * q.shape[-1] ** -0.5 + count.log().to(q.dtype)
+        s = corrected((q @ mean_k.mT) * q.shape[-1] ** -0.5, q, k, level, pool_correction) + count.log().to(q.dtype)
         logits.append(s.masked_fill(~sees, -math.inf))
     return (torch.cat(logits, -1).softmax(-1).nan_to_num(0.0) @ torch.cat(values, 2)).to(q.dtype)
 
@@ -67,7 +76,9 @@ def oracle_gradients(grad_out, q, k, v, levels, *, grad_lse=None, **kwargs):
     return torch.autograd.grad((out, lse), inputs, (grad_out.double(), grad_lse))
 
 
-def eager_gradients(grad_out, q, k, v, levels, *, block_m, block_n, is_causal=False, grad_lse=None):
+def eager_gradients(
+    grad_out, q, k, v, levels, *, block_m, block_n, is_causal=False, pool_correction="none", grad_lse=None
+):
     """Autograd through the same mathematics, each step rounded to the dtype of q."""
     inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
     queries, tokens, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
@@ -78,7 +89,8 @@ def eager_gradients(grad_out, q, k, v, levels, *, block_m, block_n, is_causal=Fa
         key_mean, count, last = reference.pool(keys, level)
         sees = (levels == level).repeat_interleave(block_m, 2)[:, :, :queries]
         sees = sees.repeat_interleave(block_n // level, 3)[..., : len(count)] & (last <= limit)
-        s = (inputs[0] @ key_mean.mT) * q.shape[-1] ** -0.5 + count.log().to(q.dtype)
+        s = (inputs[0] @ key_mean.mT) * q.shape[-1] ** -0.5
+        s = corrected(s, inputs[0], keys, level, pool_correction) + count.log().to(q.dtype)
         logits.append(s.masked_fill(~sees, -math.inf))
         means.append(reference.pool(values, level)[0])
     logits = torch.cat(logits, -1)

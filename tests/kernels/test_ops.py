@@ -13,6 +13,7 @@ from psa_triton.levels.choice import _choose_levels_op
 from psa_triton.ordering.order import _traced_grid_order
 
 IMPLS = ["cpu", "triton"]
+CORRECTIONS = ["none", "isotropic"]
 
 
 def small(requires_grad: bool, **kwargs) -> tuple[torch.Tensor, ...]:
@@ -21,28 +22,30 @@ def small(requires_grad: bool, **kwargs) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "gradient"])
-def test_the_forward_operator(impl, requires_grad):
+def test_the_forward_operator(impl, correction, requires_grad):
     q, k, v = small(requires_grad)
     levels = random_levels(q, k, 16, 16)
-    opcheck(ops.attend, (q, k, v, levels, 16, 16, 8, False, 0.25, requires_grad, impl))
+    opcheck(ops.attend, (q, k, v, levels, 16, 16, 8, False, 0.25, correction, requires_grad, impl))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_the_backward_operator(impl):
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_the_backward_operator(impl, correction):
     q, k, v = small(False)
     levels = random_levels(q, k, 16, 16)
-    out, lse = ops.attend(q, k, v, levels, 16, 16, 8, True, 0.25, True, impl)
-    opcheck(ops.attend_backward, (torch.ones_like(q), lse, q, k, v, out, lse, levels, 16, 16, 8, True, 0.25, impl))
+    settings = (16, 16, 8, True, 0.25, correction)
+    out, lse = ops.attend(q, k, v, levels, *settings, True, impl)
+    opcheck(ops.attend_backward, (torch.ones_like(q), lse, q, k, v, out, lse, levels, *settings, impl))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_the_choice_of_levels(impl):
-    q, k, _ = small(False)
-    opcheck(
-        _choose_levels_op,
-        (q, k, 16, 16, [1, 8, 0], [0.0, 0.3, 0.3, 0.6, 0.6, 1.0], "topk", 0.06, "sampled", [], 3, False, 0.25, impl),
-    )
+@pytest.mark.parametrize("mode", ["topk", "budget"])
+def test_the_choice_of_levels(impl, mode):
+    shares = ([1, 8, 0], [0.0, 0.3, 0.3, 0.6, 0.6, 1.0])
+    settings = (mode, 0.06, "sampled", [], False, 0.4, "row", 3, False, 0.25, impl)
+    opcheck(_choose_levels_op, (*small(False), 16, 16, *shares, *settings))
 
 
 def test_the_grid_order():
@@ -51,7 +54,7 @@ def test_the_grid_order():
 
 def test_a_gradient_needs_the_log_sum_exp():
     q, k, v = small(True)
-    out, _ = ops.attend(q, k, v, random_levels(q, k, 16, 16), 16, 16, 8, False, 0.25, False, "cpu")
+    out, _ = ops.attend(q, k, v, random_levels(q, k, 16, 16), 16, 16, 8, False, 0.25, "none", False, "cpu")
     with pytest.raises(RuntimeError, match="want_lse=True"):
         out.sum().backward()
 
@@ -75,10 +78,29 @@ def test_gradients_of_the_output_alone_the_log_sum_exp_alone_and_both(impl):
 
 @pytest.mark.parametrize("impl", ["auto", "triton"])
 @pytest.mark.parametrize(
-    "call", [{}, {"grid": (3, 4, 8), "prefix_tokens": 4}, {"is_causal": True}], ids=["plain", "ordered", "causal"]
+    ("call", "correction"),
+    [
+        ({}, "none"),
+        ({}, "isotropic"),
+        ({"grid": (3, 4, 8), "prefix_tokens": 4}, "none"),
+        ({"is_causal": True}, "none"),
+    ],
+    ids=["plain", "corrected", "ordered", "causal"],
 )
-def test_the_whole_operator_compiles_without_a_graph_break(call, impl):
-    config = PSAConfig(block_m=32, block_n=32, use_sim_mask=True, mask_mode="thresholdbound")
+def test_the_whole_operator_compiles_without_a_graph_break(call, correction, impl):
+    check_compiled(
+        PSAConfig(block_m=32, block_n=32, use_sim_mask=True, mask_mode="thresholdbound", pool_correction=correction),
+        call,
+        impl,
+    )
+
+
+def test_a_budget_compiles_without_a_graph_break():
+    check_compiled(PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.4), {"is_causal": True}, "auto")
+
+
+def check_compiled(config, call, impl):
+    torch.compiler.reset()
     attention = PSAAttention(config)
     inputs = [x.requires_grad_() for x in tensors(queries=100, keys=100, dim=16)]
     out = torch.compile(attention, fullgraph=True)(*inputs, impl=impl, **call)
@@ -89,7 +111,7 @@ def test_the_whole_operator_compiles_without_a_graph_break(call, impl):
         torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("method", ["sampled", "antidiagonal", "pooled"])
+@pytest.mark.parametrize("method", ["sampled", "antidiagonal", "pooled", "representative"])
 def test_the_stages_do_not_ask_the_device_for_values(method):
     """A tensor without values has nothing to tell: what runs on one waits for no device."""
     q, k = (torch.empty(1, 2, 200, 32, dtype=torch.bfloat16, device="meta") for _ in range(2))

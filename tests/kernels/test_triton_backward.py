@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from accuracy import (
@@ -17,26 +16,12 @@ from accuracy import (
 
 pytest.importorskip("triton")
 
-import triton.language as tl
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
 from psa_triton.kernels.triton import pyramid_attention_backward
 
 WITH_LEVEL_64 = (0, 1, 2, 4, 8, 16, 32, 64)
 
 
-@pytest.fixture(autouse=True)
-def bfloat16_is_rounded(monkeypatch):
-    """Triton's interpreter cuts float32 off to bfloat16, which has a bias; GPUs round to nearest."""
-    cast = InterpreterBuilder.cast_impl
-
-    def rounding_cast(self, source, target):
-        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
-            return cast(self, source, target)
-        bits = np.ascontiguousarray(source.data).view(np.uint32)
-        return TensorHandle(((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16), tl.bfloat16)
-
-    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounding_cast)
+pytestmark = pytest.mark.usefixtures("bfloat16_is_rounded")
 
 
 @pytest.fixture(autouse=True)

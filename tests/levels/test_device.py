@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from psa_triton.config import SimThresholds
 from psa_triton.importance import block_importance
+from psa_triton.importance.rows import BlockGrid
 from psa_triton.levels import cap_levels, density, exempt_levels, read_density, select_levels, similarity_caps
+from psa_triton.levels.budget import budget_levels, expected_errors
 
 SIZES = {"block_m": 32, "block_n": 16, "query_tokens": 150, "key_tokens": 170}
 SHARES = {1: (0.0, 0.4), 2: (0.4, 0.6), 8: (0.6, 0.8), 0: (0.8, 1.0)}
@@ -41,10 +43,24 @@ STEPS = {
         method: lambda method=method: block_importance(
             torch.empty(1, 4, 150, 32, device="meta"), keys(), block_m=32, block_n=16, method=method, is_causal=True
         )
-        for method in ("sampled", "antidiagonal", "pooled")
+        for method in ("sampled", "antidiagonal", "pooled", "representative")
     },
     "topk": lambda: select_levels(levels().float(), SHARES, mode="topk"),
     "thresholdbound": lambda: select_levels(levels().float(), SHARES, mode="thresholdbound"),
+    "expected errors": lambda: expected_errors(
+        torch.empty(1, 4, 150, 32, device="meta"), keys(), keys(), block_n=16, scale=0.25
+    ),
+    **{
+        f"budget of a {scope}": lambda scope=scope: budget_levels(
+            levels().float(),
+            torch.empty(1, 4, 11, 6, device="meta"),
+            BlockGrid(32, 16, 150, 170, is_causal=True),
+            budget=0.3,
+            scope=scope,
+            prefix_tokens=40,
+        )
+        for scope in ("row", "layer")
+    },
     "similarity": lambda: cap_levels(levels(), similarity_caps(keys(), block_n=16, thresholds=SimThresholds())),
     "exemptions": lambda: exempt_levels(levels(), **SIZES, prefix_tokens=40, is_causal=True),
     "density": lambda: density(levels()),

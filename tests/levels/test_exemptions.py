@@ -20,6 +20,16 @@ def test_prefix_by_hand():
     assert (levels == 8).all()
 
 
+def test_first_block_by_hand():
+    # Read in full by every query, but where it lies in the future of all: query block 0 sees no key.
+    levels = torch.full((1, 1, 3, 2), 8, dtype=torch.int8)
+    sizes = {"block_m": 8, "block_n": 8, "query_tokens": 24, "key_tokens": 16}
+    found = exempt_levels(levels, **sizes, keep_first_block=True)
+    assert found[0, 0].tolist() == [[1, 8], [1, 8], [1, 8]]
+    found = exempt_levels(levels, **sizes, keep_first_block=True, is_causal=True)
+    assert found[0, 0].tolist() == [[0, 0], [1, 0], [1, 1]]
+
+
 def test_causal_by_hand():
     # 16 queries stand at the end of 32 keys: block 0 holds positions 16-23, block 1 positions 24-31.
     levels = torch.full((1, 1, 2, 4), 4, dtype=torch.int8)

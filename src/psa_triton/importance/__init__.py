@@ -12,6 +12,7 @@ from psa_triton.blocks import check_block_size
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance.antidiagonal import antidiagonal_cost, antidiagonal_estimate
 from psa_triton.importance.pooled import pooled_cost, pooled_estimate
+from psa_triton.importance.representative import representative_cost, representative_estimate
 from psa_triton.importance.rows import BlockGrid, Estimate
 from psa_triton.importance.sampled import sampled_cost, sampled_estimate
 from psa_triton.importance.scoring import score_blocks
@@ -23,6 +24,7 @@ _ESTIMATORS: Final[dict[str, tuple[Callable[..., Estimate], Callable[[int, int],
     "sampled": (sampled_estimate, sampled_cost),
     "antidiagonal": (antidiagonal_estimate, antidiagonal_cost),
     "pooled": (pooled_estimate, pooled_cost),
+    "representative": (representative_estimate, representative_cost),
 }
 
 
@@ -42,9 +44,9 @@ def block_importance(
     """Estimate how much each key block matters to each query block.
 
     Scores of a few query blocks exist at a time; beside them the estimators hold at most one copy of K (`sampled` a
-    quarter, `pooled` an eighth). On a GPU no scores are written and nothing is copied (`pooled` holds an eighth of K),
-    and without a generator nothing waits for the device. The result is the same on every run for the same input, seed
-    and implementation. A choice of blocks has no gradient, so none is recorded.
+    quarter, `pooled` and `representative` an eighth). On a GPU no scores are written and nothing but that eighth is
+    copied, and without a generator nothing waits for the device. The result is the same on every run for the same
+    input, seed and implementation. A choice of blocks has no gradient, so none is recorded.
 
     NaN and inf in q or k never reach the result: a non-finite query counts as zeros, and a key block found to hold a
     non-finite key ranks first wherever it is visible, so attention reads it and shows what dense attention shows.
@@ -54,11 +56,11 @@ def block_importance(
         k: `[B, Hkv, Nk, D]`, same dtype and device; query head `h` reads key head `h // (Hq // Hkv)`.
         block_m: tokens per query block, a power of two of at least 8.
         block_n: tokens per key block, likewise.
-        method: `sampled` (the paper's, for generation), `antidiagonal` (XAttention's, for understanding) or `pooled`
-            (the cheapest).
+        method: `sampled` (the paper's, for generation), `antidiagonal` (XAttention's, for understanding), `pooled`
+            (the cheapest) or `representative` (nearly as cheap; the mass that `budget_levels` wants).
         is_causal: query `i` sees key `j` iff `j <= i + Nk - Nq`.
         scale: of the logits, `D ** -0.5` by default.
-        generator: draws the sampled tokens at random (`sampled`, `pooled`); without it the choice is fixed. A generator
+        generator: draws the sampled tokens at random (not `antidiagonal`); without it the choice is fixed. A generator
             of another device than q's makes the host wait.
         impl: `triton` (GPU kernels; blocks of up to 256 tokens), `reference` or `cpu` (the same torch code), or `auto`;
             see `resolve_impl`.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from psa_triton.blocks import block_count
 
+Reduce = Literal["max", "sum", "rms"]
+
 
 @dataclass(frozen=True)
 class BlockGrid:
@@ -81,9 +83,10 @@ class Estimate:
     Attributes:
         query_rows: stand for the query blocks.
         key_rows: stand for the key blocks; as many tokens wide.
-        reduce: how the probabilities of a block pair become one number.
+        reduce: how the probabilities of a block pair become one number: their maximum, their sum, or the root mean
+            square over the query rows of their sums over the key rows.
     """
 
     query_rows: QueryRows
     key_rows: KeyRows
-    reduce: Literal["max", "sum"]
+    reduce: Reduce

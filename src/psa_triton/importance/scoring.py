@@ -6,14 +6,13 @@ The scores exist for a few query blocks at a time.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from psa_triton.blocks import causal_blocks
-from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows
+from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows, Reduce
 
 SCRATCH_SHARE = 8
 """Scores held at a time: at most 1/8 as many numbers as K has, or else those of one query block."""
@@ -131,10 +130,14 @@ def _probabilities(
     return probabilities
 
 
-def _reduce_pairs(probabilities: Tensor, query_blocks: int, key_blocks: int, reduce: Literal["max", "sum"]) -> Tensor:
-    """`[B, Hkv, G, query rows, key rows]` -> `[B, Hq, query blocks, key blocks]`."""
+def _reduce_pairs(probabilities: Tensor, query_blocks: int, key_blocks: int, reduce: Reduce) -> Tensor:
+    """`[B, Hkv, G, query rows, key rows]` -> `[B, Hq, query blocks, key blocks]`; `rms` up to the rows' own totals."""
+    probabilities = probabilities.flatten(1, 2)
+    if reduce == "rms":
+        masses = probabilities.unflatten(-1, (key_blocks, -1)).sum(-1)
+        return torch.linalg.vector_norm(masses.unflatten(-2, (query_blocks, -1)), dim=-2)
     fold = torch.amax if reduce == "max" else torch.sum
-    by_query_block = fold(probabilities.flatten(1, 2).unflatten(-2, (query_blocks, -1)), dim=-2)
+    by_query_block = fold(probabilities.unflatten(-2, (query_blocks, -1)), dim=-2)
     return fold(by_query_block.unflatten(-1, (key_blocks, -1)), dim=-1)
 
 

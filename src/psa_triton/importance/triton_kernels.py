@@ -292,7 +292,7 @@ def _load_rows(x, tokens, r, rows, p, stride_n, stride_d, DIM: tl.constexpr, PAR
 
 @triton.jit
 def _reduce_pairs(logits, log_sum, PER_M: tl.constexpr, PER_N: tl.constexpr, REDUCE: tl.constexpr):
-    """Base-2 logits `[rows, columns]` -> largest probability, or their sum, `[query blocks, key blocks]`."""
+    """Base-2 logits `[rows, columns]` -> one number a pair, `[query blocks, key blocks]`: see `Estimate.reduce`."""
     TILE_M: tl.constexpr = logits.shape[0]
     TILE_N: tl.constexpr = logits.shape[1]
     if REDUCE == "max":  # exp2 is monotone: it can wait until there is one number per pair
@@ -300,7 +300,10 @@ def _reduce_pairs(logits, log_sum, PER_M: tl.constexpr, PER_N: tl.constexpr, RED
         return tl.math.exp2(tl.max(tl.reshape(by_block, (TILE_M // PER_M, PER_M, TILE_N // PER_N)), axis=1))
     probabilities = tl.math.exp2(logits - log_sum[:, None])
     by_block = tl.sum(tl.reshape(probabilities, (TILE_M, TILE_N // PER_N, PER_N)), axis=2)
-    return tl.sum(tl.reshape(by_block, (TILE_M // PER_M, PER_M, TILE_N // PER_N)), axis=1)
+    if REDUCE == "rms":  # the number of rows is left to the normalisation
+        by_block *= by_block
+    total = tl.sum(tl.reshape(by_block, (TILE_M // PER_M, PER_M, TILE_N // PER_N)), axis=1)
+    return tl.math.sqrt(total) if REDUCE == "rms" else total
 
 
 @triton.jit

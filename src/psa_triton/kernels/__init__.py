@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Final, Literal, overload
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from psa_triton.impl import Impl, resolve_impl
 from psa_triton.inputs import check_attention_inputs, resolve_scale
 from psa_triton.kernels import ops, reference
 from psa_triton.ratios import COARSEST_LEVEL
+
+POOL_CORRECTIONS: Final = ("none", "isotropic")
+"""What may be added to the logits of pooled groups."""
 
 
 @overload
@@ -25,6 +28,7 @@ def pyramid_attention(
     block_n: int,
     is_causal: bool = ...,
     scale: float | None = ...,
+    pool_correction: str = ...,
     impl: Impl = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
@@ -39,6 +43,7 @@ def pyramid_attention(
     block_n: int,
     is_causal: bool = ...,
     scale: float | None = ...,
+    pool_correction: str = ...,
     impl: Impl = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -52,6 +57,7 @@ def pyramid_attention(
     block_n: int,
     is_causal: bool = False,
     scale: float | None = None,
+    pool_correction: str = "none",
     impl: Impl = "auto",
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -64,11 +70,15 @@ def pyramid_attention(
     Args:
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
         k, v: `[B, Hkv, Nk, D]`, same dtype and device; query head `h` reads key head `h // (Hq // Hkv)`.
-        levels: int8 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`: 0, 1, 2, 4, ... at most `block_n`.
+        levels: int8 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`: 0, 1, 2, 4, ... at most `block_n` and 64.
         block_m: tokens of a query block, a power of two of at least 8.
         block_n: tokens of a key block, likewise.
         is_causal: query `i` sees a group if the group's last token is at most `i + Nk - Nq`.
         scale: factor of the logits, `D ** -0.5` by default.
+        pool_correction: what makes up for the weight that groups lose by pooling (the mean of exponentials is larger
+            than the exponential of the mean). `isotropic` adds `scale ** 2 / 2 * |q| ** 2 * spread` to the logits of
+            levels 2, 4 and 8, where `spread = sum(|k - mean(k)| ** 2) / (count * D)` over the tokens of the group;
+            `none` adds nothing. Coarser levels are never corrected: see docs/kernels.md.
         impl: `reference` (any device, slow), `cpu`, `triton` (CUDA and ROCm), or `auto`, the fastest that can run. All
             are differentiable. Only `reference` and `cpu` compute in float64.
         return_lse: also return the log-sum-exp of the logits.
@@ -89,6 +99,8 @@ def pyramid_attention(
     check_block_size("block_m", block_m)
     check_block_size("block_n", block_n)
     scale = resolve_scale(scale, q.shape[-1])
+    if pool_correction not in POOL_CORRECTIONS:
+        raise ValueError(f"pool_correction: expected one of {', '.join(POOL_CORRECTIONS)}, got {pool_correction!r}")
     _check_levels(levels, q, k, block_m, block_n)
     coarsest = min(block_n, COARSEST_LEVEL)
     if not (torch.compiler.is_compiling() or (q.is_cuda and torch.cuda.is_current_stream_capturing())):
@@ -103,6 +115,7 @@ def pyramid_attention(
         coarsest=coarsest,
         is_causal=is_causal,
         scale=scale,
+        pool_correction=pool_correction,
         impl=impl,
         return_lse=return_lse,
     )
@@ -120,6 +133,7 @@ def attend_levels(
     coarsest: int,
     is_causal: bool,
     scale: float,
+    pool_correction: str = "none",
     impl: Impl,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -135,11 +149,13 @@ def attend_levels(
             block_n=block_n,
             is_causal=is_causal,
             scale=scale,
+            pool_correction=pool_correction,
             return_lse=return_lse,
         )
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    want_lse = return_lse or needs_grad
     out, lse = ops.attend(
-        q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, return_lse or needs_grad, chosen
+        q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, pool_correction, want_lse, chosen
     )
     return out, lse if return_lse else None
 

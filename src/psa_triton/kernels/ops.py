@@ -26,6 +26,7 @@ def attend(
     coarsest: int,
     is_causal: bool,
     scale: float,
+    pool_correction: str,
     want_lse: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
@@ -38,7 +39,9 @@ def attend(
     Returns:
         The output, and the log-sum-exp `[B, Hq, Nq]`, `[0]` if it is not wanted.
     """
-    settings: dict[str, Any] = dict(block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale)
+    settings: dict[str, Any] = dict(
+        block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale, pool_correction=pool_correction
+    )
     if impl == "triton":
         from psa_triton.kernels import triton
 
@@ -49,7 +52,7 @@ def attend(
 
 
 @attend.register_fake
-def _attend_fake(q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, want_lse, impl):
+def _attend_fake(q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, pool_correction, want_lse, impl):
     return torch.empty_like(q), q.new_empty(q.shape[:3] if want_lse else (0,), dtype=_wide(q.dtype))
 
 
@@ -68,11 +71,17 @@ def attend_backward(
     coarsest: int,
     is_causal: bool,
     scale: float,
+    pool_correction: str,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v: contiguous, of their shapes and dtype."""
     settings: dict[str, Any] = dict(
-        block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale, grad_lse=grad_lse
+        block_m=block_m,
+        block_n=block_n,
+        is_causal=is_causal,
+        scale=scale,
+        pool_correction=pool_correction,
+        grad_lse=grad_lse,
     )
     if impl == "triton":
         from psa_triton.kernels import triton
@@ -82,9 +91,7 @@ def attend_backward(
 
 
 @attend_backward.register_fake
-def _attend_backward_fake(
-    grad_out, grad_lse, q, k, v, out, lse, levels, block_m, block_n, coarsest, is_causal, scale, impl
-):
+def _attend_backward_fake(grad_out, grad_lse, q, k, v, *_others):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
@@ -97,16 +104,14 @@ def _save_for_backward(ctx, inputs, output):
 
 def _backward(ctx, grad_out, grad_lse):
     q, k, v, out, lse, levels = ctx.saved_tensors
-    block_m, block_n, coarsest, is_causal, scale, want_lse, impl = ctx.settings
+    *settings, want_lse, impl = ctx.settings
     if not want_lse:
         raise RuntimeError("psa_triton::pyramid_attention: a gradient needs want_lse=True in the forward, got False")
     grads = (None, None, None)
     if grad_out is not None or grad_lse is not None:
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        grads = attend_backward(
-            grad_out, grad_lse, q, k, v, out, lse, levels, block_m, block_n, coarsest, is_causal, scale, impl
-        )
-    return *grads, *[None] * 8
+        grads = attend_backward(grad_out, grad_lse, q, k, v, out, lse, levels, *settings, impl)
+    return *grads, *[None] * 9
 
 
 attend.register_autograd(_backward, setup_context=_save_for_backward)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+CORRECTED_LEVELS = (2, 4, 8)
+"""Levels whose logits `pool_correction` reaches."""
+
 
 def pyramid_attention(
     q: torch.Tensor,
@@ -15,6 +18,7 @@ def pyramid_attention(
     block_n: int,
     is_causal: bool,
     scale: float,
+    pool_correction: str = "none",
     return_lse: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of `q` over the groups that `levels` chooses.
@@ -26,6 +30,8 @@ def pyramid_attention(
         block_m, block_n: tokens of a query block and of a key block.
         is_causal: a query sees a group only if it may see the group's last token (bottom-right aligned).
         scale: factor of the logits.
+        pool_correction: `isotropic` adds `scale ** 2 / 2 * |q| ** 2 * spread` to the logits of levels 2, 4 and 8;
+            `none` adds nothing.
         return_lse: whether the log-sum-exp is wanted.
 
     Returns:
@@ -47,7 +53,10 @@ def pyramid_attention(
         if is_causal:
             position = torch.arange(queries, device=q.device) + tokens - queries
             sees = sees & (last <= position[:, None])
-        logits.append(scale * q_wide @ key_mean.mT + count.to(wide).log())
+        logit = scale * q_wide @ key_mean.mT + count.to(wide).log()
+        if pool_correction == "isotropic" and level in CORRECTED_LEVELS:
+            logit = logit + scale**2 / 2 * q_wide.square().sum(-1, keepdim=True) * spread(k_wide, level)[..., None, :]
+        logits.append(logit)
         values.append(value_mean)
         visible.append(sees)
     if not logits:
@@ -68,6 +77,12 @@ def pool(x: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch
     count = torch.tensor([g.shape[-2] for g in groups], device=x.device)
     mean = torch.stack([g.mean(dim=-2) for g in groups], dim=-2)
     return mean, count, torch.tensor(list(starts), device=x.device) + count - 1
+
+
+def spread(x: torch.Tensor, level: int) -> torch.Tensor:
+    """Variance within groups of `level` neighbours, averaged over the dimensions: `[..., D]` tokens to `[..., G]`."""
+    groups = [x[..., s : s + level, :] for s in range(0, x.shape[-2], level)]
+    return torch.stack([(g - g.mean(dim=-2, keepdim=True)).square().mean(dim=(-2, -1)) for g in groups], dim=-1)
 
 
 def attend(weights: torch.Tensor, seen: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

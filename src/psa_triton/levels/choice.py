@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from psa_triton.impl import Impl
-from psa_triton.importance import block_importance
+from psa_triton.importance import block_importance, estimation_cost
+from psa_triton.importance.rows import BlockGrid
+from psa_triton.levels.budget import Scope, budget_levels, expected_errors, ladder
 from psa_triton.levels.exemptions import exempt_levels
 from psa_triton.levels.selection import select_levels
 from psa_triton.levels.similarity import cap_levels, similarity_caps
@@ -35,11 +37,27 @@ class LevelChoice:
     importance: str
     sim_thresholds: Thresholds | None
     """None for no cap."""
+    keep_first_block: bool = False
+    budget: float = 1.0
+    budget_scope: Scope = "row"
+
+    def __post_init__(self) -> None:
+        if self.mask_mode == "budget" and self.level_budget <= 0:
+            raise ValueError(
+                f"budget: expected more than {self.budget - self.level_budget:.4f}, what importance "
+                f"{self.importance!r} alone costs for blocks of {self.block_m} queries, got {self.budget}; "
+                "raise it, or use importance: representative"
+            )
+
+    @property
+    def level_budget(self) -> float:
+        """What the budget leaves for levels, once importance is estimated."""
+        return self.budget - estimation_cost(self.importance, self.block_m, self.block_n)
 
     @property
     def coarsest(self) -> int:
         """No level is coarser than this."""
-        return max(1, *self.mask_ratios)
+        return ladder(self.block_n)[1] if self.mask_mode == "budget" else max(1, *self.mask_ratios)
 
 
 def choose_levels(
@@ -48,6 +66,7 @@ def choose_levels(
     choice: LevelChoice,
     *,
     scale: float,
+    v: Tensor | None = None,
     prefix_tokens: int = 0,
     is_causal: bool = False,
     impl: Impl = "auto",
@@ -59,6 +78,7 @@ def choose_levels(
         q, k: `[B, Hq, Nq, D]`, `[B, Hkv, Nk, D]`, in the order in which they are cut into blocks.
         choice: how levels are chosen.
         scale: of the logits.
+        v: values in the order of k, which a budget looks at, and no other mode.
         prefix_tokens: leading tokens that are read, and read, in full.
         is_causal: whether query `i` sees keys up to `i + Nk - Nq` alone.
         impl: as `psa_attention`'s.
@@ -69,6 +89,7 @@ def choose_levels(
         return _choose_levels_op(
             q,
             k,
+            v,
             choice.block_m,
             choice.block_n,
             list(choice.mask_ratios),
@@ -77,6 +98,9 @@ def choose_levels(
             choice.min_full_ratio,
             choice.importance,
             list(choice.sim_thresholds or ()),
+            choice.keep_first_block,
+            choice.budget,
+            choice.budget_scope,
             prefix_tokens,
             is_causal,
             scale,
@@ -93,9 +117,23 @@ def choose_levels(
         generator=generator,
         impl=impl,
     )
-    levels = select_levels(
-        importance, choice.mask_ratios, mode=choice.mask_mode, min_full_ratio=choice.min_full_ratio, impl=impl
-    )
+    if choice.mask_mode == "budget":
+        if v is None:
+            raise ValueError("v: expected the values, which mask_mode 'budget' looks at, got None")
+        levels = budget_levels(
+            importance,
+            expected_errors(q, k, v, block_n=choice.block_n, scale=scale, impl=impl),
+            BlockGrid(choice.block_m, choice.block_n, q.shape[2], k.shape[2], is_causal),
+            budget=choice.level_budget,
+            prefix_tokens=prefix_tokens,
+            keep_first_block=choice.keep_first_block,
+            scope=choice.budget_scope,
+            impl=impl,
+        )
+    else:
+        levels = select_levels(
+            importance, choice.mask_ratios, mode=choice.mask_mode, min_full_ratio=choice.min_full_ratio, impl=impl
+        )
     if choice.sim_thresholds is not None:
         caps = similarity_caps(k, block_n=choice.block_n, thresholds=choice.sim_thresholds)
         levels = cap_levels(levels, caps)
@@ -106,6 +144,7 @@ def choose_levels(
         query_tokens=q.shape[2],
         key_tokens=k.shape[2],
         prefix_tokens=prefix_tokens,
+        keep_first_block=choice.keep_first_block,
         is_causal=is_causal,
     )
 
@@ -114,6 +153,7 @@ def choose_levels(
 def _choose_levels_op(
     q: Tensor,
     k: Tensor,
+    v: Tensor | None,
     block_m: int,
     block_n: int,
     levels: list[int],
@@ -122,6 +162,9 @@ def _choose_levels_op(
     min_full_ratio: float,
     importance: str,
     sim_thresholds: list[float],
+    keep_first_block: bool,
+    budget: float,
+    budget_scope: str,
     prefix_tokens: int,
     is_causal: bool,
     scale: float,
@@ -129,12 +172,23 @@ def _choose_levels_op(
 ) -> Tensor:
     ratios = dict(zip(levels, zip(shares[::2], shares[1::2], strict=True), strict=True))
     thresholds = Thresholds(*sim_thresholds) if sim_thresholds else None
-    choice = LevelChoice(block_m, block_n, ratios, mask_mode, min_full_ratio, importance, thresholds)
+    choice = LevelChoice(
+        block_m,
+        block_n,
+        ratios,
+        mask_mode,
+        min_full_ratio,
+        importance,
+        thresholds,
+        keep_first_block,
+        budget,
+        cast(Scope, budget_scope),
+    )
     return choose_levels(
-        q, k, choice, scale=scale, prefix_tokens=prefix_tokens, is_causal=is_causal, impl=cast(Impl, impl)
+        q, k, choice, scale=scale, v=v, prefix_tokens=prefix_tokens, is_causal=is_causal, impl=cast(Impl, impl)
     )
 
 
 @_choose_levels_op.register_fake
-def _(q, k, block_m, block_n, *_settings):
+def _(q, k, v, block_m, block_n, *_settings):
     return q.new_empty(*q.shape[:2], -(-q.shape[2] // block_m), -(-k.shape[2] // block_n), dtype=torch.int8)

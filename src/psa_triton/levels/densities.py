@@ -47,10 +47,31 @@ def read_density(
         ValueError: `levels` does not fit the token counts, or a bad block size.
     """
     check_levels(levels, block_m, block_n, query_tokens, key_tokens)
-    queries = torch.arange(query_tokens, device=levels.device)
-    visible = (queries + 1 + key_tokens - query_tokens if is_causal else torch.full_like(queries, key_tokens)).clamp(
-        min=0
-    )
+    visible = visible_keys(query_tokens, key_tokens, is_causal, levels.device)
+    shares = read_shares(levels, visible, block_m=block_m, block_n=block_n, key_tokens=key_tokens)
+    return (shares.sum(-1) / (visible > 0).sum().clamp(min=1)).float()
+
+
+def visible_keys(query_tokens: int, key_tokens: int, is_causal: bool, device: torch.device) -> Tensor:
+    """How many keys each query sees, int64 `[Nq]`."""
+    queries = torch.arange(query_tokens, device=device)
+    seen = queries + 1 + key_tokens - query_tokens if is_causal else torch.full_like(queries, key_tokens)
+    return seen.clamp(min=0)
+
+
+def read_shares(levels: Tensor, visible: Tensor, *, block_m: int, block_n: int, key_tokens: int) -> Tensor:
+    """Groups that each query reads over the keys that it sees; 0 for one that sees none.
+
+    Args:
+        levels: int8 `[..., nq, nk]`.
+        visible: from `visible_keys`.
+        block_m: tokens per query block.
+        block_n: tokens per key block.
+        key_tokens: Nk.
+
+    Returns:
+        float64 `[..., Nq]`.
+    """
     # Every query sees some whole blocks, then at most one in part.
     whole_blocks = torch.where(visible == key_tokens, levels.shape[-1], visible // block_n)
     cut_block = whole_blocks.clamp(max=levels.shape[-1] - 1)
@@ -60,8 +81,7 @@ def read_density(
     lengths = block_lengths(key_tokens, block_n, levels.device).int()
     groups = ((lengths + divisors - 1) // divisors).masked_fill_(levels == 0, 0)
     groups_before = F.pad(groups.cumsum(-1, dtype=torch.int32), (1, 0))
-    rows = queries // block_m
+    rows = torch.arange(len(visible), device=levels.device) // block_m
     cut_groups = (cut_tokens // divisors[..., rows, cut_block]).masked_fill_(levels[..., rows, cut_block] == 0, 0)
     read = groups_before[..., rows, whole_blocks] + cut_groups
-    share = (read.double() / visible.clamp(min=1)).masked_fill_(visible == 0, 0)
-    return (share.sum(-1) / (visible > 0).sum().clamp(min=1)).float()
+    return (read.double() / visible.clamp(min=1)).masked_fill_(visible == 0, 0)

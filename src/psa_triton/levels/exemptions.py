@@ -15,9 +15,10 @@ def exempt_levels(
     query_tokens: int,
     key_tokens: int,
     prefix_tokens: int = 0,
+    keep_first_block: bool = False,
     is_causal: bool = False,
 ) -> Tensor:
-    """Level 1 for the prefix and the causal frontier, level 0 for what lies wholly in the future.
+    """Level 1 for the prefix, the first key block and the causal frontier, level 0 for what lies wholly in the future.
 
     Args:
         levels: int8 `[..., nq, nk]`.
@@ -27,6 +28,8 @@ def exempt_levels(
         key_tokens: Nk.
         prefix_tokens: tokens at the start, of queries and keys alike, that are read in full: level 1 for key blocks
             that touch them and for all key blocks of query blocks that touch them.
+        keep_first_block: level 1 for the first key block, for every query: causal models rest attention on it that
+            has nowhere else to go (StreamingLLM, arXiv 2309.17453).
         is_causal: query `i` sees key `j` iff `j <= i + Nk - Nq`. Level 1 for key blocks that this frontier cuts for
             the query block; level 0 for key blocks that none of its queries sees, prefix or not.
 
@@ -43,6 +46,8 @@ def exempt_levels(
     levels = levels.clone()
     levels[..., : block_count(prefix_tokens, block_n)] = 1
     levels[..., : block_count(prefix_tokens, block_m), :] = 1
+    if keep_first_block:
+        levels[..., :1] = 1
     if is_causal:
         visible, whole = causal_blocks(query_tokens, key_tokens, block_m, block_n, levels.device)
         levels.masked_fill_(visible & ~whole, 1).masked_fill_(~visible, 0)

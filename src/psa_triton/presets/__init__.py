@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from psa_triton.presets.errors import PresetError
 from psa_triton.presets.loading import PresetsFile, load_preset, load_presets_file, shipped_presets
-from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, presets_json_schema
+from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, VideoScale, presets_json_schema
 
 __all__ = [
     "DensePreset",
@@ -12,6 +12,7 @@ __all__ = [
     "PresetError",
     "PresetsFile",
     "PsaPreset",
+    "VideoScale",
     "load_preset",
     "load_presets_file",
     "presets_json_schema",

@@ -16,7 +16,12 @@ def density_bounds(config: PSAConfig) -> tuple[float, float]:
     the greatest when all blocks are equally important: in the order of importance, the mass before a block is never
     less than the share of blocks before it. A similarity cap can only refine levels, at most every kept block to 1.
     Rounding to whole blocks and the exemptions of prefix and causal frontier are left out.
+
+    A budget includes the estimate of importance, and what would avoid no error is not read: it is the greatest density,
+    and there is no least.
     """
+    if config.mask_mode == "budget":
+        return 0.0, config.budget
     if config.mask_mode == "topk":
         low = high = _density(config, full=0.0)
     else:
@@ -32,6 +37,8 @@ def density_bounds(config: PSAConfig) -> tuple[float, float]:
 
 def explain(config: PSAConfig) -> list[str]:
     """Sentences on what a query block reads, how levels are chosen and what it costs, to be shown to people."""
+    if config.mask_mode == "budget":
+        return [*_budget(config), *_selection(config), _order(config), *_steps(config)]
     return [*_levels(config), *_selection(config), _density_in_words(config), _order(config), *_steps(config)]
 
 
@@ -44,11 +51,23 @@ def _density(config: PSAConfig, full: float) -> float:
     return full + sum(max(0.0, hi - max(lo, full)) * _cost(level) for level, (lo, hi) in config.mask_ratios.items())
 
 
-def _levels(config: PSAConfig) -> Iterator[str]:
+def _blocks(config: PSAConfig) -> str:
+    return f"Keys are cut into blocks of {config.block_n} tokens, queries into blocks of {config.block_m}."
+
+
+def _budget(config: PSAConfig) -> Iterator[str]:
     yield (
-        f"Keys are cut into blocks of {config.block_n} tokens, queries into blocks of {config.block_m}. "
-        "For each query block, the key blocks in the order of their importance:"
+        f"{_blocks(config)} For each query block, every key block is read in full, averaged in groups of 2, 4, 8, ..., "
+        "or skipped: whichever choice leaves the least expected error at the density that is paid for."
     )
+    yield (
+        f"Density: at most {config.budget:.2%}, the estimate of importance ({config.importance}) and the blocks that "
+        "must be read in full included."
+    )
+
+
+def _levels(config: PSAConfig) -> Iterator[str]:
+    yield f"{_blocks(config)} For each query block, the key blocks in the order of their importance:"
     first = True
     for level, (lo, hi) in config.mask_ratios.items():
         if lo == hi:
@@ -82,6 +101,8 @@ def _how(level: int) -> str:
 def _selection(config: PSAConfig) -> Iterator[str]:
     if config.mask_mode == "thresholdbound":
         yield f"However importance is spread, more than {config.min_full_ratio:.0%} of key blocks are read in full."
+    if config.keep_first_block:
+        yield "The first key block is read in full whatever its importance."
     if config.use_sim_mask:
         caps = config.sim_thresholds
         yield (

@@ -74,14 +74,14 @@ Preset = Annotated[PsaPreset | DensePreset, Field(discriminator="type")]
 
 
 class VideoScale(_Strict):
-    """How many pixels or frames of a video one token stands for (VAE compression times patch size)."""
+    """How many pixels or frames of a video one token stands for (compression or merging, times patch size)."""
 
     width_divisor: Divisor
     """Pixels of width per token."""
     height_divisor: Divisor
     """Pixels of height per token."""
     depth_divisor: Divisor
-    """Frames per token; the first frame has a token of its own."""
+    """Frames per token; in models that make videos the first frame has a token of its own."""
 
 
 class ModelSection(_Strict):
@@ -92,7 +92,7 @@ class ModelSection(_Strict):
     video_scale: VideoScale
     """From the size of a video to the grid of its tokens."""
     text_length: int = Field(ge=0)
-    """Text tokens in front of the visual tokens in self-attention; 0 where text is attended to separately."""
+    """Text tokens in front of the visual tokens in self-attention; 0 where text stands apart, or anywhere."""
     attention_configs: dict[str, Preset] = Field(min_length=1)
     """The presets, by name."""
 

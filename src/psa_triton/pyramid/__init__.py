@@ -9,8 +9,10 @@ from psa_triton.pyramid.layout import (
     row_tables,
     write_pyramid,
 )
+from psa_triton.pyramid.spread import SPREAD_LEVELS, write_spread
 
 __all__ = [
+    "SPREAD_LEVELS",
     "UNITS_PER_BLOCK",
     "UNIT_LEVELS",
     "PyramidLayout",
@@ -18,4 +20,5 @@ __all__ = [
     "pyramid_layout",
     "row_tables",
     "write_pyramid",
+    "write_spread",
 ]

@@ -8,6 +8,7 @@ kernel that walks units needs to know nothing of levels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -91,26 +92,36 @@ def write_pyramid(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor) -> 
         layout: of `Nk` tokens.
         out: `[P, D]`, any strides, of any floating dtype; means are formed in float32 (float64 for float64).
     """
-    n = layout.block_n
-    chunk = max(n, _TOKENS_AT_ONCE // n * n)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    for start in range(0, layout.blocks * n, chunk):
-        end = min(start + chunk, layout.blocks * n)
-        total = x[start:end].to(wide)
-        if len(total) < end - start:
-            total = torch.nn.functional.pad(total, (0, 0, 0, end - start - len(total)))
-        out[start:end] = total
+    for start, total in token_chunks(x, layout):
+        out[start : start + len(total)] = total
         for level in layout.levels[1:]:
             total = total[0::2] + total[1::2]
             row = layout.first_row(level) + start // level
             target = out[row : row + len(total)]
-            target.copy_(total).mul_(1 / level) if out.dtype == wide else target.copy_(total * (1 / level))
-    _mend_short_groups(x, layout, out, wide)
+            target.copy_(total).mul_(1 / level) if out.dtype == total.dtype else target.copy_(total * (1 / level))
+    # Groups cut by the end of the sequence were divided by too much.
+    for row, tokens in short_groups(x, layout):
+        out[row] = tokens.mean(0)
 
 
-def _mend_short_groups(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, wide: torch.dtype) -> None:
-    """Groups cut by the end of the sequence were divided by too much: write their means again."""
+def token_chunks(x: torch.Tensor, layout: PyramidLayout) -> Iterator[tuple[int, torch.Tensor]]:
+    """Pieces of whole blocks `[C, D]` in the dtype of sums, filled up with zeros, each with its first token."""
+    n = layout.block_n
+    chunk = max(n, _TOKENS_AT_ONCE // n * n)
+    for start in range(0, layout.blocks * n, chunk):
+        end = min(start + chunk, layout.blocks * n)
+        piece = x[start:end].to(_wide(x))
+        missing = end - start - len(piece)
+        yield start, torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
+
+
+def short_groups(x: torch.Tensor, layout: PyramidLayout) -> Iterator[tuple[int, torch.Tensor]]:
+    """Row and tokens, in the dtype of sums, of the groups that the end of the sequence cuts, finest first."""
     for level in layout.levels[1:]:
         group, count = divmod(layout.tokens, level)
         if count:
-            out[layout.first_row(level) + group] = x[group * level :].to(wide).mean(0)
+            yield layout.first_row(level) + group, x[group * level :].to(_wide(x))
+
+
+def _wide(x: torch.Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

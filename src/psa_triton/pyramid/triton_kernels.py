@@ -1,12 +1,14 @@
-"""The pooled levels of keys or values, written in one read of them."""
+"""The pooled levels of keys or values, and the spread of their groups, written in one read of them."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from psa_triton.launch import Launch
+from psa_triton.pyramid.spread import SPREAD_LEVELS
 
 _TOKENS = 64
 """Tokens of a program: the coarsest level's group, so that no group is shared between programs."""
@@ -38,8 +40,22 @@ def pool(x: Tensor, *, block_n: int, coarsest: int, finest: int = 2) -> Tensor:
     return out
 
 
-def plan_pool(x: Tensor, out: Tensor, *, block_n: int, finest: int, coarsest: int) -> Launch:
-    """The launch behind `pool`."""
+def pool_with_spread(x: Tensor, *, block_n: int, coarsest: int) -> tuple[Tensor, Tensor]:
+    """`pool` from level 2 on, with the spread of each row as `pyramid.spread.write_spread` defines it.
+
+    Returns:
+        The means, and the spread of the same rows, float32 `[B, H, R]`.
+    """
+    shape = (*x.shape[:2], pooled_rows(x.shape[2], block_n, 2, coarsest))
+    out, spread = x.new_empty(*shape, x.shape[3]), x.new_empty(shape, dtype=torch.float32)
+    plan_pool(x, out, spread, block_n=block_n, finest=2, coarsest=coarsest).run()
+    return out, spread
+
+
+def plan_pool(
+    x: Tensor, out: Tensor, spread: Tensor | None = None, *, block_n: int, finest: int, coarsest: int
+) -> Launch:
+    """The launch behind `pool` and `pool_with_spread`."""
     batch, heads, tokens, dim = x.shape
     padded = -(-tokens // block_n) * block_n
     return Launch(
@@ -48,6 +64,7 @@ def plan_pool(x: Tensor, out: Tensor, *, block_n: int, finest: int, coarsest: in
         dict(
             x=x,
             out=out,
+            spread=spread,
             heads=heads,
             tokens=tokens,
             padded=padded,
@@ -57,7 +74,12 @@ def plan_pool(x: Tensor, out: Tensor, *, block_n: int, finest: int, coarsest: in
             stride_d=x.stride(3),
         ),
         dict(
-            DIM=dim, DIM_TILE=triton.next_power_of_2(dim), FINEST=_log2(finest), COARSEST=_log2(coarsest), TILE=_TOKENS
+            DIM=dim,
+            DIM_TILE=triton.next_power_of_2(dim),
+            FINEST=_log2(finest),
+            COARSEST=_log2(coarsest),
+            SPREAD_COARSEST=_log2(SPREAD_LEVELS[-1]),
+            TILE=_TOKENS,
         ),
         warps=4,
     )
@@ -77,6 +99,7 @@ def first_row(shift, padded):
 def _pool_kernel(
     x,
     out,
+    spread,
     heads,
     tokens,
     padded,
@@ -88,6 +111,7 @@ def _pool_kernel(
     DIM_TILE: tl.constexpr,
     FINEST: tl.constexpr,
     COARSEST: tl.constexpr,
+    SPREAD_COARSEST: tl.constexpr,
     TILE: tl.constexpr,
 ):
     first = tl.program_id(0) * TILE
@@ -102,8 +126,14 @@ def _pool_kernel(
 
     before: tl.constexpr = FINEST - 1  # a buffer that starts at a coarser level leaves out the rows of the finer ones
     left_out = padded - (padded >> before)
-    out += head * (first_row(COARSEST + 1, padded) - left_out) * DIM
+    rows = head * (first_row(COARSEST + 1, padded) - left_out)
+    out += rows * DIM
+    if spread is not None:
+        spread += rows
+        squares = tl.zeros((TILE,), tl.float32)
     for s in tl.static_range(1, COARSEST + 1):
+        if spread is not None:
+            squares = _merge_squares(squares, total, first, tokens, s, SPREAD_COARSEST, TILE, DIM_TILE)
         total = tl.sum(tl.reshape(total, (TILE >> s, 2, DIM_TILE)), axis=1)
         if s >= FINEST:
             group = (first >> s) + tl.arange(0, TILE >> s)
@@ -112,3 +142,35 @@ def _pool_kernel(
             where = (group[:, None] < (padded >> s)) & (d[None, :] < DIM)
             mean = (total / count[:, None]).to(out.dtype.element_ty)
             tl.store(out + row[:, None] * DIM + d[None, :], mean, mask=where)
+            if spread is not None:
+                tl.store(spread + row, squares / (count * DIM), mask=group < (padded >> s))
+
+
+@triton.jit
+def _merge_squares(
+    squares,
+    total,
+    first,
+    tokens,
+    s: tl.constexpr,
+    SPREAD_COARSEST: tl.constexpr,
+    TILE: tl.constexpr,
+    DIM_TILE: tl.constexpr,
+):
+    """Sums of squared distances from the mean, of groups of `2 ** s` from those of their halves and the halves' sums.
+
+    See `pyramid.spread.write_spread`; where the end of the sequence cuts a group, its halves weigh by their tokens.
+    """
+    if s > SPREAD_COARSEST:
+        return tl.zeros((TILE >> s,), tl.float32)
+    half: tl.constexpr = 1 << (s - 1)
+    begin = first + tl.arange(0, TILE >> s) * (2 * half)
+    left = tl.minimum(tl.maximum(tokens - begin, 0), half).to(tl.float32)
+    right = tl.minimum(tl.maximum(tokens - begin - half, 0), half).to(tl.float32)
+    halves = first + tl.arange(0, TILE >> (s - 1)) * half
+    count = tl.minimum(tl.maximum(tokens - halves, 1), half).to(tl.float32)
+    mean = tl.reshape(total / count[:, None], (TILE >> s, 2, DIM_TILE))
+    sign = (1 - 2 * tl.arange(0, 2)).to(tl.float32)
+    apart = tl.sum(mean * sign[None, :, None], axis=1)
+    distance = tl.sum(apart * apart, axis=1) * (left * right / tl.maximum(left + right, 1.0))
+    return tl.sum(tl.reshape(squares, (TILE >> s, 2)), axis=1) + distance

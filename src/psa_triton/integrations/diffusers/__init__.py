@@ -2,13 +2,19 @@
 
 from psa_triton.integrations.diffusers.attach import PSAHandle, apply_psa
 from psa_triton.integrations.diffusers.cogvideox import context_parallel_plan as cogvideox_context_parallel_plan
-from psa_triton.integrations.diffusers.stats import AttentionRecord, AttentionSummary, PSAStats
+from psa_triton.integrations.diffusers.scale import check_video_scale, pipeline_scale
+from psa_triton.integrations.diffusers.state import OnLevels
+from psa_triton.integrations.diffusers.stats import AttentionRecord, AttentionSummary, LevelRecord, PSAStats
 
 __all__ = [
     "AttentionRecord",
     "AttentionSummary",
+    "LevelRecord",
+    "OnLevels",
     "PSAHandle",
     "PSAStats",
     "apply_psa",
+    "check_video_scale",
     "cogvideox_context_parallel_plan",
+    "pipeline_scale",
 ]

@@ -18,10 +18,11 @@ from psa_triton.importance import estimation_cost
 from psa_triton.integrations.diffusers import cogvideox, wan
 from psa_triton.integrations.diffusers.processor import PSAProcessor
 from psa_triton.integrations.diffusers.rules import DenseRules
-from psa_triton.integrations.diffusers.state import ForwardState
+from psa_triton.integrations.diffusers.scale import check_video_scale
+from psa_triton.integrations.diffusers.state import ForwardState, OnLevels
 from psa_triton.integrations.diffusers.stats import PSAStats, Recorder
 from psa_triton.models import recognise
-from psa_triton.presets import load_preset
+from psa_triton.presets import load_preset, load_presets_file
 
 Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel | CogVideoXTransformer3DModel
 
@@ -123,6 +124,7 @@ def apply_psa(
     dense_last_steps: int = 0,
     dense_layers: Collection[int] = (),
     time_layers: bool = False,
+    on_levels: OnLevels | None = None,
 ) -> PSAHandle:
     """Attach PSA to the self-attention of a Wan, Wan VACE or CogVideoX transformer, until the handle's `remove`.
 
@@ -144,10 +146,14 @@ def apply_psa(
             None for the default preset of the recognised model.
         scheduler: tells the denoising step; by default the pipeline's, whichever it has at the time.
         impl: implementation of the operator, as in `psa_attention`.
-        min_tokens: shorter sequences run dense; by default those of fewer than two key blocks.
+        min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than two key blocks, and on a CPU
+            those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a GPU
+            nothing has been measured yet.
         dense_last_steps: number of denoising steps at the end that run dense, like `config.warmup_steps` at the start.
         dense_layers: indexes of the blocks, of each transformer, that run dense in every step.
         time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
+        on_levels: told what each sparse call read, after it and outside its time; layers recomputed by gradient
+            checkpointing are told of again.
 
     Returns:
         The handle to read statistics from and to detach with.
@@ -155,13 +161,13 @@ def apply_psa(
     Raises:
         TypeError: if an argument is of a class that isn't supported.
         ValueError: if PSA is attached already or the transformer compiled already; if a preset is asked for by name and
-            the model isn't recognised; if there are dense steps and no scheduler to tell them by; if `dense_last_steps`
-            or `dense_layers` is out of range.
+            the model isn't recognised; if `video_scale` of its section is not the pipeline's; if there are dense steps
+            and no scheduler to tell them by; if `min_tokens`, `dense_last_steps` or `dense_layers` is out of range.
     """
     transformers = _transformers(pipe_or_transformer)
     for name, transformer in transformers.items():
         _check_unattached(name, transformer)
-    config = _config(config_or_preset, transformers)
+    config = _config(pipe_or_transformer, config_or_preset, transformers)
     rules = DenseRules(config, min_tokens, dense_last_steps, frozenset(dense_layers))
     for transformer in transformers.values():
         rules.check(layers=len(_family(transformer).attentions(transformer)))
@@ -177,7 +183,10 @@ def apply_psa(
         timed=time_layers or (config is not None and config.verbose),
     )
     attachments = [
-        _attach(transformer, ForwardState(name, rules, read_scheduler=read_scheduler, recorder=recorder, impl=impl))
+        _attach(
+            transformer,
+            ForwardState(name, rules, read_scheduler=read_scheduler, recorder=recorder, impl=impl, on_levels=on_levels),
+        )
         for name, transformer in transformers.items()
     ]
     return PSAHandle(config, recorder, attachments)
@@ -238,7 +247,7 @@ def _check_unattached(name: str, transformer: Transformer) -> None:
         )
 
 
-def _config(config_or_preset: Any, transformers: dict[str, Transformer]) -> PSAConfig | None:
+def _config(target: Any, config_or_preset: Any, transformers: dict[str, Transformer]) -> PSAConfig | None:
     """The configuration asked for; None for a dense preset."""
     if isinstance(config_or_preset, PSAConfig):
         return config_or_preset
@@ -250,7 +259,10 @@ def _config(config_or_preset: Any, transformers: dict[str, Transformer]) -> PSAC
     if config_or_preset is not None and "/" in config_or_preset:
         section, _, preset = config_or_preset.partition("/")
         return load_preset(section, preset)
-    return load_preset(_section(config_or_preset, transformers), config_or_preset)
+    section = _section(config_or_preset, transformers)
+    if isinstance(target, DiffusionPipeline):
+        check_video_scale(target, section, load_presets_file().section(section).video_scale)
+    return load_preset(section, config_or_preset)
 
 
 def _section(preset: str | None, transformers: dict[str, Transformer]) -> str:

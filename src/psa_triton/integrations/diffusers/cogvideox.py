@@ -52,8 +52,7 @@ class CogVideoXPSAProcessor(PSAProcessor):
             query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in projected)
             query = _rotate(query if attn.norm_q is None else attn.norm_q(query), image_rotary_emb, text)
             key = _rotate(key if attn.norm_k is None else attn.norm_k(key), image_rotary_emb, text)
-            out, call.density = self._state.attend(call.config, query, key, value, prefix_tokens=text)
-            out = project_out(attn, out)
+            out = project_out(attn, self._state.attend(call, query, key, value, prefix_tokens=text))
             return out[:, text:], out[:, :text]
 
 
@@ -67,12 +66,14 @@ def register_hooks(transformer: CogVideoXTransformer3DModel, state: ForwardState
 
     @torch.compiler.disable
     def begin(module: CogVideoXTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        _, frames, _, height, width = argument(args, kwargs, 0, "hidden_states").shape
+        latent = argument(args, kwargs, 0, "hidden_states")
+        _, frames, _, height, width = latent.shape
         patch, patch_t = module.config.patch_size, module.config.patch_size_t or 1
         attention_kwargs = argument(args, kwargs, 6, "attention_kwargs") or {}
         state.begin(
             argument(args, kwargs, 2, "timestep"),
             (frames // patch_t, height // patch, width // patch),
+            latent.device,
             prefix_tokens=argument(args, kwargs, 1, "encoder_hidden_states").shape[1],
             masked=attention_kwargs.get("attention_mask") is not None,
             cached=module.is_cache_enabled,

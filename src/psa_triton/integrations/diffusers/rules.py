@@ -10,6 +10,14 @@ from psa_triton.config import PSAConfig
 MIN_KEY_BLOCKS = 2
 """A sequence of fewer key blocks than this runs dense: with a single block there is nothing to choose from."""
 
+BREAK_EVEN = {"cpu": 1024}
+"""Tokens from which on PSA takes less time than dense attention, by type of device (`benchmarks/break_even.py`).
+
+On a CPU the shipped presets of Wan are 1.3 to 3 times as fast there, those of CogVideoX (smaller heads, and text that
+is read in full) about as fast; the built-in model's, with blocks of 32 queries and a density above a half, needs four
+times as many. No GPU has been measured yet: there `MIN_KEY_BLOCKS` alone decides.
+"""
+
 
 @dataclass(frozen=True)
 class DenseRules:
@@ -17,7 +25,7 @@ class DenseRules:
 
     Args:
         config: of the attention, with its warm-up; None runs everything dense.
-        min_tokens: shorter sequences run dense; None for `MIN_KEY_BLOCKS` key blocks.
+        min_tokens: shorter sequences run dense; None for `MIN_KEY_BLOCKS` key blocks and the device's `BREAK_EVEN`.
         last_steps: number of denoising steps at the end that run dense.
         layers: indexes of the transformer blocks that run dense.
     """
@@ -38,19 +46,26 @@ class DenseRules:
         Raises:
             ValueError: if a number is out of its range.
         """
+        if self.min_tokens is not None and self.min_tokens < 0:
+            raise ValueError(f"min_tokens: expected 0 or more, got {self.min_tokens}")
         if self.last_steps < 0:
             raise ValueError(f"dense_last_steps: expected 0 or more, got {self.last_steps}")
         unknown = sorted(layer for layer in self.layers if not 0 <= layer < layers)
         if unknown:
             raise ValueError(f"dense_layers: expected indexes from 0 to {layers - 1}, got {unknown}")
 
-    def of_forward(self, step: int | None, steps: int, tokens: int, masked: bool) -> str | None:
-        """Why a whole forward over `tokens` at `step` of `steps` runs dense; None if it does not."""
+    def of_forward(self, step: int | None, steps: int, tokens: int, device: str, masked: bool) -> str | None:
+        """Why a whole forward over `tokens` at `step` of `steps` runs dense; None if it does not.
+
+        `device` is a type of device, such as `cpu`.
+        """
         if self.config is None:
             return "dense preset"
         if masked:
             return "attention mask"
-        least = MIN_KEY_BLOCKS * self.config.block_n if self.min_tokens is None else self.min_tokens
+        least = self.min_tokens
+        if least is None:
+            least = max(MIN_KEY_BLOCKS * self.config.block_n, BREAK_EVEN.get(device, 0))
         if tokens < least:
             return f"fewer than {least} tokens"
         if step is not None and step < self.config.warmup_steps:

@@ -19,12 +19,15 @@ from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.integrations.diffusers.parallel import HeadParallel
 from psa_triton.integrations.diffusers.rules import DenseRules
-from psa_triton.integrations.diffusers.stats import CallKey, Recorder
+from psa_triton.integrations.diffusers.stats import CallKey, LevelRecord, Recorder
 from psa_triton.integrations.diffusers.steps import denoising_step
 from psa_triton.levels import read_density
 from psa_triton.ordering import TokenOrder, grid_order
 
 logger = logging.getLogger("psa_triton")
+
+OnLevels = Callable[[LevelRecord], None]
+"""Told what each sparse call read."""
 
 
 @dataclass
@@ -33,8 +36,10 @@ class AttentionCall:
 
     config: PSAConfig | None
     """How to attend; None: as the model would without PSA."""
-    density: torch.Tensor | float = 1.0
-    """Groups read / keys visible, a scalar."""
+    densities: torch.Tensor | None = None
+    """Groups read / keys visible, `[B, H]`; None for a dense call."""
+    levels: torch.Tensor | None = None
+    """What was read, int8 `[B, H, nq, nk]`; None for a dense call."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,25 @@ class ForwardState:
         read_scheduler: gives the scheduler in use now; None where no scheduler is known.
         recorder: where calls and gathers are counted.
         impl: implementation of the operator, as in `psa_attention`.
+        on_levels: told of every sparse call, outside its seconds.
     """
 
     def __init__(
-        self, name: str, rules: DenseRules, *, read_scheduler: Callable[[], Any], recorder: Recorder, impl: Impl
+        self,
+        name: str,
+        rules: DenseRules,
+        *,
+        read_scheduler: Callable[[], Any],
+        recorder: Recorder,
+        impl: Impl,
+        on_levels: OnLevels | None = None,
     ) -> None:
         self._name = name
         self._rules = rules
         self._read_scheduler = read_scheduler
         self._recorder = recorder
         self._impl = impl
+        self._on_levels = on_levels
         self._now = _Forward()
         self._detached = False
 
@@ -79,6 +93,7 @@ class ForwardState:
         self,
         timestep: torch.Tensor | float,
         grid: tuple[int, int, int],
+        device: torch.device,
         *,
         prefix_tokens: int = 0,
         masked: bool = False,
@@ -90,6 +105,7 @@ class ForwardState:
         Args:
             timestep: as the transformer gets it: a scalar, `[B]`, or `[B, N]` with one entry a token.
             grid: visual tokens as (frames, height, width).
+            device: where it runs.
             prefix_tokens: text tokens in the attended sequence.
             masked: whether an attention mask comes along.
             cached: whether a step cache keeps block outputs from one step to the next. They are only of use in the
@@ -103,7 +119,7 @@ class ForwardState:
         if scheduler is not None:
             step, steps = denoising_step(timestep, scheduler.timesteps), len(scheduler.timesteps)
         visual_tokens = math.prod(grid)
-        reason = self._rules.of_forward(step, steps, prefix_tokens + visual_tokens, masked)
+        reason = self._rules.of_forward(step, steps, prefix_tokens + visual_tokens, device.type, masked)
         order = None if masked or (reason and not cached) else self._grid_order(grid)
         self._now = _Forward(reason, step, timestep, grid, visual_tokens, parallel, order)
         self._recorder.forwards += 1
@@ -177,47 +193,66 @@ class ForwardState:
         yield call
         seconds = self._clock(device) - started
         tokens = prefix_tokens + (visual_tokens if now.parallel is None else now.visual_tokens)
-        self._recorder.add(CallKey(self._name, layer, now.step, tokens, reason), call.density, seconds)
+        density = 1.0 if call.densities is None else call.densities.mean()
+        self._recorder.add(CallKey(self._name, layer, now.step, tokens, reason), density, seconds)
         if call.config is not None and call.config.verbose:
             logger.info(
                 "%s layer %d step %s: %d tokens, density %.3f, %.4f s",
-                *(self._name, layer, now.step, tokens, float(call.density), seconds),
+                *(self._name, layer, now.step, tokens, float(density), seconds),
             )
+        if self._on_levels is not None and call.levels is not None:
+            self._on_levels(self._level_record(layer, call, prefix_tokens))
 
     def attend(
-        self, config: PSAConfig | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        self, call: AttentionCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int = 0
+    ) -> torch.Tensor:
         """Attention of this forward; where tokens are shared between processes, they are exchanged for heads.
 
         Args:
-            config: how, from the `AttentionCall`; None: dense.
+            call: how, and where it is noted what was read, of this process's heads where they are shared.
             q: `[B, H, N, D]`, like `k` and `v`; transposed views are fine.
             k: keys.
             v: values.
             prefix_tokens: text tokens at the start of the sequence.
 
         Returns:
-            `[B, H, N, D]`, and the density (a scalar), of this process's heads where they are shared.
+            `[B, H, N, D]`.
         """
         parallel, heads = self._now.parallel, q.shape[1]
         if parallel is None:
-            return self._attend_whole(config, q, k, v, prefix_tokens)
+            return self._attend_whole(call, q, k, v, prefix_tokens)
         q, k, v = parallel.to_heads(torch.stack([q, k, v]), self._now.visual_tokens, prefix_tokens)
-        out, density = self._attend_whole(config, q, k, v, prefix_tokens)
-        return parallel.to_tokens(out, heads, prefix_tokens), density
+        return parallel.to_tokens(self._attend_whole(call, q, k, v, prefix_tokens), heads, prefix_tokens)
 
     def _attend_whole(
-        self, config: PSAConfig | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        self, call: AttentionCall, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, prefix_tokens: int
+    ) -> torch.Tensor:
+        config = call.config
         if config is None:
-            return scaled_dot_product_attention(q, k, v), 1.0
+            return scaled_dot_product_attention(q, k, v)
         # Tokens already lie along the curve or in tiles; clusters are found anew in each layer.
         grid = self._now.grid if config.rearrange_method in ("SemanticAware", "Hybrid") else None
-        out, levels = sparse_attention(q, k, v, config, grid=grid, prefix_tokens=prefix_tokens, impl=self._impl)
-        density = read_density(
-            levels, block_m=config.block_m, block_n=config.block_n, query_tokens=q.shape[2], key_tokens=k.shape[2]
+        out, call.levels = sparse_attention(q, k, v, config, grid=grid, prefix_tokens=prefix_tokens, impl=self._impl)
+        call.densities = read_density(
+            call.levels, block_m=config.block_m, block_n=config.block_n, query_tokens=q.shape[2], key_tokens=k.shape[2]
         )
-        return out, density.mean()
+        return out
+
+    def _level_record(self, layer: int, call: AttentionCall, prefix_tokens: int) -> LevelRecord:
+        now = self._now
+        assert now.grid is not None and call.config is not None  # as of every sparse call
+        assert call.levels is not None and call.densities is not None
+        return LevelRecord(
+            transformer=self._name,
+            layer=layer,
+            step=now.step,
+            config=call.config,
+            levels=call.levels,
+            densities=call.densities,
+            grid=now.grid,
+            prefix_tokens=prefix_tokens,
+            order=None if now.order is None else now.order(device="cpu"),
+        )
 
     def _grid_order(self, grid: tuple[int, int, int]) -> Callable[..., TokenOrder] | None:
         """The one order of all layers, where it follows from the grid alone; made on the device where it is needed."""

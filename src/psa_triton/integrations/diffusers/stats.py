@@ -8,6 +8,33 @@ from typing import Any, NamedTuple
 
 import torch
 
+from psa_triton.config import PSAConfig
+from psa_triton.ordering import TokenOrder
+
+
+@dataclass(frozen=True)
+class LevelRecord:
+    """What one sparse call read, as `apply_psa` tells its `on_levels`."""
+
+    transformer: str
+    """`transformer` or `transformer_2`."""
+    layer: int
+    """Index of the transformer block."""
+    step: int | None
+    """Index of the denoising step; None where no scheduler is known."""
+    config: PSAConfig
+    """How the levels were chosen; its blocks cut the sequence."""
+    levels: torch.Tensor
+    """int8 `[B, H, nq, nk]`, on the model's device: to be copied by who keeps it."""
+    densities: torch.Tensor
+    """float32 `[B, H]`: groups read / keys visible."""
+    grid: tuple[int, int, int]
+    """Visual tokens as (frames, height, width)."""
+    prefix_tokens: int
+    """Text tokens before them."""
+    order: TokenOrder | None
+    """Of the visual tokens, on the CPU; None: they stand as they come, or by clusters that each layer finds anew."""
+
 
 @dataclass(frozen=True)
 class AttentionRecord:

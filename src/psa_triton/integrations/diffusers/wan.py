@@ -40,8 +40,7 @@ class WanPSAProcessor(PSAProcessor):
             if rotary_emb is not None:
                 query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
             query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-            out, call.density = self._state.attend(call.config, query, key, value)
-            return project_out(attn, out)
+            return project_out(attn, self._state.attend(call, query, key, value))
 
 
 def attentions(transformer: WanTransformer3DModel) -> list[WanAttention]:
@@ -68,6 +67,7 @@ def register_hooks(
         state.begin(
             argument(args, kwargs, 1, "timestep"),
             (frames // p_t, height // p_h, width // p_w),
+            latent.device,
             cached=module.is_cache_enabled,
             parallel=head_parallel(module),
         )

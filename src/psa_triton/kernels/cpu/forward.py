@@ -9,10 +9,10 @@ import torch
 
 from psa_triton.kernels.cpu import gather
 from psa_triton.kernels.cpu.frontier import find_frontier, matmul_of_seen
-from psa_triton.kernels.cpu.gather import Part, Pyramid, gather_parts, list_length
-from psa_triton.kernels.cpu.products import linear, matmul, operand, wide
+from psa_triton.kernels.cpu.gather import Part, gather_parts, list_length
+from psa_triton.kernels.cpu.products import half_norm, linear, matmul, operand, wide
+from psa_triton.kernels.cpu.pyramid import Pyramid, empty_pyramid
 from psa_triton.kernels.cpu.threads import Workers
-from psa_triton.pyramid import pyramid_layout, row_tables, write_pyramid
 from psa_triton.schedule import Schedule, make_schedule
 
 
@@ -27,6 +27,7 @@ def pyramid_attention(
     is_causal: bool,
     scale: float,
     return_lse: bool,
+    pool_correction: str = "none",
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The definition of `kernels/reference.py`, fast. Same arguments and results; its gradient is in `backward.py`.
 
@@ -34,23 +35,20 @@ def pyramid_attention(
         The output with shape, dtype and strides of `q`, and the log-sum-exp float32 `[B, Hq, Nq]` (float64 for float64
         input) if `return_lse`.
     """
-    batch, heads, queries, dim = q.shape
+    batch, heads, queries, _ = q.shape
     group = heads // k.shape[1]
-    layout = pyramid_layout(k.shape[2], block_n, coarsest=int(levels.max()) if levels.numel() else 0)
-    keys, values = q.new_empty(2, layout.rows, dim)  # one key head's pyramid at a time
-    pyramid = Pyramid(keys, values, layout, row_tables(layout, q.device))
+    pyramid = empty_pyramid(k, levels, block_n, pool_correction)
     out = torch.empty_like(q)
     lse = wide(q).new_empty(batch, heads, queries) if return_lse else None
     with torch.no_grad(), Workers(torch.get_num_threads()) as workers:
         for b in range(batch):
             for h_kv in range(k.shape[1]):
-                write_pyramid(k[b, h_kv], layout, keys)
-                write_pyramid(v[b, h_kv], layout, values)
+                pyramid.hold(k[b, h_kv], v[b, h_kv])
                 for h in range(h_kv * group, (h_kv + 1) * group):
                     head = _Head(
                         q=q[b, h],
                         pyramid=pyramid,
-                        schedule=make_schedule(levels[b, h], layout),
+                        schedule=make_schedule(levels[b, h], pyramid.layout),
                         first_limit=k.shape[2] - queries if is_causal else None,
                         scale=scale,
                         out=out[b, h],
@@ -102,7 +100,7 @@ def _attend_part(
     q: torch.Tensor, part: Part, limit: torch.Tensor | None, scale: float, *, want_lse: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Softmax attention of `q [m, D]` over a part: the output `[m, D]` and, if wanted, the log-sum-exp `[m]`."""
-    logits = _logits(q, part.keys, part.log_count, scale)
+    logits = _logits(q, part, scale)
     frontier = empty = None
     if limit is not None and part.last_token is not None:
         frontier = find_frontier(part.last_token, limit)
@@ -137,8 +135,13 @@ def _merge(
     ), lse
 
 
-def _logits(q: torch.Tensor, keys: torch.Tensor, log_count: torch.Tensor, scale: float) -> torch.Tensor:
-    """`scale * q @ keys.T + log_count` in the dtype that products of q's dtype are computed in here."""
+def _logits(q: torch.Tensor, part: Part, scale: float) -> torch.Tensor:
+    """`scale * q @ keys.T + log_count`, and the correction, in the dtype of products of q's dtype."""
     if q.dtype in (torch.bfloat16, torch.float64):
-        return torch.addmm(log_count.to(q.dtype), q, keys.T, alpha=scale)
-    return linear(q.float() * scale, keys.float(), log_count.float())
+        logits = torch.addmm(part.log_count.to(q.dtype), q, part.keys.T, alpha=scale)
+    else:
+        logits = linear(q.float() * scale, part.keys.float(), part.log_count.float())
+    if part.spread is None:
+        return logits
+    of_queries = half_norm(q, scale).to(logits.dtype)[:, None]
+    return logits.addcmul_(of_queries, part.spread.to(logits.dtype), value=scale)  # `addr_` takes twice as long

@@ -7,21 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from psa_triton.pyramid import PyramidLayout, RowTables
+from psa_triton.kernels.cpu.pyramid import Pyramid
+from psa_triton.pyramid import PyramidLayout
 from psa_triton.schedule import Schedule
 
 ROWS_AT_ONCE = 8192
 """Of a query block's list; longer lists are read in parts, to bound the scratch memory."""
-
-
-@dataclass(frozen=True)
-class Pyramid:
-    """One key head's rows, keys and values `[P, D]`, and what is known of them."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    layout: PyramidLayout
-    tables: RowTables
 
 
 @dataclass(frozen=True)
@@ -37,6 +28,8 @@ class Part:
     values: torch.Tensor
     log_count: torch.Tensor
     """float64 `[L]`."""
+    spread: torch.Tensor | None
+    """`[L]`, where logits are corrected by it."""
     last_token: torch.Tensor | None
     """int64 `[L]`, where a causal mask asks for it."""
 
@@ -74,6 +67,7 @@ def _gather(pyramid: Pyramid, units: torch.Tensor, coarse: torch.Tensor, is_caus
         keys=pick(pyramid.keys),
         values=pick(pyramid.values),
         log_count=pick(pyramid.tables.log_count),
+        spread=None if pyramid.spread is None else pick(pyramid.spread),
         last_token=pick(pyramid.tables.last_token) if is_causal else None,
     )
 

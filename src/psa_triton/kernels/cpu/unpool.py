@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from psa_triton.pyramid import PyramidLayout
+from psa_triton.kernels.cpu.pyramid import Pyramid
+from psa_triton.pyramid import SPREAD_LEVELS, PyramidLayout
 
 
 def unpool_gradient(rows: torch.Tensor, layout: PyramidLayout) -> torch.Tensor:
@@ -28,3 +29,35 @@ def unpool_gradient(rows: torch.Tensor, layout: PyramidLayout) -> torch.Tensor:
             share.view(len(coarser), 2, -1).add_(coarser[:, None])
         coarser = share
     return share[: layout.tokens]
+
+
+def unpool_key_gradient(
+    rows: torch.Tensor, spread: torch.Tensor | None, k: torch.Tensor, pyramid: Pyramid
+) -> torch.Tensor:
+    """The adjoint of `write_pyramid` and `write_spread` together.
+
+    A key moves the spread of its group by `2 / (count * D) * (k - mean)`: the part of the mean is one more gradient of
+    the row, the part of the key is the key times its share of `2 / D`.
+
+    Args:
+        rows: gradient of the rows of keys `[P, D]`, contiguous; overwritten.
+        spread: gradient of their spread `[P]`; overwritten. None if nothing depends on it.
+        k: the keys `[Nk, D]`.
+        pyramid: which holds them.
+
+    Returns:
+        Gradient of the keys `[Nk, D]`, a view of `rows`.
+    """
+    layout = pyramid.layout
+    if spread is None:
+        return unpool_gradient(rows, layout)
+    share = spread.mul_(2 / k.shape[1])[:, None]
+    share[: layout.first_row(SPREAD_LEVELS[0])] = 0.0
+    share[layout.first_row(2 * SPREAD_LEVELS[-1]) :] = 0.0
+    rows -= _scaled(pyramid.keys, share)
+    return unpool_gradient(rows, layout).add_(_scaled(k, unpool_gradient(share, layout)))
+
+
+def _scaled(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """`x * factor`, 0 where the factor is, even of what is not finite: nothing read it."""
+    return (x * factor).masked_fill_(factor == 0.0, 0.0)

@@ -15,7 +15,7 @@ from psa_triton.kernels.triton.backward_kv import key_value_gradient, list_reade
 from psa_triton.kernels.triton.backward_q import query_gradient
 from psa_triton.kernels.triton.forward import attend
 from psa_triton.kernels.triton.schedule import Frontier, list_blocks
-from psa_triton.pyramid.triton_kernels import pool
+from psa_triton.pyramid.triton_kernels import pool, pool_with_spread
 from psa_triton.ratios import COARSEST_LEVEL
 
 
@@ -29,6 +29,7 @@ def pyramid_attention(
     block_n: int,
     is_causal: bool,
     scale: float,
+    pool_correction: str = "none",
     coarsest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition of `kernels/reference.py` on a GPU. Same arguments and results.
@@ -42,9 +43,19 @@ def pyramid_attention(
     coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
     frontier = Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal)
     lists = list_blocks(levels, coarsest.bit_length(), frontier)
-    pooled_k, pooled_v = (_pool(x, block_n, coarsest) for x in (k, v))
+    pooled_k, spread = _pool_keys(k, block_n, coarsest, pool_correction)
     return attend(
-        q, k, v, pooled_k, pooled_v, lists, block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale
+        q,
+        k,
+        v,
+        pooled_k,
+        _pool(v, block_n, coarsest),
+        spread,
+        lists,
+        block_m=block_m,
+        block_n=block_n,
+        is_causal=is_causal,
+        scale=scale,
     )
 
 
@@ -61,6 +72,7 @@ def pyramid_attention_backward(
     block_n: int,
     is_causal: bool,
     scale: float,
+    pool_correction: str = "none",
     coarsest: int | None = None,
     grad_lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +80,7 @@ def pyramid_attention_backward(
 
     Args:
         grad_out: gradient of the output, `[B, Hq, Nq, D]`, dtype of q, any strides.
-        q, k, v, levels, block_m, block_n, is_causal, scale, coarsest: as for `pyramid_attention`.
+        q, k, v, levels, block_m, block_n, is_causal, scale, pool_correction, coarsest: as for `pyramid_attention`.
         out, lse: its results.
         grad_lse: gradient of the log-sum-exp, float32 `[B, Hq, Nq]`; None if nothing depends on it.
 
@@ -78,12 +90,14 @@ def pyramid_attention_backward(
     coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
     shifts = coarsest.bit_length()
     lists = list_blocks(levels, shifts, Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal))
+    pooled_k, spread = _pool_keys(k, block_n, coarsest, pool_correction)
     attended = Attended(
         q=q,
         k=k,
         v=v,
-        pooled_k=_pool(k, block_n, coarsest),
+        pooled_k=pooled_k,
         pooled_v=_pool(v, block_n, coarsest),
+        spread=spread,
         out=out,
         lse=lse.contiguous(),
         grad_out=grad_out,
@@ -93,8 +107,15 @@ def pyramid_attention_backward(
         is_causal=is_causal,
         scale=scale,
     )
-    grad_q, delta = query_gradient(attended, lists)
-    return grad_q, *key_value_gradient(attended, delta, list_readers(levels, k.shape[1], shifts))
+    grad_q, terms = query_gradient(attended, lists)
+    return grad_q, *key_value_gradient(attended, terms, list_readers(levels, k.shape[1], shifts))
+
+
+def _pool_keys(k: Tensor, block_n: int, coarsest: int, pool_correction: str) -> tuple[Tensor, Tensor | None]:
+    """`_pool`, and the spread of its rows if logits are corrected by it."""
+    if pool_correction == "none" or coarsest == 1:
+        return _pool(k, block_n, coarsest), None
+    return pool_with_spread(k, block_n=block_n, coarsest=coarsest)
 
 
 def _pool(x: Tensor, block_n: int, coarsest: int) -> Tensor:

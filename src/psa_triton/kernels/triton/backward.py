@@ -19,6 +19,8 @@ class Attended:
     pooled_k: Tensor
     pooled_v: Tensor
     """Their coarser levels, as `pyramid.triton_kernels.pool` makes them from level 2 on."""
+    spread: Tensor | None
+    """Of the rows of `pooled_k`, by which their logits are corrected; None for none."""
     out: Tensor
     """The output, `[B, Hq, Nq, D]`."""
     lse: Tensor

@@ -2,9 +2,15 @@
 
 Levels run from the coarsest to level 1. Each leaves its tokens' share, a row's gradient over its count, to the next
 finer one, which adds it to its own: so level 1 writes the gradient of the tokens, rounded once.
+
+Where logits are corrected, a row's spread has a gradient `g` too. A key moves it by `2 / (count * D) * (k - mean)`: the
+part of the mean goes into the row's share at once, and the *pull* `2 * g / (count * D)` is left for level 1 to multiply
+by the key.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -13,14 +19,24 @@ from torch import Tensor
 
 from psa_triton.dots import Backend, current_backend, dim_tile, dot, dot_precision
 from psa_triton.kernels.triton.backward import Attended
+from psa_triton.kernels.triton.backward_q import QueryTerms
 from psa_triton.kernels.triton.rows import load_lse, load_whole, pooled_bias, strides
 from psa_triton.kernels.triton.schedule import BlockLists, list_blocks
 from psa_triton.kernels.triton.tiles import backward_kv_tiles
 from psa_triton.launch import Launch
+from psa_triton.pyramid import SPREAD_LEVELS
 from psa_triton.pyramid.triton_kernels import pooled_rows
 
-Pair = tuple[Tensor, Tensor]
-"""Of keys and of values."""
+
+@dataclass(frozen=True)
+class Shares:
+    """What reaches a token of each row of a level; those of keys and pulls lack the factor `scale`."""
+
+    keys: Tensor
+    """`[B, Hkv, R, D]`, as `values`; contiguous."""
+    values: Tensor
+    pulls: Tensor | None = None
+    """float32 `[B, Hkv, R]`, at levels whose spread has a gradient."""
 
 
 def list_readers(levels: Tensor, key_heads: int, shifts: int) -> BlockLists:
@@ -38,12 +54,12 @@ def list_readers(levels: Tensor, key_heads: int, shifts: int) -> BlockLists:
     return list_blocks(levels.reshape(batch, key_heads, -1, key_blocks).mT, shifts, frontier=None)
 
 
-def key_value_gradient(attended: Attended, delta: Tensor, readers: BlockLists) -> Pair:
+def key_value_gradient(attended: Attended, terms: QueryTerms, readers: BlockLists) -> tuple[Tensor, Tensor]:
     """Gradients of keys and values.
 
     Args:
         attended: the attention and its results' gradients.
-        delta: from `backward_q.query_gradient`.
+        terms: from `backward_q.query_gradient`.
         readers: from `list_readers`.
 
     Returns:
@@ -51,26 +67,37 @@ def key_value_gradient(attended: Attended, delta: Tensor, readers: BlockLists) -
     """
     shares = None
     for shift in reversed(range(1, readers.shifts)):
-        shares = _row_gradient(attended, delta, readers, shares, shift, torch.float32)
-    return _row_gradient(attended, delta, readers, shares, 0, attended.k.dtype)
+        shares = _row_gradient(attended, terms, readers, shares, shift)
+    tokens = _row_gradient(attended, terms, readers, shares, 0)
+    return tokens.keys, tokens.values
 
 
 def _row_gradient(
-    attended: Attended, delta: Tensor, readers: BlockLists, coarser: Pair | None, shift: int, dtype: torch.dtype
-) -> Pair:
-    batch, key_heads, tokens, dim = attended.k.shape
-    shape = (batch, key_heads, triton.cdiv(tokens, 1 << shift), dim)
-    shares = (attended.k.new_empty(shape, dtype=dtype), attended.v.new_empty(shape, dtype=dtype))
-    plan_row_gradient(attended, delta, readers, coarser, shares, shift).run()
+    attended: Attended, terms: QueryTerms, readers: BlockLists, coarser: Shares | None, shift: int
+) -> Shares:
+    shares = empty_shares(attended, shift)
+    plan_row_gradient(attended, terms, readers, coarser, shares, shift).run()
     return shares
+
+
+def empty_shares(attended: Attended, shift: int) -> Shares:
+    """Room for the shares of level `2 ** shift`: in float32, and those of level 1, the gradients, in the dtype of k."""
+    batch, key_heads, tokens, dim = attended.k.shape
+    rows = (batch, key_heads, triton.cdiv(tokens, 1 << shift))
+    dtype = torch.float32 if shift else attended.k.dtype
+    keys, values = (attended.k.new_empty(*rows, dim, dtype=dtype) for _ in "kv")
+    pulls = None
+    if attended.spread is not None and 1 << shift in SPREAD_LEVELS:
+        pulls = attended.spread.new_empty(rows)
+    return Shares(keys, values, pulls)
 
 
 def plan_row_gradient(
     attended: Attended,
-    delta: Tensor,
+    terms: QueryTerms,
     readers: BlockLists,
-    coarser: Pair | None,
-    shares: Pair,
+    coarser: Shares | None,
+    shares: Shares,
     shift: int,
     *,
     backend: Backend | None = None,
@@ -78,10 +105,9 @@ def plan_row_gradient(
     """The launch behind one level of `key_value_gradient`.
 
     Args:
-        attended, delta, readers: as there.
-        coarser: what the next coarser level left, float32 `[B, Hkv, ceil(Nk / 2 ** (shift + 1)), D]`; None if none did.
-        shares: where to write what reaches a token of each row, `[B, Hkv, ceil(Nk / 2 ** shift), D]`, contiguous. Those
-            of keys lack the factor `scale` until level 1 applies it.
+        attended, terms, readers: as there.
+        coarser: what the next coarser level left; None if none did.
+        shares: where to write what this one leaves. Level 1 applies the factor `scale`: its shares are the gradients.
         shift: log2 of the level.
         backend: what to launch on; by default that of this build of torch.
     """
@@ -90,10 +116,12 @@ def plan_row_gradient(
     backend = backend or current_backend()
     block_rows = attended.block_n >> shift
     tiles = backward_kv_tiles(dim, q.dtype, attended.block_m, block_rows, backend)
+    spread = None
     if shift:
         first = pooled_rows(k.shape[2], attended.block_n, 2, 1 << (shift - 1))
         k, v = attended.pooled_k[:, :, first:], attended.pooled_v[:, :, first:]
-    coarser_k, coarser_v = coarser or (None, None)
+        if attended.spread is not None and shares.pulls is not None:
+            spread = attended.spread[:, :, first:]
     return Launch(
         _row_gradient_kernel,
         (readers.starts.shape[2] * triton.cdiv(block_rows, tiles.n), batch * k.shape[1]),
@@ -103,13 +131,17 @@ def plan_row_gradient(
             k=k,
             v=v,
             lse=attended.lse,
-            delta=delta,
+            delta=terms.delta,
+            spread=spread,
+            half_norm=terms.half_norm,
             blocks=readers.blocks,
             starts=readers.starts,
-            coarser_k=coarser_k,
-            coarser_v=coarser_v,
-            share_k=shares[0],
-            share_v=shares[1],
+            coarser_k=coarser and coarser.keys,
+            coarser_v=coarser and coarser.values,
+            coarser_pull=coarser and coarser.pulls,
+            share_k=shares.keys,
+            share_v=shares.values,
+            share_pull=shares.pulls,
             scale=attended.scale,
             heads=heads,
             key_heads=k.shape[1],
@@ -120,6 +152,7 @@ def plan_row_gradient(
             **strides("q", q),
             **strides("k", k),
             **strides("v", v),
+            stride_spread=0 if spread is None else spread.stride(1),
         ),
         dict(
             DIM=dim,
@@ -146,12 +179,16 @@ def _row_gradient_kernel(
     v,
     lse,
     delta,
+    spread,
+    half_norm,
     blocks,
     starts,
     coarser_k,
     coarser_v,
+    coarser_pull,
     share_k,
     share_v,
+    share_pull,
     scale,
     heads,
     key_heads,
@@ -174,6 +211,7 @@ def _row_gradient_kernel(
     stride_vh,
     stride_vn,
     stride_vd,
+    stride_spread,
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -220,11 +258,15 @@ def _row_gradient_kernel(
         grad_k = tl.zeros((TILE_N, DIM_TILE), tl.float32)
         grad_v = tl.zeros((TILE_N, DIM_TILE), tl.float32)
 
+    log2_scale = scale * 1.4426950408889634
+    if spread is not None:
+        spread_row = tl.load(spread + head * stride_spread + first + n, mask=is_row, other=0.0) * scale * log2_scale
+        pull = tl.zeros((TILE_N,), tl.float32)
+
     m = tl.arange(0, TILE_M)
     first_head = b * heads + key_head * group
     q += b * stride_qb + key_head * group * stride_qh
     grad_out += b * stride_gb + key_head * group * stride_gh
-    log2_scale = scale * 1.4426950408889634
     nothing = tl.zeros((TILE_N, TILE_M), tl.float32)
     lists = head * (tl.num_programs(0) // tiles_a_block) + block
     starts += lists * (SHIFTS + 2) + SHIFT + 1
@@ -248,6 +290,9 @@ def _row_gradient_kernel(
         logits = dot(keys, tl.trans(q_tile), nothing, PRECISION) * log2_scale
         if SHIFT > 0:
             logits += bias
+        if spread is not None:
+            half_norm_row = tl.load(half_norm + of_head + query, mask=is_query, other=0.0)[None, :]
+            logits += spread_row[:, None] * half_norm_row
         if CAUSAL:
             last_token = ((first + n) << SHIFT) + count - 1
             limit = query + tokens - queries
@@ -256,12 +301,26 @@ def _row_gradient_kernel(
         grad_v = dot(weights.to(g_tile.dtype), g_tile, grad_v, PRECISION)
         grad_weights = dot(values, tl.trans(g_tile), nothing, PRECISION)
         grad_logits = weights * (grad_weights - delta_row[None, :])
+        if spread is not None:
+            pull += tl.sum(grad_logits * half_norm_row, axis=1)
         grad_k = dot(grad_logits.to(q_tile.dtype), q_tile, grad_k, PRECISION)
 
     if SHIFT > 0:
         grad_k /= tokens_a_row
         grad_v /= tokens_a_row
-    else:
+    if spread is not None:
+        pull = pull * scale * 2.0 / (DIM * tl.maximum(count, 1).to(tl.float32))
+        grad_k -= tl.where(pull[:, None] == 0.0, 0.0, pull[:, None] * keys.to(tl.float32))
+    if coarser_pull is not None:
+        parents = head * tl.cdiv(rows, 2) + ((first + n) >> 1)
+        parent_pull = tl.load(coarser_pull + parents, mask=is_row, other=0.0)
+        if spread is not None:
+            pull += parent_pull
+        else:
+            grad_k += tl.where(parent_pull[:, None] == 0.0, 0.0, parent_pull[:, None] * keys.to(tl.float32))
+    if share_pull is not None:
+        tl.store(share_pull + head * rows + first + n, pull, mask=is_row)
+    if SHIFT == 0:
         grad_k *= scale
     share_k += (head * rows + first) * DIM
     share_v += (head * rows + first) * DIM

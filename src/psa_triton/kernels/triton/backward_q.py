@@ -6,6 +6,8 @@ With weights `p = exp(logit - lse)` and their gradient `dp = grad_out @ v^T`, lo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -14,6 +16,7 @@ from torch import Tensor
 from psa_triton.dots import Backend, current_backend, dim_tile, dot, dot_precision
 from psa_triton.kernels.triton.backward import Attended
 from psa_triton.kernels.triton.rows import (
+    computed_once,
     count_pooled,
     edge_rows,
     load_lse,
@@ -21,6 +24,7 @@ from psa_triton.kernels.triton.rows import (
     pooled_bias,
     pooled_rows,
     query_rows,
+    squared_norm,
     strides,
     tile_rows,
     whole_tile,
@@ -32,7 +36,16 @@ from psa_triton.launch import Launch
 from psa_triton.pyramid.triton_kernels import first_row
 
 
-def query_gradient(attended: Attended, lists: BlockLists) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class QueryTerms:
+    """What the gradient of keys and values needs of each query, float32 `[B, Hq, Nq]`."""
+
+    delta: Tensor
+    half_norm: Tensor | None
+    """`|q| ** 2 / 2`, where logits are corrected."""
+
+
+def query_gradient(attended: Attended, lists: BlockLists) -> tuple[Tensor, QueryTerms]:
     """Gradient of the queries, and what the gradient of keys and values needs of each.
 
     Args:
@@ -40,16 +53,17 @@ def query_gradient(attended: Attended, lists: BlockLists) -> tuple[Tensor, Tenso
         lists: what each query block reads, as for `forward.attend`.
 
     Returns:
-        The gradient, shape and dtype of q, contiguous, and `delta`, float32 `[B, Hq, Nq]`.
+        The gradient, shape and dtype of q, contiguous, and the terms.
     """
     grad_q = attended.q.new_empty(attended.q.shape)
-    delta = torch.empty_like(attended.lse)
-    plan_query_gradient(attended, lists, grad_q, delta).run()
-    return grad_q, delta
+    half_norm = None if attended.spread is None else torch.empty_like(attended.lse)
+    terms = QueryTerms(torch.empty_like(attended.lse), half_norm)
+    plan_query_gradient(attended, lists, grad_q, terms).run()
+    return grad_q, terms
 
 
 def plan_query_gradient(
-    attended: Attended, lists: BlockLists, grad_q: Tensor, delta: Tensor, *, backend: Backend | None = None
+    attended: Attended, lists: BlockLists, grad_q: Tensor, terms: QueryTerms, *, backend: Backend | None = None
 ) -> Launch:
     """The launch behind `query_gradient`, for `backend` or that of this build of torch."""
     q, k, block_m = attended.q, attended.k, attended.block_m
@@ -67,12 +81,14 @@ def plan_query_gradient(
             v=attended.v,
             pooled_k=attended.pooled_k,
             pooled_v=attended.pooled_v,
+            spread=attended.spread,
             out=attended.out,
             lse=attended.lse,
             blocks=lists.blocks,
             starts=lists.starts,
             grad_q=grad_q,
-            delta=delta,
+            delta=terms.delta,
+            half_norm=terms.half_norm,
             scale=attended.scale,
             heads=heads,
             group=heads // k.shape[1],
@@ -110,12 +126,14 @@ def _query_gradient_kernel(
     v,
     pooled_k,
     pooled_v,
+    spread,
     out,
     lse,
     blocks,
     starts,
     grad_q,
     delta,
+    half_norm,
     scale,
     heads,
     group,
@@ -167,9 +185,9 @@ def _query_gradient_kernel(
     k += b * stride_kb + key_head * stride_kh
     v += b * stride_vb + key_head * stride_vh
     padded = tl.cdiv(tokens, BLOCK_N) * BLOCK_N
-    pooled = (b * (heads // group) + key_head) * first_row(SHIFTS, padded) * DIM if SHIFTS > 1 else 0
-    pooled_k += pooled
-    pooled_v += pooled
+    pooled = (b * (heads // group) + key_head) * first_row(SHIFTS, padded) if SHIFTS > 1 else 0
+    pooled_k += pooled * DIM
+    pooled_v += pooled * DIM
 
     # Places are told from the tile's first query on: what is needed behind the loops shall not fill registers in them.
     first_query = tile.to(tl.int64) * min(BLOCK_M, TILE_M)
@@ -220,28 +238,53 @@ def _query_gradient_kernel(
         logits = tl.where(seen, logits, float("-inf"))
         total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
 
+    if spread is not None:
+        spread += pooled
+        half = squared_norm(q_tile) * 0.5
+        tl.store(half_norm + of_head + query, half, mask=is_query)
+        gain = half * (scale * scale * 1.4426950408889634)
+        along = tl.zeros((TILE_M,), tl.float32)  # what reaches the queries in their own direction
     if SHIFTS > 1:
         length = count_pooled(starts, BLOCK_N, SHIFTS)
         for first_pooled in range(0, length, TILE_N):
             at = first_pooled + tl.arange(0, TILE_N)
             shift, token, is_row = pooled_rows(at, length, starts, blocks, BLOCK_N, SHIFTS)
-            place, mask = (first_row(shift, padded) + (token >> shift))[:, None].to(tl.int64), is_row[:, None] & is_dim
-            keys = tl.load(pooled_k + place * DIM + d[None, :], mask=mask, other=0.0)
-            values = tl.load(pooled_v + place * DIM + d[None, :], mask=mask, other=0.0)
+            place = (first_row(shift, padded) + (token >> shift)).to(tl.int64)
+            mask = is_row[:, None] & is_dim
+            keys = tl.load(pooled_k + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
+            values = tl.load(pooled_v + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
             logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
-            logits += pooled_bias(shift, token, is_row, tokens, SHIFTS)[None, :]
+            bias = pooled_bias(shift, token, is_row, tokens, SHIFTS)
+            if spread is not None:
+                spread_row = computed_once(tl.load(spread + place, mask=is_row, other=0.0))[None, :]
+                logits += gain[:, None] * spread_row
+                bias = computed_once(bias)
+            logits += bias[None, :]
             if CAUSAL:
                 last = tl.minimum(token + (1 << shift), tokens) - 1
                 logits = tl.where(last[None, :] <= limit[:, None], logits, float("-inf"))
-            total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
+            if spread is not None:
+                grad_logits = _logit_gradients(logits, g_tile, values, lse_row, delta_row, nothing, PRECISION)
+                along += tl.sum(grad_logits * spread_row, axis=1)
+                total = dot(grad_logits.to(keys.dtype), keys, total, PRECISION)
+            else:
+                total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
 
+    if spread is not None:
+        q_tile = tl.load(q + m * stride_qn + d[None, :] * stride_qd, mask=is_entry, other=0.0)
+        total += (along * scale)[:, None] * q_tile.to(tl.float32)
     tl.store(grad_q + m * DIM + d[None, :], (total * scale).to(grad_q.dtype.element_ty), mask=is_entry)
 
 
 @triton.jit
 def _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION: tl.constexpr):
     """Add what reaches the queries through a tile of rows, from its logits in base 2."""
+    grad_logits = _logit_gradients(logits, g_tile, values, lse_row, delta_row, nothing, PRECISION)
+    return dot(grad_logits.to(keys.dtype), keys, total, PRECISION)
+
+
+@triton.jit
+def _logit_gradients(logits, g_tile, values, lse_row, delta_row, nothing, PRECISION: tl.constexpr):
     weights = tl.math.exp2(logits - lse_row)
     grad_weights = dot(g_tile, tl.trans(values), nothing, PRECISION)
-    grad_logits = weights * (grad_weights - delta_row)
-    return dot(grad_logits.to(keys.dtype), keys, total, PRECISION)
+    return weights * (grad_weights - delta_row)

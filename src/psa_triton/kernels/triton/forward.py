@@ -16,12 +16,14 @@ from torch import Tensor
 
 from psa_triton.dots import Backend, current_backend, dim_tile, dot, dot_precision
 from psa_triton.kernels.triton.rows import (
+    computed_once,
     count_pooled,
     edge_rows,
     load_whole,
     pooled_bias,
     pooled_rows,
     query_rows,
+    squared_norm,
     strides,
     tile_rows,
     whole_tile,
@@ -39,6 +41,7 @@ def attend(
     v: Tensor,
     pooled_k: Tensor,
     pooled_v: Tensor,
+    spread: Tensor | None,
     lists: BlockLists,
     *,
     block_m: int,
@@ -52,6 +55,7 @@ def attend(
         q: `[B, Hq, Nq, D]`, any strides.
         k, v: `[B, Hkv, Nk, D]`, any strides.
         pooled_k, pooled_v: their coarser levels, as `pyramid.triton_kernels.pool` makes them from level 2 on.
+        spread: of the rows of `pooled_k`, `pool_with_spread`'s, by which their logits are corrected; None for none.
         lists: of the levels `[B, Hq, nq, nk]`.
         block_m, block_n: tokens of a query block and of a key block.
         is_causal: query `i` sees a group if its last token is at most `i + Nk - Nq`.
@@ -63,7 +67,19 @@ def attend(
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     plan_attend(
-        q, k, v, pooled_k, pooled_v, lists, out, lse, block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale
+        q,
+        k,
+        v,
+        pooled_k,
+        pooled_v,
+        spread,
+        lists,
+        out,
+        lse,
+        block_m=block_m,
+        block_n=block_n,
+        is_causal=is_causal,
+        scale=scale,
     ).run()
     return out, lse
 
@@ -74,6 +90,7 @@ def plan_attend(
     v: Tensor,
     pooled_k: Tensor,
     pooled_v: Tensor,
+    spread: Tensor | None,
     lists: BlockLists,
     out: Tensor,
     lse: Tensor,
@@ -97,6 +114,7 @@ def plan_attend(
             v=v,
             pooled_k=pooled_k,
             pooled_v=pooled_v,
+            spread=spread,
             blocks=lists.blocks,
             starts=lists.starts,
             out=out,
@@ -136,6 +154,7 @@ def _attend_kernel(
     v,
     pooled_k,
     pooled_v,
+    spread,
     blocks,
     starts,
     out,
@@ -190,15 +209,17 @@ def _attend_kernel(
     k += b * stride_kb + key_head * stride_kh
     v += b * stride_vb + key_head * stride_vh
     padded = tl.cdiv(tokens, BLOCK_N) * BLOCK_N
-    pooled = (b * key_heads + key_head) * first_row(SHIFTS, padded) * DIM if SHIFTS > 1 else 0
-    pooled_k += pooled
-    pooled_v += pooled
+    pooled = (b * key_heads + key_head) * first_row(SHIFTS, padded) if SHIFTS > 1 else 0
+    pooled_k += pooled * DIM
+    pooled_v += pooled * DIM
 
     q_tile = tl.load(
         q + query[:, None].to(tl.int64) * stride_qn + d[None, :] * stride_qd, mask=is_query[:, None] & is_dim, other=0.0
     )
     if NEGATIVE:
         q_tile = -q_tile
+    if spread is not None:
+        half_norm = squared_norm(q_tile) * (scale * scale * 0.34657359027997264)  # ln 2 / 2: `scale` is base 2's
     # Finite, so that a row that has seen nothing yet meets no inf - inf.
     top = tl.full((TILE_M,), -3.0e38, tl.float32)
     mass = tl.zeros((TILE_M,), tl.float32)
@@ -235,14 +256,22 @@ def _attend_kernel(
 
     if SHIFTS > 1:
         length = count_pooled(starts, BLOCK_N, SHIFTS)
+        if spread is not None:
+            spread += pooled
         for first_pooled in range(0, length, TILE_N):
             at = first_pooled + tl.arange(0, TILE_N)
             shift, token, is_row = pooled_rows(at, length, starts, blocks, BLOCK_N, SHIFTS)
-            place, mask = (first_row(shift, padded) + (token >> shift))[:, None].to(tl.int64), is_row[:, None] & is_dim
-            keys = tl.load(pooled_k + place * DIM + d[None, :], mask=mask, other=0.0)
-            values = tl.load(pooled_v + place * DIM + d[None, :], mask=mask, other=0.0)
+            place = (first_row(shift, padded) + (token >> shift)).to(tl.int64)
+            mask = is_row[:, None] & is_dim
+            keys = tl.load(pooled_k + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
+            values = tl.load(pooled_v + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
             logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
-            logits += pooled_bias(shift, token, is_row, tokens, SHIFTS)[None, :]
+            bias = pooled_bias(shift, token, is_row, tokens, SHIFTS)
+            if spread is not None:
+                spread_row = tl.load(spread + place, mask=is_row, other=0.0)
+                logits += half_norm[:, None] * computed_once(spread_row)[None, :]
+                bias = computed_once(bias)
+            logits += bias[None, :]
             if CAUSAL:
                 last = tl.minimum(token + (1 << shift), tokens) - 1
                 logits = tl.where(last[None, :] <= limit[:, None], logits, float("-inf"))

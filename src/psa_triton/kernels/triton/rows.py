@@ -117,6 +117,23 @@ def load_whole(row, d, DIM: tl.constexpr, DIM_TILE: tl.constexpr):
 
 
 @triton.jit
+def computed_once(row):
+    """`row`, computed in one place and handed to where it is needed.
+
+    The compiler would rather compute it again at each use, every thread for all of its columns, in registers that are
+    not there. It does not look behind a sum.
+    """
+    return tl.sum(tl.join(row, tl.zeros_like(row)), axis=1)
+
+
+@triton.jit
+def squared_norm(tile):
+    """`|x| ** 2` of the rows of a tile, summed in float32."""
+    wide = tile.to(tl.float32)
+    return tl.sum(wide * wide, axis=1)
+
+
+@triton.jit
 def load_lse(lse, query, is_query):
     """Log-sum-exps in base 2, `inf` for a query that saw nothing: its weights `exp2(logit - lse)` are zeros."""
     natural = tl.load(lse + query, mask=is_query, other=float("-inf"))

@@ -1,0 +1,9 @@
+"""PSA in the prefill of transformers' language models: importing makes `attn_implementation="psa"` valid."""
+
+from psa_triton.integrations.transformers.attach import PSAHandle, apply_psa
+from psa_triton.integrations.transformers.registration import register
+from psa_triton.integrations.transformers.stats import AttentionRecord, AttentionSummary, PSAStats
+
+__all__ = ["AttentionRecord", "AttentionSummary", "PSAHandle", "PSAStats", "apply_psa", "register"]
+
+register()

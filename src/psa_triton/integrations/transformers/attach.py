@@ -1,0 +1,180 @@
+"""`apply_psa`: attach PSA to a transformers model; `PSAHandle`: report and detach."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from psa_triton.config import PSAConfig
+from psa_triton.impl import Impl
+from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE
+from psa_triton.integrations.transformers.registration import NAME
+from psa_triton.integrations.transformers.settings import AttachedLayer, Settings
+from psa_triton.integrations.transformers.stats import PSAStats, Recorder
+from psa_triton.models import QWEN2_5_VL
+from psa_triton.presets import load_preset
+
+
+class PSAHandle:
+    """PSA as attached by `apply_psa`. Also a context manager that detaches at its end.
+
+    Attributes:
+        config: the attention in use; None where the preset is dense.
+    """
+
+    def __init__(
+        self,
+        config: PSAConfig | None,
+        recorder: Recorder,
+        text_model: PreTrainedModel,
+        previous: str,
+        layers: Mapping[nn.Module, AttachedLayer],
+    ) -> None:
+        self.config = config
+        self._recorder = recorder
+        self._text_model = text_model
+        self._previous = previous
+        self._modules = list(layers)
+        for module, layer in layers.items():
+            setattr(module, LAYER_ATTRIBUTE, layer)
+
+    def stats(self) -> PSAStats:
+        """What ran since attaching or the last `reset`: by layer and kind of call, and in sum. Waits for the device."""
+        return self._recorder.stats()
+
+    def reset(self) -> None:
+        """Forget what ran so far."""
+        self._recorder.reset()
+
+    def remove(self) -> None:
+        """Put the attention implementation back that was there before. Again is fine.
+
+        One that somebody set in the meantime is theirs and stays.
+        """
+        if not self._modules:
+            return
+        for module in self._modules:
+            delattr(module, LAYER_ATTRIBUTE)
+        self._modules = []
+        if self._text_model.config._attn_implementation == NAME:
+            self._text_model.set_attn_implementation(self._previous)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def apply_psa(
+    model: PreTrainedModel,
+    config_or_preset: PSAConfig | str | None = None,
+    *,
+    impl: Impl = "auto",
+    min_tokens: int | None = None,
+    dense_layers: Collection[int] = (),
+    time_layers: bool = False,
+) -> PSAHandle:
+    """Let the text model of a transformers model prefill with PSA, until the handle's `remove`.
+
+    Only its attention implementation is changed, to `psa`, and what is asked for here is left at its attention layers.
+    A vision tower keeps its own. Caches, masks and `generate` work as before; `handle.stats()` says what ran sparse,
+    what dense, and why.
+
+    `torch.compile` may come before or after; attention layers stay outside its graphs but for decode steps, which are
+    not counted when compiled.
+
+    Args:
+        model: any model whose text layers take their attention from transformers' `AttentionInterface`.
+        config_or_preset: a configuration; a preset's name in section `Qwen2.5-VL`; "SECTION/PRESET"; None for the
+            default preset of `Qwen2.5-VL`.
+        impl: implementation of the operator, as in `psa_attention`.
+        min_tokens: sequences of fewer keys run dense; by default those of fewer than three key blocks.
+        dense_layers: indexes of the text layers that run dense.
+        time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
+
+    Returns:
+        The handle to read statistics from and to detach with.
+
+    Raises:
+        TypeError: if an argument is of a class that isn't supported.
+        ValueError: if PSA is attached already, the model has no exchangeable attention, the configuration has no causal
+            form, or a number is out of range.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}")
+    config = _config(config_or_preset)
+    settings = Settings(config, impl, min_tokens, frozenset(dense_layers))
+    if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
+        raise ValueError(
+            "model: PSA is attached to it already; call remove() on the handle that apply_psa returned, or use that "
+            "handle in a `with` block"
+        )
+    recorder = Recorder(timed=time_layers or (config is not None and config.verbose))
+    text_model = _text_model(model)
+    previous = text_model.config._attn_implementation
+    text_model.set_attn_implementation(NAME)
+    try:
+        layers = _layers(model, text_model, settings, recorder)
+    except ValueError:
+        text_model.set_attn_implementation(previous)
+        raise
+    return PSAHandle(config, recorder, text_model, previous, layers)
+
+
+def _layers(
+    model: PreTrainedModel, text_model: PreTrainedModel, settings: Settings, recorder: Recorder
+) -> dict[nn.Module, AttachedLayer]:
+    """What each attention module of a model whose text model runs `psa` is to know."""
+    text = {module: _index(module, position) for position, module in enumerate(_attention_modules(text_model))}
+    if not text:
+        raise ValueError(
+            "model: expected text layers that take their attention from transformers' AttentionInterface, which those "
+            f"of {type(text_model).__name__} do not"
+        )
+    if unknown := sorted(set(settings.dense_layers) - set(text.values())):
+        raise ValueError(f"dense_layers: expected some of {sorted(text.values())}, got {unknown}")
+    others = [module for module in _attention_modules(model) if module not in text]
+    return {module: AttachedLayer("text", index, settings, recorder) for module, index in text.items()} | {
+        module: AttachedLayer("other", _index(module, position), settings, recorder)
+        for position, module in enumerate(others)
+    }
+
+
+def _text_model(model: PreTrainedModel) -> PreTrainedModel:
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else model
+
+
+def _attention_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that look up their attention under the name `psa`."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        named = isinstance(config, PreTrainedConfig) and config._attn_implementation == NAME
+        if named and "Attention" in type(module).__name__:
+            yield module
+
+
+def _index(module: nn.Module, position: int) -> int:
+    """The index of a layer that knows it; else its position."""
+    index = getattr(module, "layer_idx", None)
+    return position if index is None else index
+
+
+def _config(config_or_preset: Any) -> PSAConfig | None:
+    """The configuration asked for; None for a dense preset."""
+    if isinstance(config_or_preset, PSAConfig):
+        return config_or_preset
+    if not isinstance(config_or_preset, str | None):
+        raise TypeError(
+            "config_or_preset: expected a PSAConfig, a preset's name, 'SECTION/PRESET' or None, "
+            f"got {type(config_or_preset).__name__}"
+        )
+    section, slash, preset = (config_or_preset or "").rpartition("/")
+    return load_preset(section if slash else QWEN2_5_VL.preset_section, preset or None)

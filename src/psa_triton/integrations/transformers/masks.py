@@ -1,0 +1,99 @@
+"""Masks for `psa`: what can be said without a tensor of queries times keys is said without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import sdpa_mask
+
+
+def psa_mask(
+    *,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any],
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    device: torch.device | str = "cpu",
+    **settings: Any,
+) -> Tensor | None:
+    """The mask of a forward, as transformers' `AttentionMaskInterface` asks for it.
+
+    Where it is nothing but causal, the frontier follows from the lengths, and the attention function knows it by them:
+
+    * None: query `i` of `Nq` sees keys up to `i + Nk - Nq`. That is a prefill, whole or in chunks, on a cache without
+      empty places; also one query that sees every key.
+    * A view of one True, `[1, 1, Nq, n]` with `n < Nk`: the same over the first `n` keys. The others are places of a
+      static cache that are empty yet.
+
+    Everything else (padding, windows, packed sequences, bidirectional spans) is the boolean mask that SDPA gets.
+
+    Args:
+        batch_size: B.
+        q_length: Nq.
+        kv_length: Nk, empty places of the cache included.
+        q_offset: position of the first query. A tensor in static caches; reading it waits for the device once a
+            forward, as SDPA's masks do.
+        kv_offset: position of the first key.
+        mask_function: says which pairs are seen.
+        attention_mask: bool `[B, tokens]`, False for padding.
+        local_size: of a window or chunk.
+        allow_is_causal_skip: whether `mask_function` is causal and nothing else.
+        device: of the mask.
+        settings: others of `sdpa_mask`.
+    """
+    causal_only = allow_is_causal_skip and local_size is None and kv_offset == 0
+    # A graph cannot branch on what tensors hold.
+    readable = not torch.compiler.is_compiling() or (attention_mask is None and not isinstance(q_offset, Tensor))
+    if causal_only and readable:
+        seen = int(q_offset) + q_length
+        if seen <= kv_length and _all_tokens(attention_mask, seen):
+            if seen == kv_length:
+                return None
+            return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, q_length, seen)
+    return sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        # With keys ahead of the last query, SDPA's None means another frontier than ours.
+        allow_is_causal_skip=allow_is_causal_skip and q_length in (1, kv_length),
+        device=device,
+        **settings,
+    )
+
+
+def filled_keys(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values and mask without the empty places that `psa_mask` told of.
+
+    A view of one True becomes a tensor of many where a model is spread over devices. Any other mask that is too short
+    is left as it is, an error.
+    """
+    if mask is None or mask.shape[-1] >= key.shape[2] or not (mask.stride(-1) == 0 or mask.all()):
+        return key, value, mask
+    filled = mask.shape[-1]
+    return key[:, :, :filled], value[:, :, :filled], None
+
+
+def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Which keys each query sees, bool `[1, 1, Nq, Nk]`; the last query sees all."""
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return seen[None, None]
+
+
+def _all_tokens(attention_mask: Tensor | None, count: int) -> bool:
+    """Whether the first `count` positions are all tokens, in every sequence of the batch."""
+    if attention_mask is None:
+        return True
+    return attention_mask.shape[-1] >= count and bool(attention_mask[:, :count].all())

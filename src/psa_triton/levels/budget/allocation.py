@@ -1,0 +1,140 @@
+"""The levels of each row that leave the least error at a given cost.
+
+Every key block offers a ladder of levels, coarse to fine. Each step up has a price, the groups that it adds, and a
+rate, the error that it avoids per group. Where rates fall from step to step, the best choice at its own total price is
+to take every step whose rate, times the row's weight of the block, exceeds one threshold. So a row is one number, found
+by halving; where rates would rise, steps are merged first (`benefit_rates`), which no best choice would take apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+HALVINGS: Final = 31
+"""Halvings of a range of floats, numbered by their bits, until two neighbours are left."""
+SMALLEST: Final = 0x00800000
+"""Bits of the smallest normal float32: no threshold is less, so what avoids no error is not read."""
+LARGEST: Final = 0x7F7FFFFF
+"""Bits of the largest finite float32: no benefit exceeds it."""
+_CHEAP: Final = 1e-3
+"""What a step that adds no group, as in a short last block, counts as."""
+_PAIRS_AT_A_TIME: Final = 1 << 17
+"""Block pairs whose benefits exist at a time, so that they stay in a cache."""
+
+
+def benefit_rates(errors: Tensor, prices: Tensor) -> Tensor:
+    """Error avoided per price by each step of a ladder, steps merged until it falls from step to step.
+
+    These are the slopes of the lower convex hull of the points (price so far, error), by the min-max formula of
+    isotonic regression: the least, over the levels at which a merged step may start, of the greatest mean slope from
+    there over the step.
+
+    Args:
+        errors: float32 `[..., S + 1]`, finite and at least 0, coarsest level first.
+        prices: int32 `[..., S]` of the steps, at least 0, broadcast with `errors`.
+
+    Returns:
+        float32 `[..., S]`, at least 0, not rising. Steps without a price count as very cheap.
+    """
+    totals = F.pad(prices.cumsum(-1), (1, 0)).float()
+    # Mean slopes from every level (second to last dimension) to every finer one (last dimension).
+    slopes = (errors[..., :, None] - errors[..., None, :]) / (totals[..., None, :] - totals[..., :, None]).clamp(
+        min=_CHEAP
+    )
+    not_finer = torch.ones(slopes.shape[-2:], dtype=torch.bool, device=errors.device).tril()
+    to_level_or_finer = slopes.masked_fill_(not_finer, -torch.inf).flip(-1).cummax(-1).values.flip(-1)
+    return to_level_or_finer.masked_fill_(not_finer, torch.inf).amin(-2)[..., 1:].clamp_(min=0)
+
+
+def allocate(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> Tensor:
+    """How many steps of its ladder each key block climbs in each row.
+
+    A step is taken if `weight * rate` exceeds the row's threshold, the least that keeps within the limit. What remains
+    of the limit goes to the steps that meet the threshold exactly, first block first, until one does not fit.
+
+    Args:
+        weights: float32 `[B, Hq, nq, nk]`, 0 to 1: how much an error in the block counts.
+        rates: float32 `[B, Hq, S, nk]`, finite, from `benefit_rates`.
+        prices: int32 `[S, nk]`, the groups that a step adds.
+        limits: int32 `[B, Hq, nq]`, the groups that a row may read.
+
+    Returns:
+        int8 `[B, Hq, nq, nk]`, 0 to S. A larger limit never gives a block fewer steps.
+    """
+    steps = torch.empty(weights.shape, dtype=torch.int8, device=weights.device)
+    for rates_of_head, *parts in _parts(rates, weights, limits, steps):
+        parts[-1].copy_(_allocate_rows(parts[0], rates_of_head, prices, parts[1]))
+    return steps
+
+
+def prices_above(thresholds: Tensor, weights: Tensor, rates: Tensor, prices: Tensor) -> Tensor:
+    """Price in each row of the steps whose benefit exceeds its threshold.
+
+    Args:
+        thresholds: float32 `[B, Hq, nq]`.
+        weights, rates, prices: as `allocate`'s.
+
+    Returns:
+        int32 `[B, Hq, nq]`.
+    """
+    totals = torch.empty(thresholds.shape, dtype=torch.int32, device=thresholds.device)
+    for rates_of_head, *parts in _parts(rates, weights, thresholds, totals):
+        scratch = torch.empty_like(parts[0])
+        parts[-1].copy_(_price_above(parts[1][:, None], parts[0], rates_of_head, prices, scratch)[:, 0])
+    return totals
+
+
+def least_threshold(fits: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """The least float32 for which `fits` is true, each for itself, in the shape of `like`; no waiting for the device.
+
+    Args:
+        fits: takes thresholds and returns bool: true from some threshold on, at the latest from the largest float.
+        like: of the wanted shape and device.
+    """
+    low = torch.full_like(like, SMALLEST, dtype=torch.int32)
+    high = torch.full_like(like, LARGEST, dtype=torch.int32)
+    for _ in range(HALVINGS):
+        middle = low + (high - low) // 2
+        enough = fits(middle.view(torch.float32))
+        high = torch.where(enough, middle, high)
+        low = torch.where(enough, low, middle)
+    return high.view(torch.float32)
+
+
+def _parts(rates: Tensor, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rates of each head with a few rows of it, of every tensor of `rows`; the first has a row's blocks last."""
+    count = max(1, _PAIRS_AT_A_TIME // rows[0].shape[-1])
+    for rates_of_head, *heads in zip(rates.flatten(0, 1), *(x.flatten(0, 1) for x in rows), strict=True):
+        for parts in zip(*(head.split(count) for head in heads), strict=True):
+            yield rates_of_head, *parts
+
+
+def _allocate_rows(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> Tensor:
+    limits = limits[:, None]
+    scratch = torch.empty_like(weights)
+    threshold = least_threshold(lambda t: _price_above(t, weights, rates, prices, scratch) <= limits, limits)
+    steps = torch.zeros(weights.shape, dtype=torch.int8, device=weights.device)
+    ties = torch.zeros_like(steps)
+    tied_price = torch.zeros(weights.shape, dtype=torch.int32, device=weights.device)
+    for rate, price in zip(rates, prices, strict=True):
+        benefit = torch.mul(weights, rate, out=scratch)
+        steps += benefit > threshold
+        tie = benefit == threshold
+        ties += tie
+        tied_price += tie * price
+    remaining = limits - _price_above(threshold, weights, rates, prices, scratch).int()
+    return torch.where(tied_price.cumsum(-1) <= remaining, steps + ties, steps)
+
+
+def _price_above(threshold: Tensor, weights: Tensor, rates: Tensor, prices: Tensor, scratch: Tensor) -> Tensor:
+    """Price of the steps whose benefit exceeds `threshold` `[nq, 1]`: float32 of the same shape, exact below 2^24."""
+    total = torch.zeros_like(threshold)
+    for rate, price in zip(rates, prices, strict=True):
+        torch.mul(weights, rate, out=scratch)
+        total += torch.gt(scratch, threshold, out=scratch).mul_(price).sum(-1, keepdim=True)
+    return total

@@ -1,0 +1,79 @@
+"""What it costs the output to read a key block at each level; `docs/fidelity.md` derives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from psa_triton.impl import Impl, resolve_impl
+from psa_triton.levels.budget.ladder import ladder
+from psa_triton.levels.budget.spread import group_spread
+
+ALIGNMENT: Final = 0.5
+"""Share of the values' spread inside a group that goes with the logits where these differ widely; measured."""
+UNKNOWN: Final = 1e12
+"""Error of not reading a block that holds NaN or inf in full: dense attention would show them."""
+
+
+def expected_errors(q: Tensor, k: Tensor, v: Tensor, *, block_n: int, scale: float, impl: Impl = "auto") -> Tensor:
+    """Squared error of the output per squared attention mass on a key block, at each level of the ladder.
+
+    A group read as its mean misses how its values vary with its logits. With `within` the spread of the values inside
+    the groups, and `variance = scale^2 * mean|q|^2 / D * (spread of the keys inside the groups)` that of the logits,
+
+        error(level) = ALIGNMENT * (1 - exp(-variance)) * within
+
+    A block that is not read misses its values altogether: their mean squared distance from the mean of all values,
+    which stands for the output. The mass that pooling takes from a block is left out: nearly all of a row is pooled,
+    and what all blocks lose cancels in the softmax.
+
+    Args:
+        q: `[B, Hq, Nq, D]`.
+        k, v: `[B, Hkv, Nk, D]`.
+        block_n: tokens of a key block.
+        scale: of the logits.
+        impl: `triton` (a GPU kernel), `reference` or `cpu` (the same torch code), or `auto`; see `resolve_impl`.
+
+    Returns:
+        float32 `[B, Hq, nk, S + 1]` in the order of `ladder(block_n)`, finite; 0 at level 1.
+    """
+    spread = _group_spread(resolve_impl(impl, q))
+    key_spread, _ = spread(k, block_n=block_n)
+    value_spread, means = spread(v, block_n=block_n)
+    dropped = value_spread[..., -1:] + _distance_from_centre(means)
+    # Spreads come finest first, and may end with that of 128 tokens, which is no level.
+    pooled = len(ladder(block_n)) - 2
+    key_spread, within = (x[..., :pooled].flip(-1) for x in (key_spread, value_spread))
+
+    key_spread, within, dropped = (
+        x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (key_spread, within, dropped)
+    )
+    variance = scale**2 * _mean_square(q)[..., None, None] * key_spread
+    errors = torch.cat([dropped, -ALIGNMENT * torch.expm1(-variance) * within], dim=-1)
+    return F.pad(errors.nan_to_num_(nan=UNKNOWN).clamp_(0, UNKNOWN), (0, 1))
+
+
+def _group_spread(impl: Impl) -> Callable[..., tuple[Tensor, Tensor]]:
+    if impl != "triton":
+        return group_spread
+    from psa_triton.levels.budget import triton_kernels
+
+    return triton_kernels.group_spread
+
+
+def _distance_from_centre(means: Tensor) -> Tensor:
+    """Squared distance of each block's mean value from the mean of those that are finite: `[B, H, nk, 1]`."""
+    finite = means.isfinite().all(-1, keepdim=True)
+    centre = means.masked_fill(~finite, 0).sum(-2, keepdim=True) / finite.sum(-2, keepdim=True).clamp(min=1)
+    return (means - centre).square().sum(-1, keepdim=True)
+
+
+def _mean_square(q: Tensor) -> Tensor:
+    """Mean square of the finite queries' channels, float32 `[B, Hq]`."""
+    squares = torch.linalg.vector_norm(q, dim=-1, dtype=torch.float32).square()
+    finite = squares.isfinite()
+    return squares.masked_fill(~finite, 0).sum(-1) / finite.sum(-1).clamp(min=1) / q.shape[-1]

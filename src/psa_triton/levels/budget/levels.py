@@ -1,0 +1,74 @@
+"""Levels by what they cost and what they save: the least expected error for a given density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from psa_triton.impl import Impl, resolve_impl
+from psa_triton.importance.rows import BlockGrid
+from psa_triton.levels.budget import allocation
+from psa_triton.levels.budget.allocation import benefit_rates
+from psa_triton.levels.budget.ladder import ladder, step_prices
+from psa_triton.levels.budget.limits import row_limits
+from psa_triton.levels.budget.sharing import Scope, share_limits
+
+
+def budget_levels(
+    importance: Tensor,
+    errors: Tensor,
+    grid: BlockGrid,
+    *,
+    budget: float,
+    prefix_tokens: int = 0,
+    keep_first_block: bool = False,
+    scope: Scope = "row",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Levels that minimise the sum of `importance^2 * errors` over each row, at a density of at most `budget`.
+
+    Exempt blocks are charged, and left at level 0: `exempt_levels` gives them their levels afterwards.
+
+    Args:
+        importance: float32 `[B, Hq, nq, nk]`, 0 to 1, as from `block_importance`.
+        errors: float32 `[B, Hq, nk, S + 1]`, as from `expected_errors`.
+        grid: sizes, and whether a causal mask hides blocks.
+        budget: density of the levels, as `read_density` counts it, mean over the queries of a head; exceeded only if
+            exempt blocks alone do. A larger one never gives a block a coarser level.
+        prefix_tokens: see `exempt_levels`.
+        keep_first_block: likewise.
+        scope: among which rows the budget is shared: each has its own, or all `row`s of a `head` or of all heads of a
+            `layer` (one batch entry) have one, so that rows of peaked attention leave more to the others.
+        impl: `triton` (a GPU kernel), `reference` or `cpu` (the same torch code), or `auto`; see `resolve_impl`. All
+            give the same levels. Rows of more than 4096 blocks always take the torch code.
+
+    Returns:
+        int8 `[B, Hq, nq, nk]`, levels of `ladder(grid.block_n)`. The same on every run; nothing waits for the device.
+    """
+    limits, costs, free = row_limits(
+        budget, grid, prefix_tokens=prefix_tokens, keep_first_block=keep_first_block, device=importance.device
+    )
+    prices = step_prices(grid.key_tokens, grid.block_n, importance.device)
+    rates = benefit_rates(errors, prices.T).mT.contiguous()
+    weights = importance.square().masked_fill_(~free, 0)
+    allocate, prices_above = _implementation(impl, weights)
+    limits = share_limits(
+        limits.expand(weights.shape[:-1]),
+        costs,
+        scope,
+        lambda thresholds: prices_above(thresholds, weights, rates, prices),
+    )
+    steps = allocate(weights, rates, prices, limits)
+    coarsest = ladder(grid.block_n)[1]
+    return (coarsest >> (steps - 1).clamp_(min=0)).masked_fill_(steps == 0, 0).to(torch.int8)
+
+
+def _implementation(impl: Impl, weights: Tensor) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    if resolve_impl(impl, weights) == "triton":
+        from psa_triton.levels.budget import triton_kernels
+
+        if weights.shape[-1] <= triton_kernels.LONGEST_ROW:
+            return triton_kernels.allocate, triton_kernels.prices_above
+    return allocation.allocate, allocation.prices_above

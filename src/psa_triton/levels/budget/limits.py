@@ -1,0 +1,76 @@
+"""What each row may spend, so that exempt blocks and all others together keep within a budget."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from psa_triton.importance.rows import BlockGrid
+from psa_triton.levels.densities import read_shares, visible_keys
+from psa_triton.levels.exemptions import exempt_levels
+
+_FREE = 2
+"""Any level that exemptions do not give."""
+_SLACK = 1e-6
+"""Groups by which rounding may bring a limit below a whole number."""
+
+
+def row_limits(
+    budget: float, grid: BlockGrid, *, prefix_tokens: int, keep_first_block: bool, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Groups that each row may read of the blocks that are not exempt.
+
+    A row has the budget's share of the keys that it sees, less its exempt blocks. Rows whose exempt blocks alone cost
+    more (those of the prefix, the first of a causal mask) take from the others, equally, so that the mean keeps to the
+    budget.
+
+    Returns:
+        The limits, int32 `[nq]`, at least 0; what a group that a row reads adds to the mean density, up to a factor,
+        float64 `[nq]`; and which block pairs are not exempt, bool `[nq, nk]`.
+    """
+    levels = exempt_levels(
+        torch.full((grid.query_blocks, grid.key_blocks), _FREE, dtype=torch.int8, device=device),
+        block_m=grid.block_m,
+        block_n=grid.block_n,
+        query_tokens=grid.query_tokens,
+        key_tokens=grid.key_tokens,
+        prefix_tokens=prefix_tokens,
+        keep_first_block=keep_first_block,
+        is_causal=grid.is_causal,
+    )
+    free = levels == _FREE
+    visible = visible_keys(grid.query_tokens, grid.key_tokens, grid.is_causal, device)
+    shares = read_shares(
+        levels.masked_fill(free, 0), visible, block_m=grid.block_m, block_n=grid.block_n, key_tokens=grid.key_tokens
+    )
+    seeing = visible > 0
+    a_group = (1 / visible.double()).masked_fill(~seeing, 0)
+    queries, exempt, a_group = (
+        F.pad(x.double(), (0, grid.query_blocks * grid.block_m - grid.query_tokens))
+        .unflatten(0, (-1, grid.block_m))
+        .sum(-1)
+        for x in (seeing, shares, a_group)
+    )
+    available = _fill_to_mean(exempt, queries, budget) * queries - exempt
+    limits = (available / a_group.clamp(min=torch.finfo(a_group.dtype).tiny) + _SLACK).floor()
+    return limits.clamp(0, grid.key_tokens).int(), a_group, free
+
+
+def _fill_to_mean(amounts: Tensor, counts: Tensor, mean: float) -> Tensor:
+    """The number such that rows that have less, filled up to it, and all others as they are have the given mean.
+
+    Args:
+        amounts: float64 `[R]`, total of each row.
+        counts: float64 `[R]`, how many each row stands for; rows of 0 are left out.
+        mean: over all that rows stand for.
+
+    Returns:
+        A scalar: the least over k of what the mean asks of the k lowest rows, were they the ones to be filled. Any
+        other choice of rows asks for more. Negative if no filling is as low as `mean`.
+    """
+    order = (amounts / counts.clamp(min=1)).argsort()
+    filled = counts[order].cumsum(0)
+    kept = amounts.sum() - amounts[order].cumsum(0)
+    asked = (mean * counts.sum() - kept) / filled.clamp(min=1)
+    return torch.where(filled > 0, asked, torch.inf).amin()

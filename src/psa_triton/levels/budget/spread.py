@@ -1,0 +1,51 @@
+"""How unlike the tokens of a group are: what is left out where they are averaged."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from psa_triton.blocks import block_count
+
+_TOKENS_AT_A_TIME = 2048
+"""Float32 copies of the tokens exist for this many at a time."""
+
+
+def group_spread(x: Tensor, *, block_n: int) -> tuple[Tensor, Tensor]:
+    """Mean squared distance of a block's tokens from the means of their groups, and the block's own mean.
+
+    Two groups of a and b tokens are joined into one: the sum of squares grows by `a b / (a + b)` times the squared
+    distance of their means. No large numbers are subtracted, so equal tokens have a spread of exactly 0.
+
+    Args:
+        x: keys or values `[B, H, N, D]`.
+        block_n: tokens of a block, a power of two.
+
+    Returns:
+        float32 `[B, H, blocks, log2(block_n)]`, for groups of 2, 4, ..., `block_n` tokens, and the means, float32
+        `[B, H, blocks, D]`. What holds NaN or inf gives NaN or inf.
+    """
+    parts = [_spread(part, block_n) for part in x.split(max(block_n, _TOKENS_AT_A_TIME // block_n * block_n), dim=-2)]
+    spreads, means = zip(*parts, strict=True)
+    return torch.cat(spreads, dim=-2), torch.cat(means, dim=-2)
+
+
+def _spread(x: Tensor, block_n: int) -> tuple[Tensor, Tensor]:
+    tokens = x.shape[-2]
+    blocks = block_count(tokens, block_n)
+    means = F.pad(x.float(), (0, 0, 0, blocks * block_n - tokens)).unflatten(-2, (blocks, block_n))
+    counts = (torch.arange(blocks * block_n, device=x.device) < tokens).float().view(blocks, block_n)
+    lengths = counts.sum(-1)
+    total = torch.zeros(means.shape[:-2], device=x.device)
+    spreads = []
+    while means.shape[-2] > 1:
+        first, second = means[..., 0::2, :], means[..., 1::2, :]
+        sizes = counts[:, 0::2] + counts[:, 1::2]
+        share = counts[:, 1::2] / sizes.clamp(min=1)
+        apart = second - first
+        total = total + (counts[:, 0::2] * share * apart.square().sum(-1)).sum(-1)
+        means = torch.addcmul(first, apart, share[..., None])
+        counts = sizes
+        spreads.append(total / lengths)
+    return torch.stack(spreads, dim=-1), means[..., 0, :]

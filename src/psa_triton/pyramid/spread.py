@@ -1,0 +1,37 @@
+"""How far the keys of a group lie from their mean: what pooling hides, and the pooled-logit correction needs."""
+
+from __future__ import annotations
+
+import torch
+
+from psa_triton.pyramid.layout import PyramidLayout, short_groups, token_chunks
+
+SPREAD_LEVELS = (2, 4, 8)
+"""Levels whose rows have a spread; that of all others counts as 0."""
+
+
+def write_spread(keys: torch.Tensor, layout: PyramidLayout, out: torch.Tensor) -> None:
+    """Write the spread of every row: `sum(|k - mean(k)| ** 2) / (count * D)` over the true tokens of its group.
+
+    Two halves of a group are merged by `S = S_a + S_b + |mean_a - mean_b| ** 2 * count / 4`, `S` the sum of squared
+    distances from the mean: nothing of the size of the mean itself is ever squared, and no sum is negative.
+
+    Args:
+        keys: of one head `[Nk, D]`, any strides.
+        layout: of `Nk` tokens.
+        out: `[P]`, float32 (float64 for float64); 0 at levels without a spread, and on padding.
+    """
+    out.zero_()
+    dim = keys.shape[1]
+    for start, total in token_chunks(keys, layout):
+        squares = total.new_zeros(len(total))
+        for level in SPREAD_LEVELS:
+            even, odd = total[0::2], total[1::2]
+            squares = squares[0::2] + squares[1::2] + (even - odd).square().sum(-1) / level
+            total = even + odd
+            row = layout.first_row(level) + start // level
+            out[row : row + len(squares)] = squares / (level * dim)
+    # Into groups cut by the end of the sequence, padding went as keys of zeros.
+    for row, tokens in short_groups(keys, layout):
+        if row < layout.first_row(2 * SPREAD_LEVELS[-1]):
+            out[row] = tokens.var(0, correction=0).mean()

@@ -1,0 +1,58 @@
+"""What `on_levels` is told of sparse calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from small_pipelines import TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
+
+from psa_triton.config import PSAConfig
+from psa_triton.integrations.diffusers import LevelRecord, apply_psa
+from psa_triton.ordering import grid_order
+
+CONFIG = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.5), 0: (0.5, 1)}, warmup_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("make_pipe", "prefix", "calls_a_step"),
+    [(make_wan_pipeline, 0, 2), (make_cogvideox_pipeline, TEXT_TOKENS, 1)],
+    ids=["wan", "cogvideox"],
+)
+def test_every_sparse_call_is_told_of(make_pipe: Callable, prefix: int, calls_a_step: int) -> None:
+    """Two layers and two steps, the first of them dense; guidance runs Wan twice and CogVideoX on a batch of two."""
+    pipe, told = make_pipe(), []
+    with apply_psa(pipe, CONFIG, on_levels=told.append) as handle:
+        make_video(pipe, steps=2, guidance_scale=3.0)
+    assert [(record.transformer, record.layer, record.step) for record in told] == [
+        ("transformer", 0, 1),
+        ("transformer", 1, 1),
+    ] * calls_a_step
+    blocks = -(-(prefix + 105) // 32)
+    for record in told:
+        assert record.config == CONFIG
+        assert (record.grid, record.prefix_tokens) == ((3, 5, 7), prefix)
+        batch, heads = record.densities.shape
+        assert batch == 2 // calls_a_step
+        assert record.levels.dtype == torch.int8
+        assert record.levels.shape == (batch, heads, blocks, blocks)
+        assert torch.equal(record.order.permutation, grid_order("Gilbert", (3, 5, 7)).permutation)
+    sparse = [record for record in handle.stats().records if record.sparse]
+    for layer, entry in enumerate(sparse):
+        densities = torch.stack([record.densities.mean() for record in told if record.layer == layer])
+        assert entry.density == pytest.approx(float(densities.mean()))
+
+
+def test_clusters_come_without_an_order() -> None:
+    pipe = make_wan_pipeline()
+    told: list[LevelRecord] = []
+    with apply_psa(pipe, CONFIG.replace(rearrange_method="SemanticAware", warmup_steps=0), on_levels=told.append):
+        make_video(pipe, steps=1)
+    assert told and all(record.order is None for record in told)
+
+
+def test_dense_runs_tell_nothing() -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, CONFIG, min_tokens=1000, on_levels=lambda record: pytest.fail(f"told of {record}")):
+        make_video(pipe)

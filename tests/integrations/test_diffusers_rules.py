@@ -1,0 +1,93 @@
+"""From which length on sequences run sparse, and whether a preset's `video_scale` is the pipeline's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from small_pipelines import (
+    make_cogvideox_pipeline,
+    make_cogvideox_transformer,
+    make_wan_inputs,
+    make_wan_pipeline,
+    make_wan_transformer,
+)
+
+from psa_triton.config import PSAConfig
+from psa_triton.generation import find_source, load_pipeline
+from psa_triton.integrations.diffusers import apply_psa, check_video_scale, pipeline_scale
+from psa_triton.integrations.diffusers.rules import BREAK_EVEN, DenseRules
+from psa_triton.presets import VideoScale, load_presets_file
+
+SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
+
+
+@pytest.fixture
+def break_even(short_sequences_sparse: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psa_triton.integrations.diffusers.rules.BREAK_EVEN", BREAK_EVEN)
+
+
+@pytest.mark.parametrize(
+    ("device", "block_n", "min_tokens", "least"),
+    [
+        pytest.param("cpu", 128, None, 1024, id="cpu"),
+        pytest.param("cuda", 128, None, 256, id="gpu-two-key-blocks"),
+        pytest.param("cuda", 32, None, 64, id="gpu-small-key-blocks"),
+        pytest.param("cpu", 128, 300, 300, id="asked-for"),
+        pytest.param("cuda", 128, 300, 300, id="asked-for-on-a-gpu"),
+    ],
+)
+def test_sequences_below_the_break_even_length_run_dense(
+    device: str, block_n: int, min_tokens: int | None, least: int, break_even: None
+) -> None:
+    rules = DenseRules(PSAConfig(block_n=block_n), min_tokens)
+    assert rules.of_forward(None, 0, least - 1, device, masked=False) == f"fewer than {least} tokens"
+    assert rules.of_forward(None, 0, least, device, masked=False) is None
+
+
+def test_a_forward_is_of_the_device_it_runs_on(break_even: None) -> None:
+    transformer = make_wan_transformer()
+    with torch.no_grad(), apply_psa(transformer, SPARSE) as handle:
+        transformer(**make_wan_inputs())
+    assert {record.reason for record in handle.stats().records} == {"fewer than 1024 tokens"}
+
+
+def test_a_negative_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_tokens: expected 0 or more, got -1"):
+        apply_psa(make_wan_transformer(), SPARSE, min_tokens=-1)
+
+
+def time_patches() -> DiffusionPipeline:
+    """Two latent frames a token, as CogVideoX1.5 has it."""
+    return make_cogvideox_pipeline(make_cogvideox_transformer(patch_size_t=2))
+
+
+@pytest.mark.parametrize(
+    ("make_pipe", "section"),
+    [(make_wan_pipeline, "Wan2.1_14b"), (make_cogvideox_pipeline, "CogVideo_5b"), (time_patches, "CogVideo1.5_5b")],
+    ids=["wan", "cogvideox", "cogvideox-1.5"],
+)
+def test_the_scale_of_a_pipeline_is_that_of_its_section(make_pipe, section: str) -> None:
+    scale = load_presets_file().section(section).video_scale
+    assert pipeline_scale(make_pipe()) == scale
+    check_video_scale(make_pipe(), section, scale)
+
+
+def test_another_scale_is_an_error_that_tells_both() -> None:
+    scale = VideoScale(width_divisor=32, height_divisor=32, depth_divisor=4)
+    message = (
+        r"section Wan2.2_5B .* says 32 x 32 pixels and 4 frames a token, but in this pipeline it is 16 x 16 pixels"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_video_scale(make_wan_pipeline(), "Wan2.2_5B", scale)
+
+
+def test_apply_psa_checks_the_section_of_a_recognised_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = load_pipeline(find_source("tiny-wan"), device=torch.device("cpu"), dtype=torch.float32, width=96, height=96)
+    apply_psa(pipe, "psa_balanced").remove()
+    pipe.vae_scale_factor_spatial *= 2
+    for preset in (None, "psa_balanced"):
+        with pytest.raises(ValueError, match="section tiny-wan of the presets file says 8 x 8 pixels"):
+            apply_psa(pipe, preset)
+    apply_psa(pipe, "tiny-wan/psa_balanced").remove()
+    apply_psa(pipe.transformer, "psa_timing").remove()

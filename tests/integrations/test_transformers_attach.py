@@ -1,0 +1,315 @@
+"""Attaching and detaching: names, configurations, what is refused, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_language_models as small
+import torch
+from diffusers import WanTransformer3DModel
+from transformers import (
+    AttentionInterface,
+    BartConfig,
+    BartForConditionalGeneration,
+    BloomConfig,
+    BloomForCausalLM,
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+import psa_triton
+from psa_triton import PSAConfig, load_preset
+from psa_triton.integrations.transformers import apply_psa, register
+
+SOURCE = Path(__file__).parents[2] / "src"
+SPARSE = PSAConfig(
+    block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)}, importance="antidiagonal", use_rearrange=False
+)
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, inputs: small.Inputs | None = None, **options: Any) -> torch.Tensor:
+    return model(**(small.text_inputs() if inputs is None else inputs), **options).logits
+
+
+def implementations(model: PreTrainedModel) -> dict[str, str]:
+    parts = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    return {name: module.config._attn_implementation for name, module in parts.items()}
+
+
+def traces(model: torch.nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if hasattr(module, "psa_layer")]
+
+
+@pytest.mark.parametrize("before", ["sdpa", "eager", "psa"])
+@pytest.mark.parametrize("make", [small.llama, small.qwen2_5_vl], ids=["llama", "qwen2.5-vl"])
+def test_remove_leaves_nothing_behind(make: Any, before: str) -> None:
+    model = small.make_model(make)
+    model.set_attn_implementation(before)
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    names, config = implementations(model), model.config.to_dict()
+    handle = apply_psa(model, SPARSE)
+    assert implementations(model) != names or before == "psa"
+    handle.remove()
+    handle.remove()
+    assert implementations(model) == names
+    assert model.config.to_dict() == config
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+
+
+def test_results_are_the_old_ones_after_remove() -> None:
+    model = small.make_model(small.llama)
+    dense = logits(model)
+    with apply_psa(model, SPARSE) as handle:
+        assert not torch.equal(logits(model), dense)
+    assert torch.equal(logits(model), dense)
+    assert handle.stats().summary.sparse_calls == 2
+
+
+def test_an_implementation_set_in_the_meantime_stays() -> None:
+    model = small.make_model(small.llama)
+    with apply_psa(model, SPARSE):
+        model.set_attn_implementation("eager")
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_vision_tower_keeps_its_attention() -> None:
+    model = small.make_model(small.qwen2_5_vl)
+    with apply_psa(model, SPARSE) as handle:
+        logits(model, small.qwen_video_inputs())
+        assert implementations(model) == {
+            "": "sdpa",
+            "model": "sdpa",
+            "model.visual": "sdpa",
+            "model.language_model": "psa",
+        }
+        assert {record.part for record in handle.stats().records} == {"text"}
+
+
+def test_vision_layers_that_are_told_to_run_psa_run_dense() -> None:
+    model = small.make_model(small.qwen2_5_vl)
+    inputs = small.qwen_video_inputs()
+    dense = logits(model, inputs)
+    model.set_attn_implementation("psa")
+    with apply_psa(model, PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)}, use_rearrange=False)) as handle:
+        torch.testing.assert_close(logits(model, inputs), dense, rtol=1e-5, atol=2e-5)
+        other = [record for record in handle.stats().records if record.part == "other"]
+    assert {record.layer for record in other} == {0, 1}
+    assert {(record.sparse, record.reason) for record in other} == {(False, "not causal")}
+
+
+class TestNames:
+    def test_register_twice(self) -> None:
+        register()
+        register()
+        assert AttentionInterface().valid_keys().count("psa") == 1
+
+    @pytest.mark.parametrize("named", ["psa", {"text_config": "psa"}], ids=["everywhere", "text"])
+    def test_from_pretrained(self, named: Any, tmp_path: Path) -> None:
+        small.make_model(small.qwen2_5_vl).save_pretrained(tmp_path)
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=named).eval()
+        assert model.config.text_config._attn_implementation == "psa"
+        assert model.config.vision_config._attn_implementation == ("psa" if named == "psa" else "sdpa")
+        inputs = small.qwen_video_inputs()
+        assert not torch.equal(logits(model, inputs, psa_config=SPARSE), logits(model, inputs))
+
+    def test_set_attn_implementation_runs_the_default_preset(self) -> None:
+        model = small.make_model(small.llama)
+        inputs = small.text_inputs(900)
+        with apply_psa(model, "Qwen2.5-VL/psa_balanced") as handle:
+            expected = logits(model, inputs)
+            assert handle.stats().summary.sparse_calls == 2
+        assert not torch.equal(logits(model, inputs), expected)
+        model.set_attn_implementation("psa")
+        assert torch.equal(logits(model, inputs), expected)
+
+    def test_nothing_of_it_is_saved(self, tmp_path: Path) -> None:
+        model = small.make_model(small.qwen2_5_vl)
+        model.save_pretrained(tmp_path / "plain")
+        with apply_psa(model, SPARSE):
+            model.save_pretrained(tmp_path / "attached")
+        names = sorted(file.name for file in (tmp_path / "plain").iterdir())
+        assert names == sorted(file.name for file in (tmp_path / "attached").iterdir())
+        assert "model.safetensors" in names and "config.json" in names
+        for name in names:
+            assert (tmp_path / "attached" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+class TestConfigurations:
+    def test_default_is_that_of_qwen2_5_vl(self) -> None:
+        model = small.make_model(small.llama)
+        with apply_psa(model) as handle:
+            assert handle.config == load_preset("Qwen2.5-VL", "psa_balanced")
+        with apply_psa(model, "psa_balanced") as handle:
+            assert handle.config == load_preset("Qwen2.5-VL", "psa_balanced")
+        with apply_psa(model, "tiny-wan/psa_balanced") as handle:
+            assert handle.config == load_preset("tiny-wan", "psa_balanced")
+        with apply_psa(model, "baseline") as handle:
+            assert handle.config is None
+            logits(model)
+            assert handle.stats().summary.dense_reasons == {"dense preset": 2}
+
+    def test_two_models_in_one_process(self) -> None:
+        inputs = small.text_inputs()
+        one, other, plain = (small.make_model(small.llama) for _ in range(3))
+        dense = logits(plain, inputs)
+        coarse = SPARSE.replace(mask_ratios={1: (0, 0.1), 0: (0.1, 1)})
+        with apply_psa(one, SPARSE) as of_one, apply_psa(other, coarse, dense_layers=[0]) as of_other:
+            results = [logits(model, inputs) for model in (one, other, plain, one)]
+        assert torch.equal(results[2], dense)
+        assert torch.equal(results[0], results[3])
+        assert not torch.equal(results[0], results[1])
+        assert of_one.stats().summary.sparse_calls == 4
+        assert (of_other.stats().summary.sparse_calls, of_other.stats().summary.dense_calls) == (1, 1)
+        assert of_one.stats().summary.sparse_density > of_other.stats().summary.sparse_density
+
+    @pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision"])
+    def test_one_call_may_have_its_own(self, family: str) -> None:
+        inputs = {
+            "llama": small.text_inputs,
+            "qwen2_5_vl": small.qwen_video_inputs,
+            "qwen3_vl": small.qwen3_video_inputs,
+            "internvl": small.internvl_image_inputs,
+            "llava_onevision": small.llava_video_inputs,
+        }[family]()
+        model = small.make_model(getattr(small, family))
+        coarse = SPARSE.replace(mask_ratios={1: (0, 0.1), 0: (0.1, 1)})
+        with apply_psa(model, coarse):
+            expected = logits(model, inputs)
+        with apply_psa(model, SPARSE) as handle:
+            before = logits(model, inputs)
+            handle.reset()
+            assert torch.equal(logits(model, inputs, psa_config=coarse), expected)
+            density = handle.stats().summary.sparse_density
+            handle.reset()
+            assert torch.equal(logits(model, inputs), before)
+            assert density < handle.stats().summary.sparse_density
+
+    def test_rearranging_by_place_does_not_matter_where_no_place_is_known(self) -> None:
+        model = small.make_model(small.llama)
+        with apply_psa(model, SPARSE):
+            expected = logits(model)
+        with apply_psa(model, SPARSE.replace(use_rearrange=True, rearrange_method="Gilbert")):
+            assert torch.equal(logits(model), expected)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("given", "options", "error", "message"),
+        [
+            (7, {}, TypeError, "config_or_preset: expected a PSAConfig"),
+            ("psa_balance", {}, ValueError, "did you mean 'psa_balanced'"),
+            ("Qwen/psa_balanced", {}, ValueError, "unknown model section 'Qwen'"),
+            (SPARSE, {"min_tokens": -1}, ValueError, "min_tokens: expected 0 or more, got -1"),
+            (SPARSE, {"dense_layers": [2]}, ValueError, r"dense_layers: expected some of \[0, 1\], got \[2\]"),
+            (SPARSE.replace(attn_impl="new_mask_type"), {}, ValueError, "'new_mask_type' has no causal mask"),
+            (
+                SPARSE.replace(use_rearrange=True, rearrange_method="SemanticAware"),
+                {},
+                ValueError,
+                "a causal mask needs tokens in their own order, got 'SemanticAware'",
+            ),
+        ],
+        ids=["type", "preset", "section", "min-tokens", "dense-layers", "new-mask-type", "semantic"],
+    )
+    def test_bad_arguments(self, given: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+        model = small.make_model(small.llama)
+        with pytest.raises(error, match=message):
+            apply_psa(model, given, **options)
+        assert implementations(model) == {"": "sdpa", "model": "sdpa"}
+        assert traces(model) == []
+
+    def test_attaching_twice(self) -> None:
+        model = small.make_model(small.llama)
+        with apply_psa(model, SPARSE), pytest.raises(ValueError, match="attached to it already; call remove"):
+            apply_psa(model, SPARSE)
+
+    def test_what_is_no_model(self) -> None:
+        with pytest.raises(TypeError, match="model: expected a transformers PreTrainedModel, got Linear"):
+            apply_psa(torch.nn.Linear(1, 1))
+
+    def test_a_model_with_attention_of_its_own(self) -> None:
+        model = BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=32, n_layer=1, n_head=2))
+        with pytest.raises(ValueError, match="expected text layers that take their attention from transformers'"):
+            apply_psa(model, SPARSE)
+        assert traces(model) == []
+
+    @pytest.mark.parametrize("given", [{"block_m": 32}, "psa_balanced"], ids=["dict", "name"])
+    def test_a_call_with_something_else_than_a_configuration(self, given: Any) -> None:
+        model = small.make_model(small.llama)
+        with apply_psa(model, SPARSE), pytest.raises(TypeError, match="psa_config: expected a PSAConfig"):
+            logits(model, psa_config=given)
+
+
+def test_decoder_of_an_encoder_decoder() -> None:
+    """Its causal layers run sparse; its cross-attention does not, nor the encoder, which shares its configuration."""
+    config = BartConfig(
+        vocab_size=96,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+    )
+    model = small.make_model(lambda: BartForConditionalGeneration(config))
+    inputs = small.text_inputs() | {"decoder_input_ids": small.text_inputs(200, seed=5)["input_ids"]}
+    dense = logits(model, inputs)
+    with apply_psa(model, PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)}, use_rearrange=False)) as handle:
+        torch.testing.assert_close(logits(model, inputs), dense, rtol=1e-5, atol=2e-5)
+        calls = {(record.part, record.queries, record.keys, record.reason) for record in handle.stats().records}
+    assert calls == {
+        ("text", 200, 200, None),
+        ("text", 200, 300, "not causal"),
+        ("other", 300, 300, "not causal"),
+    }
+
+
+class TestOneNameForBothLibraries:
+    def test_language_model(self) -> None:
+        model = small.make_model(small.llama)
+        with psa_triton.apply_psa(model, SPARSE, dense_layers=[1]) as handle:
+            logits(model)
+            assert handle.stats().summary.dense_reasons == {"dense layer": 1}
+
+    def test_diffusion_transformer(self) -> None:
+        transformer = WanTransformer3DModel(
+            num_attention_heads=2, attention_head_dim=32, ffn_dim=64, num_layers=1, text_dim=32, freq_dim=32
+        )
+        before = transformer.attn_processors
+        with psa_triton.apply_psa(transformer, SPARSE) as handle:
+            assert transformer.attn_processors != before
+            assert handle.config == SPARSE
+
+    @pytest.mark.parametrize("module", ["diffusers", "transformers"])
+    def test_takes_all_that_either_takes(self, module: str) -> None:
+        """The first argument goes by the name that fits."""
+        both = dict(inspect.signature(psa_triton.apply_psa).parameters)
+        one = importlib.import_module(f"psa_triton.integrations.{module}").apply_psa
+        for name, parameter in list(inspect.signature(one).parameters.items())[1:]:
+            assert both[name].default == parameter.default, name
+
+    @pytest.mark.parametrize("option", [{"scheduler": object()}, {"dense_last_steps": 1}, {"on_levels": print}])
+    def test_options_of_diffusion_models(self, option: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: belongs to diffusion models, and this is a Llama"):
+            psa_triton.apply_psa(small.make_model(small.llama), SPARSE, **option)
+
+    def test_no_library_is_imported_that_is_not_needed(self) -> None:
+        script = (
+            "import sys; loaded = lambda: sorted({'diffusers', 'transformers'} & set(sys.modules));"
+            "import psa_triton.integrations.attach; print(loaded());"
+            "import psa_triton.integrations.transformers; print(loaded())"
+        )
+        environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines() == ["[]", "['transformers']"]

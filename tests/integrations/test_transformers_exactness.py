@@ -1,0 +1,189 @@
+"""With every level at 1, logits, tokens and caches are those of SDPA; with fewer, caches still look alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import small_language_models as small
+import torch
+from transformers import DynamicCache, PreTrainedModel, StaticCache
+
+from psa_triton import PSAConfig, apply_psa
+
+FULL = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)}, use_rearrange=False)
+SPARSE = PSAConfig(
+    block_m=32,
+    block_n=32,
+    mask_ratios={1: (0, 0.2), 2: (0.2, 0.4), 4: (0.4, 0.6), 0: (0.6, 1)},
+    importance="antidiagonal",
+    keep_first_block=True,
+    use_rearrange=False,
+)
+FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[], small.Inputs]]] = {
+    "llama": (small.llama, small.text_inputs),
+    "qwen2": (small.qwen2, small.text_inputs),
+    "qwen3": (small.qwen3, small.text_inputs),
+    "qwen2.5-vl": (small.qwen2_5_vl, small.qwen_video_inputs),
+    "qwen2-vl": (small.qwen2_vl, small.qwen_video_inputs),
+    "qwen3-vl": (small.qwen3_vl, small.qwen3_video_inputs),
+    "internvl": (small.internvl, small.internvl_image_inputs),
+    "llava-onevision": (small.llava_onevision, small.llava_video_inputs),
+}
+EACH = pytest.mark.parametrize("family", FAMILIES)
+
+
+@cache
+def case(family: str) -> tuple[PreTrainedModel, small.Inputs]:
+    make, inputs = FAMILIES[family]
+    return small.make_model(make), inputs()
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, inputs: small.Inputs, **options: Any) -> torch.Tensor:
+    return model(**inputs, **options).logits
+
+
+@torch.no_grad()
+def generate(model: PreTrainedModel, inputs: small.Inputs, **options: Any) -> torch.Tensor:
+    attend_to_all = torch.ones_like(inputs["input_ids"])
+    length = {"min_new_tokens": 6, "max_new_tokens": 6}
+    return model.generate(**inputs, attention_mask=attend_to_all, do_sample=False, **length, **options)
+
+
+@EACH
+def test_logits_are_those_of_sdpa(family: str) -> None:
+    model, inputs = case(family)
+    dense = logits(model, inputs)
+    with apply_psa(model, FULL) as handle:
+        found = logits(model, inputs)
+        summary = handle.stats().summary
+    assert (summary.sparse_calls, summary.dense_calls) == (2, 0)
+    torch.testing.assert_close(found, dense, rtol=1e-5, atol=2e-5)
+
+
+@EACH
+def test_dropped_blocks_change_logits(family: str) -> None:
+    """What the test above would not see: a model that runs dense under any configuration."""
+    model, inputs = case(family)
+    with apply_psa(model, SPARSE) as handle:
+        sparse = logits(model, inputs)
+        density = handle.stats().summary.sparse_density
+    assert density is not None and 0.3 < density < 0.8
+    assert (sparse - logits(model, inputs)).abs().max() > 0.01
+
+
+@EACH
+def test_tokens_are_those_of_sdpa(family: str) -> None:
+    model, inputs = case(family)
+    dense = generate(model, inputs)
+    with apply_psa(model, FULL) as handle:
+        assert torch.equal(generate(model, inputs), dense)
+        summary = handle.stats().summary
+    assert summary.sparse_calls == 2
+    assert summary.dense_reasons == {"decode": 2 * 5}
+
+
+@EACH
+def test_cache_looks_like_that_of_sdpa(family: str) -> None:
+    model, inputs = case(family)
+    with torch.no_grad():
+        dense = model(**inputs).past_key_values
+        with apply_psa(model, SPARSE):
+            sparse = model(**inputs).past_key_values
+    assert type(sparse) is type(dense)
+    assert [type(layer) for layer in sparse.layers] == [type(layer) for layer in dense.layers]
+    for ours, theirs in zip(sparse.layers, dense.layers, strict=True):
+        assert ours.keys.shape == theirs.keys.shape and ours.values.shape == theirs.values.shape
+    # What the first layer keeps comes before any attention.
+    assert torch.equal(sparse.layers[0].keys, dense.layers[0].keys)
+
+
+@pytest.mark.parametrize("lengths", [(100, 100, 100), (96, 204), (200, 99, 1)], ids=lambda x: "+".join(map(str, x)))
+@pytest.mark.parametrize("make_cache", [DynamicCache, StaticCache], ids=["dynamic", "static"])
+@pytest.mark.parametrize("preset", [FULL, "baseline"], ids=["full", "dense-preset"])
+def test_prefill_in_chunks(lengths: tuple[int, ...], make_cache: Any, preset: PSAConfig | str) -> None:
+    model, inputs = case("llama")
+    dense = logits(model, inputs)
+    room = {"max_cache_len": 384} if make_cache is StaticCache else {}
+    cache = make_cache(config=model.config, **room)
+    chunks = inputs["input_ids"].split(lengths, dim=1)
+    with apply_psa(model, preset) as handle:
+        found = torch.cat([logits(model, {"input_ids": ids}, past_key_values=cache) for ids in chunks], dim=1)
+        records = handle.stats().records
+    torch.testing.assert_close(found, dense, rtol=1e-5, atol=2e-5)
+    keys = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    sizes = {(n, None if n == 1 else k) for n, k in zip(lengths, keys, strict=True)}
+    assert {(record.queries, record.keys) for record in records} == sizes
+    assert all(record.sparse == (preset is FULL and record.queries > 1) for record in records)
+
+
+def test_chunks_choose_their_blocks_as_the_whole_prompt_does() -> None:
+    """Chunks that end where blocks end see the same keys and queries: so levels, and logits, are the same."""
+    model, inputs = case("llama")
+    with apply_psa(model, SPARSE.replace(mask_mode="thresholdbound")):
+        whole = logits(model, inputs)
+        cache = DynamicCache(config=model.config)
+        chunks = inputs["input_ids"].split((128, 172), dim=1)
+        found = torch.cat([logits(model, {"input_ids": ids}, past_key_values=cache) for ids in chunks], dim=1)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_implementation": "static", "disable_compile": True},
+        {"prefill_chunk_size": 100},
+        {"use_cache": False},
+        {"num_beams": 2},
+        {"prompt_lookup_num_tokens": 3},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_ways_to_generate(options: dict[str, Any]) -> None:
+    model, inputs = case("qwen2")
+    dense = generate(model, inputs, **options)
+    with apply_psa(model, FULL) as handle:
+        assert torch.equal(generate(model, inputs, **options), dense)
+        summary = handle.stats().summary
+    assert summary.sparse_calls >= 2
+    assert "attention mask" not in summary.dense_reasons
+
+
+def test_static_cache_with_image_tokens() -> None:
+    model, inputs = case("qwen2.5-vl")
+    options = {"cache_implementation": "static", "disable_compile": True}
+    dense = generate(model, inputs, **options)
+    with apply_psa(model, FULL) as handle:
+        assert torch.equal(generate(model, inputs, **options), dense)
+        assert handle.stats().summary.sparse_calls == 2
+
+
+def test_low_precision() -> None:
+    model = small.make_model(small.llama).to(torch.bfloat16)
+    inputs = small.text_inputs()
+    dense = logits(model, inputs)
+    with apply_psa(model, FULL) as handle:
+        found = logits(model, inputs)
+        assert handle.stats().summary.sparse_calls == 2
+    exact = logits(small.make_model(small.llama), inputs)
+    assert (found - exact).norm() < 1.2 * (dense - exact).norm()
+
+
+def test_gradients_are_those_of_sdpa() -> None:
+    model = small.make_model(small.llama).train()
+    inputs = small.text_inputs()
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    dense = gradients()
+    with apply_psa(model, FULL) as handle:
+        found = gradients()
+        assert handle.stats().summary.sparse_calls == 2
+    for ours, theirs in zip(found, dense, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)

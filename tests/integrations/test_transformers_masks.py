@@ -1,0 +1,121 @@
+"""The masks that models make for `psa`: none where the lengths say it all, SDPA's where they do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig, StaticCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from psa_triton.integrations.transformers import register
+from psa_triton.integrations.transformers.masks import causal_mask, filled_keys
+
+register()
+
+
+def config(implementation: str, **more: Any) -> LlamaConfig:
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 16}
+    return LlamaConfig(**shape, **more, attn_implementation=implementation)
+
+
+def filled(cache: Any, tokens: int) -> Any:
+    if tokens:
+        cache.update(torch.zeros(1, 1, tokens, 16), torch.zeros(1, 1, tokens, 16), 0)
+    return cache
+
+
+def make_mask(
+    implementation: str, queries: int, past: int, *, room: int | None = None, padding: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """The mask of a forward of `queries` tokens on a cache of `past` ones, with `room` for so many if it is static."""
+    used = config(implementation)
+    cache = DynamicCache() if room is None else StaticCache(config=used, max_cache_len=room)
+    batch = 1 if padding is None else len(padding)
+    return create_causal_mask(used, torch.zeros(batch, queries, 16), padding, filled(cache, past))
+
+
+@pytest.mark.parametrize(("queries", "past"), [(20, 0), (20, 30), (1, 30)], ids=["whole", "chunk", "decode"])
+@pytest.mark.parametrize("padded", [False, True], ids=["no-mask", "mask-of-ones"])
+def test_plain_prefill_needs_none(queries: int, past: int, padded: bool) -> None:
+    ones = torch.ones(1, queries + past, dtype=torch.long) if padded else None
+    assert make_mask("psa", queries, past, padding=ones) is None
+
+
+@pytest.mark.parametrize(("queries", "past"), [(20, 0), (20, 30)], ids=["whole", "chunk"])
+def test_static_cache_tells_how_far_it_is_filled_without_memory(queries: int, past: int) -> None:
+    mask = make_mask("psa", queries, past, room=64)
+    assert mask is not None
+    assert mask.shape == (1, 1, queries, queries + past)
+    assert mask.untyped_storage().nbytes() == 1
+    assert make_mask("psa", queries, past, room=queries + past) is None
+
+
+def test_decoding_on_a_static_cache_has_a_mask_of_its_own() -> None:
+    mask, expected = (make_mask(name, 1, 30, room=64) for name in ("psa", "sdpa"))
+    assert mask is not None and expected is not None
+    assert torch.equal(mask, expected) and mask.sum() == 31
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("queries", "past", "room"), [(20, 0, None), (20, 30, None), (20, 30, 64), (1, 30, 64)])
+def test_padding_is_masked_as_for_sdpa(side: str, queries: int, past: int, room: int | None) -> None:
+    padding = torch.ones(2, queries + past, dtype=torch.long)
+    padding[1, slice(0, 3) if side == "left" else slice(-3, None)] = 0
+    mask, expected = (make_mask(name, queries, past, room=room, padding=padding) for name in ("psa", "sdpa"))
+    assert mask is not None and expected is not None
+    assert torch.equal(mask, expected)
+
+
+def test_a_mask_shorter_than_the_tokens_counts_the_rest_as_padding() -> None:
+    padding = torch.ones(1, 20, dtype=torch.long)
+    mask, expected = (make_mask(name, 20, 30, padding=padding) for name in ("psa", "sdpa"))
+    assert mask is not None and expected is not None
+    assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize(("queries", "past"), [(5, 0), (20, 0), (3, 3), (1, 3), (1, 30)])
+def test_windows_are_masked_as_for_sdpa(queries: int, past: int) -> None:
+    embeddings = torch.zeros(1, queries, 16)
+    masks = []
+    for name in ("psa", "sdpa"):
+        used = config(name, sliding_window=8)
+        cache = filled(DynamicCache(config=used), past)
+        masks.append(create_sliding_window_causal_mask(used, embeddings, None, cache))
+    mask, expected = masks
+    assert (mask is None) == (expected is None)
+    assert mask is None or torch.equal(mask, expected)
+
+
+def test_bidirectional_spans_are_masked_as_for_sdpa() -> None:
+    spans = torch.tensor([[-1] * 4 + [0] * 6 + [-1] * 4])
+    mask, expected = (
+        create_causal_mask(config(name), torch.zeros(1, 14, 16), None, None, block_sequence_ids=spans)
+        for name in ("psa", "sdpa")
+    )
+    assert mask is not None and expected is not None
+    assert torch.equal(mask, expected)
+    assert mask[0, 0, 4, 9]
+
+
+def test_causal_mask_by_hand() -> None:
+    expected = [[True, True, False], [True, True, True]]
+    assert causal_mask(2, 3, torch.device("cpu"))[0, 0].tolist() == expected
+
+
+class TestFilledKeys:
+    key, value = torch.zeros(1, 2, 64, 8), torch.ones(1, 2, 64, 8)
+
+    def test_empty_places_are_cut_off(self) -> None:
+        view = torch.ones(1, 1, 1, 1, dtype=torch.bool).expand(1, 1, 20, 50)
+        for mask in (view, view.clone(memory_format=torch.contiguous_format)):
+            key, value, rest = filled_keys(self.key, self.value, mask)
+            assert key.shape == value.shape == (1, 2, 50, 8)
+            assert rest is None
+            assert key.data_ptr() == self.key.data_ptr()
+
+    @pytest.mark.parametrize("tokens", [64, 50], ids=["as-long", "too-short"])
+    def test_other_masks_are_left_as_they_are(self, tokens: int) -> None:
+        mask = torch.ones(1, 1, 20, tokens, dtype=torch.bool).tril()
+        assert filled_keys(self.key, self.value, mask)[2] is mask
