@@ -19,12 +19,12 @@ from typer.core import TyperCommand
 from typer.testing import CliRunner
 
 from psa_triton.cli.app import app as psa
-from psa_triton.models import MODELS
+from psa_triton.models import MODELS, QWEN2_5_VL
 from psa_triton.presets import load_presets_file, shipped_presets
 from psa_triton.presets.yaml_file import read_mapping
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("", "configs", "docs", "examples", "src/psa_triton")
+FOLDERS = ("", "configs", "docs", "examples", "qwen2.5-vl-example", "src/psa_triton")
 FILES = [str(file.relative_to(ROOT)) for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.md"))]
 RUNNABLE = ["src/psa_triton/README.md", "src/psa_triton/README_zh.md"]
 """Pages whose Python needs no weights: it is run."""
@@ -60,7 +60,9 @@ def commands(file: str) -> list[list[str]]:
 
 
 def test_the_pages_are_found() -> None:
-    both = {str(Path(folder) / f"README{end}") for folder in FOLDERS if folder != "docs" for end in (".md", "_zh.md")}
+    pairs = [folder for folder in FOLDERS if folder not in ("docs", "qwen2.5-vl-example")]
+    both = {str(Path(folder) / f"README{end}") for folder in pairs for end in (".md", "_zh.md")}
+    both |= {f"qwen2.5-vl-example/README{end}" for end in (".md", "_CN.md")}
     assert both | {"CONTRIBUTING.md", "examples/INFERENCE.md", "docs/design.md"} <= set(FILES)
 
 
@@ -86,7 +88,7 @@ def test_commands_parse(file: str, understood: list[dict[str, Any]]) -> None:
         if program == "python" and arguments[0].endswith(".py"):
             script = ROOT / arguments.pop(0)
             assert script.is_file(), f"{file}: there is no {script}"
-            if not script.is_relative_to(ROOT / "examples"):
+            if script.relative_to(ROOT).parts[0] not in ("examples", "qwen2.5-vl-example"):
                 continue
             app = load_script(script)
         elif program != "psa":
@@ -103,9 +105,10 @@ def check_names(options: dict[str, Any]) -> None:
     model = options.get("model", "tiny-wan")
     if PLACEHOLDER.fullmatch(model):
         return
-    assert model in MODELS or model in sections, f"unknown model {model}"
+    models = {**MODELS, QWEN2_5_VL.key: QWEN2_5_VL}
+    assert model in models or model in sections, f"unknown model {model}"
     given = options.get("attention_preset") or options.get("preset") or []
-    section = MODELS[model].preset_section if model in MODELS else model
+    section = models[model].preset_section if model in models else model
     for preset in [given] if isinstance(given, str) else given:
         assert preset in {*sections[section].attention_configs, "my_custom_preset"}, f"{section} has no {preset}"
 

@@ -39,6 +39,7 @@ LAYERS = [
     "generation",  # prompt -> frames
     "understanding",  # frames and a question -> an answer
     "evaluation",  # how close is sparse to dense
+    "inspection",  # what single attention calls read
     "bench",  # times of attention on this machine
     "diagnosis",  # what runs on this machine
     "cli",  # the psa command

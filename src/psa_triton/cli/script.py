@@ -1,7 +1,8 @@
-"""The scripts of `examples/inference`: `psa generate` for one family of models."""
+"""The scripts of `examples/inference` and `qwen2.5-vl-example`: a `psa` command with defaults of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ def make_script(*models: str, configs: Path) -> typer.Typer:
     from psa_triton.cli.generate import Defaults, make_generate
 
     defaults = Defaults(model=models[0], keys=models, configs=configs, use_psa=False, warm_up=True, timestamp=True)
+    return _script(make_generate(defaults), epilog=f"Models: {', '.join(models)}.")
+
+
+def make_understanding_script() -> typer.Typer:
+    """The command of a script: the options of `psa understand`, dense unless asked otherwise."""
+    from psa_triton.cli.understand import make_understand
+
+    return _script(make_understand(use_psa=False))
+
+
+def _script(function: Callable[..., None], *, epilog: str | None = None) -> typer.Typer:
     app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, context_settings=DASH_OR_UNDERSCORE)
-    app.command(cls=_Script, epilog=f"Models: {', '.join(models)}.")(make_generate(defaults))
+    app.command(cls=_Script, epilog=epilog)(function)
     return app
