@@ -80,5 +80,6 @@ def test_the_demo_runs_from_the_installed_package(python: Run, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert "psa_balanced did" in done.stdout
     made = {file.name for file in (tmp_path / "demo").iterdir()}
-    assert made == {"dense.mp4", "psa.mp4", "side_by_side.mp4", "frames.png", "comparison.json"}
+    pictures = {"dense.mp4", "psa.mp4", "side_by_side.mp4", "frames.png", "report.html"}
+    assert made == pictures | {"case.json", "comparison.json", "comparison.md"}
     assert all((tmp_path / "demo" / name).stat().st_size > 0 for name in made)

@@ -4,25 +4,29 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from psa_triton.cli.app import app
+from psa_triton.generation import Processes
 from psa_triton.video import read_video
 
 PRESET = "tiny-wan/psa_balanced"  # five warm-up steps
+NO_WARM_UP = "CogVideo_5b/psa_4steps"
 
 
 @pytest.fixture
 def generate(pipeline_folder: Path, tmp_path: Path):
     """Runs `psa generate` on the small pipeline, into `tmp_path / "out" / "small-wan"`."""
 
-    def run(*options: str) -> Result:
-        small = ["--width", "64", "--height", "64", "--num_frames", "17", "--steps", "6", "--guidance-scale", "1"]
+    def run(*options: str, min_tokens: str | None = "0") -> Result:
+        size = ["--width", "64", "--height", "64", "--num_frames", "17", "--steps", "6", "--guidance-scale", "1"]
+        few = [] if min_tokens is None else ["--min_tokens", min_tokens]
         model = ["--model", str(pipeline_folder), "--output_dir", str(tmp_path / "out")]
-        return CliRunner().invoke(app, ["generate", *model, *small, *options])
+        return CliRunner().invoke(app, ["generate", *model, *size, *few, *options])
 
     return run
 
@@ -46,6 +50,50 @@ def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> 
     assert cost["attention_density"] < cost["attention_density_with_estimation"] < 1
     assert sidecar["hardware"]["device"] == "cpu"
     assert "density" in result.output
+
+
+def test_steps_and_layers_that_run_dense_are_in_the_sidecar(generate, tmp_path: Path) -> None:
+    options = ("--prompt", "a red square", "--attention_preset", NO_WARM_UP)
+    result = generate(*options, "--dense_last_steps", "2", "--dense_layers", "1")
+    assert result.exit_code == 0, result.output
+    sidecar = json.loads((tmp_path / "out" / "small-wan" / "video_0000.json").read_text())
+    attention, cost = sidecar["settings"]["attention"], sidecar["cost"]
+    assert (attention["dense_last_steps"], attention["dense_layers"], attention["min_tokens"]) == (2, [1], 0)
+    assert cost["dense_reasons"] == ["dense layer", "last steps"]
+    # Of two layers in six steps, one layer was sparse in four.
+    assert cost["run_density"] == pytest.approx((8 + 4 * cost["attention_density"]) / 12)
+    changed = generate(*options, "--dense_last_steps", "2")
+    assert changed.exit_code == 1
+    assert "attention.dense_layers: [1] -> []" in changed.output
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "least"), [(None, 1024), ("321", 321)], ids=["break-even of a CPU", "--min_tokens"]
+)
+def test_short_sequences_run_dense(min_tokens: str | None, least: int, generate, tmp_path: Path) -> None:
+    result = generate("--prompt", "a red square", "--attention_preset", NO_WARM_UP, min_tokens=min_tokens)
+    assert result.exit_code == 0, result.output
+    assert f"all of it dense (fewer than {least} tokens)" in result.output
+
+
+def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
+    generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_weights(*_: object, **__: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("psa_triton.cli.generate.launched_processes", lambda: nullcontext(Processes(count=2)))
+    monkeypatch.setattr("psa_triton.cli.options.load_pipeline", no_weights)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square\na blue ring\na green cross\n")
+    result = generate("--prompt-file", str(prompts), "--dense")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[:-1] == [
+        "process 0 makes none of its videos: OSError: the disk is gone",
+        "2 of 3 videos failed:",
+        "  video_0000.mp4 (a red square): OSError: the disk is gone",
+        "  video_0002.mp4 (a green cross): OSError: the disk is gone",
+    ]
 
 
 def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> None:
@@ -111,6 +159,17 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path
         pytest.param(["--prompt", "x", "--attention-preset", "tiny-wan/psa"], "unknown preset 'psa'", id="preset"),
         pytest.param(["--prompt", "x", "--dense", "--device", "gpu"], "device: 'gpu'", id="device"),
         pytest.param(["--prompt", "x", "--dense", "--steps", "0"], "num_inference_steps", id="steps"),
+        pytest.param(["--prompt", "x", "--dense_layers", "3-"], "dense_layers: expected indexes such", id="layers"),
+        pytest.param(
+            ["--prompt", "x", "--attention-preset", PRESET, "--dense_layers", "0-2"],
+            "dense_layers: expected indexes from 0 to 1, got [2]",
+            id="too-many-layers",
+        ),
+        pytest.param(
+            ["--prompt", "x", "--attention-preset", PRESET, "--dense_last_steps", "-1"],
+            "dense_last_steps: expected 0 or more",
+            id="last-steps",
+        ),
     ],
 )
 def test_bad_options_are_one_line_and_make_nothing(generate, options: list[str], message: str, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from psa_triton.cli.options import Target
-from psa_triton.generation import ModelSource, VideoRequest
+from psa_triton.cli.options import Target, read_dense_parts
+from psa_triton.generation import DenseParts, ModelSource, VideoRequest
 from psa_triton.models import find_model
 
 
@@ -20,3 +20,19 @@ def test_a_model_for_taking_times_is_labelled_so(
     known = replace(source, name=key, spec=find_model(key))
     Target(known, torch.device("cpu"), torch.float32).load(request_320, Console(file=output))
     assert (f"{key} is for taking times" in output.getvalue()) is told
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("", ()), ("3", (3,)), ("0,1", (0, 1)), (" 2, 0-2 ,38-39", (0, 1, 2, 38, 39))],
+    ids=["none", "one", "two", "ranges"],
+)
+def test_layers_are_given_as_indexes_and_ranges(text: str, layers: tuple[int, ...]) -> None:
+    parts = read_dense_parts(None, 1, text)
+    assert parts == DenseParts(min_tokens=None, dense_last_steps=1, dense_layers=layers)
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1-", "1;2", "1-2-3", "1.5", "5-4"])
+def test_other_layers_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="dense_layers: expected indexes such as 0,1 or 0,36-39"):
+        read_dense_parts(None, 0, text)

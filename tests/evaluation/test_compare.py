@@ -1,36 +1,13 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
-from PIL import Image
 
-from psa_triton.config import PSAConfig
-from psa_triton.evaluation import (
-    Comparison,
-    compare_attentions,
-    label_attentions,
-    sentence,
-    write_comparison,
-)
+from psa_triton.evaluation import Ceiling, Comparison, compare_attentions, label_attentions
 from psa_triton.generation import DENSE, Attention, VideoRequest, generate_video
-from psa_triton.video import read_video
-
-# Of ten key blocks two are read in full and three in pairs: a density of .2 + .3 / 2.
-SPARSE = Attention(
-    name="hand/half",
-    config=PSAConfig(block_m=64, block_n=32, mask_ratios={1: (0, 0.2), 2: (0.2, 0.5), 0: (0.5, 1)}, warmup_steps=1),
-)
-FULL = Attention(name="hand/full", config=PSAConfig(block_m=64, block_n=32, mask_ratios={1: (0, 1)}))
-
-
-@pytest.fixture(scope="module")
-def comparison(pipe: DiffusionPipeline, request_320: VideoRequest) -> Comparison:
-    return compare_attentions(pipe, request_320, [SPARSE, FULL])
 
 
 def test_the_dense_video_is_the_one_that_dense_generation_makes(
@@ -43,9 +20,9 @@ def test_the_dense_video_is_the_one_that_dense_generation_makes(
 
 def test_reading_everything_gives_the_dense_video_and_reading_less_does_not(comparison: Comparison) -> None:
     sparse, full = comparison.candidates
-    assert full.fidelity.psnr > 60
+    assert full.fidelity.mean("psnr") > 60
     assert full.video.cost.attention_density == pytest.approx(1)
-    assert sparse.fidelity.psnr < full.fidelity.psnr
+    assert sparse.fidelity.mean("psnr") < full.fidelity.mean("psnr")
     assert not np.array_equal(sparse.video.frames, comparison.dense.frames)
 
 
@@ -57,80 +34,69 @@ def test_densities_by_hand(comparison: Comparison) -> None:
     assert 0 < cost.attention_seconds < cost.transformer_seconds < cost.total_seconds
 
 
-def test_files_hold_the_videos_and_all_numbers(comparison: Comparison, tmp_path: Path) -> None:
-    write_comparison(tmp_path, comparison, {"date": "today"})
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        *("comparison.json", "dense.mp4", "frames.png", "full.mp4", "half.mp4", "side_by_side.mp4")
-    ]
-    assert read_video(tmp_path / "half.mp4").frames.shape == (17, 64, 64, 3)
-    joined = read_video(tmp_path / "side_by_side.mp4").frames
-    assert len(joined) == 17
-    assert joined.shape[2] > 3 * 256, "three videos of 64 pixels, magnified"
-    with Image.open(tmp_path / "frames.png") as sheet:
-        assert sheet.height > 5 * 160, "five rows"
-    saved = json.loads((tmp_path / "comparison.json").read_text())
-    assert saved["date"] == "today"
-    assert saved["request"]["seed"] == 42
-    assert [entry["label"] for entry in saved["candidates"]] == ["half", "full"]
-    assert saved["candidates"][0]["cost"]["attention_density"] == pytest.approx(0.35)
-    assert len(saved["candidates"][0]["psnr_frames"]) == len(saved["candidates"][0]["ssim_frames"]) == 17
+def test_what_was_read_is_recorded_and_choosing_it_is_timed(comparison: Comparison) -> None:
+    sparse, full = comparison.candidates
+    assert sparse.recording.calls == 2, "two layers, of two steps one is sparse"
+    assert full.recording.calls == 4
+    assert sparse.level_choice_seconds > 0
+    assert not comparison.missing
 
 
-def test_a_single_candidate_is_called_psa(comparison: Comparison, tmp_path: Path) -> None:
-    write_comparison(tmp_path, replace(comparison, candidates=comparison.candidates[:1]), {})
-    assert (tmp_path / "psa.mp4").is_file()
+def test_dense_again_is_nearer_than_sparse_and_not_the_same(comparison: Comparison) -> None:
+    assert comparison.ceiling.label == "dense in bfloat16"
+    again = comparison.ceiling.fidelity.mean("psnr")
+    assert comparison.candidates[0].fidelity.mean("psnr") < again < 100
 
 
-@pytest.mark.parametrize(
-    ("dense_seconds", "pace"),
-    [(2.0, "2.00 times as fast"), (1.0, "as fast"), (0.5, "2.00 times as slow")],
-)
-def test_the_sentence_says_how_much_was_read_and_how_long_it_took(
-    comparison: Comparison, dense_seconds: float, pace: str
+def test_an_attention_that_fails_costs_no_other(
+    pipe: DiffusionPipeline, request_320: VideoRequest, sparse: Attention
 ) -> None:
-    candidate = comparison.candidates[0]
-    cost = replace(candidate.video.cost, sparse_attention_seconds=0.75, dense_attention_seconds=0.25)
-    dense = replace(comparison.dense.cost, dense_attention_seconds=dense_seconds)
-    said = sentence(
-        replace(comparison, dense=replace(comparison.dense, cost=dense)),
-        replace(candidate, video=replace(candidate.video, cost=cost)),
-    )
-    assert said.startswith("half did 35.0% of the attention work in its sparse layers (67.5% over the whole run)")
-    assert said.endswith(f"took 1.0 s instead of {dense_seconds} s: {pace}.")
+    broken = replace(sparse, name="hand/broken", config=sparse.config.replace(block_m=64, use_sim_mask=True))
+    broken = replace(broken, dense_parts=replace(broken.dense_parts, dense_layers=(7,)))
+    done = compare_attentions(pipe, replace(request_320, num_frames=5), [broken, sparse])
+    assert [candidate.label for candidate in done.candidates] == ["half"]
+    (missing,) = done.missing
+    assert missing.label == "broken"
+    assert "dense_layers" in str(missing.error)
 
 
-def test_the_sentence_of_a_run_that_never_was_sparse_says_why(
-    pipe: DiffusionPipeline, request_320: VideoRequest
+def test_a_second_dense_run_that_fails_costs_no_other(
+    pipe: DiffusionPipeline, request_320: VideoRequest, full: Attention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = replace(request_320, num_inference_steps=1)
-    comparison = compare_attentions(pipe, request, [SPARSE], warm_up=False)
-    assert sentence(comparison, comparison.candidates[0]).startswith("half ran dense throughout (warm-up)")
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no such backend")
+
+    monkeypatch.setattr(Ceiling, "entered", refuse)
+    ceiling = Ceiling("backend", "cpu", pipe.transformer.dtype)
+    done = compare_attentions(pipe, replace(request_320, num_frames=5), [full], ceiling=ceiling)
+    assert done.ceiling is None
+    assert [missing.label for missing in done.missing] == [ceiling.label]
+    assert len(done.candidates) == 1
 
 
-def test_progress_is_told_for_every_video_but_not_for_the_warm_up(
-    pipe: DiffusionPipeline, request_320: VideoRequest
-) -> None:
-    request = replace(request_320, num_frames=5)
+def test_progress_is_told_for_every_video(pipe: DiffusionPipeline, request_320: VideoRequest, full: Attention) -> None:
     told: list[object] = []
 
     def start(label: str) -> object:
         told.append(label)
         return told.append
 
-    compare_attentions(pipe, request, [FULL], on_start=start, on_end=lambda: told.append("end"))
+    compare_attentions(
+        pipe, replace(request_320, num_frames=5), [full], on_start=start, on_end=lambda: told.append("end")
+    )
     assert told == ["dense", 1, 2, "end", "full", 1, 2, "end"]
 
 
-def test_labels_are_preset_names_and_full_where_those_are_the_same() -> None:
-    a, b, c = (replace(FULL, name=name) for name in ("x/one", "y/one", "y/two"))
+def test_labels_are_preset_names_and_full_where_those_are_the_same(full: Attention) -> None:
+    a, b, c = (replace(full, name=name) for name in ("x/one", "y/one", "y/two"))
     assert label_attentions([a, b, c]) == ["x/one", "y/one", "two"]
 
 
 @pytest.mark.parametrize(
-    ("attentions", "message"),
-    [([], "at least one"), ([DENSE], "which is dense"), ([FULL, FULL], "hand/full twice")],
+    ("names", "message"),
+    [([], "at least one"), (["dense"], "which is dense"), (["hand/full", "hand/full"], "hand/full twice")],
     ids=["none", "dense", "twice"],
 )
-def test_what_is_not_worth_comparing_is_refused(attentions: list[Attention], message: str) -> None:
+def test_what_is_not_worth_comparing_is_refused(names: list[str], message: str, full: Attention) -> None:
     with pytest.raises(ValueError, match=message):
-        label_attentions(attentions)
+        label_attentions([DENSE if name == "dense" else full for name in names])

@@ -29,6 +29,7 @@ OPTIONS = [
     *("--prompt", "--prompt_file", "--use_psa", "--attention_preset", "--num_inference_steps", "--output_dir"),
     *("--seed", "--no_warmup", "--no_timestamp", "--batch_size", "--verbose", "--model", "--lora_path"),
     *("--width", "--height", "--num_frames", "--negative_prompt"),
+    *("--min_tokens", "--dense_last_steps", "--dense_layers"),
 ]
 
 # key: (script, small checkpoint, preset, guidance, fps, size, steps: one more than the preset's warm-up)
@@ -70,9 +71,10 @@ def run(tmp_path: Path):
 
 @pytest.fixture
 def quick_lora(checkpoint: Callable[[str], Path], lora_file: Path) -> tuple[str, ...]:
-    """Options for the 4-step model on small weights: no warm-up of any kind."""
+    """Options for the 4-step model on small weights: no warm-up of any kind, sparse though there are few tokens."""
     weights = ("--model_path", str(checkpoint("cogvideo_5b")), "--lora_path", str(lora_file.parents[1]))
-    return ("--model", "cogvideo_5b_lora", *weights, *size(96, 96, 9), "--no_warmup", "--no_timestamp")
+    how = ("--min_tokens", "0", "--no_warmup", "--no_timestamp")
+    return ("--model", "cogvideo_5b_lora", *weights, *size(96, 96, 9), *how)
 
 
 def sidecar(video: Path) -> dict:
@@ -97,7 +99,8 @@ def test_a_script_makes_its_models_videos_with_psa(
 ) -> None:
     script, small, preset, guidance, fps, pixels, steps = ROWS[key]
     weights = ("--model", key, "--model_path", str(checkpoint(small)))
-    result = run(script, *weights, *size(*pixels), "--num_inference_steps", str(steps), "--use_psa", "--no_warmup")
+    how = ("--num_inference_steps", str(steps), "--use_psa", "--min_tokens", "0", "--no_warmup")
+    result = run(script, *weights, *size(*pixels), *how)
     assert result.exit_code == 0, result.output
     (folder,) = (tmp_path / "out" / key).iterdir()
     assert len(folder.name) == len("20251204_120000")

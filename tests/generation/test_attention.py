@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from diffusers import DiffusionPipeline
 
-from psa_triton.generation import DENSE, ModelSource, choose_attention, find_source
+from psa_triton.config import PSAConfig
+from psa_triton.generation import DENSE, Attention, DenseParts, ModelSource, choose_attention, find_source
 from psa_triton.presets import load_preset
 
 
@@ -55,3 +57,37 @@ def test_a_presets_file_of_ones_own_is_used(tmp_path: Path) -> None:
 def test_an_unknown_preset_is_told_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'psa_topk'"):
         choose_attention(find_source("wan21_1.3b"), "psa_topkk")
+
+
+def test_a_preset_of_the_models_own_section_is_checked_against_the_pipeline(pipe: DiffusionPipeline) -> None:
+    own = choose_attention(find_source("wan21_14b"))
+    with pytest.raises(ValueError, match="section Wan2.1_14b .* 16 x 16 pixels .* but in this pipeline it is 8 x 8"):
+        own.attach(pipe)
+    choose_attention(find_source("wan21_14b"), "CogVideo_5b/psa_balanced").attach(pipe).remove()
+
+
+def test_what_runs_dense_reaches_the_model(pipe: DiffusionPipeline) -> None:
+    config = PSAConfig(block_m=32, block_n=32, warmup_steps=1)
+    parts = DenseParts(dense_last_steps=1, dense_layers=(0,))
+    attention = Attention(name="hand", config=config, dense_parts=parts)
+    assert attention.has_dense_steps
+    assert attention.as_dict() | {"config": None} == {
+        "preset": "hand",
+        "impl": "auto",
+        "config": None,
+        "min_tokens": 0,
+        "dense_last_steps": 1,
+        "dense_layers": [0],
+    }
+    with attention.attach(pipe) as handle:
+        pipe(prompt="a red square", width=64, height=64, num_frames=17, num_inference_steps=3, guidance_scale=1.0)
+    ran = {(record.layer, record.step): record.reason for record in handle.stats().records}
+    assert ran == {
+        **{(0, 0): "warm-up", (1, 0): "warm-up"},
+        **{(0, 1): "dense layer", (1, 1): None},
+        **{(0, 2): "last steps", (1, 2): "last steps"},
+    }
+    throughout = attention.without_dense_steps()
+    assert not throughout.has_dense_steps
+    assert throughout.dense_parts == DenseParts(dense_layers=(0,))
+    assert DENSE.has_dense_steps and DENSE.without_dense_steps() == DENSE

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from psa_triton.generation import Cost, Failure, GeneratedVideo, Job, OnStep, VideoRequest, pending, run_jobs
+from psa_triton.integrations.diffusers.stats import Recorder
 from psa_triton.video import read_video
 
 COST = Cost(
@@ -22,6 +23,7 @@ COST = Cost(
     run_density_with_estimation=0.625,
     dense_reasons=("warm-up",),
 )
+NOTHING_RAN = Recorder(estimation_cost=0.0, timed=False).stats()
 
 
 def make_jobs(folder: Path, *prompts: str, steps: int = 4) -> list[Job]:
@@ -49,7 +51,7 @@ def paint(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVi
     if any(request.prompt == "bad" for request in requests):
         raise RuntimeError("no such paint")
     on_step(1)
-    return [GeneratedVideo(np.full((5, 32, 32, 3), 0.5, np.float32), COST) for _ in requests]
+    return [GeneratedVideo(np.full((5, 32, 32, 3), 0.5, np.float32), COST, NOTHING_RAN) for _ in requests]
 
 
 def run(jobs: list[Job], batch_size: int = 1) -> tuple[list[Failure], list[str]]:

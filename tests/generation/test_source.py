@@ -7,7 +7,11 @@ import pytest
 from diffusers import DiffusionPipeline
 
 from psa_triton.generation import ModelSource, find_source
-from psa_triton.generation.source import check_size, pipeline_divisors, size_divisors
+from psa_triton.generation.source import check_size, video_scale
+from psa_triton.integrations.diffusers import pipeline_scale
+from psa_triton.presets import VideoScale
+
+SIXTEEN = VideoScale(width_divisor=16, height_divisor=16, depth_divisor=4)
 
 
 def write_folder(folder: Path, index: dict, transformer: dict) -> Path:
@@ -38,7 +42,7 @@ def test_a_folder_with_a_known_model_gets_that_models_settings(tmp_path: Path) -
     assert source.spec is not None
     assert source.spec.key == "wan21_1.3b"
     assert source.location == str(folder)
-    assert size_divisors(source) == (16, 16, 4)
+    assert video_scale(source) == SIXTEEN
 
 
 def test_a_folder_with_an_unknown_model_gets_its_pipelines_defaults(source: ModelSource, pipeline_folder: Path) -> None:
@@ -46,7 +50,7 @@ def test_a_folder_with_an_unknown_model_gets_its_pipelines_defaults(source: Mode
     assert source.name == str(pipeline_folder)
     assert (source.default("num_frames"), source.default("num_inference_steps")) == (81, 50)
     assert source.default("guidance_scale_2") is None
-    assert size_divisors(source) is None
+    assert video_scale(source) is None
 
 
 def test_an_unknown_model_without_a_default_says_which_option_is_needed(tmp_path: Path) -> None:
@@ -76,13 +80,13 @@ def test_a_name_that_is_neither_key_nor_folder_is_told_the_nearest() -> None:
         find_source("wan21_14")
 
 
-def test_divisors_of_a_loaded_pipeline(pipe: DiffusionPipeline) -> None:
-    assert pipeline_divisors(pipe) == (8, 8, 4)
+def test_scale_of_a_loaded_pipeline(pipe: DiffusionPipeline) -> None:
+    assert pipeline_scale(pipe) == VideoScale(width_divisor=8, height_divisor=8, depth_divisor=4)
 
 
 @pytest.mark.parametrize("size", [(16, 32, 1), (1280, 720, 81), (48, 16, 5)])
 def test_whole_tokens_are_accepted(size: tuple[int, int, int]) -> None:
-    check_size(*size, (16, 16, 4))
+    check_size(*size, SIXTEEN)
 
 
 @pytest.mark.parametrize(
@@ -98,4 +102,4 @@ def test_whole_tokens_are_accepted(size: tuple[int, int, int]) -> None:
 )
 def test_other_sizes_are_refused_with_the_nearest_that_fits(size: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_size(*size, (16, 16, 4))
+        check_size(*size, SIXTEEN)

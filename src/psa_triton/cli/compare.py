@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from psa_triton.cli import options
-from psa_triton.cli.progress import VideoProgress
-from psa_triton.evaluation import (
-    Comparison,
-    Fidelity,
-    compare_attentions,
-    label_attentions,
-    sentence,
-    write_comparison,
-)
-from psa_triton.generation import DENSE, Attention, Cost, VideoRequest, choose_attention, make_requests, surroundings
+from psa_triton.cli.compare_run import CompareRun
+from psa_triton.evaluation import CeilingKind, choose_ceiling, plan_cases
+from psa_triton.generation import choose_attention, make_requests
 
-_MEASURES = (
-    "density of sparse attention",
-    "  with cost of estimation",
-    "  over the whole run",
-    "self-attention, s",
-    "transformer, s",
-    "total, s",
-    "PSNR to dense, dB",
-    "SSIM to dense",
-)
+_COMPARISON = "Comparison"
 
 
 def compare(
@@ -40,11 +21,34 @@ def compare(
     ] = None,
     prompt_file: options.PromptFile = None,
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", help="Folder of the results; with several prompts one folder each in it.")
+        Path, typer.Option("--output-dir", help="Folder of the results; several prompts or seeds have folders in it.")
     ] = Path("outputs/compare"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do again what is done already, or was done with other settings.")
+    ] = False,
     warm_up: Annotated[
         bool, typer.Option("--warm-up/--no-warm-up", help="First run an untimed step each, for fair times.")
     ] = True,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--seed",
+            help="Seed of the noise, 42 by default; every prompt is made with every seed. May be given repeatedly.",
+            rich_help_panel=_COMPARISON,
+        ),
+    ] = None,
+    num_seeds: Annotated[
+        int, typer.Option("--num-seeds", min=1, help="That many seeds from --seed on.", rich_help_panel=_COMPARISON)
+    ] = 1,
+    ceiling: Annotated[
+        CeilingKind,
+        typer.Option(
+            "--ceiling",
+            help="Make the dense video again by another backend or in another dtype, as what to expect at best; auto: "
+            "backend on a GPU in 16 bits, else dtype.",
+            rich_help_panel=_COMPARISON,
+        ),
+    ] = "auto",
     model: options.Model = "tiny-wan",
     model_path: options.ModelPath = None,
     lora_path: options.LoraPath = None,
@@ -59,7 +63,9 @@ def compare(
     ] = None,
     config: options.PresetsPath = None,
     impl: options.Implementation = "auto",
-    seed: options.Seed = 42,
+    min_tokens: options.MinTokens = 0,
+    dense_last_steps: options.DenseLastSteps = 0,
+    dense_layers: options.DenseLayers = "",
     negative_prompt: options.NegativePrompt = None,
     num_inference_steps: options.Steps = None,
     width: options.Width = None,
@@ -71,16 +77,21 @@ def compare(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Make the same video dense and with PSA, and show how close and how fast it is.
+    """Make the same video dense and with PSA, and show how close, how fast and how sparse it is.
 
-    Writes dense.mp4, psa.mp4 (or one a preset), side_by_side.mp4, frames.png and comparison.json, in place of those
-    of an earlier run.
+    Writes comparison.json, comparison.md and report.html (to look at in a browser), and for every prompt and seed
+    dense.mp4, psa.mp4 (or one a preset), side_by_side.mp4, frames.png and case.json. What is done is kept, so an
+    interrupted run goes on when started again into the same folder.
     """
     prompts = options.read_all_prompts(prompt or [], prompt_file)
+    seeds = _all_seeds(seed or [42], num_seeds)
     source = options.choose_source(model, model_path=model_path, lora_path=lora_path)
     target = options.find_target(source, device=device, dtype=dtype, impl=impl)
+    parts = options.read_dense_parts(min_tokens, dense_last_steps, dense_layers)
     presets: list[str | None] = [*attention_preset] if attention_preset else [None]
-    attentions = [choose_attention(target.source, preset, file=config, impl=impl) for preset in presets]
+    attentions = [
+        choose_attention(target.source, preset, file=config, impl=impl, dense_parts=parts) for preset in presets
+    ]
     settings = {
         "negative_prompt": negative_prompt,
         "num_inference_steps": num_inference_steps,
@@ -91,55 +102,19 @@ def compare(
         "guidance_scale_2": guidance_scale_2,
         "fps": fps,
     }
-    requests = make_requests(target.source, prompts, seed=seed, settings=settings)
-    label_attentions(attentions)
-    _run(requests, attentions, target, output_dir, warm_up)
+    requests = make_requests(target.source, prompts, seed=0, settings=settings)
+    second = choose_ceiling(ceiling, target.device, target.dtype)
+    run = CompareRun(target, attentions, second, warm_up=warm_up)
+    cases = plan_cases(output_dir, requests, seeds, attentions, ceiling=second, model=run.model_settings())
+    if run.make(cases, output_dir, overwrite=overwrite):
+        raise typer.Exit(1)
 
 
-def _run(
-    requests: list[VideoRequest], attentions: list[Attention], target: options.Target, output_dir: Path, warm_up: bool
-) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    pipe = target.load(requests[0], console)
-    lora = None if target.lora is None else target.lora.as_dict()
-    model_settings = {"model": target.source.name, "weights": target.source.weights, "lora": lora}
-    for index, request in enumerate(requests):
-        folder = output_dir if len(requests) == 1 else output_dir / f"prompt_{index:04d}"
-        with VideoProgress(console, 1 + len(attentions)) as progress:
-            comparison = compare_attentions(
-                pipe,
-                request,
-                attentions,
-                warm_up=warm_up and index == 0,
-                on_start=partial(progress.start_video, steps=request.num_inference_steps),
-                on_end=progress.end_video,
-            )
-        write_comparison(folder, comparison, {**model_settings, **surroundings(target.device)})
-        console.print(_table(comparison))
-        for candidate in comparison.candidates:
-            console.print(sentence(comparison, candidate))
-        console.print(f"Files: {folder}")
-
-
-def _table(comparison: Comparison) -> Table:
-    """One column an attention: its densities, seconds, and closeness to the dense one."""
-    columns = {DENSE.name: _cells(comparison.dense.cost, None)}
-    for candidate in comparison.candidates:
-        columns[candidate.label] = _cells(candidate.video.cost, candidate.fidelity)
-    table = Table("", title=comparison.request.prompt)
-    for label in columns:
-        table.add_column(label, justify="right")
-    for row in zip(_MEASURES, *columns.values(), strict=True):
-        table.add_row(*row)
-    return table
-
-
-def _cells(cost: Cost, scores: Fidelity | None) -> list[str]:
-    """A cell for each of `_MEASURES`."""
-    shares = (cost.attention_density, cost.attention_density_with_estimation, cost.run_density_with_estimation)
-    seconds = (cost.attention_seconds, cost.transformer_seconds, cost.total_seconds)
-    return [
-        *("-" if share is None else f"{share:.1%}" for share in shares),
-        *(f"{value:.2f}" for value in seconds),
-        *(("-", "-") if scores is None else (f"{scores.psnr:.1f}", f"{scores.ssim:.3f}")),
-    ]
+def _all_seeds(seeds: list[int], count: int) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seed: expected each once, got {seeds}")
+    if count == 1:
+        return seeds
+    if len(seeds) > 1:
+        raise ValueError("expected --num-seeds with at most one --seed, got several")
+    return [seeds[0] + index for index in range(count)]

@@ -11,7 +11,15 @@ import typer
 
 from psa_triton.cli import options
 from psa_triton.cli.run import Run
-from psa_triton.generation import DENSE, Attention, ModelSource, choose_attention, make_requests
+from psa_triton.generation import (
+    DENSE,
+    Attention,
+    DenseParts,
+    ModelSource,
+    choose_attention,
+    launched_processes,
+    make_requests,
+)
 from psa_triton.impl import Impl
 
 
@@ -52,6 +60,9 @@ def make_generate(defaults: Defaults) -> Callable[..., None]:
         attention_preset: options.AttentionPreset = None,
         config: options.PresetsPath = None,
         impl: options.Implementation = "auto",
+        min_tokens: options.MinTokens = None,
+        dense_last_steps: options.DenseLastSteps = 0,
+        dense_layers: options.DenseLayers = "",
         seed: options.Seed = 42,
         negative_prompt: options.NegativePrompt = None,
         num_inference_steps: options.Steps = None,
@@ -68,7 +79,7 @@ def make_generate(defaults: Defaults) -> Callable[..., None]:
 
         Each video gets a JSON file of the same name with all settings, versions, times and densities. Videos that are
         there already with the same settings are skipped, so an interrupted batch goes on when started again into the
-        same folder (--no-timestamp).
+        same folder (--no-timestamp). Several processes, started by torchrun or accelerate launch, share the prompts.
         """
         settings = {
             "negative_prompt": negative_prompt,
@@ -84,13 +95,17 @@ def make_generate(defaults: Defaults) -> Callable[..., None]:
         source = options.choose_source(
             model, model_path=model_path, lora_path=lora_path, keys=defaults.keys, configs=defaults.configs
         )
-        target = options.find_target(source, device=device, dtype=dtype, impl=impl)
         if use_psa is None:
             use_psa = defaults.use_psa or attention_preset is not None
-        attention = _attention(source, attention_preset, use_psa, config, impl)
+        dense_parts = options.read_dense_parts(min_tokens, dense_last_steps, dense_layers)
+        attention = _attention(source, attention_preset, use_psa, config, impl, dense_parts)
         requests = make_requests(source, prompts, seed=seed, settings=settings)
-        run = Run(target, attention, batch_size=batch_size, warm_up=warm_up, verbose=verbose)
-        if run.make(requests, _folder(output_dir, source, timestamp), overwrite=overwrite):
+        with launched_processes() as processes:
+            target = options.find_target(source, device=device, dtype=dtype, impl=impl, processes=processes)
+            run = Run(target, attention, processes, batch_size=batch_size, warm_up=warm_up, verbose=verbose)
+            folder = processes.from_main(lambda: _folder(output_dir, source, timestamp))
+            failed = run.make(requests, folder, overwrite=overwrite)
+        if failed:
             raise typer.Exit(1)
 
     return generate
@@ -100,9 +115,16 @@ generate = make_generate(Defaults(model="tiny-wan", use_psa=True, warm_up=False,
 """The function of `psa generate`."""
 
 
-def _attention(source: ModelSource, preset: str | None, use_psa: bool, config: Path | None, impl: Impl) -> Attention:
+def _attention(
+    source: ModelSource,
+    preset: str | None,
+    use_psa: bool,
+    config: Path | None,
+    impl: Impl,
+    dense_parts: DenseParts,
+) -> Attention:
     if use_psa:
-        return choose_attention(source, preset, file=config, impl=impl)
+        return choose_attention(source, preset, file=config, impl=impl, dense_parts=dense_parts)
     if preset is not None or config is not None:
         raise ValueError("expected --use-psa with --attention-preset or --config, got dense attention")
     return DENSE

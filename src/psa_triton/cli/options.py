@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,8 +19,11 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from psa_triton.generation import (
+    ALONE,
+    DenseParts,
     Lora,
     ModelSource,
+    Processes,
     VideoRequest,
     checkout_model_configs,
     choose_device,
@@ -36,6 +40,7 @@ from psa_triton.names import unknown_name
 _ATTENTION = "Model and attention"
 _VIDEO = "Video (by default as the model is made for)"
 _MACHINE = "Machine"
+_INDEXES = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 
 
 def _option(name: str, text: str, panel: str, metavar: str | None = None) -> Any:
@@ -92,6 +97,20 @@ PresetsPath = Annotated[
     Path | None, _option("--config", "A presets file of your own instead of the shipped one.", _ATTENTION, "PATH")
 ]
 Implementation = Annotated[Impl, _option("--impl", "Implementation of the sparse operator.", _ATTENTION)]
+MinTokens = Annotated[
+    int | None,
+    _option(
+        "--min-tokens",
+        "Shorter sequences run dense; 0 for none. By default those that PSA is no faster on.",
+        _ATTENTION,
+    ),
+]
+DenseLastSteps = Annotated[
+    int, _option("--dense-last-steps", "Denoising steps at the end that run dense.", _ATTENTION, "N")
+]
+DenseLayers = Annotated[
+    str, _option("--dense-layers", "Transformer blocks that run dense, such as 0,1 or 0,36-39.", _ATTENTION, "INDEXES")
+]
 Seed = Annotated[int, _option("--seed", "Seed of the noise; video i uses seed + i.", _VIDEO)]
 NegativePrompt = Annotated[str | None, _option("--negative-prompt", "What is not to be seen.", _VIDEO, "TEXT")]
 Steps = Annotated[
@@ -107,7 +126,10 @@ GuidanceScale2 = Annotated[
     float | None, _option("--guidance-scale-2", "The same for the second transformer, where there are two.", _VIDEO)
 ]
 Fps = Annotated[int | None, _option("--fps", "Frames per second of the file.", _VIDEO)]
-Device = Annotated[str, _option("--device", "auto, cpu, cuda, cuda:1, ...", _MACHINE)]
+Device = Annotated[
+    str,
+    _option("--device", "auto, cpu, cuda, cuda:1, ...; of several processes each has a GPU of its own.", _MACHINE),
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     _option("--dtype", "Type of the weights; auto: float32 on a CPU, else bfloat16.", _MACHINE),
@@ -182,15 +204,38 @@ def choose_source(
     return replace(source, spec=replace(source.spec, lora_path=lora_path))
 
 
-def find_target(source: ModelSource, *, device: str, dtype: str, impl: Impl) -> Target:
+def find_target(source: ModelSource, *, device: str, dtype: str, impl: Impl, processes: Processes = ALONE) -> Target:
     """A model and where it is to run.
+
+    Args:
+        source: the model.
+        device: as in `choose_device`.
+        dtype: as in `choose_dtype`.
+        impl: implementation of the sparse operator.
+        processes: those of the run.
 
     Raises:
         ValueError: an unknown device or type, or an implementation that cannot run on the device.
     """
-    chosen = choose_device(device)
+    chosen = choose_device(device, processes)
     resolve_impl(impl, torch.empty(0, device=chosen))
     return Target(source, chosen, choose_dtype(dtype, chosen))
+
+
+def read_dense_parts(min_tokens: int | None, dense_last_steps: int, dense_layers: str) -> DenseParts:
+    """What is to run dense though attention is sparse.
+
+    Raises:
+        ValueError: `dense_layers` is no list of indexes.
+    """
+    layers: list[int] = []
+    for part in filter(None, dense_layers.split(",")):
+        indexes = _INDEXES.fullmatch(part.strip())
+        found = [] if indexes is None else range(int(indexes["first"]), int(indexes["last"] or indexes["first"]) + 1)
+        if not found:
+            raise ValueError(f"dense_layers: expected indexes such as 0,1 or 0,36-39, got {dense_layers!r}")
+        layers += found
+    return DenseParts(min_tokens=min_tokens, dense_last_steps=dense_last_steps, dense_layers=tuple(sorted(set(layers))))
 
 
 def read_all_prompts(prompts: list[str], file: Path | None) -> list[str]:

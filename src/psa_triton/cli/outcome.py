@@ -23,6 +23,11 @@ def outcome_line(path: Path, outcome: GeneratedVideo | Failure) -> str:
     )
 
 
+def failure_line(failure: Failure) -> str:
+    """Which video could not be made, and why."""
+    return f"{failure.job.path.name} ({failure.job.request.prompt}): {reason(failure.error)}"
+
+
 def summary_line(folder: Path, costs: Sequence[Cost], *, skipped: int, failed: int, seconds: float) -> str:
     """What a run made, in how long, at which density, and where it is.
 
@@ -31,7 +36,7 @@ def summary_line(folder: Path, costs: Sequence[Cost], *, skipped: int, failed: i
         costs: one a video that was made.
         skipped: videos that were there.
         failed: videos that could not be made.
-        seconds: of the whole run, without loading the model.
+        seconds: from the first video to the last.
     """
     counts = f"{len(costs)} made, {skipped} skipped, {failed} failed"
     densities = [cost.run_density_with_estimation for cost in costs if cost.run_density_with_estimation is not None]

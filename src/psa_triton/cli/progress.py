@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from psa_triton.generation import Job, OnStep
+from psa_triton.generation import Job, OnStep, Processes
+
+
+def make_console(processes: Processes) -> Console:
+    """Where a process tells how it goes: in lines, and in bars if it is the main one and its output a terminal."""
+    force_terminal = None if processes.is_main else False
+    return Console(highlight=False, markup=False, soft_wrap=True, force_terminal=force_terminal)
 
 
 class VideoProgress:

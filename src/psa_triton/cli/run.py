@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline
 from rich.console import Console
 
 from psa_triton.cli.options import Target, logging_to
-from psa_triton.cli.outcome import outcome_line, reason, summary_line
-from psa_triton.cli.progress import VideoProgress
+from psa_triton.cli.outcome import failure_line, outcome_line, reason, summary_line
+from psa_triton.cli.progress import VideoProgress, make_console
 from psa_triton.generation import (
     Attention,
     Cost,
@@ -22,6 +22,7 @@ from psa_triton.generation import (
     GeneratedVideo,
     Job,
     OnStep,
+    Processes,
     VideoRequest,
     generate_videos,
     pending,
@@ -35,45 +36,91 @@ logger = logging.getLogger("psa_triton")
 
 
 @dataclass(frozen=True)
+class _Share:
+    """How the videos of one process went.
+
+    Attributes:
+        costs: one a video that was made.
+        failed: a line for each that was not.
+        seconds: from the first video to the last.
+    """
+
+    costs: list[Cost]
+    failed: list[str]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Run:
-    """How videos are made: the model, the attention, how many together, after an untimed step or not, and how loud."""
+    """How videos are made: the model, the attention, by which processes, how many together, and how loud.
+
+    With `warm_up` each process first makes an untimed step.
+    """
 
     target: Target
     attention: Attention
+    processes: Processes
     batch_size: int
     warm_up: bool
     verbose: bool
 
-    def make(self, requests: Sequence[VideoRequest], folder: Path, *, overwrite: bool) -> list[Failure]:
-        """Make the videos that are not in `folder` yet, and say how each went; returns those that failed.
+    def make(self, requests: Sequence[VideoRequest], folder: Path, *, overwrite: bool) -> int:
+        """Make the videos that are not in `folder` yet, and say how each went.
+
+        Returns:
+            How many failed, in all processes.
 
         Raises:
             ValueError: a video is there that was made with other settings.
+            Exception: the model cannot be loaded, or the attention does not fit it. One of several processes lets its
+                videos fail instead, and does not stop the others.
         """
-        console = Console(highlight=False, markup=False, soft_wrap=True)
+        console = make_console(self.processes)
         jobs = [
             Job(folder / f"video_{index:04d}.mp4", request, self._settings(request))
             for index, request in enumerate(requests)
         ]
-        todo = pending(jobs, overwrite=overwrite)
-        for job in jobs:
-            if job not in todo:
+        # Only one looks what is there: by the time another did, the first video might be made, and the shares differ.
+        todo = self.processes.from_main(lambda: pending(jobs, overwrite=overwrite))
+        skipped = [job for job in jobs if job not in todo]
+        if self.processes.is_main:
+            for job in skipped:
                 console.print(f"{job.path}: finished before, skipped")
-        skipped = len(jobs) - len(todo)
-        if not todo:
-            console.print(summary_line(folder, [], skipped=skipped, failed=0, seconds=0))
-            return []
         with logging_to(console, verbose=self.verbose):
-            pipe = self.target.load(todo[0].request, console)
-            if self.warm_up:
-                self._warm_up(pipe, [job.request for job in todo[: self.batch_size]], console)
-            return self._make_all(pipe, todo, folder, console, skipped=skipped)
+            share = self._make_share(self.processes.share(todo), console)
+        shares = self.processes.gather(share)
+        failed = sorted(line for share in shares for line in share.failed)
+        if self.processes.is_main:
+            if failed:
+                console.print(f"{len(failed)} of {len(todo)} videos failed:")
+            for line in failed:
+                console.print(f"  {line}")
+            costs = [cost for share in shares for cost in share.costs]
+            seconds = max(share.seconds for share in shares)
+            console.print(summary_line(folder, costs, skipped=len(skipped), failed=len(failed), seconds=seconds))
+        return len(failed)
 
     def _settings(self, request: VideoRequest) -> dict[str, object]:
         target = self.target
         return settings_of(
             target.source, request, self.attention, device=target.device, dtype=target.dtype, lora=target.lora
         )
+
+    def _make_share(self, jobs: list[Job], console: Console) -> _Share:
+        """Make the videos of this process."""
+        if not jobs:
+            return _Share([], [])
+        try:
+            pipe = self.target.load(jobs[0].request, console)
+            self.attention.attach(pipe).remove()  # tells what does not fit the model before each video does
+        except Exception as error:
+            if self.processes.count == 1:
+                raise
+            logger.warning("process %d makes none of its videos: %s", self.processes.index, reason(error))
+            return _Share([], [failure_line(Failure(job, error)) for job in jobs])
+        if self.warm_up:
+            self._warm_up(pipe, [job.request for job in jobs[: self.batch_size]], console)
+        return self._make_all(pipe, jobs, console)
 
     def _warm_up(self, pipe: DiffusionPipeline, requests: Sequence[VideoRequest], console: Console) -> None:
         try:
@@ -82,9 +129,7 @@ class Run:
         except Exception as error:  # the run itself will tell which video cannot be made
             logger.warning("the untimed first step failed (%s): times hold what is done only once", reason(error))
 
-    def _make_all(
-        self, pipe: DiffusionPipeline, todo: list[Job], folder: Path, console: Console, *, skipped: int
-    ) -> list[Failure]:
+    def _make_all(self, pipe: DiffusionPipeline, jobs: list[Job], console: Console) -> _Share:
         attention, config = self.attention, self.attention.config
         if self.verbose and config is not None:
             attention = replace(attention, config=config.replace(verbose=True))
@@ -100,20 +145,13 @@ class Run:
                 costs.append(outcome.cost)
 
         began = time.perf_counter()
-        with VideoProgress(console, len(todo)) as progress:
-            describe = partial(surroundings, self.target.device)
+        with VideoProgress(console, len(jobs)) as progress:
             failures = run_jobs(
-                todo,
+                jobs,
                 make,
                 batch_size=self.batch_size,
-                describe=describe,
+                describe=partial(surroundings, self.target.device),
                 on_start=progress.start_batch,
                 on_end=end,
             )
-        seconds = time.perf_counter() - began
-        if failures:
-            console.print(f"{len(failures)} of {len(todo)} videos failed:")
-        for failure in failures:
-            console.print(f"  {failure.job.path.name} ({failure.job.request.prompt}): {reason(failure.error)}")
-        console.print(summary_line(folder, costs, skipped=skipped, failed=len(failures), seconds=seconds))
-        return failures
+        return _Share(costs, [failure_line(failure) for failure in failures], time.perf_counter() - began)

@@ -1,19 +1,41 @@
-"""How close videos made with PSA are to dense ones, and at what cost."""
+"""How close videos made with PSA are to dense ones, at what cost, and what was read: numbers, tables and a report."""
 
 from __future__ import annotations
 
+from psa_triton.evaluation.case import Case, plan_cases, read_finished
+from psa_triton.evaluation.ceiling import Ceiling, CeilingKind, choose_ceiling
 from psa_triton.evaluation.compare import Candidate, Comparison, compare_attentions, label_attentions
-from psa_triton.evaluation.metrics import PSNR_CAP, Fidelity, fidelity
-from psa_triton.evaluation.report import sentence, write_comparison
+from psa_triton.evaluation.files import write_case, write_summary
+from psa_triton.evaluation.levels_record import CallSite, LevelMap, LevelRecording, TokenLayout
+from psa_triton.evaluation.measures import MEASURES, PSNR_CAP, Fidelity, fidelity
+from psa_triton.evaluation.summary import Column, summarise
+from psa_triton.evaluation.table import markdown, notes, sentence, table_rows
 
 __all__ = [
+    "MEASURES",
     "PSNR_CAP",
+    "CallSite",
     "Candidate",
+    "Case",
+    "Ceiling",
+    "CeilingKind",
+    "Column",
     "Comparison",
     "Fidelity",
+    "LevelMap",
+    "LevelRecording",
+    "TokenLayout",
+    "choose_ceiling",
     "compare_attentions",
     "fidelity",
     "label_attentions",
+    "markdown",
+    "notes",
+    "plan_cases",
+    "read_finished",
     "sentence",
-    "write_comparison",
+    "summarise",
+    "table_rows",
+    "write_case",
+    "write_summary",
 ]

@@ -1,87 +1,95 @@
-"""A comparison as files and in words."""
+"""The report: one HTML file with everything in it, to be opened from disk."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from PIL import Image
+from psa_triton.evaluation.compare import Comparison
+from psa_triton.evaluation.report_data import case_view
+from psa_triton.evaluation.summary import summarise
+from psa_triton.evaluation.table import notes, sentence, table_rows
 
-from psa_triton.evaluation.compare import Candidate, Comparison
-from psa_triton.evaluation.contact_sheet import contact_sheet
-from psa_triton.evaluation.metrics import PSNR_CAP
-from psa_triton.generation import DENSE, write_json
-from psa_triton.video import side_by_side, write_video
+_SCRIPTS: Final = ("dom", "decode", "player", "stage", "chart", "heatmap", "levels", "costs", "tables", "main")
+"""Each uses what stands in those before it."""
 
 
-def write_comparison(folder: Path, comparison: Comparison, described: dict[str, Any]) -> None:
-    """Write the videos, both side by side, a sheet of frames, and all numbers; what was there before is replaced.
-
-    Files: `dense.mp4`; `psa.mp4`, or one `LABEL.mp4` each if there are several candidates; `side_by_side.mp4`;
-    `frames.png`; `comparison.json`.
+def write_case_report(path: Path, data: Mapping[str, Any], comparison: Comparison) -> None:
+    """Write the report of one case: its videos, what was read, costs and numbers.
 
     Args:
-        folder: made where it does not exist.
-        comparison: what to write.
-        described: what else `comparison.json` is to hold, such as versions and hardware.
+        path: HTML file to write; it is complete or not there.
+        data: as `case_data` makes it.
+        comparison: the frames and what was recorded of them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    fps = comparison.request.fps
-    frames = {candidate.label: candidate.video.frames for candidate in comparison.candidates}
-    write_video(folder / "dense.mp4", comparison.dense.frames, fps=fps)
-    for label in frames:
-        name = "psa" if len(frames) == 1 else label.replace("/", "_")
-        write_video(folder / f"{name}.mp4", frames[label], fps=fps)
-    write_video(folder / "side_by_side.mp4", side_by_side({DENSE.name: comparison.dense.frames, **frames}), fps=fps)
-    part = folder / "frames.part.png"
-    Image.fromarray(contact_sheet(comparison.dense.frames, frames)).save(part)
-    part.replace(folder / "frames.png")
-    write_json(folder / "comparison.json", {**as_dict(comparison), **described})
+    _write(path, data["settings"]["prompt"], {**_numbers([data]), **_about(data), "case": case_view(comparison)})
 
 
-def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """All settings and numbers of a comparison as plain data."""
+def write_run_report(
+    path: Path, cases: Sequence[Mapping[str, Any]], failed: Sequence[Mapping[str, Any]], described: Mapping[str, Any]
+) -> None:
+    """Write the report of several cases: means, and a line a case with a link to its own report.
+
+    Args:
+        path: HTML file to write, in the folder that holds those of the cases.
+        cases: as `case_data` makes them.
+        failed: cases that came to nothing: `name` and `error`.
+        described: versions, hardware, command and date of the run.
+    """
+    first = dict(cases[0]["settings"])
+    for name in ("prompt", "seed"):
+        del first[name]
+    links = [
+        {
+            "name": case["name"],
+            "prompt": case["settings"]["prompt"],
+            "seed": case["settings"]["seed"],
+            "href": f"{case['name']}/report.html",
+            "means": [
+                {"label": column.label, "psnr": column.mean("psnr"), "ssim": column.mean("ssim")}
+                for column in summarise([case])
+                if column.role != "dense"
+            ],
+        }
+        for case in cases
+    ]
+    about = _about({**described, "settings": first, "missing": [m for case in cases for m in case["missing"]]})
+    title = f"{len(cases)} cases"
+    _write(path, title, {**_numbers(cases), **about, "case": None, "cases": links, "failed": list(failed)})
+
+
+def _numbers(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    columns = summarise(cases)
     return {
-        "request": asdict(comparison.request),
-        "psnr_cap": PSNR_CAP,
-        "dense": {"cost": comparison.dense.cost.as_dict()},
-        "candidates": [_candidate_dict(candidate) for candidate in comparison.candidates],
+        "count": len(cases),
+        "table": {"header": [column.label for column in columns], "rows": table_rows(columns)},
+        "notes": notes(columns),
+        "sentences": [sentence(columns, column) for column in columns if column.role == "psa"],
     }
 
 
-def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "label": candidate.label,
-        "attention": candidate.attention.as_dict(),
-        "cost": candidate.video.cost.as_dict(),
-        "psnr": candidate.fidelity.psnr,
-        "ssim": candidate.fidelity.ssim,
-        **asdict(candidate.fidelity),
+def _about(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in ("settings", "missing", "versions", "hardware", "command", "date")}
+
+
+def _write(path: Path, title: str, data: Mapping[str, Any]) -> None:
+    assets = files("psa_triton.evaluation").joinpath("report_assets")
+    page = assets.joinpath("report.html").read_text(encoding="utf-8")
+    script = "\n".join(assets.joinpath(f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
+    # `<` in data could end the script element that holds it; in JSON it may be written otherwise.
+    block = json.dumps({"title": title, **data}, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    parts = {
+        "TITLE": html.escape(title),
+        "STYLE": assets.joinpath("report.css").read_text(encoding="utf-8"),
+        "SCRIPT": script,
+        "DATA": block,
     }
-
-
-def sentence(comparison: Comparison, candidate: Candidate) -> str:
-    """What came out for one candidate, in plain words."""
-    dense, cost, scores = comparison.dense.cost, candidate.video.cost, candidate.fidelity
-    if cost.attention_density is None or cost.run_density is None:
-        return (
-            f"{candidate.label} ran dense throughout ({', '.join(cost.dense_reasons)}), so there is nothing to compare."
-        )
-    near = (
-        "the same frames as dense attention"
-        if min(scores.psnr_frames) >= PSNR_CAP
-        else f"frames {scores.psnr:.1f} dB (PSNR) from dense attention's, SSIM {scores.ssim:.3f}"
-    )
-    return (
-        f"{candidate.label} did {cost.attention_density:.1%} of the attention work in its sparse layers "
-        f"({cost.run_density:.1%} over the whole run) and made {near}; self-attention layers took "
-        f"{cost.attention_seconds:.1f} s instead of {dense.attention_seconds:.1f} s: "
-        f"{_pace(dense.attention_seconds / cost.attention_seconds)}."
-    )
-
-
-def _pace(speedup: float) -> str:
-    if 0.95 < speedup < 1.05:  # within what times vary from run to run
-        return "as fast"
-    return f"{speedup:.2f} times as fast" if speedup > 1 else f"{1 / speedup:.2f} times as slow"
+    for name, text in parts.items():  # data last: nothing is looked for in it
+        page = page.replace(f"<!--{name}-->", text, 1)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(page, encoding="utf-8")
+    part.replace(path)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from psa_triton.generation.attention import DENSE, Attention, choose_attention
+from psa_triton.generation.attention import DENSE, Attention, DenseParts, choose_attention
 from psa_triton.generation.batch import Failure, Job, pending, run_jobs
 from psa_triton.generation.loading import choose_device, choose_dtype, load_pipeline
 from psa_triton.generation.lora import Lora, find_lora
 from psa_triton.generation.model_configs import checkout_model_configs, configured_models
+from psa_triton.generation.processes import ALONE, Processes, launched_processes
 from psa_triton.generation.request import VideoRequest, make_requests, read_prompts
 from psa_triton.generation.sidecar import settings_of, surroundings, write_json
 from psa_triton.generation.single import Cost, GeneratedVideo, OnStep, generate_video, generate_videos, warm_up
 from psa_triton.generation.source import ModelSource, find_source
 
 __all__ = [
+    "ALONE",
     "DENSE",
     "Attention",
     "Cost",
+    "DenseParts",
     "Failure",
     "GeneratedVideo",
     "Job",
     "Lora",
     "ModelSource",
     "OnStep",
+    "Processes",
     "VideoRequest",
     "checkout_model_configs",
     "choose_attention",
@@ -32,6 +36,7 @@ __all__ = [
     "find_source",
     "generate_video",
     "generate_videos",
+    "launched_processes",
     "load_pipeline",
     "make_requests",
     "pending",

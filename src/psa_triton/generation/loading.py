@@ -13,6 +13,7 @@ from packaging.version import Version
 
 from psa_triton.builtin import LinearVideoCodec
 from psa_triton.generation.lora import Lora, load_lora
+from psa_triton.generation.processes import ALONE, Processes
 from psa_triton.generation.source import ModelSource
 from psa_triton.models import ModelSpec
 
@@ -21,14 +22,20 @@ _DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") e
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str, processes: Processes = ALONE) -> torch.device:
     """The device asked for; `auto` is the accelerator if there is one.
+
+    Args:
+        device: `auto`, or a name that torch knows.
+        processes: those of the run; where there are several, `auto` and `cuda` are this one's own accelerator.
 
     Raises:
         ValueError: no such device on this machine.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and processes.count > 1:
+        device = f"cuda:{processes.local_index}"
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)

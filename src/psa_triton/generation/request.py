@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from psa_triton.generation.source import ModelSource, check_size, size_divisors
+from psa_triton.generation.source import ModelSource, check_size, video_scale
 
 _MODEL_DEFAULTS = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2", "fps")
 
@@ -82,6 +82,6 @@ def make_requests(
     """
     given = {name: value for name, value in settings.items() if value is not None}
     filled = {name: given[name] if name in given else source.default(name) for name in _MODEL_DEFAULTS}
-    if (divisors := size_divisors(source)) is not None:
-        check_size(filled["width"], filled["height"], filled["num_frames"], divisors)
+    if (scale := video_scale(source)) is not None:
+        check_size(filled["width"], filled["height"], filled["num_frames"], scale)
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]

@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 
 from psa_triton.generation.attention import DENSE, Attention
 from psa_triton.generation.request import VideoRequest
-from psa_triton.generation.source import check_size, pipeline_divisors
-from psa_triton.integrations.diffusers import PSAStats, apply_psa
-
-# Any section's dense preset tells apply_psa to measure and change nothing.
-_DENSE_PRESET = "tiny-wan/baseline"
+from psa_triton.generation.source import check_size
+from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale
 
 OnStep = Callable[[int], None]
 """Called with the number of denoising steps done."""
@@ -69,21 +66,33 @@ class GeneratedVideo:
     Attributes:
         frames: `[F, H, W, 3]` float32 in [0, 1].
         cost: what it took.
+        stats: the same per layer and step.
     """
 
     frames: NDArray[np.float32]
     cost: Cost
+    stats: PSAStats
 
 
 def generate_video(
-    pipe: DiffusionPipeline, request: VideoRequest, attention: Attention, *, on_step: OnStep | None = None
+    pipe: DiffusionPipeline,
+    request: VideoRequest,
+    attention: Attention,
+    *,
+    on_step: OnStep | None = None,
+    on_levels: OnLevels | None = None,
 ) -> GeneratedVideo:
     """Make one video; see `generate_videos`."""
-    return generate_videos(pipe, [request], attention, on_step=on_step)[0]
+    return generate_videos(pipe, [request], attention, on_step=on_step, on_levels=on_levels)[0]
 
 
 def generate_videos(
-    pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention: Attention, *, on_step: OnStep | None = None
+    pipe: DiffusionPipeline,
+    requests: Sequence[VideoRequest],
+    attention: Attention,
+    *,
+    on_step: OnStep | None = None,
+    on_levels: OnLevels | None = None,
 ) -> list[GeneratedVideo]:
     """Make videos together, in one run of the pipeline.
 
@@ -94,6 +103,7 @@ def generate_videos(
         requests: what to make; they differ in prompt and seed alone.
         attention: how self-attention is computed.
         on_step: told after each denoising step.
+        on_levels: told what each sparse attention call read.
 
     Raises:
         ValueError: the requests differ in more, the size does not fit the model, or the model made values that are not
@@ -102,10 +112,9 @@ def generate_videos(
     first = requests[0]
     if any(replace(request, prompt=first.prompt, seed=first.seed) != first for request in requests):
         raise ValueError("requests: expected them to differ in prompt and seed alone")
-    check_size(first.width, first.height, first.num_frames, pipeline_divisors(pipe))
-    config = _DENSE_PRESET if attention.config is None else attention.config
+    check_size(first.width, first.height, first.num_frames, pipeline_scale(pipe))
     with (
-        apply_psa(pipe, config, impl=attention.impl, time_layers=True) as handle,
+        attention.attach(pipe, time_layers=True, on_levels=on_levels) as handle,
         _transformer_clock(pipe) as clock,
     ):
         began = _now(pipe.device)
@@ -115,7 +124,7 @@ def generate_videos(
     if not np.isfinite(videos).all():
         raise ValueError("the model made values that are not finite; try --dtype float32 or bfloat16")
     cost = _cost(stats, total, clock.seconds, len(videos))
-    return [GeneratedVideo(frames, cost) for frames in videos]
+    return [GeneratedVideo(frames, cost, stats) for frames in videos]
 
 
 def warm_up(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention: Attention) -> None:
@@ -124,14 +133,13 @@ def warm_up(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention
     Args:
         pipe: a Wan or CogVideoX pipeline.
         requests: as many as are to be made together.
-        attention: how self-attention is computed; where it has dense warm-up steps, dense attention is run as well.
+        attention: how self-attention is computed; where it has dense steps, dense attention is run as well.
     """
     short = [replace(request, num_inference_steps=1) for request in requests]
-    config = attention.config
-    if config is None or config.warmup_steps > 0:
+    if attention.has_dense_steps:
         generate_videos(pipe, short, DENSE)
-    if config is not None:
-        generate_videos(pipe, short, replace(attention, config=config.replace(warmup_steps=0)))
+    if attention.config is not None:
+        generate_videos(pipe, short, attention.without_dense_steps())
 
 
 def _arguments(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], on_step: OnStep | None) -> dict[str, Any]:

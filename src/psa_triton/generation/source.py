@@ -15,7 +15,7 @@ import diffusers
 from psa_triton.builtin import tiny_wan_path
 from psa_triton.models import MODELS, ModelSpec, recognise
 from psa_triton.names import unknown_name
-from psa_triton.presets import load_presets_file
+from psa_triton.presets import VideoScale, load_presets_file
 
 _FPS_OF_UNKNOWN_MODELS = 16
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -148,36 +148,26 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise ValueError(f"model: {file} is no JSON: {error}") from error
 
 
-def size_divisors(source: ModelSource) -> tuple[int, int, int] | None:
-    """Pixels of width and height and number of frames that a token of a known model stands for; else None."""
-    if source.spec is None:
-        return None
-    scale = load_presets_file().section(source.spec.preset_section).video_scale
-    return scale.width_divisor, scale.height_divisor, scale.depth_divisor
+def video_scale(source: ModelSource) -> VideoScale | None:
+    """Pixels and frames that a token of a known model stands for; else None."""
+    return None if source.spec is None else load_presets_file().section(source.spec.preset_section).video_scale
 
 
-def pipeline_divisors(pipe: Any) -> tuple[int, int, int]:
-    """The same, read off a loaded Wan or CogVideoX pipeline."""
-    patch = pipe.transformer.config.patch_size
-    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch[1:]
-    spatial = getattr(pipe, "vae_scale_factor_spatial", 8)
-    return spatial * patch_width, spatial * patch_height, getattr(pipe, "vae_scale_factor_temporal", 4)
-
-
-def check_size(width: int, height: int, num_frames: int, divisors: tuple[int, int, int]) -> None:
+def check_size(width: int, height: int, num_frames: int, scale: VideoScale) -> None:
     """Check that a video is made of whole tokens; diffusers would round it with no more than a warning.
 
     Raises:
         ValueError: naming the size at fault and the nearest that fit.
     """
-    for name, value, divisor in (("width", width, divisors[0]), ("height", height, divisors[1])):
+    for name, value, divisor in (("width", width, scale.width_divisor), ("height", height, scale.height_divisor)):
         if value < 1 or value % divisor:
             raise ValueError(
                 f"{name}: expected a multiple of {divisor}, got {value}; {_nearest(value, divisor, 0)} fits"
             )
-    if num_frames < 1 or num_frames % divisors[2] != 1 % divisors[2]:
-        near = _nearest(num_frames, divisors[2], 1)
-        raise ValueError(f"num_frames: expected 1 + a multiple of {divisors[2]}, got {num_frames}; {near} fits")
+    frames = scale.depth_divisor
+    if num_frames < 1 or num_frames % frames != 1 % frames:
+        near = _nearest(num_frames, frames, 1)
+        raise ValueError(f"num_frames: expected 1 + a multiple of {frames}, got {num_frames}; {near} fits")
 
 
 def _nearest(value: int, divisor: int, remainder: int) -> int:

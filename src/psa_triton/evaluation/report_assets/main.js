@@ -1,0 +1,45 @@
+function showHeader(data) {
+  const { model, width, height, num_frames: frames, num_inference_steps: steps, seed, device, dtype } = data.settings;
+  byId("title").textContent = data.title;
+  const facts = [model, `${width}×${height}`, `${frames} frames`, `${steps} steps`, device, dtype];
+  if (seed !== undefined) facts.push(`seed ${seed}`);
+  byId("facts").textContent = [...facts, data.date].join(" · ");
+  byId("sentences").replaceChildren(...data.sentences.map((text) => el("p", { textContent: text })));
+}
+
+async function showCase(packed) {
+  const view = await decodeCase(packed);
+  showCosts(view.costs);
+  byId("costs").hidden = false;
+  if (Object.keys(view.frames).length < 2) return;
+  const player = makePlayer(view.video.count, view.video.fps);
+  byId("frames").hidden = false;
+  byId("exactness").textContent = view.video.exact
+    ? "Pixels are those that were made, in 8 bits."
+    : "Frames are compressed here (WebP): small differences are partly its own.";
+  player.go(Math.floor(player.count / 2));
+  connectTransport(player);
+  makeStage(view, player);
+  makeChart(view, player);
+  if (Object.keys(view.reads).length > 0) {
+    byId("reads").hidden = false;
+    makeLevels(view, player);
+  }
+  player.go(player.frame);
+}
+
+async function main() {
+  const data = JSON.parse(byId("data").textContent);
+  showHeader(data);
+  showFailures(data);
+  showNumbers(data);
+  showSettings(data);
+  if (data.cases) {
+    byId("cases").hidden = false;
+    showCases(data.cases);
+  }
+  if (data.case) await showCase(data.case);
+  document.body.dataset.ready = "yes";
+}
+
+main();
