@@ -44,6 +44,10 @@ check: env
 schema: env
 	$(BIN)/psa presets schema > configs/attention_config.schema.json
 
+# The documentation as a site, in build/site; fails on a broken link.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: env
 	$(BIN)/python benchmarks/cpu_attention.py
 

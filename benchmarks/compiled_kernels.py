@@ -79,22 +79,26 @@ def video(dtype: torch.dtype, dim: int) -> torch.Tensor:
     return meta(1, TOKENS, HEADS, dim, dtype=dtype).transpose(1, 2)
 
 
-def forward(dtype: torch.dtype, dim: int, *, block_n: int = 64, is_causal: bool = False, group: int = 1) -> None:
+def forward(dtype: torch.dtype, dim: int, *, block_n: int = 64, group: int = 1, **settings: Any) -> None:
     """Attention; `group` query heads read one key head."""
     from psa_triton.kernels.triton import pyramid_attention
 
     q, k, v, levels = attention_inputs(dtype, dim, block_n, group)
-    settings = dict(block_m=128, block_n=block_n, coarsest=8, is_causal=is_causal, scale=1.0)
-    pyramid_attention(q, k, v, levels, **settings)
+    pyramid_attention(q, k, v, levels, **attention_settings(block_n, **settings))
 
 
-def backward(dtype: torch.dtype, dim: int, *, block_n: int = 64, is_causal: bool = False, group: int = 1) -> None:
+def backward(dtype: torch.dtype, dim: int, *, block_n: int = 64, group: int = 1, **settings: Any) -> None:
     from psa_triton.kernels.triton import pyramid_attention_backward
 
     q, k, v, levels = attention_inputs(dtype, dim, block_n, group)
     lse = meta(1, HEADS, TOKENS, dtype=torch.float32)
-    settings = dict(block_m=128, block_n=block_n, coarsest=8, is_causal=is_causal, scale=1.0)
-    pyramid_attention_backward(q, q, k, v, q, lse, levels, **settings)
+    pyramid_attention_backward(q, q, k, v, q, lse, levels, **attention_settings(block_n, **settings))
+
+
+def attention_settings(block_n: int, *, is_causal: bool = False, pool_correction: str = "none") -> dict[str, Any]:
+    return dict(
+        block_m=128, block_n=block_n, coarsest=8, is_causal=is_causal, scale=1.0, pool_correction=pool_correction
+    )
 
 
 def attention_inputs(dtype: torch.dtype, dim: int, block_n: int, group: int) -> tuple[torch.Tensor, ...]:
@@ -127,8 +131,10 @@ PATHS: dict[str, Callable[[torch.dtype, int], None]] = {
 VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {
     "forward, n=32": partial(forward, block_n=32),
     "forward, causal": partial(forward, block_n=128, is_causal=True, group=4),
+    "forward, corrected": partial(forward, pool_correction="isotropic"),
     "backward, n=32": partial(backward, block_n=32),
     "backward, causal": partial(backward, block_n=128, is_causal=True, group=4),
+    "backward, corrected": partial(backward, pool_correction="isotropic"),
     "pooled": partial(importance, method="pooled"),
     "antidiagonal": partial(importance, method="antidiagonal"),
     "selection by rank": partial(selection, mode="topk"),
@@ -142,14 +148,17 @@ QUICK = {"cuda": (("bf16", 128), ("fp16", 64)), "hip": (("bf16", 128),)}
 
 
 def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype, dim: int, backend: str) -> Launches:
-    """What `path` launches on `backend`, by name; a kernel launched again with the same choices counts once."""
+    """What `path` launches on `backend`, by name; a kernel launched again with the same choices counts once.
+
+    Choices are constants, and which of its tensors a kernel goes without.
+    """
     launches: Launches = {}
 
     def record(launch: Launch) -> None:
         name = launch.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
         if "SHIFT" in launch.constants:
             name += f" level {1 << launch.constants['SHIFT']}"
-        while name in launches and launches[name].constants != launch.constants:
+        while name in launches and choices(launches[name]) != choices(launch):
             name += "'"
         launches[name] = launch
 
@@ -157,6 +166,10 @@ def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype
     with patch.object(Launch, "run", record), patch.object(torch.version, "hip", "any" if backend == "hip" else None):
         path(dtype, dim)
     return launches
+
+
+def choices(launch: Launch) -> tuple[dict[str, Any], set[str]]:
+    return launch.constants, {name for name, value in launch.arguments.items() if value is None}
 
 
 @dataclass(frozen=True)

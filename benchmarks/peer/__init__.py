@@ -1,0 +1,1 @@
+"""The attentions that `peers.py` puts side by side."""

@@ -1,0 +1,168 @@
+"""PSA and its peers side by side, on one attention of real tensors: `python benchmarks/peers.py`.
+
+Everything that runs on this machine runs; what does not is listed with the reason. Times are medians of interleaved
+runs; errors are against dense attention in float32. On a GPU with `--model`, whole videos are compared as well.
+`benchmarks/README.md` says how to add a peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from peer.operators import OPERATORS, REFERENCE, Run
+from peer.problem import BLOCK_M, LeftOut, Problem, make_problem, share_read
+from tensors.vit import GRID, vit_tensors
+from torch import Tensor
+
+from psa_triton.bench.clock import median_seconds
+from psa_triton.machine import hardware, versions
+
+RESULTS = Path(__file__).parent / "results"
+QUICK_GRID = (4, 16, 16)
+CHECKED_BLOCKS = 16
+"""Query blocks of each head whose output is compared with dense attention's."""
+
+
+def measure_operators(x: Problem, repeats: int) -> list[dict[str, Any]]:
+    """A row for every peer."""
+    runs: dict[str, Run] = {}
+    left_out: dict[str, str] = {}
+    errors: dict[str, float] = {}
+    expected = _expected(x)
+    for name, peer in OPERATORS.items():
+        try:
+            runs[name] = peer.prepare(x)
+            errors[name] = relative_error(x, runs[name](), expected)
+        # Whatever a peer raises that does not take such inputs on such hardware belongs in the table.
+        except (LeftOut, RuntimeError, NotImplementedError, ValueError, AssertionError) as error:
+            runs.pop(name, None)
+            left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("LeftOut: ")
+        print(f"{name}: {left_out.get(name, 'runs')}", flush=True)
+    seconds = median_seconds(runs, repeats=repeats, device=x.q.device)
+    levels = {"levels 1/0": x.block_sparse_levels, "pyramid": x.pyramid_levels}
+    density = {"all keys": 1.0} | {reads: round(share_read(chosen), 4) for reads, chosen in levels.items()}
+    found: dict[str, dict[str, Any]] = {name: {"left_out": reason} for name, reason in left_out.items()}
+    for name in runs:
+        speedup = seconds[REFERENCE] / seconds[name]
+        found[name] = {"seconds": seconds[name], "speedup": speedup, "error": errors[name]}
+    return [
+        {"name": name, "reads": peer.reads, "density": density[peer.reads], **found[name]}
+        for name, peer in OPERATORS.items()
+    ]
+
+
+def _rows_checked(x: Problem) -> Tensor:
+    blocks = x.q.shape[2] // BLOCK_M
+    chosen = torch.linspace(0, blocks - 1, min(blocks, CHECKED_BLOCKS)).round().long() * BLOCK_M
+    return (chosen[:, None] + torch.arange(BLOCK_M)).flatten().to(x.q.device)
+
+
+def _expected(x: Problem) -> Tensor:
+    q, k, v = (t.float() for t in (x.q[:, :, _rows_checked(x)], x.k, x.v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=x.scale)
+
+
+def relative_error(x: Problem, found: Tensor, expected: Tensor) -> float:
+    """L2, over some query blocks of all heads."""
+    return float((found[:, :, _rows_checked(x)].float() - expected).norm() / expected.norm())
+
+
+def compare_videos(model: str | None, presets: tuple[str, ...], device: torch.device) -> dict[str, Any]:
+    if model is None:
+        return {"left_out": "not asked for: give --model"}
+    from peer import pipelines
+
+    try:
+        return {"model": model, "rows": pipelines.compare_videos(model, "a red square moving left", presets, device)}
+    except LeftOut as error:
+        return {"left_out": str(error)}
+
+
+def markdown(report: dict[str, Any]) -> str:
+    machine = report["hardware"]["gpu"] or f"{report['hardware']['cpu']}, {report['hardware']['threads']} threads"
+    lines = [
+        f"# Peers side by side, {report['date'][:10]}",
+        "",
+        f"`{report['command']}`; {machine}, torch {report['versions']['torch']}.",
+        "",
+        f"One layer of a vision transformer over a natural clip ({report['input']}), {report['dtype']}, Gilbert order,",
+        f"{report['heads']} heads of {report['tokens']} tokens, D = 64. Density: groups read over keys. Error: of the",
+        "output against dense attention in float32, relative L2. *whole operator*: with importance and choice of",
+        "levels; elsewhere masks, levels and the pyramid for FlexAttention are given.",
+        "",
+        "| | reads | density | ms | speed-up over SDPA | error |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in report["operators"]:
+        cells = [row["name"], row["reads"], f"{row['density']:.3f}"]
+        if "left_out" in row:
+            cells += ["left out", "", row["left_out"].replace("|", "/")]
+        else:
+            cells += [f"{row['seconds'] * 1e3:.1f}", f"{row['speedup']:.2f}", f"{row['error']:.4f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "## Whole videos", "", *_video_lines(report["videos"])]) + "\n"
+
+
+def _video_lines(videos: dict[str, Any]) -> list[str]:
+    if "left_out" in videos:
+        return [f"Left out: {videos['left_out']}."]
+    lines = [
+        f"{videos['model']}, same prompt and noise; seconds of the transformer and of everything.",
+        "",
+        "| | PSNR to dense, dB | transformer | total |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in videos["rows"]:
+        cells = (
+            ["left out", "", row["left_out"].replace("|", "/")]
+            if "left_out" in row
+            else [f"{row['psnr']:.1f}", f"{row['transformer_seconds']:.1f}", f"{row['total_seconds']:.1f}"]
+        )
+        lines.append("| " + " | ".join([row["name"], *cells]) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="1,024 tokens, to try this script")
+    parser.add_argument("--heads", type=int, help="heads of the layer; by default 2 on a CPU, all 6 on a GPU")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", help="also compare whole videos of this model (GPU), such as wan21_1.3b")
+    parser.add_argument("--presets", nargs="+", default=["psa_balanced"], help="PSA's for --model")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON and the Markdown")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    layer = vit_tensors("bikes", 4, "rope", grid=QUICK_GRID if args.quick else GRID)
+    x = make_problem(layer, args.heads or (6 if device.type == "cuda" else 2), device, dtype)
+    with torch.no_grad():
+        operators = measure_operators(x, args.repeats)
+    report = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
+        "hardware": hardware(device),
+        "versions": versions(),
+        "input": layer.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "heads": x.q.shape[1],
+        "tokens": x.q.shape[2],
+        "operators": operators,
+        "videos": compare_videos(args.model, tuple(args.presets), device),
+    }
+    name = "" if device.type == "cpu" else "_" + str(report["hardware"]["gpu"]).lower().replace(" ", "-")
+    stem = f"peers_{report['date'][:10]}{name}"
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.output / f"{stem}.md").write_text(markdown(report))
+    print(f"\n{markdown(report)}\nwritten: {args.output / stem}.json and .md")
+
+
+if __name__ == "__main__":
+    main()

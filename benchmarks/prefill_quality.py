@@ -1,0 +1,157 @@
+"""What PSA's prefill does to a language model: `python benchmarks/prefill_quality.py`.
+
+Perplexity of a long real text, every token predicted in one prefill of the whole: dense against sparse attention at equal
+densities, by levels, importance and block size. The model is SmolLM2-135M-Instruct unless `--model` names a folder.
+Densities are reached by a search over a few layers of the dense run; what the whole run read is what is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from prefill_methods import GROUPS, Method, Sample, methods
+from prefill_report import GOAL_DENSITY, draw, markdown
+from smollm2 import CONTEXT, TEXTS, Tap, load_model, token_ids
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from psa_triton import PSAConfig
+from psa_triton.integrations.transformers import apply_psa
+from psa_triton.machine import hardware, versions
+
+RESULTS = Path(__file__).parent / "results"
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DENSITIES = (0.25, GOAL_DENSITY, 0.5)
+QUICK_TOKENS = 1024
+SAMPLED_LAYERS = 5
+_LOGITS_AT_A_TIME = 1024
+
+
+@torch.no_grad()
+def token_losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Minus the log-probability of every token but the first, float32 `[N - 1]`."""
+    states = model.base_model(ids, use_cache=False).last_hidden_state[0, :-1]
+    output = model.get_output_embeddings()
+    pieces = zip(states.split(_LOGITS_AT_A_TIME), ids[0, 1:].split(_LOGITS_AT_A_TIME), strict=True)
+    return torch.cat([F.cross_entropy(output(s).float(), wanted, reduction="none") for s, wanted in pieces])
+
+
+def spread_layers(count: int) -> list[int]:
+    """A few layers, evenly over the depth."""
+    sampled = min(SAMPLED_LAYERS, count)
+    return [(2 * i + 1) * count // (2 * sampled) for i in range(sampled)]
+
+
+def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Tensor) -> dict[str, Any]:
+    """Losses with PSA attached, against the dense ones `[N - 1]` of the same tokens."""
+    began = time.perf_counter()
+    with apply_psa(model, config, impl="cpu", min_tokens=0) as handle:
+        losses = token_losses(model, ids)
+        summary = handle.stats().summary
+    half = len(losses) // 2
+    change = losses - dense
+    return {
+        "density": summary.prefill_density,
+        "density_with_estimation": summary.prefill_density_with_estimation,
+        "dense_calls": summary.dense_calls,
+        "perplexity": float(losses.mean().exp()),
+        "perplexity_last_half": float(losses[half:].mean().exp()),
+        "change": float(change.mean().expm1()),
+        "change_last_half": float(change[half:].mean().expm1()),
+        "standard_error": float(change.std() / len(change) ** 0.5),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def measure_text(
+    model: PreTrainedModel, ids: Tensor, text: str, chosen: list[tuple[Method, float | None]]
+) -> dict[str, Any]:
+    """The dense run of a text and a row for every method at every density; None leaves a method as it is."""
+    with Tap(spread_layers(model.config.num_hidden_layers)) as tap:
+        began = time.perf_counter()
+        dense = token_losses(model, ids)
+        seconds = time.perf_counter() - began
+    samples: list[Sample] = tap.attended()
+    rows = []
+    for method, wanted in chosen:
+        config = method.config if wanted is None else method.at(wanted, samples)
+        row = run_sparse(model, ids, config, dense)
+        rows.append({"group": method.group, "method": method.name, "levels_0_1": method.is_block_sparse, "wanted": wanted})
+        rows[-1] |= row | {"mask_ratios": config.mask_ratios, "budget": config.budget}
+        print(f"{text}, {method.name} at {row['density']:.3f}: {row['change']:+.2%}", flush=True)
+    return {
+        "text": text,
+        "tokens": ids.shape[1],
+        "perplexity": float(dense.mean().exp()),
+        "perplexity_last_half": float(dense[len(dense) // 2 :].mean().exp()),
+        "seconds": seconds,
+        "rows": rows,
+    }
+
+
+def choose(groups: list[str], densities: list[float]) -> list[tuple[Method, float | None]]:
+    """Every method with the densities at which it is measured: the first group's at all, others' at the goal's."""
+    chosen: list[tuple[Method, float | None]] = []
+    for method in methods():
+        if method.group not in groups:
+            continue
+        if method.is_fixed:
+            chosen.append((method, None))
+        elif method.group == next(iter(GROUPS)):
+            chosen += [(method, density) for density in densities]
+        else:
+            chosen.append((method, GOAL_DENSITY))
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder of another model, as save_pretrained writes it")
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="the first gets all methods")
+    parser.add_argument("--tokens", type=int, default=CONTEXT)
+    parser.add_argument("--densities", type=float, nargs="+", default=list(DENSITIES))
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS} tokens, one text, one density")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON, the Markdown and the plot")
+    args = parser.parse_args()
+    if args.quick:
+        args.tokens, args.texts, args.densities = min(args.tokens, QUICK_TOKENS), args.texts[:1], [GOAL_DENSITY]
+    try:
+        model, tokenizer = load_model(args.model)
+        texts = {text: token_ids(tokenizer, text, args.tokens) for text in args.texts}
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    model = model.to(DTYPES[args.dtype])
+    measured = []
+    for i, (text, ids) in enumerate(texts.items()):
+        groups, densities = (args.groups, args.densities) if i == 0 else ([next(iter(GROUPS))], [GOAL_DENSITY])
+        measured.append(measure_text(model, ids, text, choose(groups, densities)))
+    report = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "benchmarks/prefill_quality.py", *sys.argv[1:]]),
+        "hardware": hardware(torch.device("cpu")),
+        "versions": versions(),
+        "model": "SmolLM2-135M-Instruct" if args.model is None else args.model.name,
+        "dtype": args.dtype,
+        "texts": measured,
+    }
+    args.output.mkdir(parents=True, exist_ok=True)
+    stem = args.output / f"prefill_quality_{report['date'][:10]}"
+    stem.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(report, stem.with_suffix(".png"))
+    stem.with_suffix(".md").write_text(markdown(report, f"{stem.name}.png"))
+    print(f"written: {stem}.json, .md and .png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `real_attention.py` compares, how it measures, and how it shows what it found."""

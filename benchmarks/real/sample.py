@@ -1,0 +1,82 @@
+"""A few query blocks of an attention in a token order, with what dense attention gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tensors import AttentionTensors
+from torch import Tensor
+
+from psa_triton.ordering import TokenOrder, grid_order, semantic_order
+
+_FINEST = 32
+"""Exact mass is kept for key blocks of so many tokens; those of larger blocks are sums."""
+_KMEANS_PASSES, _TOKENS_PER_CLUSTER, _MOST_CLUSTERS = 7, 128, 256
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Query blocks spread evenly over the sequence, and all keys and values, in a token order."""
+
+    q: Tensor
+    """float32 `[1, H, blocks * block_m, D]`."""
+    k: Tensor
+    """float32 `[1, H, N, D]`."""
+    v: Tensor
+    """float32 `[1, H, N, D]`."""
+    scale: float
+    block_m: int
+    expected: Tensor
+    """Dense attention of `q`, its shape."""
+    mass: Tensor
+    """True attention mass of key blocks of 32, a mean over each query block: float32 `[1, H, blocks, ceil(N / 32)]`."""
+    order_cost: float
+    """Of finding the order, as a share of dense attention's multiply-adds."""
+
+    def exact_importance(self, block_n: int) -> Tensor:
+        """True attention mass of key blocks, `[1, H, blocks, ceil(N / block_n)]`."""
+        per_block = block_n // _FINEST
+        missing = -self.mass.shape[-1] % per_block
+        return torch.nn.functional.pad(self.mass, (0, missing)).unflatten(-1, (-1, per_block)).sum(-1)
+
+
+def take_sample(x: AttentionTensors, order: str, *, block_m: int, blocks: int) -> Sample:
+    """Choose `blocks` query blocks in `order`, or all if there are fewer; ragged last blocks are left out."""
+    for_queries, for_keys, cost = _orders(x, order)
+    q, k, v = (o.apply(t) if o else t for o, t in ((for_queries, x.q), (for_keys, x.k), (for_keys, x.v)))
+    whole = q.shape[2] // block_m
+    chosen = torch.linspace(0, whole - 1, min(blocks, whole)).round().long()
+    q = q[:, :, : whole * block_m].unflatten(2, (whole, block_m))[:, :, chosen].flatten(2, 3)
+    expected, mass = _dense(q, k, v, x.scale, block_m)
+    return Sample(q, k, v, x.scale, block_m, expected, mass, cost)
+
+
+def _orders(x: AttentionTensors, order: str) -> tuple[TokenOrder | None, TokenOrder | None, float]:
+    """Orders of queries and of keys, and what it costs to find them."""
+    if order == "raster" or x.grid is None:
+        return None, None, 0.0
+    if order in ("SemanticAware", "Hybrid"):
+        tokens = x.q.shape[2]
+        clusters = min(-(-tokens // _TOKENS_PER_CLUSTER), _MOST_CLUSTERS)
+        # k-means of queries and of keys, N * clusters * D a pass, against QK^T and PV.
+        cost = 2 * _KMEANS_PASSES * clusters / (2 * tokens)
+        return semantic_order(x.q, method=order, grid=x.grid), semantic_order(x.k, method=order, grid=x.grid), cost
+    found = grid_order(order, x.grid)
+    return found, found, 0.0
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, scale: float, block_m: int) -> tuple[Tensor, Tensor]:
+    """Dense attention, and the mass that falls on each key block of 32; a query block of a head at a time."""
+    expected = torch.empty_like(q)
+    tokens, query_blocks = k.shape[2], q.shape[2] // block_m
+    mass = q.new_zeros(*q.shape[:2], query_blocks, -(-tokens // _FINEST))
+    for head in range(q.shape[1]):
+        keys, values = k[0, head], v[0, head]
+        for block in range(query_blocks):
+            rows = slice(block * block_m, (block + 1) * block_m)
+            weights = (q[0, head, rows] * scale @ keys.T).softmax(-1)
+            expected[0, head, rows] = weights @ values
+            per_key = torch.nn.functional.pad(weights.mean(0), (0, -tokens % _FINEST))
+            mass[0, head, block] = per_key.unflatten(-1, (-1, _FINEST)).sum(-1)
+    return expected, mass

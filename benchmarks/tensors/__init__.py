@@ -1,0 +1,7 @@
+"""Queries, keys and values to measure attention on: of real models over real frames, and some made to break things."""
+
+from __future__ import annotations
+
+from tensors.bundle import AttentionTensors
+
+__all__ = ["AttentionTensors"]
