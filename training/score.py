@@ -149,7 +149,7 @@ def main() -> None:
             else:
                 from psa_triton import apply_psa
 
-                with apply_psa(pipe, preset):
+                with apply_psa(pipe, preset, min_tokens=0):
                     videos = generate(pipe, subjects, seed, **settings)
             held = [(s, v) for s, v in zip(subjects, videos, strict=True) if s in HELD_OUT]
             line = dict(preset=preset, seed=seed, all=vars(score(subjects, videos)))

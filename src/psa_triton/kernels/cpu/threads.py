@@ -27,9 +27,10 @@ class Workers:
     def run(self, function: Callable[..., None], tasks: Iterable[tuple]) -> None:
         """Call `function(*task)` for every task; tasks are handed out one at a time, in order."""
         lock, queue = Lock(), iter(tasks)
+        inference = torch.is_inference_mode_enabled()  # a thread does not inherit it, and must to write its tensors
 
         def work() -> None:
-            with torch.no_grad():
+            with torch.inference_mode(inference), torch.no_grad():
                 while True:
                     with lock:
                         task = next(queue, None)
