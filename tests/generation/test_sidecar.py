@@ -23,7 +23,7 @@ from psa_triton.generation import (
     surroundings,
     write_json,
 )
-from psa_triton.generation.sidecar import differences
+from psa_triton.generation.sidecar import command_line, differences
 
 CPU = torch.device("cpu")
 
@@ -82,3 +82,10 @@ def test_surroundings_name_versions_hardware_command_and_date() -> None:
     assert (found["hardware"]["gpu"], found["hardware"]["threads"]) == (None, torch.get_num_threads())
     assert abs((datetime.now(UTC) - datetime.fromisoformat(found["date"])).total_seconds()) < 60
     assert found["command"]
+
+
+def test_the_command_is_psa_however_its_module_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["src/psa_triton/cli/app.py", "generate", "--prompt", "a red ring"])
+    assert command_line() == "psa generate --prompt 'a red ring'"
+    monkeypatch.setattr("sys.argv", ["examples/wan21_14b.py", "--use_psa"])
+    assert command_line() == "wan21_14b.py --use_psa"

@@ -15,9 +15,11 @@ from psa_triton.generation import choose_attention, choose_device, make_requests
 from psa_triton.generation.attention import Attention
 from psa_triton.impl import Impl
 from psa_triton.inspection import read_grid, read_qkv
+from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import load_presets_file
 
 _SAVED = "Saved q, k, v"
+_VIDEO = "Video (by default as the model is made for)"
 _INDEXES = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 
 
@@ -82,7 +84,7 @@ def inspect(
     negative_prompt: options.NegativePrompt = None,
     num_inference_steps: Annotated[
         int | None,
-        typer.Option("--num-inference-steps", help="Denoising steps of the run.", rich_help_panel="Video"),
+        typer.Option("--num-inference-steps", help="Denoising steps of the run.", rich_help_panel=_VIDEO),
     ] = None,
     width: options.Width = None,
     height: options.Height = None,
@@ -94,8 +96,7 @@ def inspect(
 ) -> None:
     """Show at which level each query block reads each key block, what was estimated, and what exact attention does.
 
-    Of a generation (--prompt) or of saved tensors (--qkv). Writes a PNG for each layer, step and head, and
-    inspect.json.
+    Of a generation (--prompt) or of saved tensors (--qkv). Writes inspect.json, and a PNG a layer, step and head.
     """
     settings: dict[str, Any] = {
         "negative_prompt": negative_prompt,
@@ -114,7 +115,16 @@ def inspect(
     )
     run = InspectRun(output_dir, selection)
     if qkv is not None:
-        of_generation = {"prompt": prompt, "layers": layers, "steps": steps, "save_qkv": save_qkv or None, **settings}
+        of_generation = {
+            "prompt": prompt,
+            "layers": layers,
+            "steps": steps,
+            "save_qkv": save_qkv or None,
+            "model_path": model_path,
+            "lora_path": lora_path,
+            "dtype": None if dtype == "auto" else dtype,
+            **settings,
+        }
         _refuse(of_generation, "a generation, and --qkv looks at a file")
         where = choose_device(device)
         file = read_qkv(qkv, where)
@@ -127,6 +137,8 @@ def inspect(
         of_file = {"grid": grid, "prefix_tokens": prefix_tokens, "causal": causal or None}
         _refuse(of_file, "saved tensors: give --qkv FILE")
         prompts = options.read_all_prompts([] if prompt is None else [prompt], None)
+        if model == QWEN2_5_VL.key:
+            raise ValueError(f"model: expected a video model, got {model}; save its q, k, v, and give --qkv --causal")
         source = options.choose_source(model, model_path=model_path, lora_path=lora_path)
         target = options.find_target(source, device=device, dtype=dtype, impl=impl)
         attention = choose_attention(source, attention_preset, file=config, impl=impl)

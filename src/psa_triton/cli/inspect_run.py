@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
@@ -50,23 +50,49 @@ class Selection:
     steps: Sequence[int] | None
     query_blocks: int
 
-    def choose(self, name: str, asked: Sequence[int] | None, count: int) -> list[int]:
-        """Those asked for, or a few spread evenly.
+    def choose(self, name: Literal["layers", "heads"], count: int) -> list[int]:
+        """Those asked for of `count`, or a few spread evenly.
 
         Raises:
             ValueError: one does not exist.
         """
+        asked: Sequence[int] | None = getattr(self, name)
         return choose_indexes(name, spread_evenly(count, _BY_DEFAULT) if asked is None else asked, count)
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """How calls of a run are looked at, and where pictures of them go."""
+
+    folder: Path
+    subject: str
+    attention: Attention
+    heads: Sequence[int]
+    query_blocks: int
+
+    def at(self, inputs: AttentionInputs, place: Place, levels: Tensor | None = None) -> dict[str, Any]:
+        """Draw one call, and return its numbers; `levels` are those that it read, if it has been made already."""
+        inspection = inspect_attention(
+            inputs,
+            _sparse(self.attention),
+            heads=self.heads,
+            levels=levels,
+            query_blocks=self.query_blocks,
+            impl=self.attention.impl,
+        )
+        for head in inspection.heads:
+            title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
+            draw(inspection, head, title, self.folder / f"{place_name(place, head.head)}.png")
+        return call_data(place, inspection)
+
+
+@dataclass(frozen=True)
 class InspectRun:
-    """Looks at calls one after another and writes what it sees."""
+    """What to look at, and the folder that it goes to."""
 
     folder: Path
     selection: Selection
     console: Console = field(default_factory=lambda: Console(highlight=False, markup=False, soft_wrap=True))
-    calls: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def look_at_file(self, file: Path, inputs: AttentionInputs, attention: Attention, device: torch.device) -> None:
         """Each batch entry of saved tensors.
@@ -74,16 +100,14 @@ class InspectRun:
         Raises:
             ValueError: the preset is dense or cannot be used with these tensors, or a head does not exist.
         """
-        config = _sparse(attention)
-        heads = self.selection.choose("heads", self.selection.heads, inputs.q.shape[1])
-        inputs.orders(config)  # whether they can be made, before there is a folder
-        self._start()
+        inputs.check(_sparse(attention))
+        look = self._begin(file.stem, attention, self.selection.choose("heads", inputs.q.shape[1]))
         entries = inputs.q.shape[0]
+        calls = []
         for entry in range(entries):
-            place = {"entry": entry} if entries > 1 else {}
             with self.console.status(f"looking at {file.name}"):
-                self._look(inputs.batch_entry(entry), config, attention, heads, place)
-        self._finish({"qkv": file.name, "attention": attention.as_dict()}, device)
+                calls.append(look.at(inputs.batch_entry(entry), {"entry": entry} if entries > 1 else {}))
+        self._finish(calls, {"qkv": file.name, "attention": attention.as_dict()}, device)
 
     def look_at_generation(
         self, target: Target, request: VideoRequest, attention: Attention, *, save_qkv: bool
@@ -94,74 +118,59 @@ class InspectRun:
             ValueError: the preset is dense; a layer, head or step does not exist; or a step runs dense.
         """
         steps = _sparse_steps(_sparse(attention), request.num_inference_steps, self.selection.steps)
+        calls: list[dict[str, Any]] = []
         with logging_to(self.console, verbose=False):
             pipe = target.load(request, self.console)
-            layers = self.selection.choose("layers", self.selection.layers, _layer_count(pipe))
-            heads = self.selection.choose("heads", self.selection.heads, _head_count(pipe))
-            self._start()
+            layers = self.selection.choose("layers", _layer_count(pipe))
+            heads = self.selection.choose("heads", pipe.transformer.config["num_attention_heads"])
+            look = self._begin(target.source.short_name, attention, heads)
 
-            def on_call(site: CallSite, inputs: AttentionInputs, config: PSAConfig, levels: Tensor) -> None:
+            def on_call(site: CallSite, inputs: AttentionInputs, levels: Tensor) -> None:
                 place = _place(site)
-                self._look(inputs, config, attention, heads, place, levels)
+                calls.append(look.at(inputs, place, levels))
                 if save_qkv:
-                    header = {key: str(value) for key, value in place.items()} | {"model": target.source.short_name}
-                    name = "_".join(["qkv", place_name(place)])
-                    write_qkv(self.folder / f"{name}.safetensors", inputs, header | {"preset": attention.name})
+                    header = {"model": look.subject, "preset": attention.name}
+                    header |= {key: str(value) for key, value in place.items()}
+                    write_qkv(self.folder / f"qkv_{place_name(place)}.safetensors", inputs, header)
 
             with QKVTap(pipe) as tap, VideoProgress(self.console, 1) as progress:
-                probe = Probe(tap, layers, steps, on_call)
                 on_step = progress.start_video(request.prompt, request.num_inference_steps)
-                generate_video(pipe, request, attention, on_step=on_step, on_levels=probe)
-        if not self.calls:
+                generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(tap, layers, steps, on_call))
+        if not calls:
             raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
         settings = settings_of(
             target.source, request, attention, device=target.device, dtype=target.dtype, lora=target.lora
         )
-        self._finish(settings, target.device)
+        self._finish(calls, settings, target.device)
 
-    def _start(self) -> None:
+    def _begin(self, subject: str, attention: Attention, heads: Sequence[int]) -> _Look:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "inspect.json").unlink(missing_ok=True)  # it names its pictures: not those of another run
-
-    def _look(
-        self,
-        inputs: AttentionInputs,
-        config: PSAConfig,
-        attention: Attention,
-        heads: Sequence[int],
-        place: Place,
-        levels: Tensor | None = None,
-    ) -> None:
-        """Numbers and pictures of one call."""
-        inspection = inspect_attention(
-            inputs,
-            config,
+        return _Look(
+            folder=self.folder,
+            subject=subject,
+            attention=attention,
             heads=heads,
-            levels=levels,
             query_blocks=self.selection.query_blocks,
-            impl=attention.impl,
         )
-        for head in inspection.heads:
-            title = f"{attention.name}, {place_title(place, head.head)}"
-            draw(inspection, head, title, self.folder / f"{place_name(place, head.head)}.png")
-        self.calls.append(call_data(place, inspection))
 
-    def _finish(self, settings: Mapping[str, Any], device: torch.device) -> None:
-        data = {"schema_version": SCHEMA_VERSION, "settings": settings, "calls": self.calls, **surroundings(device)}
+    def _finish(self, calls: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], device: torch.device) -> None:
+        data = {"schema_version": SCHEMA_VERSION, "settings": settings, "calls": calls, **surroundings(device)}
         write_json(self.folder / "inspect.json", data)
-        columns, lines = table(self.calls)
-        shown = Table(box=SIMPLE_HEAD)
+        columns, lines = table(calls)
+        shown = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         for column in columns:
-            shown.add_column(column, justify="right")
+            shown.add_column(column, justify="right", min_width=5)
         for line in lines:
             shown.add_row(*line)
         self.console.print(shown)
-        first = self.calls[0]["heads"][0]
+        first = calls[0]["heads"][0]
         estimate = first["density_with_estimation"] - first["density"]
-        self.console.print(
-            f"Estimating importance costs {estimate:.3f} of dense attention beside the density. Recall: exact attention "
-            "of the blocks at level 1, over the most that so many could have."
-        )
+        self.console.print(f"Estimating importance costs {estimate:.3f} of dense attention beside the density.")
+        if first["levels"][0]["mass"] is not None:
+            self.console.print(
+                "Recall: exact attention of the blocks at level 1, over the most that as many could have."
+            )
         self.console.print(f"Files: {self.folder}")
 
 
@@ -194,10 +203,6 @@ def _layer_count(pipe: DiffusionPipeline) -> int:
     """Attention layers that PSA is attached to; those of VACE's control blocks come last."""
     config = pipe.transformer.config
     return config["num_layers"] + len(config.get("vace_layers") or ())
-
-
-def _head_count(pipe: DiffusionPipeline) -> int:
-    return pipe.transformer.config["num_attention_heads"]
 
 
 def _place(site: CallSite) -> dict[str, int | str]:

@@ -46,9 +46,15 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     return {
         "versions": versions(),
         "hardware": hardware(device),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def command_line() -> str:
+    """What was typed; `psa ...` however its module was started."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["psa" if program == "app.py" else program, *sys.argv[1:]])
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

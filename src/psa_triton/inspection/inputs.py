@@ -1,0 +1,108 @@
+"""What one attention attends with, and the token orders that a configuration puts it in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from psa_triton.config import PSAConfig
+from psa_triton.inputs import check_attention_inputs
+from psa_triton.ordering import TokenOrder, grid_order, semantic_order
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionInputs:
+    """Queries, keys and values of one attention call, tokens in their own order.
+
+    Raises:
+        TypeError: dtypes or devices that differ.
+        ValueError: shapes that do not belong together, a grid that is not that of the tokens, or a number in q, k or v
+            that is not finite.
+    """
+
+    q: Tensor
+    """`[B, Hq, Nq, D]`."""
+    k: Tensor
+    """`[B, Hkv, Nk, D]`."""
+    v: Tensor | None = None
+    """`[B, Hkv, Nk, D]`; None where only the choice of levels is of interest."""
+    grid: Grid | None = None
+    """Visual tokens as (frames, height, width), in raster order after the prefix; None where there is none."""
+    prefix_tokens: int = 0
+    """Text tokens before the visual ones."""
+    is_causal: bool = False
+    """Whether query `i` sees keys up to `i + Nk - Nq` alone."""
+
+    def __post_init__(self) -> None:
+        check_attention_inputs(self.q, self.k, self.v)
+        for name, x in (("q", self.q), ("k", self.k), ("v", self.v)):
+            if x is not None and not torch.isfinite(x).all():
+                raise ValueError(f"{name}: expected finite numbers, got some NaN or inf")
+        query_tokens, key_tokens = self.q.shape[2], self.k.shape[2]
+        least = min(query_tokens, key_tokens)
+        if not 0 <= self.prefix_tokens <= least:
+            raise ValueError(f"prefix_tokens: expected 0 to {least}, the number of tokens, got {self.prefix_tokens}")
+        if self.is_causal and query_tokens > key_tokens:
+            raise ValueError(
+                f"is_causal: expected at most as many queries as keys, got {query_tokens} and {key_tokens}"
+            )
+        if self.grid is not None:
+            self._check_grid(*self.grid)
+
+    def _check_grid(self, frames: int, height: int, width: int) -> None:
+        if min(frames, height, width) < 1:
+            raise ValueError(f"grid: expected three positive numbers, got {frames}, {height}, {width}")
+        tokens = frames * height * width + self.prefix_tokens
+        for name, x in (("q", self.q), ("k", self.k)):
+            if x.shape[2] != tokens:
+                raise ValueError(
+                    f"grid: expected frames * height * width + prefix_tokens = {x.shape[2]}, the tokens of {name}, "
+                    f"got {frames} * {height} * {width} + {self.prefix_tokens} = {tokens}"
+                )
+
+    def batch_entry(self, index: int) -> AttentionInputs:
+        """One entry of the batch, as a batch of one."""
+        q, k, v = (None if x is None else x[index : index + 1] for x in (self.q, self.k, self.v))
+        assert q is not None and k is not None
+        return replace(self, q=q, k=k, v=v)
+
+    def check(self, config: PSAConfig) -> None:
+        """Check that they can be attended with in this way.
+
+        Raises:
+            ValueError: tokens are to be reordered in spite of a causal mask.
+        """
+        if self.is_causal and self._reordered(config):
+            raise ValueError(
+                f"is_causal: a causal mask needs tokens in their own order, and the preset's is "
+                f"{config.rearrange_method}; take one with use_rearrange: false"
+            )
+
+    def orders(self, config: PSAConfig) -> tuple[TokenOrder, TokenOrder]:
+        """The orders in which queries and keys are cut into blocks, as `psa_attention` has them."""
+        if not self._reordered(config):
+            return _as_they_come(self.q), _as_they_come(self.k)
+        method = config.rearrange_method
+        if method == "SemanticAware" or method == "Hybrid":
+            for_q, for_k = (
+                semantic_order(x, method=method, grid=self.grid, prefix_tokens=self.prefix_tokens)
+                for x in (self.q, self.k)
+            )
+            return for_q, for_k
+        assert self.grid is not None
+        order = grid_order(
+            method, self.grid, tile_size=config.tile_size, prefix_tokens=self.prefix_tokens, device=self.q.device
+        )
+        return order, order
+
+    def _reordered(self, config: PSAConfig) -> bool:
+        return config.use_rearrange and (self.grid is not None or config.rearrange_method == "SemanticAware")
+
+
+def _as_they_come(x: Tensor) -> TokenOrder:
+    places = torch.arange(x.shape[2], device=x.device)
+    return TokenOrder(places, places)
