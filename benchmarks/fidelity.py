@@ -64,10 +64,8 @@ METHODS: Final = (
     Method("block top-k, sampled", "sampled", ((1, 1.0),)),
     Method("block top-k, representative", weights=((1, 1.0),)),
     Method("seed's shares, sampled", "sampled", SEED),
-    Method("seed's shares, representative", weights=SEED),
     Method("wide shares, representative", weights=WIDE),
-    *(Method(f"budget, {name}", name) for name in ESTIMATORS),
-    Method("budget of a head", scope="head"),
+    *(Method(f"budget, {name}", name) for name in ("sampled", "pooled", "representative")),
     Method("budget of a layer", scope="layer"),
     Method("budget, corrected", pool_correction="isotropic"),
     Method("budget, n = 32", block_n=32),
@@ -288,7 +286,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     bars, curves = figure.subplots(1, 2)
-    shown = (BASELINE, SEED_PRESET, METHODS[4].name, OURS, "budget of a head, corrected, n = 32")
+    shown = (BASELINE, SEED_PRESET, METHODS[3].name, OURS, "budget of a head, corrected, n = 32")
     sets = list(dict.fromkeys(row["set"] for row in report["rows"]))
     for i, name in enumerate(shown):
         errors = {row["set"]: row["error"] for row in report["rows"] if row["method"] == name}

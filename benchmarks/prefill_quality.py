@@ -1,8 +1,8 @@
 """What PSA's prefill does to a language model: `python benchmarks/prefill_quality.py`.
 
-Perplexity of a long real text, every token predicted in one prefill of the whole: dense against sparse attention at equal
-densities, by levels, importance and block size. The model is SmolLM2-135M-Instruct unless `--model` names a folder.
-Densities are reached by a search over a few layers of the dense run; what the whole run read is what is reported.
+Perplexity of a long real text, every token predicted in one prefill of the whole: dense against sparse attention at
+equal densities, by levels, importance and block size. The model is SmolLM2-135M-Instruct unless `--model` names a
+folder. Densities are reached by a search over a few layers of the dense run; what the whole run read is what is reported.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import json
 import shlex
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from prefill_methods import GROUPS, Method, Sample, methods
-from prefill_report import GOAL_DENSITY, draw, markdown
+from prefill_methods import GOAL_DENSITY, GROUPS, Method
+from prefill_report import draw, markdown
 from smollm2 import CONTEXT, TEXTS, Tap, load_model, token_ids
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,7 +31,6 @@ from psa_triton.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-DENSITIES = (0.25, GOAL_DENSITY, 0.5)
 QUICK_TOKENS = 1024
 SAMPLED_LAYERS = 5
 _LOGITS_AT_A_TIME = 1024
@@ -72,22 +72,22 @@ def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Te
     }
 
 
-def measure_text(
-    model: PreTrainedModel, ids: Tensor, text: str, chosen: list[tuple[Method, float | None]]
-) -> dict[str, Any]:
-    """The dense run of a text and a row for every method at every density; None leaves a method as it is."""
+def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: dict[str, list[Method]]) -> dict[str, Any]:
+    """The dense run of a text, and a row for every method at each of its densities."""
     with Tap(spread_layers(model.config.num_hidden_layers)) as tap:
         began = time.perf_counter()
         dense = token_losses(model, ids)
         seconds = time.perf_counter() - began
-    samples: list[Sample] = tap.attended()
+    samples = tap.attended()
     rows = []
-    for method, wanted in chosen:
-        config = method.config if wanted is None else method.at(wanted, samples)
-        row = run_sparse(model, ids, config, dense)
-        rows.append({"group": method.group, "method": method.name, "levels_0_1": method.is_block_sparse, "wanted": wanted})
-        rows[-1] |= row | {"mask_ratios": config.mask_ratios, "budget": config.budget}
-        print(f"{text}, {method.name} at {row['density']:.3f}: {row['change']:+.2%}", flush=True)
+    for group, method in ((group, method) for group, members in methods.items() for method in members):
+        configs = [method.at(density, samples) for density in method.densities] or [method.config]
+        for config in configs:
+            row = run_sparse(model, ids, config, dense)
+            print(f"{text}, {method.name} at {row['density']:.3f}: {row['change']:+.2%}", flush=True)
+            settings = config.model_dump(mode="json", include={"importance", "mask_mode", "mask_ratios", "budget"})
+            names = {"group": group, "method": method.name, "is_block_sparse": method.is_block_sparse}
+            rows.append(names | row | {"config": settings})
     return {
         "text": text,
         "tokens": ids.shape[1],
@@ -98,44 +98,37 @@ def measure_text(
     }
 
 
-def choose(groups: list[str], densities: list[float]) -> list[tuple[Method, float | None]]:
-    """Every method with the densities at which it is measured: the first group's at all, others' at the goal's."""
-    chosen: list[tuple[Method, float | None]] = []
-    for method in methods():
-        if method.group not in groups:
-            continue
-        if method.is_fixed:
-            chosen.append((method, None))
-        elif method.group == next(iter(GROUPS)):
-            chosen += [(method, density) for density in densities]
-        else:
-            chosen.append((method, GOAL_DENSITY))
-    return chosen
+def thinned(methods: tuple[Method, ...]) -> list[Method]:
+    """`methods` at the goal's density alone."""
+    return [replace(m, densities=(GOAL_DENSITY,)) if m.densities else m for m in methods]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of another model, as save_pretrained writes it")
-    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="the first gets all methods")
-    parser.add_argument("--tokens", type=int, default=CONTEXT)
-    parser.add_argument("--densities", type=float, nargs="+", default=list(DENSITIES))
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="the first gets all groups")
+    parser.add_argument("--tokens", type=int, help=f"of each text; {CONTEXT}, or {QUICK_TOKENS} with --quick")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of the first text")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS} tokens, one text, one density")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS} tokens, the first group, one density")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON, the Markdown and the plot")
     args = parser.parse_args()
+    tokens = args.tokens or (QUICK_TOKENS if args.quick else CONTEXT)
     if args.quick:
-        args.tokens, args.texts, args.densities = min(args.tokens, QUICK_TOKENS), args.texts[:1], [GOAL_DENSITY]
+        del args.texts[1:]
     try:
         model, tokenizer = load_model(args.model)
-        texts = {text: token_ids(tokenizer, text, args.tokens) for text in args.texts}
+        texts = {text: token_ids(tokenizer, text, tokens) for text in args.texts}
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     model = model.to(DTYPES[args.dtype])
-    measured = []
-    for i, (text, ids) in enumerate(texts.items()):
-        groups, densities = (args.groups, args.densities) if i == 0 else ([next(iter(GROUPS))], [GOAL_DENSITY])
-        measured.append(measure_text(model, ids, text, choose(groups, densities)))
+    first = next(iter(GROUPS))
+    everything = {group: list(GROUPS[group]) for group in args.groups}
+    short = {first: thinned(GROUPS[first])}
+    measured = [
+        measure_text(model, ids, text, short if args.quick or text != args.texts[0] else everything)
+        for text, ids in texts.items()
+    ]
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/prefill_quality.py", *sys.argv[1:]]),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-GOAL_DENSITY: Final = 0.35
+from prefill_methods import GOAL_DENSITY
+
 GOAL_CHANGE: Final = 0.01
 _AT_MOST: Final = GOAL_DENSITY + 0.01
 """A run that ends within this density counts as one at the goal's."""
@@ -23,9 +24,9 @@ def markdown(report: dict[str, Any], picture: str) -> str:
         "",
         "Every token of a text is predicted in one prefill of all of it. Change: of perplexity against dense attention",
         "on the same tokens, ± its standard error over tokens; in the last half the context is long. Density: groups",
-        "read over keys visible, mean over queries, heads and layers; then with the estimate of importance. Methods are",
-        f"brought to a density by a search; goal: at most {GOAL_CHANGE:.0%} at {GOAL_DENSITY:g}, and less than levels",
-        "1/0 alone.",
+        "read over keys visible, mean over queries, heads and layers; then with the estimate of importance. Methods",
+        f"are brought to a density by a search; goal: at most {GOAL_CHANGE:.0%} at {GOAL_DENSITY:g}, and less than",
+        "levels 1/0 alone.",
     ]
     for text in report["texts"]:
         lines += [
@@ -45,7 +46,7 @@ def _verdicts(rows: list[Row]) -> list[str]:
     at_goal = [row for row in rows if row["density"] <= _AT_MOST]
     lines = []
     for words, block_sparse in (("pooled levels", False), ("levels 1/0", True)):
-        candidates = [row for row in at_goal if row["levels_0_1"] == block_sparse]
+        candidates = [row for row in at_goal if row["is_block_sparse"] == block_sparse]
         if candidates:
             best = min(candidates, key=lambda row: row["change"])
             reached = "reaches" if best["change"] <= GOAL_CHANGE else "misses"

@@ -1,8 +1,8 @@
 """Causal prefill with PSA on a CPU against torch SDPA, in one run: `python benchmarks/prefill_speed.py`.
 
-Two parts: attention alone, and a whole prefill (projections, MLP, norms) of a model with random weights. Heads and layers
-all do the same work, so few of them are measured; the report says how many. Ratios are taken within a round, in which
-each function runs once; the table gives their median and range.
+Two parts: attention alone, and a whole prefill (projections, MLP, norms) of a model with random weights. Heads and
+layers all do the same work, so few of them are measured; the report says how many. Ratios are taken within a round, in
+which each function runs once; the table gives their median and range.
 """
 
 from __future__ import annotations
@@ -136,9 +136,7 @@ def ratios(seconds: dict[str, list[float]], over: str, under: str) -> dict[str, 
 def measure_attention(shape: Shape, tokens: int, dtype: torch.dtype, rounds: int, config: PSAConfig) -> dict[str, Any]:
     """Attention of one key head and the query heads that read it."""
     generator = torch.Generator().manual_seed(tokens)
-    q, k, v = (
-        torch.randn(1, heads, tokens, shape.dim, generator=generator).to(dtype) for heads in (shape.group, 1, 1)
-    )
+    q, k, v = (torch.randn(1, heads, tokens, shape.dim, generator=generator).to(dtype) for heads in (shape.group, 1, 1))
     blocks: dict[str, int] = dict(block_m=config.block_m, block_n=config.block_n)
     choice, scale = level_choice(config), shape.dim**-0.5
     levels = choose_levels(q, k, choice, is_causal=True, scale=scale)

@@ -32,7 +32,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         "## What wins",
         "",
-        *(_verdict(rows, group, vit) for group in GROUPS),
+        *(_verdict(report, group) for group in GROUPS),
         "",
         f"![Error against cost]({report['picture']})",
         "",
@@ -49,28 +49,30 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(heading) + "\n"
 
 
-def _verdict(rows: list[Row], group: str, sets: list[str]) -> str:
-    """Methods of a group by mean error, the best first."""
-    ranked = sorted(
-        (error, method.name)
-        for method in GROUPS[group]
-        if method.importance != "exact" and (error := _mean(rows, group, method.name, sets)) is not None
-    )
+def _verdict(report: dict[str, Any], group: str) -> str:
+    """Methods of a group by mean error, the best first; then the winners at other costs, where they are others."""
+    rows, sets = report["rows"], report["vit_sets"]
+    ranked = _ranked(rows, group, sets, SHOWN_COST)
     if not ranked:
         return f"* **{group}**: no method reaches a cost of {SHOWN_COST:g}"
     (least, winner), *rest = ranked
-    wins = sum(_winner(rows, group, name) == winner for name in sets)
-    others = "".join(f"; {name} {error:.3f}" for error, name in rest)
-    return f"* **{group}**: {winner} {least:.3f} (least on {wins} of {len(sets)} sets){others}"
+    wins = sum(_ranked(rows, group, [name], SHOWN_COST)[0][1] == winner for name in sets)
+    text = f"* **{group}**: {winner} {least:.3f} (least on {wins} of {len(sets)} sets)"
+    text += "".join(f"; {name} {error:.3f}" for error, name in rest)
+    for cost in report["costs"]:
+        if (others := _ranked(rows, group, sets, cost)) and others[0][1] != winner:
+            at_winner = next((f" ({winner} {error:.3f})" for error, name in others if name == winner), "")
+            text += f". At {cost:g}: {others[0][1]} {others[0][0]:.3f}{at_winner}"
+    return text
 
 
-def _winner(rows: list[Row], group: str, name: str) -> str | None:
-    errors = {
-        method.name: error
+def _ranked(rows: list[Row], group: str, sets: list[str], cost: float) -> list[tuple[float, str]]:
+    """Errors and names of the methods that can be had at a cost, the best first."""
+    return sorted(
+        (error, method.name)
         for method in GROUPS[group]
-        if method.importance != "exact" and (error := _error(rows, group, method.name, name)) is not None
-    }
-    return min(errors, key=lambda method: errors[method], default=None)
+        if method.importance != "exact" and (error := _mean(rows, group, method.name, sets, cost)) is not None
+    )
 
 
 def _table(rows: list[Row], groups: tuple[str, ...], sets: list[str], *, mean: bool) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,7 @@ class RecordingProcessor:
         keep: called with `q, k, v`, `[B, H, N, D]`, rotary embedding applied.
     """
 
-    def __init__(self, dense: Any, keep: Any) -> None:
+    def __init__(self, dense: Any, keep: Callable[[Tensor, Tensor, Tensor], None]) -> None:
         self._dense = dense
         self._keep = keep
 

@@ -1,0 +1,77 @@
+"""`benchmarks/prefill_quality.py` from end to end: on a model of a moment's size, and what it finds on SmolLM2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prefill_quality.py"
+
+
+def run(output: Path, *arguments: str) -> dict[str, Any]:
+    """The report that the script writes."""
+    command = [sys.executable, str(SCRIPT), *arguments, "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = output.glob("*.json")
+    return json.loads(file.read_text())
+
+
+@pytest.fixture
+def small_model(tmp_path: Path) -> Path:
+    """Two layers with random weights that read bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    config = LlamaConfig(
+        vocab_size=len(alphabet),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    folder = tmp_path / "small-llama"
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_a_small_model_gives_the_whole_report(small_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "results"
+    report = run(output, "--model", str(small_model), "--quick", "--texts", "documentation", "--dtype", "float32")
+    (text,) = report["texts"]
+    assert text["tokens"] == 1024
+    assert text["perplexity"] == pytest.approx(256, rel=0.1), "random weights know nothing"
+    assert {row["is_block_sparse"] for row in text["rows"]} == {True, False}
+    for row in text["rows"]:
+        assert row["dense_calls"] == 0
+        assert abs(row["change"]) < 0.02
+    densities = {row["method"]: row["density"] for row in text["rows"]}
+    assert densities["budget, n = 64"] == pytest.approx(0.35, abs=0.03)
+    assert densities["seed's shares, cap, n = 64"] > 0.9, "random keys are unlike: the cap reads them in full"
+    (page,), (picture,) = output.glob("*.md"), output.glob("*.png")
+    assert "| levels 1/0, n = 64 |" in page.read_text()
+    assert picture.name in page.read_text()
+
+
+def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--model", str(tmp_path / "none"), "--output", str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"model folder not found: {tmp_path / 'none'}" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "results").exists()
