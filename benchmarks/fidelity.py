@@ -2,8 +2,8 @@
 
 Queries, keys and values are those of a vision transformer over two clips, of the built-in video model at several
 denoising steps, of SmolLM2 reading a text, and some made to break things (`benchmarks/tensors/`, `smollm2.py`). Dense
-attention is computed for sampled query blocks alone; under a causal mask for all. Every method pays for its estimate of
-importance. `--quick` tries everything on little in a minute or two.
+attention is computed for sampled query blocks alone; under a causal mask for all, and there the first key block is read
+in full. Every method pays for its estimate of importance. `--quick` tries everything on little in a minute or two.
 """
 
 from __future__ import annotations
@@ -150,6 +150,7 @@ def levels_of(x: Inputs, method: Method, total: float) -> Tensor:
             budget=total,
             budget_scope=method.scope,
             importance=method.estimator,
+            keep_first_block=x.is_causal,
         )
         return choose_levels(x.q, x.k, level_choice(config), scale=x.scale, v=x.v, is_causal=x.is_causal)
     return shared_levels(x, method, total - estimation_cost(method.estimator, x.block_m, method.block_n))
@@ -183,6 +184,7 @@ def _by_shares(x: Inputs, method: Method, importance: Tensor, factor: float) -> 
         block_n=method.block_n,
         query_tokens=queries,
         key_tokens=keys,
+        keep_first_block=x.is_causal,
         is_causal=x.is_causal,
     )
 
@@ -284,7 +286,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     """Left: error by set; right: error over cost by estimator."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 6), layout="constrained")
     bars, curves = figure.subplots(1, 2)
     shown = (BASELINE, SEED_PRESET, METHODS[3].name, OURS, "budget of a head, corrected, n = 32")
     sets = list(dict.fromkeys(row["set"] for row in report["rows"]))
@@ -298,8 +300,9 @@ def draw(report: dict[str, Any], file: Path) -> None:
         points = [row for row in report["curve"] if row["estimator"] == estimator]
         curves.plot([p["cost"] for p in points], [p["error"] for p in points], marker="o", label=estimator)
     curves.set(xlabel="total cost", ylabel="relative error, ViT", xscale="log", yscale="log")
+    bars.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    curves.legend(fontsize="small")
     for axes in (bars, curves):
-        axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from smollm2 import Attended
+from prefill_density import DenseRun
 
 from psa_triton import PSAConfig, load_preset
-from psa_triton.attention import level_choice
 from psa_triton.config import Importance
 from psa_triton.importance import estimation_cost
-from psa_triton.levels import choose_levels, read_density
 
 GOAL_DENSITY: Final = 0.35
 DENSITIES: Final = (0.25, GOAL_DENSITY, 0.5)
@@ -35,8 +32,8 @@ class Method:
         """Whether blocks are read in full or not at all."""
         return self.config.mask_mode != "budget" and set(self.config.mask_ratios) == {0, 1}
 
-    def at(self, density: float, samples: Sequence[Attended]) -> PSAConfig:
-        """The configuration that reads about `density` of `samples`, estimation aside, or comes closest.
+    def at(self, density: float, run: DenseRun) -> PSAConfig:
+        """The configuration that reads about `density` of a run, estimation aside, or comes closest.
 
         Shares of importance mass are moved: a boundary `b` to `1 - strength * (1 - b)`, so that what is not read in
         full keeps its proportions.
@@ -48,7 +45,7 @@ class Method:
         while True:
             strength = (weak + strong) / 2
             scaled = c.replace(mask_ratios=_scale(c.mask_ratios, strength))
-            found = mean_density(scaled, samples)
+            found = run.density(scaled)
             if abs(found - density) < _TOLERANCE or strong - weak < 1e-3:
                 return scaled
             weak, strong = (strength, strong) if found > density else (weak, strength)
@@ -59,25 +56,6 @@ def _scale(shares: Mapping[int, tuple[float, float]], strength: float) -> dict[i
     return dict(zip(shares, zip([0.0, *ends[:-1]], ends, strict=True), strict=True))
 
 
-def mean_density(config: PSAConfig, samples: Sequence[Attended]) -> float:
-    """Density of causal levels, mean over heads and samples."""
-    return statistics.mean(_density(config, sample) for sample in samples)
-
-
-def _density(config: PSAConfig, sample: Attended) -> float:
-    q, k, v = sample
-    levels = choose_levels(q, k, level_choice(config), v=v, is_causal=True, scale=q.shape[-1] ** -0.5)
-    density = read_density(
-        levels,
-        block_m=config.block_m,
-        block_n=config.block_n,
-        query_tokens=q.shape[2],
-        key_tokens=k.shape[2],
-        is_causal=True,
-    )
-    return float(density.mean())
-
-
 def _preset() -> PSAConfig:
     preset = load_preset("Qwen2.5-VL", "psa_balanced")
     assert preset is not None, "a dense preset"
@@ -85,34 +63,40 @@ def _preset() -> PSAConfig:
 
 
 SEED: Final = _preset()
-NO_CAP: Final = SEED.replace(use_sim_mask=False)
-BLOCK_SPARSE: Final = NO_CAP.replace(mask_ratios={1: (0.0, 0.9), 0: (0.9, 1.0)})
-BUDGET: Final = NO_CAP.replace(mask_mode="budget", budget_scope="layer")
-KINDS: Final = {"levels 1/0": BLOCK_SPARSE, "seed's shares, cap": SEED, "budget": BUDGET}
 BEST_IMPORTANCE: Final = "sampled"
 """Of the estimators, on this model."""
 
+
+def kinds(importance: str, block_n: int) -> dict[str, PSAConfig]:
+    """What the levels may be; each at some density."""
+    seed = SEED.replace(importance=importance, block_n=block_n)
+    no_cap = seed.replace(use_sim_mask=False)
+    return {
+        "levels 1/0": no_cap.replace(mask_ratios={1: (0.0, 0.9), 0: (0.9, 1.0)}),
+        "level 1 or a mean": no_cap.replace(mask_ratios={1: (0.0, 0.9), min(64, block_n): (0.9, 1.0)}),
+        "seed's shares, cap": seed,
+        "seed's shares, no cap": no_cap,
+        "budget": no_cap.replace(mask_mode="budget", budget_scope="layer"),
+    }
+
+
 GROUPS: Final[dict[str, tuple[Method, ...]]] = {
-    "levels": (
-        *(
-            Method(f"{kind}, n = 64", c.replace(importance=BEST_IMPORTANCE, block_n=64), DENSITIES)
-            for kind, c in KINDS.items()
-        ),
-        Method("seed's shares, no cap, n = 64", NO_CAP.replace(importance=BEST_IMPORTANCE, block_n=64), DENSITIES),
+    "levels": tuple(
+        Method(f"{kind}, n = 64", config, DENSITIES) for kind, config in kinds(BEST_IMPORTANCE, 64).items()
     ),
     "importance": tuple(
-        Method(f"{kind}, {importance}", c.replace(importance=importance))
+        Method(f"{kind}, {importance}", kinds(importance, 64)[kind])
+        for kind in ("levels 1/0", "level 1 or a mean")
         for importance in get_args(Importance)
-        for kind, c in KINDS.items()
     ),
     "key blocks": tuple(
-        Method(f"{kind}, n = {n}", c.replace(importance=BEST_IMPORTANCE, block_n=n))
-        for kind, c in KINDS.items()
+        Method(f"{kind}, n = {n}", kinds(BEST_IMPORTANCE, n)[kind])
+        for kind in ("levels 1/0", "level 1 or a mean", "seed's shares, cap")
         for n in (128, 32)
     ),
     "preset Qwen2.5-VL": (
         Method("as it is", SEED, ()),
-        Method("no cap", NO_CAP, ()),
+        Method("no cap", SEED.replace(use_sim_mask=False), ()),
         Method("first block by importance", SEED.replace(keep_first_block=False), ()),
     ),
 }

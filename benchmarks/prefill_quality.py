@@ -2,7 +2,7 @@
 
 Perplexity of a long real text, every token predicted in one prefill of the whole: dense against sparse attention at
 equal densities, by levels, importance and block size. The model is SmolLM2-135M-Instruct unless `--model` names a
-folder. Densities are reached by a search over a few layers of the dense run; what the whole run read is what is reported.
+folder. Densities are reached by a search over queries and keys of the dense run; those reported are of the sparse run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from prefill_density import DenseRun
 from prefill_methods import GOAL_DENSITY, GROUPS, Method
 from prefill_report import draw, markdown
 from smollm2 import CONTEXT, TEXTS, Tap, load_model, token_ids
@@ -32,7 +33,6 @@ from psa_triton.machine import hardware, versions
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 QUICK_TOKENS = 1024
-SAMPLED_LAYERS = 5
 _LOGITS_AT_A_TIME = 1024
 
 
@@ -43,12 +43,6 @@ def token_losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
     output = model.get_output_embeddings()
     pieces = zip(states.split(_LOGITS_AT_A_TIME), ids[0, 1:].split(_LOGITS_AT_A_TIME), strict=True)
     return torch.cat([F.cross_entropy(output(s).float(), wanted, reduction="none") for s, wanted in pieces])
-
-
-def spread_layers(count: int) -> list[int]:
-    """A few layers, evenly over the depth."""
-    sampled = min(SAMPLED_LAYERS, count)
-    return [(2 * i + 1) * count // (2 * sampled) for i in range(sampled)]
 
 
 def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Tensor) -> dict[str, Any]:
@@ -74,14 +68,14 @@ def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Te
 
 def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: dict[str, list[Method]]) -> dict[str, Any]:
     """The dense run of a text, and a row for every method at each of its densities."""
-    with Tap(spread_layers(model.config.num_hidden_layers)) as tap:
+    with Tap(range(model.config.num_hidden_layers)) as tap:
         began = time.perf_counter()
         dense = token_losses(model, ids)
         seconds = time.perf_counter() - began
-    samples = tap.attended()
+    run = DenseRun(tap.attended())
     rows = []
     for group, method in ((group, method) for group, members in methods.items() for method in members):
-        configs = [method.at(density, samples) for density in method.densities] or [method.config]
+        configs = [method.at(density, run) for density in method.densities] or [method.config]
         for config in configs:
             row = run_sparse(model, ids, config, dense)
             print(f"{text}, {method.name} at {row['density']:.3f}: {row['change']:+.2%}", flush=True)

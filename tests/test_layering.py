@@ -40,6 +40,7 @@ LAYERS = [
     "understanding",  # frames and a question -> an answer
     "evaluation",  # how close is sparse to dense
     "inspection",  # what single attention calls read
+    "tuning",  # budgets by layer and step
     "bench",  # times of attention on this machine
     "diagnosis",  # what runs on this machine
     "cli",  # the psa command

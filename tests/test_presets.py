@@ -56,6 +56,9 @@ EXAMPLE_PRESET = """
 """
 
 
+TABLE = "{{type: psa, mask_mode: budget, budget_table: [{}]}}"
+
+
 def write(folder: Path, text: str) -> Path:
     file = folder / "presets.yaml"
     file.write_text(text, encoding="utf-8")
@@ -136,13 +139,31 @@ class TestShippedFile:
         )
         assert "The first key block is read in full whatever its importance." in explain(config)
 
+    @pytest.mark.parametrize("model", SECTIONS)
+    def test_every_section_has_a_budget_with_the_warm_up_of_its_default(self, model: str) -> None:
+        config, default = load_preset(model, "psa_budget"), load_preset(model)
+        assert config is not None
+        assert default is not None
+        understands = model == "Qwen2.5-VL"
+        m, n = (32, 32) if model == "tiny-wan" else (128, 64)
+        assert config.replace(description="") == PSAConfig(
+            block_m=m,
+            block_n=n,
+            mask_mode="budget",
+            budget=0.15,
+            importance="representative",
+            use_rearrange=not understands,
+            keep_first_block=understands,
+            warmup_steps=default.warmup_steps,
+        )
+
     def test_no_preset_is_missing_from_the_list_above(self) -> None:
         sections = load_presets_file().sections
         found = {(model, preset) for model in SECTIONS for preset in sections[model].attention_configs}
         added = {(model, "baseline") for model in SECTIONS} | {
             ("tiny-wan", name) for name in ("psa_balanced", "psa_timing")
         }
-        added |= {("Qwen2.5-VL", "psa_balanced")}
+        added |= {("Qwen2.5-VL", "psa_balanced")} | {(model, "psa_budget") for model in SECTIONS}
         assert found == PRESETS.keys() | added
 
     def test_is_the_one_that_people_edit(self) -> None:
@@ -237,6 +258,16 @@ class TestMistakes:
                 "level 64 is coarser than a key block of block_size.n = 32 tokens",
             ),
             ("{type: psa, mask_mode: budget, budget: 0}", "budget", "greater than 0, got 0"),
+            ("{type: psa, budget_table: [{start: 0, budgets: [0.1]}]}", "budget_table", "with mask_mode 'budget'"),
+            (TABLE.format("{start: 0.1, budgets: [0.1]}"), "budget_table", "start at 0 and then ever later, got [0.1]"),
+            (TABLE.format("{start: 0, budgets: [.1]}, {start: 0, budgets: [.1]}"), "budget_table", "got [0.0, 0.0]"),
+            (TABLE.format("{start: 0, budgets: [.1]}, {start: .5, budgets: [.1, .2]}"), "budget_table", "got [1, 2]"),
+            (
+                TABLE.format("{start: 0, budgets: [0.1, 2]}"),
+                "budget_table.0.budgets.1",
+                "less than or equal to 1, got 2",
+            ),
+            (TABLE.format("{start: 0, budgets: [.1], end: 1}"), "budget_table.0.end", "Known: budgets, start"),
             ("{type: psa, mask_mode: budget, use_sim_mask: true}", "use_sim_mask", "set use_sim_mask: false"),
             (
                 "{type: psa, attn_impl: new_mask_type, use_sim_mask: true}",
@@ -329,6 +360,13 @@ class TestMistakes:
             load_preset("CogVideo_5b", "psa_4step")
 
 
+BY_LAYER_AND_STEP = PSAConfig(
+    mask_mode="budget",
+    budget=0.3,
+    budget_table=[{"start": 0, "budgets": [0.1, 0.2]}, {"start": 0.75, "budgets": [0.2, 1.0]}],
+)
+
+
 class TestDensityBounds:
     @pytest.mark.parametrize(
         ("config", "expected"),
@@ -351,8 +389,9 @@ class TestDensityBounds:
             ),
             (PSAConfig(mask_ratios={1: (0, 1)}), (1.0, 1.0)),
             (PSAConfig(mask_mode="budget", budget=0.2), (0.0, 0.2)),
+            (BY_LAYER_AND_STEP, (0.0, 0.75 * 0.15 + 0.25 * 0.6)),
         ],
-        ids=["topk", "topk-cap", "thresholdbound", "nothing-skipped", "min-full", "all-full", "budget"],
+        ids=["topk", "topk-cap", "thresholdbound", "nothing-skipped", "min-full", "all-full", "budget", "table"],
     )
     def test_by_hand(self, config: PSAConfig, expected: tuple[float, float]) -> None:
         assert density_bounds(config) == pytest.approx(expected)
@@ -380,6 +419,12 @@ class TestExplain:
             "full included.",
             "Tokens stay in the model's own order.",
         ]
+
+    def test_budget_table(self) -> None:
+        words = explain(BY_LAYER_AND_STEP)
+        assert "- from 0% of the steps on: 10.0%, 20.0%" in words
+        assert "- from 75% of the steps on: 20.0%, 100.0%" in words
+        assert "That is 26.25% on average; 30.00% where layers and steps are not known." in words
 
     def test_thresholdbound_speaks_of_importance(self) -> None:
         config = load_preset("Wan2.1_1.3b")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -10,6 +12,7 @@ from psa_triton.ratios import check_mask_ratios
 
 Level = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Budget = Annotated[float, Field(gt=0.0, le=1.0)]
 MaskMode = Literal["topk", "thresholdbound", "budget"]
 Importance = Literal["sampled", "antidiagonal", "pooled", "representative"]
 BudgetScope = Literal["row", "head", "layer"]
@@ -44,6 +47,17 @@ class SimThresholds(BaseModel):
     """For level 8: tokens seven apart."""
 
 
+class BudgetRow(BaseModel):
+    """Budgets of all layers over some part of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    start: float = Field(ge=0.0, lt=1.0)
+    """Share of the denoising steps from which on they hold, until the next row's."""
+    budgets: tuple[Budget, ...] = Field(min_length=1)
+    """One for each transformer block; 1 runs it dense."""
+
+
 class PSAConfig(BaseModel):
     """How an attention is made sparse: blocks, levels, importance, token order, warm-up.
 
@@ -71,8 +85,10 @@ class PSAConfig(BaseModel):
     """Share `[lo, hi)` of a row's blocks (topk) or importance mass (thresholdbound) that each level gets."""
     mask_mode: MaskMode = "topk"
     """`topk`: fixed shares of the blocks; `thresholdbound`: of the importance mass; `budget`: least expected error."""
-    budget: float = Field(default=0.15, gt=0.0, le=1.0)
+    budget: Budget = 0.15
     """budget only, instead of `mask_ratios`: density, that of the importance estimate included."""
+    budget_table: tuple[BudgetRow, ...] = ()
+    """budget only: budgets by layer and denoising step, for video models; `budget` holds where these are not known."""
     budget_scope: BudgetScope = "row"
     """budget only: whether each row of blocks has the budget for itself, or shares it within its head or its layer."""
     min_full_ratio: Share = 0.06
@@ -130,6 +146,41 @@ class PSAConfig(BaseModel):
                 "set block_size.n: 128, or attn_impl: auto"
             )
         return self
+
+    @model_validator(mode="after")
+    def _consistent_table(self) -> Self:
+        table = self.budget_table
+        if table and self.mask_mode != "budget":
+            raise ValueError(f"budget_table: expected it with mask_mode 'budget', got {self.mask_mode!r}")
+        starts = [row.start for row in table]
+        if table and (starts[0] != 0 or any(here >= following for here, following in pairwise(starts))):
+            raise ValueError(f"budget_table: expected rows that start at 0 and then ever later, got {starts}")
+        if len(layers := sorted({len(row.budgets) for row in table})) > 1:
+            raise ValueError(f"budget_table: expected as many budgets in every row, got {layers}")
+        return self
+
+    def at(self, layer: int, progress: float) -> PSAConfig:
+        """How one layer attends at one denoising step: `budget_table` has become `budget`.
+
+        Args:
+            layer: index of the transformer block.
+            progress: share of the denoising steps that are done, in [0, 1).
+        """
+        if not self.budget_table:
+            return self
+        begun = [row for row in self.budget_table if row.start <= progress]
+        return self._by_budget[begun[-1].budgets[layer]]
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether a budget leaves nothing to save: dense attention gives the same for less."""
+        return self.mask_mode == "budget" and self.budget == 1.0 and not self.budget_table
+
+    @cached_property
+    def _by_budget(self) -> dict[float, PSAConfig]:
+        """What `at` may return. Made once: it is asked for in every attention call."""
+        budgets = {budget for row in self.budget_table for budget in row.budgets}
+        return {budget: self.replace(budget=budget, budget_table=()) for budget in sorted(budgets)}
 
     def replace(self, **changes: Any) -> PSAConfig:
         """A validated copy with `changes`."""

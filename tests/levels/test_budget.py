@@ -83,8 +83,8 @@ class TestExpectedErrors:
         k, v = (sign * torch.tensor([size] + [0.0] * 7) for size in (2.0, 3.0))
         q = torch.ones(1, 1, 16, 8)
         found = expected_errors(q, k[None, None], v[None, None], block_n=8, scale=0.5)
-        # Values lie 9 from their mean; logits vary by .25 * 1 * 4, so a pooled block misses 1/2 (1 - 1/e) of 9.
-        pooled = 0.5 * 9 * (1 - torch.exp(torch.tensor(-1.0)))
+        # Values lie 9 from their mean; logits vary by .25 * 1 * 4, so a pooled block misses 1/4 (1 - 1/e^2) of 9.
+        pooled = 9 / 4 * (1 - torch.exp(torch.tensor(-2.0)))
         torch.testing.assert_close(found[0, 0, 0], torch.tensor([9.0, pooled, pooled, pooled, 0.0]))
 
     def test_equal_keys_are_worth_nothing_but_to_be_seen(self):

@@ -15,7 +15,7 @@ from psa_triton.cli.presets import presets
 
 # Their modules need torch and diffusers, which take seconds to import: each is imported when it is asked for.
 # Command NAME is the function NAME of psa_triton.cli.NAME.
-_HEAVY_COMMANDS = ("generate", "compare", "understand", "bench", "inspect", "doctor")
+_HEAVY_COMMANDS = ("generate", "compare", "understand", "bench", "inspect", "tune", "doctor")
 
 DASH_OR_UNDERSCORE = {
     "help_option_names": ["-h", "--help"],

@@ -72,4 +72,6 @@ def _density(config: PSAConfig | None) -> str:
     if config is None:
         return "100%"
     low, high = density_bounds(config)
-    return f"{low:.1%}" if low == high else f"{low:.1%} to {high:.1%}"
+    if low == high:
+        return f"{low:.1%}"
+    return f"{low:.1%} to {high:.1%}" if low else f"up to {high:.1%}"

@@ -21,8 +21,8 @@ _REPEATS: Final = 3
 def level_choice_seconds(pipe: Any, recording: LevelRecording, impl: Impl) -> float | None:
     """Seconds that all sparse calls of a run spent in choosing levels: importance, selection, similarity cap.
 
-    One call's time, the median of three, times the calls. It is taken on random queries and keys of the run's shape
-    and type, as the time does not depend on what they hold.
+    One call's time, the median of three, times the calls. It is taken on random queries, keys and values of the run's
+    shape and type, as the time does not depend on what they hold.
 
     Args:
         pipe: the pipeline that ran.
@@ -38,7 +38,7 @@ def level_choice_seconds(pipe: Any, recording: LevelRecording, impl: Impl) -> fl
     device, dim = pipe._execution_device, transformer.config.attention_head_dim
     generator = torch.Generator(device).manual_seed(0)
     shape = (*recording.shape[:2], layout.prefix_tokens + math.prod(layout.grid), dim)
-    q, k = (torch.randn(shape, generator=generator, device=device, dtype=transformer.dtype) for _ in range(2))
+    q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=transformer.dtype) for _ in range(3))
 
     def call() -> Tensor:
         return choose_levels(
@@ -46,6 +46,7 @@ def level_choice_seconds(pipe: Any, recording: LevelRecording, impl: Impl) -> fl
             k,
             level_choice(config),
             scale=dim**-0.5,
+            v=v,
             prefix_tokens=layout.prefix_tokens,
             impl=resolve_impl(impl, q),
         )

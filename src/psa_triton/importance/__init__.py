@@ -57,7 +57,7 @@ def block_importance(
         block_m: tokens per query block, a power of two of at least 8.
         block_n: tokens per key block, likewise.
         method: `sampled` (the paper's, for generation), `antidiagonal` (XAttention's, for understanding), `pooled`
-            (the cheapest) or `representative` (nearly as cheap; the mass that `budget_levels` wants).
+            (the cheapest) or `representative` (as cheap, and made for a budget).
         is_causal: query `i` sees key `j` iff `j <= i + Nk - Nq`.
         scale: of the logits, `D ** -0.5` by default.
         generator: draws the sampled tokens at random (not `antidiagonal`); without it the choice is fixed. A generator

@@ -29,7 +29,7 @@ def pooled_estimate(grid: BlockGrid, *, generator: torch.Generator | None, devic
         generator: draws the queries at random; without it the choice is fixed.
         device: of the token tables.
     """
-    return Estimate(spread_queries(grid, QUERIES, generator, device), grouped_keys(grid, device), reduce="max")
+    return Estimate(*query_and_key_rows(grid, generator=generator, device=device), reduce="max")
 
 
 def pooled_cost(block_m: int, block_n: int) -> float:
@@ -37,22 +37,20 @@ def pooled_cost(block_m: int, block_n: int) -> float:
     return QUERIES / block_m / GROUP / 2
 
 
-def spread_queries(grid: BlockGrid, count: int, generator: torch.Generator | None, device: torch.device) -> QueryRows:
-    """`count` true queries of each block, one of every `block_m / count` neighbours."""
-    tokens = stratified_tokens(
-        grid.query_tokens, grid.block_m // count, pick="last", generator=generator, device=device
+def query_and_key_rows(
+    grid: BlockGrid, *, generator: torch.Generator | None, device: torch.device
+) -> tuple[QueryRows, KeyRows]:
+    """A few true queries of each block, and means of neighbouring keys."""
+    queries = stratified_tokens(
+        grid.query_tokens, grid.block_m // QUERIES, pick="last", generator=generator, device=device
     )
-    return QueryRows(tokens[:, None], count)
-
-
-def grouped_keys(grid: BlockGrid, device: torch.device) -> KeyRows:
-    """Means of `GROUP` neighbouring keys; under a causal mask a query sees one iff it sees its last key."""
     groups = torch.arange(-(-grid.key_tokens // GROUP), device=device)
     last_length = grid.key_tokens - (len(groups) - 1) * GROUP
-    return KeyRows(
+    key_rows = KeyRows(
         groups[:, None],
         needs=(groups + 1).mul_(GROUP).clamp_(max=grid.key_tokens) - 1,
         per_block=grid.block_n // GROUP,
         group=GROUP,
         last_log_count=math.log(last_length / GROUP),
     )
+    return QueryRows(queries[:, None], QUERIES), key_rows

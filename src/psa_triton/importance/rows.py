@@ -9,7 +9,7 @@ from torch import Tensor
 
 from psa_triton.blocks import block_count
 
-Reduce = Literal["max", "sum", "rms"]
+Reduce = Literal["max", "sum", "norm"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Estimate:
     Attributes:
         query_rows: stand for the query blocks.
         key_rows: stand for the key blocks; as many tokens wide.
-        reduce: how the probabilities of a block pair become one number: their maximum, their sum, or the root mean
-            square over the query rows of their sums over the key rows.
+        reduce: how the probabilities of a block pair become one number: their maximum, their sum, or the
+            root of the sum of their squares.
     """
 
     query_rows: QueryRows

@@ -131,14 +131,13 @@ def _probabilities(
 
 
 def _reduce_pairs(probabilities: Tensor, query_blocks: int, key_blocks: int, reduce: Reduce) -> Tensor:
-    """`[B, Hkv, G, query rows, key rows]` -> `[B, Hq, query blocks, key blocks]`; `rms` up to the rows' own totals."""
-    probabilities = probabilities.flatten(1, 2)
-    if reduce == "rms":
-        masses = probabilities.unflatten(-1, (key_blocks, -1)).sum(-1)
-        return torch.linalg.vector_norm(masses.unflatten(-2, (query_blocks, -1)), dim=-2)
+    """`[B, Hkv, G, query rows, key rows]` -> `[B, Hq, query blocks, key blocks]`."""
+    if reduce == "norm":
+        probabilities = probabilities.square_()
     fold = torch.amax if reduce == "max" else torch.sum
-    by_query_block = fold(probabilities.unflatten(-2, (query_blocks, -1)), dim=-2)
-    return fold(by_query_block.unflatten(-1, (key_blocks, -1)), dim=-1)
+    by_query_block = fold(probabilities.flatten(1, 2).unflatten(-2, (query_blocks, -1)), dim=-2)
+    reduced = fold(by_query_block.unflatten(-1, (key_blocks, -1)), dim=-1)
+    return reduced.sqrt_() if reduce == "norm" else reduced
 
 
 def _normalise(mass: Tensor, spoiled_blocks: Tensor, grid: BlockGrid) -> Tensor:

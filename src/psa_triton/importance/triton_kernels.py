@@ -299,11 +299,11 @@ def _reduce_pairs(logits, log_sum, PER_M: tl.constexpr, PER_N: tl.constexpr, RED
         by_block = tl.max(tl.reshape(logits, (TILE_M, TILE_N // PER_N, PER_N)), axis=2) - log_sum[:, None]
         return tl.math.exp2(tl.max(tl.reshape(by_block, (TILE_M // PER_M, PER_M, TILE_N // PER_N)), axis=1))
     probabilities = tl.math.exp2(logits - log_sum[:, None])
+    if REDUCE == "norm":
+        probabilities *= probabilities
     by_block = tl.sum(tl.reshape(probabilities, (TILE_M, TILE_N // PER_N, PER_N)), axis=2)
-    if REDUCE == "rms":  # the number of rows is left to the normalisation
-        by_block *= by_block
     total = tl.sum(tl.reshape(by_block, (TILE_M // PER_M, PER_M, TILE_N // PER_N)), axis=1)
-    return tl.math.sqrt(total) if REDUCE == "rms" else total
+    return tl.math.sqrt(total) if REDUCE == "norm" else total
 
 
 @triton.jit

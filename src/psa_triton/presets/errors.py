@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from psa_triton.config import SimThresholds
+from psa_triton.config import BudgetRow, SimThresholds
 from psa_triton.names import unknown_name
 from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, VideoScale
 
@@ -17,6 +17,7 @@ _PARENTS: dict[int | str, type[BaseModel]] = {
     **_PRESETS,
     "video_scale": VideoScale,
     "sim_thresholds": SimThresholds,
+    "budget_table": BudgetRow,
 }
 
 
@@ -85,7 +86,8 @@ def _dotted(location: Sequence[int | str]) -> str:
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
-    return _keys(ModelSection if len(location) == 2 else _PARENTS[location[-2]])
+    parents = [part for part in location[:-1] if isinstance(part, str)]  # a list's entries go by its name
+    return _keys(ModelSection if len(location) == 2 else _PARENTS[parents[-1]])
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from statistics import fmean
 
 from psa_triton.config import PSAConfig
 
@@ -21,7 +22,7 @@ def density_bounds(config: PSAConfig) -> tuple[float, float]:
     and there is no least.
     """
     if config.mask_mode == "budget":
-        return 0.0, config.budget
+        return 0.0, mean_budget(config)
     if config.mask_mode == "topk":
         low = high = _density(config, full=0.0)
     else:
@@ -33,6 +34,14 @@ def density_bounds(config: PSAConfig) -> tuple[float, float]:
         skipped_from = config.mask_ratios.get(0, (1.0, 1.0))[0]
         high = max(high, skipped_from)
     return low, high
+
+
+def mean_budget(config: PSAConfig) -> float:
+    """The budget, or the mean of `budget_table` over layers and steps."""
+    if not config.budget_table:
+        return config.budget
+    ends = [*(row.start for row in config.budget_table[1:]), 1.0]
+    return sum((end - row.start) * fmean(row.budgets) for row, end in zip(config.budget_table, ends, strict=True))
 
 
 def explain(config: PSAConfig) -> list[str]:
@@ -60,10 +69,15 @@ def _budget(config: PSAConfig) -> Iterator[str]:
         f"{_blocks(config)} For each query block, every key block is read in full, averaged in groups of 2, 4, 8, ..., "
         "or skipped: whichever choice leaves the least expected error at the density that is paid for."
     )
-    yield (
-        f"Density: at most {config.budget:.2%}, the estimate of importance ({config.importance}) and the blocks that "
-        "must be read in full included."
-    )
+    included = f"the estimate of importance ({config.importance}) and the blocks that must be read in full included."
+    if not config.budget_table:
+        yield f"Density: at most {config.budget:.2%}, {included}"
+        return
+    yield f"Density: at most, by layer and denoising step, {included}"
+    for row in config.budget_table:
+        budgets = ", ".join(f"{budget:.1%}" for budget in row.budgets)
+        yield f"- from {row.start:.0%} of the steps on: {budgets}"
+    yield f"That is {mean_budget(config):.2%} on average; {config.budget:.2%} where layers and steps are not known."
 
 
 def _levels(config: PSAConfig) -> Iterator[str]:

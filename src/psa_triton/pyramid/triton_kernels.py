@@ -167,10 +167,9 @@ def _merge_squares(
     begin = first + tl.arange(0, TILE >> s) * (2 * half)
     left = tl.minimum(tl.maximum(tokens - begin, 0), half).to(tl.float32)
     right = tl.minimum(tl.maximum(tokens - begin - half, 0), half).to(tl.float32)
-    halves = first + tl.arange(0, TILE >> (s - 1)) * half
-    count = tl.minimum(tl.maximum(tokens - halves, 1), half).to(tl.float32)
-    mean = tl.reshape(total / count[:, None], (TILE >> s, 2, DIM_TILE))
-    sign = (1 - 2 * tl.arange(0, 2)).to(tl.float32)
-    apart = tl.sum(mean * sign[None, :, None], axis=1)
+    side = tl.arange(0, TILE >> (s - 1))
+    count = tl.minimum(tl.maximum(tokens - first - side * half, 1), half)
+    weight = (1 - 2 * (side & 1)).to(tl.float32) / count  # the left mean, less the right one
+    apart = tl.sum(tl.reshape(total * weight[:, None], (TILE >> s, 2, DIM_TILE)), axis=1)
     distance = tl.sum(apart * apart, axis=1) * (left * right / tl.maximum(left + right, 1.0))
     return tl.sum(tl.reshape(squares, (TILE >> s, 2)), axis=1) + distance

@@ -162,7 +162,8 @@ def apply_psa(
         TypeError: if an argument is of a class that isn't supported.
         ValueError: if PSA is attached already or the transformer compiled already; if a preset is asked for by name and
             the model isn't recognised; if `video_scale` of its section is not the pipeline's; if there are dense steps
-            and no scheduler to tell them by; if `min_tokens`, `dense_last_steps` or `dense_layers` is out of range.
+            and no scheduler to tell them by; if `min_tokens`, `dense_last_steps` or `dense_layers` is out of range; if
+            `config.budget_table` has another number of layers.
     """
     transformers = _transformers(pipe_or_transformer)
     for name, transformer in transformers.items():
@@ -175,8 +176,9 @@ def apply_psa(
     if rules.need_steps and read_scheduler() is None:
         raise ValueError(
             f"scheduler: expected one, as warmup_steps = {config and config.warmup_steps} and dense_last_steps = "
-            f"{dense_last_steps}, and a transformer alone does not know the denoising step; pass scheduler=, or the "
-            "pipeline, or have neither"
+            f"{dense_last_steps}, or the {config and len(config.budget_table)} rows of budget_table, go by the "
+            "denoising step, which a transformer alone does not know; pass scheduler=, or the pipeline, or have none "
+            "of these"
         )
     recorder = Recorder(
         estimation_cost=0.0 if config is None else estimation_cost(config.importance, config.block_m, config.block_n),

@@ -38,7 +38,9 @@ class DenseRules:
     @property
     def need_steps(self) -> bool:
         """Whether the denoising step matters."""
-        return self.config is not None and (self.config.warmup_steps > 0 or self.last_steps > 0)
+        if self.config is None:
+            return False
+        return self.config.warmup_steps > 0 or self.last_steps > 0 or len(self.config.budget_table) > 1
 
     def check(self, layers: int) -> None:
         """Check against a transformer of so many `layers`.
@@ -53,6 +55,12 @@ class DenseRules:
         unknown = sorted(layer for layer in self.layers if not 0 <= layer < layers)
         if unknown:
             raise ValueError(f"dense_layers: expected indexes from 0 to {layers - 1}, got {unknown}")
+        table = () if self.config is None else self.config.budget_table
+        if table and len(table[0].budgets) != layers:
+            raise ValueError(
+                f"budget_table: expected {layers} budgets in each row, one for each transformer block, "
+                f"got {len(table[0].budgets)}; `psa tune` makes a table for this model"
+            )
 
     def of_forward(self, step: int | None, steps: int, tokens: int, device: str, masked: bool) -> str | None:
         """Why a whole forward over `tokens` at `step` of `steps` runs dense; None if it does not.
@@ -74,6 +82,8 @@ class DenseRules:
             return "last steps"
         return None
 
-    def of_layer(self, layer: int) -> str | None:
-        """Why `layer` runs dense in every forward; None if it does not."""
-        return "dense layer" if layer in self.layers else None
+    def of_layer(self, layer: int, config: PSAConfig | None) -> str | None:
+        """Why `layer` runs dense with `config` in a forward that does not; None if it runs sparse."""
+        if layer in self.layers:
+            return "dense layer"
+        return "budget of 1" if config is not None and config.reads_all else None

@@ -48,6 +48,7 @@ class _Forward:
 
     dense_reason: str | None = "outside a transformer forward"
     step: int | None = None
+    progress: float = 0.0
     timestep: torch.Tensor | float | None = None
     grid: tuple[int, int, int] | None = None
     visual_tokens: int = 0
@@ -121,7 +122,8 @@ class ForwardState:
         visual_tokens = math.prod(grid)
         reason = self._rules.of_forward(step, steps, prefix_tokens + visual_tokens, device.type, masked)
         order = None if masked or (reason and not cached) else self._grid_order(grid)
-        self._now = _Forward(reason, step, timestep, grid, visual_tokens, parallel, order)
+        progress = step / steps if step is not None else 0.0
+        self._now = _Forward(reason, step, progress, timestep, grid, visual_tokens, parallel, order)
         self._recorder.forwards += 1
 
     def detach(self) -> None:
@@ -187,8 +189,9 @@ class ForwardState:
                 "attention_mask: expected None inside a block whose tokens are reordered or shared between processes, "
                 "got a mask"
             )
-        reason = "attention mask" if mask is not None else now.dense_reason or self._rules.of_layer(layer)
-        call = AttentionCall(self._rules.config if reason is None else None)
+        config = None if self._rules.config is None else self._rules.config.at(layer, now.progress)
+        reason = "attention mask" if mask is not None else now.dense_reason or self._rules.of_layer(layer, config)
+        call = AttentionCall(config if reason is None else None)
         started = self._clock(device)
         yield call
         seconds = self._clock(device) - started

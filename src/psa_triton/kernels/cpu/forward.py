@@ -144,4 +144,5 @@ def _logits(q: torch.Tensor, part: Part, scale: float) -> torch.Tensor:
     if part.spread is None:
         return logits
     of_queries = half_norm(q, scale).to(logits.dtype)[:, None]
-    return logits.addcmul_(of_queries, part.spread.to(logits.dtype), value=scale)  # `addr_` takes twice as long
+    # `addr_` would say it plainly, and takes nearly four times as long in bfloat16.
+    return logits.addcmul_(of_queries, part.spread.to(logits.dtype), value=scale)

@@ -13,8 +13,10 @@ from psa_triton.impl import Impl, resolve_impl
 from psa_triton.levels.budget.ladder import ladder
 from psa_triton.levels.budget.spread import group_spread
 
-ALIGNMENT: Final = 0.5
+ALIGNMENT: Final = 0.25
 """Share of the values' spread inside a group that goes with the logits where these differ widely; measured."""
+SHARPNESS: Final = 2.0
+"""How soon they do: where logits have long tails, sooner than their variance alone would say; measured."""
 UNKNOWN: Final = 1e12
 """Error of not reading a block that holds NaN or inf in full: dense attention would show them."""
 
@@ -25,7 +27,7 @@ def expected_errors(q: Tensor, k: Tensor, v: Tensor, *, block_n: int, scale: flo
     A group read as its mean misses how its values vary with its logits. With `within` the spread of the values inside
     the groups, and `variance = scale^2 * mean|q|^2 / D * (spread of the keys inside the groups)` that of the logits,
 
-        error(level) = ALIGNMENT * (1 - exp(-variance)) * within
+        error(level) = ALIGNMENT * (1 - exp(-SHARPNESS * variance)) * within
 
     A block that is not read misses its values altogether: their mean squared distance from the mean of all values,
     which stands for the output. The mass that pooling takes from a block is left out: nearly all of a row is pooled,
@@ -53,7 +55,7 @@ def expected_errors(q: Tensor, k: Tensor, v: Tensor, *, block_n: int, scale: flo
         x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (key_spread, within, dropped)
     )
     variance = scale**2 * _mean_square(q)[..., None, None] * key_spread
-    errors = torch.cat([dropped, -ALIGNMENT * torch.expm1(-variance) * within], dim=-1)
+    errors = torch.cat([dropped, -ALIGNMENT * torch.expm1(-SHARPNESS * variance) * within], dim=-1)
     return F.pad(errors.nan_to_num_(nan=UNKNOWN).clamp_(0, UNKNOWN), (0, 1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from psa_triton.levels.budget.allocation import benefit_rates
 from psa_triton.levels.budget.ladder import ladder, step_prices
 from psa_triton.levels.budget.limits import row_limits
 from psa_triton.levels.budget.sharing import Scope, share_limits
+
+DOUBT: Final = 0.03
+"""Share of the importance that may lie anywhere, since a few queries stand for all; measured."""
 
 
 def budget_levels(
@@ -29,6 +33,7 @@ def budget_levels(
 ) -> Tensor:
     """Levels that minimise the sum of `importance^2 * errors` over each row, at a density of at most `budget`.
 
+    A little of the importance (`DOUBT`) is spread evenly first.
     Exempt blocks are charged, and left at level 0: `exempt_levels` gives them their levels afterwards.
 
     Args:
@@ -52,7 +57,8 @@ def budget_levels(
     )
     prices = step_prices(grid.key_tokens, grid.block_n, importance.device)
     rates = benefit_rates(errors, prices.T).mT.contiguous()
-    weights = importance.square().masked_fill_(~free, 0)
+    weights = torch.lerp(importance, torch.full_like(importance[0, 0], 1 / grid.key_blocks), DOUBT)
+    weights = weights.square_().masked_fill_(~free, 0)
     allocate, prices_above = _implementation(impl, weights)
     limits = share_limits(
         limits.expand(weights.shape[:-1]),
