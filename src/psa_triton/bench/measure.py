@@ -101,7 +101,7 @@ def measure_case(shape: AttentionShape, settings: Settings) -> Case:
     """Measure one length; tokens are in order already, as they are inside a model."""
     tensors = local_inputs(shape, device=settings.device, dtype=settings.dtype)
     config = settings.config.replace(use_rearrange=False)
-    levels = _choose(shape, settings, *tensors[:2])
+    levels = _choose(shape, settings, *tensors)
     share = read_density(
         levels,
         block_m=config.block_m,
@@ -112,7 +112,7 @@ def measure_case(shape: AttentionShape, settings: Settings) -> Case:
     )
     density = float(share.mean())
     functions = _functions(shape, settings, tensors)
-    functions[CHOICE] = partial(_choose, shape, settings, *tensors[:2])
+    functions[CHOICE] = partial(_choose, shape, settings, *tensors)
     functions[KERNEL] = partial(_attend, shape, settings, tensors, levels)
     if settings.flex and not shape.is_causal:
         functions |= _flex_functions(shape, config, tensors, density)
@@ -161,11 +161,12 @@ def _flex_functions(
     }
 
 
-def _choose(shape: AttentionShape, settings: Settings, q: Tensor, k: Tensor) -> Tensor:
+def _choose(shape: AttentionShape, settings: Settings, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return choose_levels(
         q,
         k,
         level_choice(settings.config),
+        v=v,
         scale=shape.dim**-0.5,
         prefix_tokens=shape.prefix_tokens,
         is_causal=shape.is_causal,
