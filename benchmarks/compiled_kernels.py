@@ -121,6 +121,19 @@ def selection(dtype: torch.dtype, dim: int, *, mode: str) -> None:
     select_levels(blocks, ratios, mode=mode, impl="triton")
 
 
+def allocation(dtype: torch.dtype, dim: int, *, block_n: int = 64) -> None:
+    """What budget mode launches besides the estimate of importance."""
+    from psa_triton.levels.budget import triton_kernels
+
+    triton_kernels.group_spread(video(dtype, dim), block_n=block_n)
+    rows, blocks, steps = -(-TOKENS // 128), -(-TOKENS // block_n), block_n.bit_length()
+    weights = meta(1, HEADS, rows, blocks, dtype=torch.float32)
+    rates = meta(1, HEADS, steps, blocks, dtype=torch.float32)
+    prices = meta(steps, blocks, dtype=torch.int32)
+    triton_kernels.allocate(weights, rates, prices, meta(1, HEADS, rows, dtype=torch.int32))
+    triton_kernels.prices_above(meta(1, HEADS, rows, dtype=torch.float32), weights, rates, prices)
+
+
 PATHS: dict[str, Callable[[torch.dtype, int], None]] = {
     "forward": forward,
     "backward": backward,
@@ -139,6 +152,8 @@ VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {
     "antidiagonal": partial(importance, method="antidiagonal"),
     "selection by rank": partial(selection, mode="topk"),
     "selection by mass": partial(selection, mode="thresholdbound"),
+    "budget": allocation,
+    "budget, n=32": partial(allocation, block_n=32),
     "antidiagonal, causal": partial(importance, method="antidiagonal", is_causal=True),
 }
 """The same with other blocks and masks; `--quick` leaves them out."""
