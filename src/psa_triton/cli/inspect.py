@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +18,6 @@ from psa_triton.presets import load_presets_file
 
 _SAVED = "Saved q, k, v"
 _VIDEO = "Video (by default as the model is made for)"
-_INDEXES = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 
 
 def inspect(
@@ -108,9 +105,9 @@ def inspect(
         "guidance_scale_2": guidance_scale_2,
     }
     selection = Selection(
-        layers=_read_indexes("layers", layers),
-        heads=_read_indexes("heads", heads),
-        steps=_read_indexes("steps", steps),
+        layers=None if layers is None else options.read_indexes("layers", layers),
+        heads=None if heads is None else options.read_indexes("heads", heads),
+        steps=None if steps is None else options.read_indexes("steps", steps),
         query_blocks=query_blocks,
     )
     run = InspectRun(output_dir, selection)
@@ -125,7 +122,7 @@ def inspect(
             "dtype": None if dtype == "auto" else dtype,
             **settings,
         }
-        _refuse(of_generation, "a generation, and --qkv looks at a file")
+        options.refuse(of_generation, "a generation, and --qkv looks at a file")
         where = choose_device(device)
         file = read_qkv(qkv, where)
         inputs = file.inputs(
@@ -135,7 +132,7 @@ def inspect(
         run.look_at_file(qkv, inputs, attention, where)
     else:
         of_file = {"grid": grid, "prefix_tokens": prefix_tokens, "causal": causal or None}
-        _refuse(of_file, "saved tensors: give --qkv FILE")
+        options.refuse(of_file, "saved tensors: give --qkv FILE")
         prompts = options.read_all_prompts([] if prompt is None else [prompt], None)
         if model == QWEN2_5_VL.key:
             raise ValueError(f"model: expected a video model, got {model}; save its q, k, v, and give --qkv --causal")
@@ -144,29 +141,6 @@ def inspect(
         attention = choose_attention(source, attention_preset, file=config, impl=impl)
         (request,) = make_requests(source, prompts, seed=seed, settings=settings)
         run.look_at_generation(target, request, attention, save_qkv=save_qkv)
-
-
-def _read_indexes(name: str, text: str | None) -> list[int] | None:
-    """Indexes such as `0,2` or `0,36-39`, each once.
-
-    Raises:
-        ValueError: it is no list of indexes.
-    """
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in text.split(","):
-        indexes = _INDEXES.fullmatch(part.strip())
-        new = [] if indexes is None else range(int(indexes["first"]), int(indexes["last"] or indexes["first"]) + 1)
-        if not new:
-            raise ValueError(f"{name}: expected indexes such as 0,1 or 0,36-39, got {text!r}")
-        found += new
-    return sorted(set(found))
-
-
-def _refuse(given: Mapping[str, Any], reason: str) -> None:
-    if names := [name for name, value in given.items() if value is not None]:
-        raise ValueError(f"{', '.join(names)}: only for {reason}")
 
 
 def _preset_of_file(preset: str | None, config: Path | None, impl: Impl) -> Attention:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +34,7 @@ from psa_triton.inspection import (
     write_qkv,
 )
 from psa_triton.inspection.exact import spread_evenly
+from psa_triton.integrations.diffusers import layer_count
 from psa_triton.integrations.diffusers.tap import QKVTap
 
 _BY_DEFAULT = 3
@@ -121,7 +121,7 @@ class InspectRun:
         calls: list[dict[str, Any]] = []
         with logging_to(self.console, verbose=False):
             pipe = target.load(request, self.console)
-            layers = self.selection.choose("layers", _layer_count(pipe))
+            layers = self.selection.choose("layers", layer_count(pipe.transformer))
             heads = self.selection.choose("heads", pipe.transformer.config["num_attention_heads"])
             look = self._begin(target.source.short_name, attention, heads)
 
@@ -197,12 +197,6 @@ def _sparse_steps(config: PSAConfig, count: int, asked: Sequence[int] | None) ->
             f"got {', '.join(map(str, dense))}"
         )
     return chosen
-
-
-def _layer_count(pipe: DiffusionPipeline) -> int:
-    """Attention layers that PSA is attached to; those of VACE's control blocks come last."""
-    config = pipe.transformer.config
-    return config["num_layers"] + len(config.get("vace_layers") or ())
 
 
 def _place(site: CallSite) -> dict[str, int | str]:

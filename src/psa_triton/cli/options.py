@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -157,7 +157,7 @@ class Target:
                 f"{self.source.name} is for taking times: it was not trained on this size, its videos show little"
             )
         lora = self.lora
-        with console.status(f"loading {self.source.name}"), _no_loading_bars():
+        with console.status(f"loading {self.source.name}"), no_loading_bars():
             return load_pipeline(
                 self.source,
                 device=self.device,
@@ -228,14 +228,34 @@ def read_dense_parts(min_tokens: int | None, dense_last_steps: int, dense_layers
     Raises:
         ValueError: `dense_layers` is no list of indexes.
     """
-    layers: list[int] = []
-    for part in filter(None, dense_layers.split(",")):
+    layers = read_indexes("dense_layers", dense_layers) if dense_layers else []
+    return DenseParts(min_tokens=min_tokens, dense_last_steps=dense_last_steps, dense_layers=tuple(layers))
+
+
+def read_indexes(name: str, text: str) -> list[int]:
+    """Indexes such as `0,2` or `0,36-39`, each once.
+
+    Raises:
+        ValueError: it is no list of indexes.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
         indexes = _INDEXES.fullmatch(part.strip())
-        found = [] if indexes is None else range(int(indexes["first"]), int(indexes["last"] or indexes["first"]) + 1)
-        if not found:
-            raise ValueError(f"dense_layers: expected indexes such as 0,1 or 0,36-39, got {dense_layers!r}")
-        layers += found
-    return DenseParts(min_tokens=min_tokens, dense_last_steps=dense_last_steps, dense_layers=tuple(sorted(set(layers))))
+        new = [] if indexes is None else range(int(indexes["first"]), int(indexes["last"] or indexes["first"]) + 1)
+        if not new:
+            raise ValueError(f"{name}: expected indexes such as 0,1 or 0,36-39, got {text!r}")
+        found.update(new)
+    return sorted(found)
+
+
+def refuse(given: Mapping[str, Any], reason: str) -> None:
+    """Refuse options that go with another way of using a command.
+
+    Raises:
+        ValueError: one of them was given.
+    """
+    if names := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{', '.join(names)}: only for {reason}")
 
 
 def read_all_prompts(prompts: list[str], file: Path | None) -> list[str]:
@@ -281,7 +301,7 @@ def logging_to(console: Console, *, verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _no_loading_bars() -> Iterator[None]:
+def no_loading_bars() -> Iterator[None]:
     """Switches off the bars that diffusers and transformers draw while they load; those that were on come back."""
     libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
     for library in libraries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -119,7 +119,7 @@ def tune(
     if qkv:
         of_run = {"prompt": prompt, "prompt_file": prompt_file, "check": check or None, **settings}
         del of_run["num_inference_steps"]
-        _refuse(of_run)
+        options.refuse(of_run, "a generation, and --qkv looks at files")
         where = choose_device(device)
         files = {path: read_qkv(path, where) for path in _files(qkv)}
         base = _preset_of_files(attention_preset, files.values(), config, impl)
@@ -132,11 +132,6 @@ def tune(
     base = choose_attention(source, attention_preset or _BASE, file=config, impl=impl)
     run = TuneRun(base, warmup_steps, goal, to, query_blocks)
     run.tune_model(target, make_requests(source, prompts, seed=seed, settings=settings), parts=parts, check=check)
-
-
-def _refuse(given: Mapping[str, Any]) -> None:
-    if names := [name for name, value in given.items() if value is not None]:
-        raise ValueError(f"{', '.join(names)}: only for a generation, and --qkv looks at files")
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

@@ -23,6 +23,7 @@ from psa_triton.evaluation import CallSite
 from psa_triton.evaluation.measures.pixels import psnr
 from psa_triton.generation import DENSE, Attention, VideoRequest, generate_video
 from psa_triton.inspection import AttentionInputs, Probe, QKVFile
+from psa_triton.integrations.diffusers import layer_count
 from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.presets import shipped_presets
 from psa_triton.tuning import (
@@ -94,7 +95,7 @@ class TuneRun:
             with QKVTap(pipe) as tap, VideoProgress(self.console, len(requests)) as progress:
                 for request in requests:
                     on_step = progress.start_video(request.prompt, steps)
-                    probe = Probe(tap, range(_layer_count(pipe)), part_of, on_call)
+                    probe = Probe(tap, range(layer_count(pipe.transformer)), part_of, on_call)
                     generate_video(pipe, request, dense, on_step=on_step, on_levels=probe)
                     progress.end_video()
             tuned, uniform = self._finish(make_cells(measured, chosen), chosen, goal, config, steps)
@@ -223,12 +224,6 @@ class TuneRun:
                     name, f"{cost.attention_seconds:.2f}", f"{cost.run_density_with_estimation:.3f}", closeness
                 )
         self.console.print(table)
-
-
-def _layer_count(pipe: DiffusionPipeline) -> int:
-    """Attention layers that PSA is attached to; those of VACE's control blocks come last."""
-    config = pipe.transformer.config
-    return config["num_layers"] + len(config.get("vace_layers") or ())
 
 
 def _place(path: Path, file: QKVFile) -> tuple[int, int]:

@@ -112,7 +112,7 @@ def make_understand(*, use_psa: bool) -> Callable[..., None]:
         media = read_media(input, type, num_frames=preprocess_frames)
         model_input = make_prompt(checkpoint, media, prompt, max_tokens=max_tokens)
         console = Console(highlight=False, markup=False, soft_wrap=True)
-        with console.status(f"loading {model}"), options._no_loading_bars():
+        with console.status(f"loading {model}"), options.no_loading_bars():
             loaded = checkpoint.load_weights(device=place, dtype=weights)
         answer = answer_prompt(
             loaded,

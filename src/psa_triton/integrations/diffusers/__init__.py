@@ -1,6 +1,6 @@
 """PSA in diffusers' video transformers (Wan, CogVideoX): `apply_psa` attaches, the handle reports and detaches."""
 
-from psa_triton.integrations.diffusers.attach import PSAHandle, apply_psa
+from psa_triton.integrations.diffusers.attach import PSAHandle, apply_psa, layer_count
 from psa_triton.integrations.diffusers.cogvideox import context_parallel_plan as cogvideox_context_parallel_plan
 from psa_triton.integrations.diffusers.scale import check_video_scale, pipeline_scale
 from psa_triton.integrations.diffusers.state import OnLevels
@@ -16,5 +16,6 @@ __all__ = [
     "apply_psa",
     "check_video_scale",
     "cogvideox_context_parallel_plan",
+    "layer_count",
     "pipeline_scale",
 ]

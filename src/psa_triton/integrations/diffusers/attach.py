@@ -171,7 +171,7 @@ def apply_psa(
     config = _config(pipe_or_transformer, config_or_preset, transformers)
     rules = DenseRules(config, min_tokens, dense_last_steps, frozenset(dense_layers))
     for transformer in transformers.values():
-        rules.check(layers=len(_family(transformer).attentions(transformer)))
+        rules.check(layers=layer_count(transformer))
     read_scheduler = _scheduler_reader(pipe_or_transformer, scheduler)
     if rules.need_steps and read_scheduler() is None:
         raise ValueError(
@@ -203,6 +203,15 @@ def _attach(transformer: Transformer, state: ForwardState) -> _Attachment:
         attn.set_processor(processor)
         attachment.processors.append((attn, processor))
     return attachment
+
+
+def layer_count(transformer: Transformer) -> int:
+    """Attention layers that PSA attaches to; those of VACE's control blocks come last.
+
+    Raises:
+        TypeError: a transformer that is not supported.
+    """
+    return len(_family(transformer).attentions(transformer))
 
 
 def _family(transformer: Any) -> _Family:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from psa_triton.config import PSAConfig
+from psa_triton.integrations.totals import Total, Totals, mean_over_work
 from psa_triton.ordering import TokenOrder
 
 
@@ -61,6 +62,11 @@ class AttentionRecord:
     seconds: float | None
     """Wall-clock time of all calls, projections included; None if not asked for."""
 
+    @property
+    def work(self) -> int:
+        """Pairs of a query and a key, over all calls and one head."""
+        return self.calls * self.tokens**2
+
 
 @dataclass(frozen=True)
 class AttentionSummary:
@@ -110,13 +116,6 @@ class CallKey(NamedTuple):
     reason: str | None
 
 
-@dataclass
-class _Total:
-    calls: int = 0
-    density: torch.Tensor | float = 0.0
-    seconds: float = 0.0
-
-
 class Recorder:
     """Adds up calls per `CallKey`, so that memory is bounded by layers x steps however long a run is.
 
@@ -136,23 +135,20 @@ class Recorder:
         """Forget everything."""
         self.forwards = 0
         self.gathers = 0
-        self._totals: dict[CallKey, _Total] = {}
+        self._totals: Totals[CallKey] = Totals()
 
     def add(self, key: CallKey, density: torch.Tensor | float, seconds: float) -> None:
         """Add one attention call; `density` is a scalar."""
-        total = self._totals.setdefault(key, _Total())
-        total.calls += 1
-        total.density = total.density + density
-        total.seconds += seconds
+        self._totals.add(key, key.tokens**2, density, seconds)
 
     def stats(self) -> PSAStats:
         """A snapshot; waits for the device."""
-        records = tuple(self._record(key, total) for key, total in self._totals.items())
+        records = tuple(self._record(key, total) for key, total in self._totals.by_key.items())
         return PSAStats(self._summary(records), records)
 
-    def _record(self, key: CallKey, total: _Total) -> AttentionRecord:
+    def _record(self, key: CallKey, total: Total) -> AttentionRecord:
         sparse = key.reason is None
-        density = float(total.density) / total.calls
+        density = total.mean_density
         return AttentionRecord(
             **key._asdict(),
             sparse=sparse,
@@ -170,19 +166,13 @@ class Recorder:
             gathers=self.gathers,
             sparse_calls=sum(record.calls for record in sparse),
             dense_calls=sum(record.calls for record in dense),
-            sparse_density=_mean_over_work(sparse, "density"),
-            sparse_density_with_estimation=_mean_over_work(sparse, "density_with_estimation"),
-            run_density=_mean_over_work(records, "density"),
-            run_density_with_estimation=_mean_over_work(records, "density_with_estimation"),
+            sparse_density=mean_over_work(sparse, "density"),
+            sparse_density_with_estimation=mean_over_work(sparse, "density_with_estimation"),
+            run_density=mean_over_work(records, "density"),
+            run_density_with_estimation=mean_over_work(records, "density_with_estimation"),
             sparse_seconds=self._seconds(sparse),
             dense_seconds=self._seconds(dense),
         )
 
     def _seconds(self, records: Iterable[AttentionRecord]) -> float | None:
         return sum((record.seconds or 0.0 for record in records), 0.0) if self.timed else None
-
-
-def _mean_over_work(records: Iterable[AttentionRecord], field: str) -> float | None:
-    work = [(record.calls * record.tokens**2, getattr(record, field)) for record in records]
-    total = sum(weight for weight, _ in work)
-    return sum(weight * value for weight, value in work) / total if total else None

@@ -16,13 +16,14 @@ class Workers:
         self.count = count
 
     def __enter__(self) -> Workers:
+        self._before = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.count, "psa", initializer=torch.set_num_threads, initargs=(1,))
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown()
         # set_num_threads also sets the default of threads yet to start; this thread's count is what it was.
-        torch.set_num_threads(self.count)
+        torch.set_num_threads(self._before)
 
     def run(self, function: Callable[..., None], tasks: Iterable[tuple]) -> None:
         """Call `function(*task)` for every task; tasks are handed out one at a time, in order."""
