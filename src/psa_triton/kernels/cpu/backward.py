@@ -236,5 +236,5 @@ def _differentiate(block: _Block, part: Part) -> _Gradients:
 
 def _hide(x: torch.Tensor, frontier: Frontier) -> torch.Tensor:
     """`x [L, m]`, overwritten with 0 where a query does not see a row; one that sees nothing has inf or nan there."""
-    x[frontier.cut] = x[frontier.cut].masked_fill(frontier.hidden.T, 0.0)
+    x[frontier.cut].masked_fill_(frontier.hidden.T, 0.0)
     return x

@@ -104,8 +104,9 @@ def _attend_part(
     frontier = empty = None
     if limit is not None and part.last_token is not None:
         frontier = find_frontier(part.last_token, limit)
-        logits[:, frontier.cut] = logits[:, frontier.cut].masked_fill(frontier.hidden, float("-inf"))
-        empty = limit < part.last_token.min()
+        logits[:, frontier.cut].masked_fill_(frontier.hidden, float("-inf"))
+        first = part.last_token.min()
+        empty = limit < first if limit[0] < first else None
     if not want_lse:
         weights, lse = logits.softmax(-1), None
     else:
@@ -115,10 +116,11 @@ def _attend_part(
         lse = wide_logits.amax(-1) - weights.amax(-1).log()
         weights = weights.to(logits.dtype)
     values = operand(part.values)
-    if frontier is None or empty is None:
+    if frontier is None:
         return matmul(weights, values).to(q.dtype), lse
-    weights = weights.masked_fill(empty[:, None], 0.0)
-    lse = None if lse is None else lse.masked_fill(empty, float("-inf"))
+    if empty is not None:
+        weights = weights.masked_fill(empty[:, None], 0.0)
+        lse = None if lse is None else lse.masked_fill(empty, float("-inf"))
     return matmul_of_seen(weights, values, frontier).to(q.dtype), lse
 
 

@@ -11,10 +11,14 @@ from psa_triton.kernels.cpu.products import matmul
 
 @dataclass(frozen=True)
 class Frontier:
-    """Only rows at the frontier are hidden from some queries and need a mask; every query sees all others."""
+    """Every query sees the rows before the cut; those behind it need a mask.
 
-    cut: torch.Tensor
-    """int64 `[C]`: the rows at the frontier, of a part's L."""
+    Lists are in the order of blocks, so the rows of the frontier stand together: a mask of a slice costs little, where
+    one of rows picked out costs as much as the softmax.
+    """
+
+    cut: slice
+    """The last C of a part's L rows."""
     hidden: torch.Tensor
     """bool `[m, C]`: which queries do not see them."""
 
@@ -27,7 +31,9 @@ class Frontier:
 
 def find_frontier(last_token: torch.Tensor, limit: torch.Tensor) -> Frontier:
     """The frontier of a part whose rows end at `last_token [L]` for queries that see up to `limit [m]` (ascending)."""
-    cut = (last_token > limit[0]).nonzero().squeeze(1)
+    hidden_rows = last_token > limit[0]
+    first = int(hidden_rows.int().argmax()) if hidden_rows.any() else len(last_token)
+    cut = slice(first, None)
     return Frontier(cut, last_token[cut] > limit[:, None])
 
 
