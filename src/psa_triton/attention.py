@@ -93,7 +93,7 @@ def sparse_attention(
     _check_call(q, k, config, grid, prefix_tokens, is_causal)
     impl = resolve_impl(impl, q)
     scale = resolve_scale(scale, q.shape[-1])
-    orders = _token_orders(q, k, config, grid, prefix_tokens)
+    orders = token_orders(q, k, config, grid, prefix_tokens)
     if orders is not None:
         if is_causal:
             raise ValueError(
@@ -218,7 +218,7 @@ def _check_call(
             )
 
 
-def _token_orders(
+def token_orders(
     q: Tensor, k: Tensor, config: PSAConfig, grid: tuple[int, int, int] | None, prefix_tokens: int
 ) -> tuple[TokenOrder, TokenOrder] | None:
     """The orders of queries and of keys, or None if tokens are taken as they come."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from psa_triton.attention import token_orders
 from psa_triton.config import PSAConfig
 from psa_triton.inputs import check_attention_inputs
-from psa_triton.ordering import TokenOrder, grid_order, semantic_order
+from psa_triton.ordering import TokenOrder
 
 Grid = tuple[int, int, int]
 
@@ -84,20 +85,8 @@ class AttentionInputs:
 
     def orders(self, config: PSAConfig) -> tuple[TokenOrder, TokenOrder]:
         """The orders in which queries and keys are cut into blocks, as `psa_attention` has them."""
-        if not self._reordered(config):
-            return _as_they_come(self.q), _as_they_come(self.k)
-        method = config.rearrange_method
-        if method == "SemanticAware" or method == "Hybrid":
-            for_q, for_k = (
-                semantic_order(x, method=method, grid=self.grid, prefix_tokens=self.prefix_tokens)
-                for x in (self.q, self.k)
-            )
-            return for_q, for_k
-        assert self.grid is not None
-        order = grid_order(
-            method, self.grid, tile_size=config.tile_size, prefix_tokens=self.prefix_tokens, device=self.q.device
-        )
-        return order, order
+        orders = token_orders(self.q, self.k, config, self.grid, self.prefix_tokens)
+        return (_as_they_come(self.q), _as_they_come(self.k)) if orders is None else orders
 
     def _reordered(self, config: PSAConfig) -> bool:
         return config.use_rearrange and (self.grid is not None or config.rearrange_method == "SemanticAware")
