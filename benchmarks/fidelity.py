@@ -43,7 +43,7 @@ TOTAL: Final = 0.15
 CURVE: Final = (0.06, 0.10, TOTAL, 0.30)
 TEXT_LAYERS: Final = (3, 12, 21, 28)
 _BISECTIONS: Final = 12
-ESTIMATORS: Final = ("sampled", "antidiagonal", "pooled", "representative")
+ESTIMATORS: Final = ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_reading_everything_is_dense_attention_when_causal():
     torch.testing.assert_close(psa_attention(q, k, v, FULL, is_causal=True), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("importance", ["sampled", "antidiagonal", "pooled", "representative"])
+@pytest.mark.parametrize("importance", ["sampled", "finely_sampled", "antidiagonal", "pooled", "representative"])
 @pytest.mark.parametrize("mode", ["topk", "thresholdbound"])
 def test_reference_and_cpu_agree_on_the_whole_way(importance, mode):
     config = PSAConfig(block_n=32, mask_mode=mode, importance=importance, use_sim_mask=True)

@@ -26,6 +26,8 @@ LAYERS = [
     "impl",  # which implementation runs
     "launch",  # one launch of a GPU kernel
     "dots",  # matrix products inside GPU kernels
+    "products",  # matrix products on a CPU
+    "threads",  # threads that share work on a CPU
     "pyramid",  # k, v -> every resolution
     "ordering",  # grid -> token order
     "importance",  # q, k -> importance of key blocks

@@ -71,7 +71,7 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
     ),
     "estimator": tuple(
         replace(BASE, name=name, importance=name)
-        for name in ("sampled", "antidiagonal", "pooled", "representative", "exact")
+        for name in ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative", "exact")
     ),
     "similarity cap": tuple(
         replace(method, name=f"{method.name}, {'with' if cap else 'without'} cap", use_sim_mask=cap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from psa_triton.importance import block_importance, estimation_cost
 
-METHODS = ("sampled", "antidiagonal", "pooled", "representative")
+METHODS = ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative")
 LENGTHS = {
     "one": (1, 1),
     "below a block": (11, 7),
@@ -30,10 +31,10 @@ def tokens(heads: int, count: int, dim: int = 16, batch: int = 1, seed: int = 0)
     return 2 * torch.randn(batch, heads, count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def sampled_pairs(q, k, m):
+def sampled_pairs(q, k, m, key_stratum=4):
     """Logits and, for each row and column, its block-defining token, its visibility token and ln of its weight."""
     rows = [min(i + 3, len(q) - 1) for i in range(0, len(q), 4)]
-    columns = list(range(0, len(k), 4))
+    columns = list(range(0, len(k), key_stratum))
     return q[rows] @ k[columns].T, rows, columns, columns, [0.0] * len(columns)
 
 
@@ -59,6 +60,7 @@ def pooled_pairs(q, k, m):
 
 PAIRS = {
     "sampled": sampled_pairs,
+    "finely_sampled": partial(sampled_pairs, key_stratum=2),
     "antidiagonal": antidiagonal_pairs,
     "pooled": pooled_pairs,
     "representative": pooled_pairs,
@@ -67,7 +69,7 @@ PAIRS = {
 
 def reduce_pair(pair, method):
     """One number of the probabilities `[rows, columns]` of a block pair."""
-    if method == "representative":
+    if method in ("representative", "finely_sampled"):
         return pair.norm()
     return pair.sum() if method == "antidiagonal" else pair.max()
 
@@ -124,7 +126,9 @@ def test_equal_keys_share_the_mass_by_their_number(method):
     found = block_importance(q, k, block_m=32, block_n=64, method=method)
     # A maximum over the pair does not grow with the number of keys, a sum of masses does, and so does that of squares:
     # 8 groups of 8 keys against 4 and one of 4.
-    expected = {"antidiagonal": [0.64, 0.36], "representative": [0.5784, 0.4216]}.get(method, [0.5, 0.5])
+    by_squares = [0.5714, 0.4286] if method == "finely_sampled" else [0.5784, 0.4216]
+    sums = {"antidiagonal": [0.64, 0.36], "representative": by_squares, "finely_sampled": by_squares}
+    expected = sums.get(method, [0.5, 0.5])
     torch.testing.assert_close(found[0, 0], torch.tensor([expected, expected]), atol=1e-4, rtol=0)
 
 
@@ -173,7 +177,7 @@ def test_same_on_every_run_and_global_random_state_untouched(method):
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("method", ["sampled", "pooled", "representative"])
+@pytest.mark.parametrize("method", ["sampled", "finely_sampled", "pooled", "representative"])
 def test_generator_changes_the_sample(method):
     q, k = tokens(2, 120), tokens(2, 120, seed=6)
     fixed = block_importance(q, k, block_m=32, block_n=32, method=method)
@@ -278,7 +282,7 @@ def test_no_tensor_is_larger_than_keys_or_the_scores_of_one_query_block(method, 
     q = k = tokens(1, 4096, dim=8).float()
     with LargestResult() as largest:
         block_importance(q, k, block_m=32, block_n=32, method=method, is_causal=is_causal)
-    scores_of_a_block = {"sampled": 8 * 1024, "antidiagonal": 4 * 512, "pooled": 8 * 512, "representative": 8 * 512}[
+    scores_of_a_block = {"sampled": 8 * 1024, "finely_sampled": 8 * 2048, "antidiagonal": 4 * 512, "pooled": 8 * 512, "representative": 8 * 512}[
         method
     ]
     assert largest.numel <= max(k.numel(), scores_of_a_block)
@@ -286,6 +290,7 @@ def test_no_tensor_is_larger_than_keys_or_the_scores_of_one_query_block(method, 
 
 def test_estimation_cost_is_counted_by_hand():
     assert estimation_cost("sampled", 128, 64) == pytest.approx(1 / 32)  # 1/4 queries * 1/4 keys, half of dense
+    assert estimation_cost("finely_sampled", 128, 64) == pytest.approx(1 / 16)  # 1/4 queries * 1/2 keys, half of dense
     assert estimation_cost("antidiagonal", 128, 64) == pytest.approx(1 / 16)  # 1/8 of the products, half of dense
     assert estimation_cost("pooled", 128, 64) == pytest.approx(1 / 256)  # 8/128 queries * 1/8 keys, half of dense
     assert estimation_cost("representative", 128, 64) == estimation_cost("pooled", 128, 64)
@@ -295,7 +300,7 @@ BAD_CALLS = {
     "method": (
         {"method": "best"},
         ValueError,
-        "method: expected one of sampled, antidiagonal, pooled, representative, got 'best'",
+        "method: expected one of sampled, finely_sampled, antidiagonal, pooled, representative, got 'best'",
     ),
     "block_m": ({"block_m": 48}, ValueError, "block_m: expected a power of two of at least 8 tokens, got 48"),
     "block_n small": ({"block_n": 4}, ValueError, "block_n: expected a power of two of at least 8 tokens, got 4"),

@@ -14,7 +14,7 @@ from psa_triton.importance.sampled import sampled_estimate
 
 pytest.importorskip("triton")
 
-METHODS = ("sampled", "antidiagonal", "pooled", "representative")
+METHODS = ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative")
 methods = pytest.mark.parametrize("method", METHODS)
 causal = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 bad_values = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "-inf"])

@@ -111,7 +111,7 @@ def check_compiled(config, call, impl):
         torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("method", ["sampled", "antidiagonal", "pooled", "representative"])
+@pytest.mark.parametrize("method", ["sampled", "finely_sampled", "antidiagonal", "pooled", "representative"])
 def test_the_stages_do_not_ask_the_device_for_values(method):
     """A tensor without values has nothing to tell: what runs on one waits for no device."""
     q, k = (torch.empty(1, 2, 200, 32, dtype=torch.bfloat16, device="meta") for _ in range(2))

@@ -43,7 +43,7 @@ STEPS = {
         method: lambda method=method: block_importance(
             torch.empty(1, 4, 150, 32, device="meta"), keys(), block_m=32, block_n=16, method=method, is_causal=True
         )
-        for method in ("sampled", "antidiagonal", "pooled", "representative")
+        for method in ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative")
     },
     "topk": lambda: select_levels(levels().float(), SHARES, mode="topk"),
     "thresholdbound": lambda: select_levels(levels().float(), SHARES, mode="thresholdbound"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from psa_triton.blocks import check_block_size
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance.antidiagonal import antidiagonal_cost, antidiagonal_estimate
+from psa_triton.importance.finely_sampled import finely_sampled_cost, finely_sampled_estimate
 from psa_triton.importance.pooled import pooled_cost, pooled_estimate
 from psa_triton.importance.representative import representative_cost, representative_estimate
 from psa_triton.importance.rows import BlockGrid, Estimate
@@ -22,6 +23,7 @@ __all__ = ["block_importance", "estimation_cost"]
 
 _ESTIMATORS: Final[dict[str, tuple[Callable[..., Estimate], Callable[[int, int], float]]]] = {
     "sampled": (sampled_estimate, sampled_cost),
+    "finely_sampled": (finely_sampled_estimate, finely_sampled_cost),
     "antidiagonal": (antidiagonal_estimate, antidiagonal_cost),
     "pooled": (pooled_estimate, pooled_cost),
     "representative": (representative_estimate, representative_cost),
@@ -44,7 +46,7 @@ def block_importance(
     """Estimate how much each key block matters to each query block.
 
     Scores of a few query blocks exist at a time; beside them the estimators hold at most one copy of K (`sampled` a
-    quarter, `pooled` and `representative` an eighth). On a GPU no scores are written and nothing but that eighth is
+    quarter, `finely_sampled` a half, `pooled` and `representative` an eighth). On a GPU no scores are written and nothing but that eighth is
     copied, and without a generator nothing waits for the device. The result is the same on every run for the same
     input, seed and implementation. A choice of blocks has no gradient, so none is recorded.
 
@@ -57,12 +59,13 @@ def block_importance(
         block_m: tokens per query block, a power of two of at least 8.
         block_n: tokens per key block, likewise.
         method: `sampled` (the paper's, for generation), `antidiagonal` (XAttention's, for understanding), `pooled`
-            (the cheapest) or `representative` (as cheap, and made for a budget).
+            (the cheapest), `representative` (as cheap, and made for a budget) or `finely_sampled` (the dearest, with
+            `antidiagonal`, and best on text).
         is_causal: query `i` sees key `j` iff `j <= i + Nk - Nq`.
         scale: of the logits, `D ** -0.5` by default.
         generator: draws the sampled tokens at random (not `antidiagonal`); without it the choice is fixed. A generator
             of another device than q's makes the host wait.
-        impl: `triton` (GPU kernels; blocks of up to 256 tokens), `reference` or `cpu` (the same torch code), or `auto`;
+        impl: `triton` (GPU kernels; blocks of up to 256 tokens, with `finely_sampled` 128), `reference` or `cpu` (the same torch code), or `auto`;
             see `resolve_impl`.
 
     Returns:

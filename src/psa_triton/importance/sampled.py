@@ -7,8 +7,10 @@ import torch
 from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows
 from psa_triton.importance.sampling import stratified_tokens
 
-STRATUM = 4
-"""One token of this many is looked at, both of queries and of keys."""
+QUERY_STRATUM = 4
+"""One query of this many is looked at."""
+KEY_STRATUM = 4
+"""One key of this many is looked at."""
 
 
 def sampled_estimate(grid: BlockGrid, *, generator: torch.Generator | None, device: torch.device) -> Estimate:
@@ -19,15 +21,21 @@ def sampled_estimate(grid: BlockGrid, *, generator: torch.Generator | None, devi
         generator: draws the tokens at random; without it the choice is fixed.
         device: of the token tables.
     """
-    queries = stratified_tokens(grid.query_tokens, STRATUM, pick="last", generator=generator, device=device)
-    keys = stratified_tokens(grid.key_tokens, STRATUM, pick="first", generator=generator, device=device)
-    return Estimate(
-        QueryRows(queries[:, None], grid.block_m // STRATUM),
-        KeyRows(keys[:, None], keys, grid.block_n // STRATUM),
-        reduce="max",
-    )
+    return Estimate(*query_and_key_rows(grid, KEY_STRATUM, generator=generator, device=device), reduce="max")
 
 
 def sampled_cost(block_m: int, block_n: int) -> float:
     """A sixteenth of QK^T, no PV."""
-    return 1 / STRATUM**2 / 2
+    return 1 / QUERY_STRATUM / KEY_STRATUM / 2
+
+
+def query_and_key_rows(
+    grid: BlockGrid, key_stratum: int, *, generator: torch.Generator | None, device: torch.device
+) -> tuple[QueryRows, KeyRows]:
+    """Single tokens: one of every `QUERY_STRATUM` queries and of every `key_stratum` keys."""
+    queries = stratified_tokens(grid.query_tokens, QUERY_STRATUM, pick="last", generator=generator, device=device)
+    keys = stratified_tokens(grid.key_tokens, key_stratum, pick="first", generator=generator, device=device)
+    return (
+        QueryRows(queries[:, None], grid.block_m // QUERY_STRATUM),
+        KeyRows(keys[:, None], keys, grid.block_n // key_stratum),
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from psa_triton.kernels.cpu.products import matmul
+from psa_triton.products import matmul
 
 
 @dataclass(frozen=True)

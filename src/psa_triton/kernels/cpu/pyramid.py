@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from psa_triton.kernels.cpu.products import wide
+from psa_triton.products import wide
 from psa_triton.pyramid import PyramidLayout, RowTables, pyramid_layout, row_tables, write_pyramid, write_spread
 
 

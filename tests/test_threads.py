@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from psa_triton import PSAConfig, psa_attention
-from psa_triton.kernels.cpu.threads import Workers
+from psa_triton.threads import Workers
 
 
 def test_the_operator_runs_in_inference_mode() -> None:

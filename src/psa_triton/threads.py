@@ -1,4 +1,4 @@
-"""Python threads that share the query blocks."""
+"""Python threads that share many medium-sized tasks, such as one for each query block."""
 
 from __future__ import annotations
 

@@ -23,6 +23,15 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return linear(a, b.T) if a.dtype == torch.float32 else a @ b
 
 
+def batched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a @ b.mT` of `[N, R, D]` and `[N, L, D]` on any device: `[N, R, L]`; rows of `b` lie side by side."""
+    if a.dtype != torch.float32 or a.device.type != "cpu":
+        # Not torch.matmul: for a batch of one it copies the transposed operand first.
+        return torch.bmm(a, b.mT)
+    each = [linear(rows, columns) for rows, columns in zip(a, b, strict=True)]
+    return each[0][None] if len(each) == 1 else torch.stack(each)
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`x @ weight.T + bias` in float32."""
     if _FAST_LINEAR is None:
