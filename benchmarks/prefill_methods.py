@@ -26,6 +26,8 @@ class Method:
     config: PSAConfig
     densities: tuple[float, ...] = (GOAL_DENSITY,)
     """At which it is measured; none: as `config` says."""
+    pays_for_estimate: bool = False
+    """Whether the densities include the estimate of importance."""
 
     @property
     def is_block_sparse(self) -> bool:
@@ -33,14 +35,17 @@ class Method:
         return self.config.mask_mode != "budget" and set(self.config.mask_ratios) == {0, 1}
 
     def at(self, density: float, run: DenseRun) -> PSAConfig:
-        """The configuration that reads about `density` of a run, estimation aside, or comes closest.
+        """The configuration that reads about `density` of a run, or comes closest.
 
         Shares of importance mass are moved: a boundary `b` to `1 - strength * (1 - b)`, so that what is not read in
         full keeps its proportions.
         """
         c = self.config
+        estimate = estimation_cost(c.importance, c.block_m, c.block_n)
+        if self.pays_for_estimate:
+            density -= estimate
         if c.mask_mode == "budget":
-            return c.replace(budget=min(1.0, density + estimation_cost(c.importance, c.block_m, c.block_n)))
+            return c.replace(budget=min(1.0, density + estimate))
         weak, strong = 0.0, 1 / (1 - c.mask_ratios[1][1])
         while True:
             strength = (weak + strong) / 2
@@ -63,7 +68,7 @@ def _preset() -> PSAConfig:
 
 
 SEED: Final = _preset()
-BEST_IMPORTANCE: Final = "sampled"
+BEST_IMPORTANCE: Final = "finely_sampled"
 """Of the estimators, on this model."""
 
 
@@ -84,14 +89,14 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
     "levels": tuple(
         Method(f"{kind}, n = 64", config, DENSITIES) for kind, config in kinds(BEST_IMPORTANCE, 64).items()
     ),
-    "importance": tuple(
-        Method(f"{kind}, {importance}", kinds(importance, 64)[kind])
+    "estimate included": tuple(
+        Method(f"{kind}, {importance}", kinds(importance, 64)[kind], pays_for_estimate=True)
         for kind in ("levels 1/0", "level 1 or a mean")
         for importance in get_args(Importance)
     ),
     "key blocks": tuple(
         Method(f"{kind}, n = {n}", kinds(BEST_IMPORTANCE, n)[kind])
-        for kind in ("levels 1/0", "level 1 or a mean", "seed's shares, cap")
+        for kind in ("levels 1/0", "level 1 or a mean")
         for n in (128, 32)
     ),
     "preset Qwen2.5-VL": (
@@ -100,4 +105,4 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
         Method("first block by importance", SEED.replace(keep_first_block=False), ()),
     ),
 }
-"""By the question that they answer. The first group is measured on every text."""
+"""By the question that they answer. The first two are measured on every text, at the goal's density."""

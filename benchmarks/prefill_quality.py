@@ -37,22 +37,43 @@ _LOGITS_AT_A_TIME = 1024
 
 
 @torch.no_grad()
-def token_losses(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Minus the log-probability of every token but the first, float32 `[N - 1]`."""
-    states = model.base_model(ids, use_cache=False).last_hidden_state[0, :-1]
+def last_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """What the model predicts every token but the first from, `[N - 1, C]`."""
+    return model.base_model(ids, use_cache=False).last_hidden_state[0, :-1]
+
+
+@torch.no_grad()
+def losses_and_divergence(model: PreTrainedModel, ids: Tensor, states: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the log-probability of every token but the first, and how far its prediction is from the dense one.
+
+    Args:
+        model: turns states into predictions.
+        ids: int64 `[1, N]`.
+        states: of the run in question, from `last_states`.
+        dense: of the dense run.
+
+    Returns:
+        Losses, and divergences of Kullback and Leibler, dense from sparse, nats; float32 `[N - 1]` both.
+    """
     output = model.get_output_embeddings()
-    pieces = zip(states.split(_LOGITS_AT_A_TIME), ids[0, 1:].split(_LOGITS_AT_A_TIME), strict=True)
-    return torch.cat([F.cross_entropy(output(s).float(), wanted, reduction="none") for s, wanted in pieces])
+    losses, divergences = [], []
+    for some, exact, wanted in zip(*(x.split(_LOGITS_AT_A_TIME) for x in (states, dense, ids[0, 1:])), strict=True):
+        found, expected = (output(x).float().log_softmax(-1) for x in (some, exact))
+        losses.append(F.nll_loss(found, wanted, reduction="none"))
+        divergences.append(F.kl_div(found, expected, reduction="none", log_target=True).sum(-1))
+    return torch.cat(losses), torch.cat(divergences)
 
 
 def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Tensor) -> dict[str, Any]:
-    """Losses with PSA attached, against the dense ones `[N - 1]` of the same tokens."""
+    """A run with PSA attached, against the states of the dense one of the same tokens."""
     began = time.perf_counter()
     with apply_psa(model, config, impl="cpu", min_tokens=0) as handle:
-        losses = token_losses(model, ids)
+        states = last_states(model, ids)
         summary = handle.stats().summary
+    losses, divergence = losses_and_divergence(model, ids, states, dense)
+    dense_losses, _ = losses_and_divergence(model, ids, dense, dense)
     half = len(losses) // 2
-    change = losses - dense
+    change = losses - dense_losses
     return {
         "density": summary.prefill_density,
         "density_with_estimation": summary.prefill_density_with_estimation,
@@ -62,6 +83,8 @@ def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Te
         "change": float(change.mean().expm1()),
         "change_last_half": float(change[half:].mean().expm1()),
         "standard_error": float(change.std() / len(change) ** 0.5),
+        "divergence": float(divergence.mean()),
+        "divergence_standard_error": float(divergence.std() / len(divergence) ** 0.5),
         "seconds": time.perf_counter() - began,
     }
 
@@ -70,23 +93,24 @@ def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: dict[s
     """The dense run of a text, and a row for every method at each of its densities."""
     with Tap(range(model.config.num_hidden_layers)) as tap:
         began = time.perf_counter()
-        dense = token_losses(model, ids)
+        dense = last_states(model, ids)
         seconds = time.perf_counter() - began
+    losses, _ = losses_and_divergence(model, ids, dense, dense)
     run = DenseRun(tap.attended())
     rows = []
     for group, method in ((group, method) for group, members in methods.items() for method in members):
         configs = [method.at(density, run) for density in method.densities] or [method.config]
         for config in configs:
             row = run_sparse(model, ids, config, dense)
-            print(f"{text}, {method.name} at {row['density']:.3f}: {row['change']:+.2%}", flush=True)
+            print(f"{text}, {group}, {method.name} at {row['density']:.3f}: {row['change']:+.2%}", flush=True)
             settings = config.model_dump(mode="json", include={"importance", "mask_mode", "mask_ratios", "budget"})
             names = {"group": group, "method": method.name, "is_block_sparse": method.is_block_sparse}
             rows.append(names | row | {"config": settings})
     return {
         "text": text,
         "tokens": ids.shape[1],
-        "perplexity": float(dense.mean().exp()),
-        "perplexity_last_half": float(dense[len(dense) // 2 :].mean().exp()),
+        "perplexity": float(losses.mean().exp()),
+        "perplexity_last_half": float(losses[len(losses) // 2 :].mean().exp()),
         "seconds": seconds,
         "rows": rows,
     }
@@ -100,7 +124,7 @@ def thinned(methods: tuple[Method, ...]) -> list[Method]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of another model, as save_pretrained writes it")
-    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="the first gets all groups")
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="the first gets every group")
     parser.add_argument("--tokens", type=int, help=f"of each text; {CONTEXT}, or {QUICK_TOKENS} with --quick")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of the first text")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
@@ -116,9 +140,8 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     model = model.to(DTYPES[args.dtype])
-    first = next(iter(GROUPS))
     everything = {group: list(GROUPS[group]) for group in args.groups}
-    short = {first: thinned(GROUPS[first])}
+    short = {group: thinned(GROUPS[group]) for group in list(GROUPS)[: 1 if args.quick else 2]}
     measured = [
         measure_text(model, ids, text, short if args.quick or text != args.texts[0] else everything)
         for text, ids in texts.items()

@@ -46,9 +46,9 @@ def block_importance(
     """Estimate how much each key block matters to each query block.
 
     Scores of a few query blocks exist at a time; beside them the estimators hold at most one copy of K (`sampled` a
-    quarter, `finely_sampled` a half, `pooled` and `representative` an eighth). On a GPU no scores are written and nothing but that eighth is
-    copied, and without a generator nothing waits for the device. The result is the same on every run for the same
-    input, seed and implementation. A choice of blocks has no gradient, so none is recorded.
+    quarter, `finely_sampled` a half, `pooled` and `representative` an eighth). On a GPU no scores are written and
+    nothing but that eighth is copied, and without a generator nothing waits for the device. The result is the same on
+    every run for the same input, seed and implementation. A choice of blocks has no gradient, so none is recorded.
 
     NaN and inf in q or k never reach the result: a non-finite query counts as zeros, and a key block found to hold a
     non-finite key ranks first wherever it is visible, so attention reads it and shows what dense attention shows.
@@ -65,8 +65,8 @@ def block_importance(
         scale: of the logits, `D ** -0.5` by default.
         generator: draws the sampled tokens at random (not `antidiagonal`); without it the choice is fixed. A generator
             of another device than q's makes the host wait.
-        impl: `triton` (GPU kernels; blocks of up to 256 tokens, with `finely_sampled` 128), `reference` or `cpu` (the same torch code), or `auto`;
-            see `resolve_impl`.
+        impl: `triton` (GPU kernels; blocks of up to 256 tokens, with `finely_sampled` 128), `reference` or `cpu` (the
+            same torch code), or `auto`; see `resolve_impl`.
 
     Returns:
         float32 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`, at least 0. Rows sum to 1 over the visible key

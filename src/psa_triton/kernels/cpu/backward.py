@@ -14,11 +14,11 @@ import torch
 
 from psa_triton.kernels.cpu.frontier import Frontier, find_frontier, matmul_of_seen
 from psa_triton.kernels.cpu.gather import Part, add_part, gather_parts, list_length
-from psa_triton.products import half_norm, matmul, operand, wide
 from psa_triton.kernels.cpu.pyramid import Pyramid, empty_pyramid
-from psa_triton.threads import Workers
 from psa_triton.kernels.cpu.unpool import unpool_gradient, unpool_key_gradient
+from psa_triton.products import half_norm, matmul, operand, wide
 from psa_triton.schedule import Schedule, make_schedule
+from psa_triton.threads import Workers
 
 
 def pyramid_attention_backward(

@@ -10,10 +10,10 @@ import torch
 from psa_triton.kernels.cpu import gather
 from psa_triton.kernels.cpu.frontier import find_frontier, matmul_of_seen
 from psa_triton.kernels.cpu.gather import Part, gather_parts, list_length
-from psa_triton.products import half_norm, linear, matmul, operand, wide
 from psa_triton.kernels.cpu.pyramid import Pyramid, empty_pyramid
-from psa_triton.threads import Workers
+from psa_triton.products import half_norm, linear, matmul, operand, wide
 from psa_triton.schedule import Schedule, make_schedule
+from psa_triton.threads import Workers
 
 
 def pyramid_attention(
