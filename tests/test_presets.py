@@ -139,6 +139,17 @@ class TestShippedFile:
         )
         assert "The first key block is read in full whatever its importance." in explain(config)
 
+    def test_text_looks_at_half_of_the_keys_and_drops_none(self) -> None:
+        config = load_preset("Qwen2.5-VL", "psa_text")
+        assert config is not None
+        assert config.replace(description="") == PSAConfig(
+            mask_ratios={1: (0, 0.96), 64: (0.96, 1)},
+            mask_mode="thresholdbound",
+            importance="finely_sampled",
+            keep_first_block=True,
+            use_rearrange=False,
+        )
+
     @pytest.mark.parametrize("model", SECTIONS)
     def test_every_section_has_a_budget_with_the_warm_up_of_its_default(self, model: str) -> None:
         config, default = load_preset(model, "psa_budget"), load_preset(model)
@@ -163,7 +174,9 @@ class TestShippedFile:
         added = {(model, "baseline") for model in SECTIONS} | {
             ("tiny-wan", name) for name in ("psa_balanced", "psa_timing")
         }
-        added |= {("Qwen2.5-VL", "psa_balanced")} | {(model, "psa_budget") for model in SECTIONS}
+        added |= {("Qwen2.5-VL", "psa_balanced"), ("Qwen2.5-VL", "psa_text")} | {
+            (model, "psa_budget") for model in SECTIONS
+        }
         assert found == PRESETS.keys() | added
 
     def test_is_the_one_that_people_edit(self) -> None:
