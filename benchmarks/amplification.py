@@ -28,6 +28,7 @@ from psa_triton import PSAConfig, load_preset
 from psa_triton.generation import (
     DENSE,
     Attention,
+    DenseParts,
     VideoRequest,
     find_source,
     generate_video,
@@ -106,11 +107,11 @@ def measure(
     """A row for each size of noise and each attention."""
     expected = [generate_video(pipe, request, DENSE).frames for request in requests]
 
-    def row(kind: str, name: str, found: list[Any], error: float) -> dict[str, Any]:
+    def row(kind: str, name: str, found: list[Any], error: float, density: float = 1.0) -> dict[str, Any]:
         values = [psnr(video, dense) for video, dense in zip(found, expected, strict=True)]
         guidance = requests[0].guidance_scale
         print(f"guidance {guidance}, {name}: error {error:.3f}, {statistics.mean(values):.1f} dB", flush=True)
-        return {"guidance": guidance, "kind": kind, "name": name, "error": error, "psnr": values}
+        return {"guidance": guidance, "kind": kind, "name": name, "density": density, "error": error, "psnr": values}
 
     rows = []
     for size in NOISE:
@@ -121,20 +122,26 @@ def measure(
         rows.append(row("noise", f"noise {size}", videos, size))
     for name, attention in attentions.items():
         error = statistics.mean(first_errors(pipe, request, attention) for request in requests)
-        videos = [generate_video(pipe, request, attention).frames for request in requests]
-        rows.append(row("psa", name, videos, error))
+        videos = [generate_video(pipe, request, attention) for request in requests]
+        density = statistics.mean(video.cost.run_density_with_estimation or 1.0 for video in videos)
+        rows.append(row("psa", name, [video.frames for video in videos], error, density))
     return rows
 
 
 def sparse_attentions() -> dict[str, Attention]:
-    """Budget mode at several budgets, and the seed documents' shares, from the first step on."""
+    """Budget mode at several budgets, and the seed documents' shares, from the first step on; with a dense layer."""
     preset = load_preset(MODEL, "psa_budget")
     assert preset is not None, "a dense preset"
     base = preset.replace(warmup_steps=0)
     configs: dict[str, PSAConfig] = {f"budget {budget:g}": base.replace(budget=budget) for budget in BUDGETS}
     shares = {1: (0.0, 0.1), 2: (0.1, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}
     configs["seed's shares"] = base.replace(mask_mode="topk", importance="sampled", mask_ratios=shares)
-    return {name: Attention(name=name, config=config) for name, config in configs.items()}
+    attentions = {name: Attention(name=name, config=config) for name, config in configs.items()}
+    first_dense = DenseParts(dense_layers=(0,))
+    for budget in BUDGETS[:2]:
+        name = f"budget {budget:g}, first layer dense"
+        attentions[name] = Attention(name=name, config=configs[f"budget {budget:g}"], dense_parts=first_dense)
+    return attentions
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -147,12 +154,12 @@ def markdown(report: dict[str, Any]) -> str:
         "dense attention, mean over videos (least to most).",
     ]
     for guidance in dict.fromkeys(row["guidance"] for row in report["rows"]):
-        lines += ["", f"| guidance {guidance:g} | error | PSNR, dB |", "|---|---:|---:|"]
+        lines += ["", f"| guidance {guidance:g} | density | error | PSNR, dB |", "|---|---:|---:|---:|"]
         for row in report["rows"]:
             if row["guidance"] == guidance:
                 values = row["psnr"]
                 spread = f"{statistics.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})"
-                lines.append(f"| {row['name']} | {row['error']:.3f} | {spread} |")
+                lines.append(f"| {row['name']} | {row['density']:.2f} | {row['error']:.3f} | {spread} |")
     return "\n".join(lines) + "\n"
 
 

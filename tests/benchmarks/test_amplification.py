@@ -35,5 +35,6 @@ def test_one_short_video(tmp_path: Path) -> None:
     for guidance in {row["guidance"] for row in rows}:
         noise = [row["psnr"][0] for row in rows if row["guidance"] == guidance and row["kind"] == "noise"]
         assert noise == sorted(noise, reverse=True), "more noise, less PSNR"
-        errors = [row["error"] for row in rows if row["guidance"] == guidance and row["name"].startswith("budget")]
+        budgets = {f"budget {budget:g}" for budget in amplification.BUDGETS}
+        errors = [row["error"] for row in rows if row["guidance"] == guidance and row["name"] in budgets]
         assert errors == sorted(errors, reverse=True), "more budget, less error"
