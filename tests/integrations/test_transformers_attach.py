@@ -156,6 +156,15 @@ class TestConfigurations:
             logits(model)
             assert handle.stats().summary.dense_reasons == {"dense preset": 2}
 
+    @pytest.mark.parametrize("preset", ["psa_text", "psa_budget"])
+    def test_other_presets_of_the_section_run_sparse(self, preset: str) -> None:
+        model = small.make_model(small.llama)
+        with apply_psa(model, preset) as handle:
+            assert torch.isfinite(logits(model, small.text_inputs(900))).all()
+            summary = handle.stats().summary
+        assert summary.sparse_calls == 2
+        assert 0 < summary.prefill_density < 1
+
     def test_two_models_in_one_process(self) -> None:
         inputs = small.text_inputs()
         one, other, plain = (small.make_model(small.llama) for _ in range(3))
