@@ -61,13 +61,13 @@ def _scale(shares: Mapping[int, tuple[float, float]], strength: float) -> dict[i
     return dict(zip(shares, zip([0.0, *ends[:-1]], ends, strict=True), strict=True))
 
 
-def _preset() -> PSAConfig:
-    preset = load_preset("Qwen2.5-VL", "psa_balanced")
+def _preset(name: str) -> PSAConfig:
+    preset = load_preset("Qwen2.5-VL", name)
     assert preset is not None, "a dense preset"
     return preset
 
 
-SEED: Final = _preset()
+SEED: Final = _preset("psa_balanced")
 BEST_IMPORTANCE: Final = "finely_sampled"
 """Of the estimators, on this model."""
 
@@ -94,15 +94,15 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
         for kind in ("levels 1/0", "level 1 or a mean")
         for importance in get_args(Importance)
     ),
+    "presets": (
+        *(Method(name, _preset(name), ()) for name in ("psa_text", "psa_balanced", "psa_budget")),
+        Method("psa_balanced, no cap", SEED.replace(use_sim_mask=False), ()),
+        Method("psa_balanced, first block by importance", SEED.replace(keep_first_block=False), ()),
+    ),
     "key blocks": tuple(
         Method(f"{kind}, n = {n}", kinds(BEST_IMPORTANCE, n)[kind])
         for kind in ("levels 1/0", "level 1 or a mean")
         for n in (128, 32)
     ),
-    "preset Qwen2.5-VL": (
-        Method("as it is", SEED, ()),
-        Method("no cap", SEED.replace(use_sim_mask=False), ()),
-        Method("first block by importance", SEED.replace(keep_first_block=False), ()),
-    ),
 }
-"""By the question that they answer. The first two are measured on every text, at the goal's density."""
+"""By the question that they answer. The first three are measured on every text, at the goal's density."""

@@ -141,7 +141,7 @@ def main() -> None:
         parser.error(str(error))
     model = model.to(DTYPES[args.dtype])
     everything = {group: list(GROUPS[group]) for group in args.groups}
-    short = {group: thinned(GROUPS[group]) for group in list(GROUPS)[: 1 if args.quick else 2]}
+    short = {group: thinned(GROUPS[group]) for group in list(GROUPS)[: 1 if args.quick else 3]}
     measured = [
         measure_text(model, ids, text, short if args.quick or text != args.texts[0] else everything)
         for text, ids in texts.items()
