@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of another model, as save_pretrained writes it")
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="the first gets every group")
     parser.add_argument("--tokens", type=int, help=f"of each text; {CONTEXT}, or {QUICK_TOKENS} with --quick")
-    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of the first text")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of methods")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS} tokens, the first group, one density")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON, the Markdown and the plot")
@@ -141,7 +141,8 @@ def main() -> None:
         parser.error(str(error))
     model = model.to(DTYPES[args.dtype])
     everything = {group: list(GROUPS[group]) for group in args.groups}
-    short = {group: thinned(GROUPS[group]) for group in list(GROUPS)[: 1 if args.quick else 3]}
+    shorter = list(GROUPS)[: 1 if args.quick else 3]
+    short = {group: thinned(GROUPS[group]) for group in shorter if group in args.groups}
     measured = [
         measure_text(model, ids, text, short if args.quick or text != args.texts[0] else everything)
         for text, ids in texts.items()
