@@ -64,14 +64,15 @@ def losses_and_divergence(model: PreTrainedModel, ids: Tensor, states: Tensor, d
     return torch.cat(losses), torch.cat(divergences)
 
 
-def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Tensor) -> dict[str, Any]:
-    """A run with PSA attached, against the states of the dense one of the same tokens."""
+def run_sparse(
+    model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Tensor, dense_losses: Tensor
+) -> dict[str, Any]:
+    """A run with PSA attached, against states `[N - 1, C]` and losses `[N - 1]` of the dense one of the same tokens."""
     began = time.perf_counter()
     with apply_psa(model, config, impl="cpu", min_tokens=0) as handle:
         states = last_states(model, ids)
         summary = handle.stats().summary
     losses, divergence = losses_and_divergence(model, ids, states, dense)
-    dense_losses, _ = losses_and_divergence(model, ids, dense, dense)
     half = len(losses) // 2
     change = losses - dense_losses
     return {
@@ -101,7 +102,7 @@ def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: dict[s
     for group, method in ((group, method) for group, members in methods.items() for method in members):
         configs = [method.at(density, run) for density in method.densities] or [method.config]
         for config in configs:
-            row = run_sparse(model, ids, config, dense)
+            row = run_sparse(model, ids, config, dense, losses)
             print(f"{text}, {group}, {method.name} at {row['density']:.3f}: {row['change']:+.2%}", flush=True)
             settings = config.model_dump(mode="json", include={"importance", "mask_mode", "mask_ratios", "budget"})
             names = {"group": group, "method": method.name, "is_block_sparse": method.is_block_sparse}

@@ -14,8 +14,8 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def operand(x: torch.Tensor) -> torch.Tensor:
-    """`x` in the dtype of products: its own, but float32 for float16, whose products are slow on CPUs."""
-    return x.float() if x.dtype == torch.float16 else x
+    """`x` in the dtype of products: its own, but float32 for float16 on a CPU, where its products are slow."""
+    return x.float() if x.dtype == torch.float16 and x.device.type == "cpu" else x
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from psa_triton.blocks import causal_blocks
 from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows, Reduce
-from psa_triton.products import batched, wide
+from psa_triton.products import batched, operand, wide
 
 SCRATCH_SHARE = 8
 """Scores held at a time: at most 1/8 as many numbers as K has, or else those of one query block."""
@@ -40,7 +40,7 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, s
     """
     query_rows, key_rows = estimate.query_rows, estimate.key_rows
     source = k if key_rows.group == 1 else _group_means(k, key_rows.group)
-    keys = _fast(_join(source, key_rows.tokens))
+    keys = operand(_join(source, key_rows.tokens))
     keys, spoiled = _finite_rows(_pad_rows(keys, grid.key_blocks * key_rows.per_block))
     spoiled_blocks = spoiled.unflatten(-1, (grid.key_blocks, key_rows.per_block)).any(-1)
 
@@ -87,11 +87,6 @@ def _finite_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.masked_fill_(spoiled[..., None], 0), spoiled
 
 
-def _fast(rows: Tensor) -> Tensor:
-    """`rows` in a type whose products are fast: CPUs have none for float16, and torch's own is slower than float32."""
-    return rows.float() if rows.dtype == torch.float16 and rows.device.type == "cpu" else rows
-
-
 def _blocks_in_sight(last: int, grid: BlockGrid) -> int:
     """Key blocks that query blocks before `last` can see at least in part: all that need scoring."""
     if not grid.is_causal:
@@ -110,7 +105,7 @@ def _probabilities(
         (padding of a ragged block, a query row that sees no key row) are zeros.
     """
     count, width = query_rows.tokens.shape
-    queries = _fast(_join(q, query_rows.tokens)) * (scale / width)
+    queries = operand(_join(q, query_rows.tokens)) * (scale / width)
     queries, _ = _finite_rows(_pad_rows(queries, blocks * query_rows.per_block))
     heads = (q.shape[0], keys.shape[1], q.shape[1] // keys.shape[1])
     logits = batched(queries.reshape(heads[0] * heads[1], -1, queries.shape[-1]), keys.flatten(0, 1))
