@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import ContextParallelConfig
 from small_pipelines import make_wan_transformer
 
 from psa_triton.config import PSAConfig
@@ -36,6 +38,8 @@ CASES = [
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What two processes under torchrun found, rank by rank."""
+    if "ulysses_anything" not in inspect.signature(ContextParallelConfig).parameters:
+        pytest.skip("diffusers 0.36 shares no tokens but evenly, and those of the cases are odd")
     folder = tmp_path_factory.mktemp("ranks")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}

@@ -137,7 +137,7 @@ def apply_psa(
     attaching; the attention layers stay outside its graphs, so that `fullgraph=True` is not for it. With gradient
     checkpointing run each backward before the next forward. Context parallelism is enabled by the transformer's
     `enable_parallelism`, before or after attaching, with a `ContextParallelConfig(ulysses_degree=...)`;
-    `ulysses_anything=True` lets tokens and heads be any number, and CogVideoX wants
+    `ulysses_anything=True` (diffusers 0.37) lets tokens and heads be any number, and CogVideoX wants
     `cp_plan=cogvideox_context_parallel_plan()`. Densities in the statistics are of the process's own heads then.
 
     Args:
