@@ -47,7 +47,7 @@ slow: dev data
 	$(BIN)/python -m pytest -q -m slow
 
 # The tests that meet other projects' code, on their newest releases and on the oldest that pyproject.toml allows.
-OTHERS := tests/builtin tests/generation tests/integrations tests/kernels tests/understanding tests/test_attention.py \
+OTHERS := tests/generation tests/integrations tests/kernels tests/understanding tests/test_attention.py \
 	tests/test_attention_triton.py tests/test_package.py tests/test_presets.py tests/test_video.py
 
 test-newest:
