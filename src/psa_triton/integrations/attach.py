@@ -37,7 +37,7 @@ def apply_psa(
             whose text layers then prefill with PSA; also wrapped by PEFT, `DistributedDataParallel` and the like.
         config_or_preset: a configuration; a preset's name in the section of the model; "SECTION/PRESET"; None for the
             default preset of the model.
-        scheduler: diffusion only: tells the denoising step; by default the pipeline's.
+        scheduler: diffusion only: tells the denoising step outside of a pipeline's call; by default the pipeline's.
         impl: implementation of the operator, as in `psa_attention`.
         min_tokens: shorter sequences run dense.
         dense_last_steps: diffusion only: number of denoising steps at the end that run dense.

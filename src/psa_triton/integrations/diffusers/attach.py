@@ -158,17 +158,24 @@ def apply_psa(
     run on reordered tokens too, since what is cached in one step is used in others.)
 
     LoRAs may be loaded, fused and unloaded at any time, and caches and offloading enabled. `torch.compile` comes after
-    attaching; the attention layers stay outside its graphs, so that `fullgraph=True` is not for it. With gradient
-    checkpointing run each backward before the next forward. Context parallelism is enabled by the transformer's
-    `enable_parallelism`, before or after attaching, with a `ContextParallelConfig(ulysses_degree=...)`;
-    `ulysses_anything=True` lets tokens and heads be any number, and CogVideoX wants
-    `cp_plan=cogvideox_context_parallel_plan()`. Densities in the statistics are of the process's own heads then.
+    attaching; the attention layers stay outside its graphs, so that `fullgraph=True` is not for it. Pipelines may share
+    the transformer, and threads run it at the same time: the step is read off the scheduler of the pipeline whose call
+    is running. Copies of the model are attached as well, count for themselves and tell `on_levels` nothing;
+    `psa_triton.remove_psa` detaches them.
+
+    Context parallelism is enabled by the transformer's `enable_parallelism`, before or after attaching, with a
+    `ContextParallelConfig(ulysses_degree=...)`; `ulysses_anything=True` lets tokens and heads be any number, and
+    CogVideoX wants `cp_plan=cogvideox_context_parallel_plan()`. Densities in the statistics are of the process's own
+    heads then.
 
     Args:
-        pipe_or_transformer: a pipeline with a `transformer` (and perhaps a `transformer_2`), or a transformer.
+        pipe_or_transformer: a pipeline, modular or not, with a `transformer`, a `transformer_2` or both; or a
+            transformer. A transformer may be wrapped by PEFT, `DistributedDataParallel` or the like.
         config_or_preset: a configuration; a preset's name in the section of the recognised model; "SECTION/PRESET";
             None for the default preset of the recognised model.
-        scheduler: tells the denoising step; by default the pipeline's, whichever it has at the time.
+        scheduler: tells the denoising step of forwards outside of a pipeline's call; by default the pipeline's,
+            whichever it has at the time. If steps matter (`warmup_steps`, `dense_last_steps`, a `budget_table`), a
+            forward whose step cannot be told raises a ValueError.
         impl: implementation of the operator, as in `psa_attention`.
         min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than two key blocks, and on a CPU
             those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a GPU
