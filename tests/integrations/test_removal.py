@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import small_language_models as small
 import torch
-from diffusers import AutoencoderKLWan, WanModularPipeline
+from diffusers import AutoencoderKLWan
 from small_pipelines import (
     make_cogvideox_inputs,
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
     make_video,
     make_wan_inputs,
+    make_wan_modular_pipeline,
     make_wan_pipeline,
     make_wan_transformer,
     make_wan_vace_transformer,
@@ -209,7 +210,7 @@ class TestRemoving:
         for model in (make_wan_pipeline(), make_cogvideox_transformer(), small.make_model(small.llama)):
             remove_psa(model)
             remove_psa(model)
-        remove_psa(WanModularPipeline())
+        remove_psa(make_wan_modular_pipeline({}))
         remove_psa(torch.nn.Linear(1, 1))
 
     def test_an_attention_that_was_named_stays(self) -> None:
