@@ -19,12 +19,12 @@ from psa_triton.attention import level_choice, psa_attention
 from psa_triton.bench.clock import median_seconds
 from psa_triton.bench.inputs import local_inputs
 from psa_triton.bench.memory import in_fresh_process, scratch_bytes
-from psa_triton.bench.shapes import AttentionShape, find_shape
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.kernels import attend_levels
 from psa_triton.levels import choose_levels, read_density
+from psa_triton.shapes import AttentionShape, find_shape
 
 logger = logging.getLogger("psa_triton")
 
@@ -186,6 +186,7 @@ def _attend(
         coarsest=choice.coarsest,
         is_causal=shape.is_causal,
         scale=shape.dim**-0.5,
+        pool_correction=settings.config.pool_correction,
         impl=settings.impl,
     )
     return out

@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 
 from psa_triton.builtin import tiny_wan_path
-from psa_triton.models import MODELS, ModelSpec, recognise
+from psa_triton.models import MODELS, ModelSpec, model_key, recognise
 from psa_triton.names import unknown_name
 from psa_triton.presets import VideoScale, load_presets_file
 
@@ -80,7 +80,8 @@ def find_source(
     """The model that a name or a folder stands for; a folder with a known model gets that model's settings.
 
     Args:
-        model: a key of `models`, or the path of a folder as `DiffusionPipeline.save_pretrained` writes it.
+        model: a key of `models`, the name of its preset section, or the path of a folder as
+            `DiffusionPipeline.save_pretrained` writes it.
         models: the known models by key.
         weights: a pipeline folder, or a repository on the hub, to take in place of the key's own.
         otherwise: settings for a folder whose model is not known; None for none.
@@ -89,6 +90,8 @@ def find_source(
         ValueError: neither a key nor a folder, a folder that is not a pipeline's, or a folder and `weights`.
         FileNotFoundError: `weights` is no folder, or the built-in model is asked for and not part of this installation.
     """
+    if model not in models and not Path(model).is_dir():
+        model = model_key(model)
     if model not in models:
         if not Path(model).is_dir():
             raise ValueError(f"{unknown_name('model', model, models)}; nor is it the path of a folder")
