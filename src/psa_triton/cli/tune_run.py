@@ -241,4 +241,4 @@ def _place(path: Path, file: QKVFile) -> tuple[int, int]:
         raise ValueError(f"qkv: expected the layer in the header of {path}, as psa inspect --save-qkv writes it")
     if "v" not in file.tensors:
         raise ValueError(f"qkv: expected tensors q, k and v in {path}, found no v")
-    return int(file.header["layer"]), int(file.header.get("step", 0))
+    return int(file.header["layer"]), file.number("step")

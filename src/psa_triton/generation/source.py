@@ -136,9 +136,10 @@ def _folder_source(folder: str, models: Mapping[str, ModelSpec], otherwise: Mode
 
 
 def _recognise_folder(path: Path, index: dict[str, Any], models: Mapping[str, ModelSpec]) -> ModelSpec | None:
-    second = index.get("transformer_2") or [None]
+    second = index.get("transformer_2")
+    has_second = isinstance(second, list) and second[:1] not in ([], [None])
     transformer = _read_json(path / "transformer" / "config.json")
-    section = recognise(transformer, two_transformers=second[0] is not None)
+    section = recognise(transformer, two_transformers=has_second)
     return next((spec for spec in models.values() if spec.preset_section == section), None)
 
 
@@ -146,9 +147,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"model: expected a pipeline folder as diffusers saves it, but there is no {file}")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"model: {file} is no JSON: {error}") from error
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"model: {file} is no JSON: {error}; copy it again from where the model is from") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"model: expected a mapping in {file}, got {type(data).__name__}")
+    return data
 
 
 def video_scale(source: ModelSource) -> VideoScale | None:

@@ -36,10 +36,20 @@ class QKVFile:
         if grid is None and "grid" in self.header:
             grid = read_grid(self.header["grid"])
         if prefix_tokens is None:
-            prefix_tokens = int(self.header.get("prefix_tokens", 0))
+            prefix_tokens = self.number("prefix_tokens")
         q, k, v = (self.tensors.get(name) for name in "qkv")
         assert q is not None and k is not None
         return AttentionInputs(q=q, k=k, v=v, grid=grid, prefix_tokens=prefix_tokens, is_causal=is_causal)
+
+    def number(self, name: str) -> int:
+        """A count in the header; 0 where it is not there.
+
+        Raises:
+            ValueError: it is no count.
+        """
+        if not (text := self.header.get(name, "0")).isdecimal():
+            raise ValueError(f"qkv: expected a count as {name} in the file's header, got {text!r}")
+        return int(text)
 
 
 def read_grid(text: str) -> Grid:
