@@ -220,6 +220,7 @@ def _reworded(details: ErrorDetails) -> InitErrorDetails:
     parents = [part for part in place[:-1] if isinstance(part, str)]
     nested: dict[str, type[BaseModel]] = {"sim_thresholds": SimThresholds, "budget_table": BudgetRow}
     known = keys(nested.get(parents[0], PSAConfig) if parents else PSAConfig)
-    words = mistake(".".join(map(str, place)), details, known)
+    path = ".".join(str(part) for part in place if part != "[key]")  # the marker of a mapping's bad key
+    words = mistake(path, details, known)
     error = PydanticCustomError(details["type"], "{words}", {"words": words})
     return InitErrorDetails(type=error, loc=place, input=details["input"])
