@@ -274,7 +274,7 @@ def test_bad_input_is_one_line_before_anything_is_loaded(
     def no_loading(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("psa_triton.cli.options.load_pipeline", no_loading)
+    monkeypatch.setattr("psa_triton.cli.target.load_pipeline", no_loading)
     result = run(COGVIDEO, *quick_lora, *options)
     assert result.exit_code == 1
     assert result.output.startswith("error: ")
