@@ -83,7 +83,10 @@ def measure_scaling(shape: AttentionShape, settings: Settings) -> Iterator[Case]
             if time.perf_counter() - began + expected > settings.seconds:
                 logger.info("%d tokens would take about %.0f s more: left out", tokens, expected)
                 return
-        last = measure_case(shape if tokens == shape.tokens else shape.shrunk(tokens), settings)
+        smaller = shape if tokens == shape.tokens else shape.shrunk(tokens)
+        if tokens < shape.tokens <= smaller.tokens:
+            continue  # as large as the shape itself, once its sides are rounded
+        last = measure_case(smaller, settings)
         yield last
 
 

@@ -147,7 +147,7 @@ def _table(cases: list[Case], title: str) -> Table:
     timed = [name for name in headings if any(name in case.seconds for case in cases)]
     memory = {DENSE: "sdpa\nextra\nMiB", PSA: "psa\nextra\nMiB"}
     known = [name for name in memory if any(case.scratch[name] is not None for case in cases)]
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
     times = [headings[name] for name in timed]
     for column in ("tokens", "density", *times, "speed-\nup", *(memory[name] for name in known)):
         table.add_column(column, justify="right", no_wrap=True)
