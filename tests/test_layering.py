@@ -22,6 +22,7 @@ LAYERS = [
     "presets",  # attention_config.yaml -> config
     "models",  # the checkpoints, and their preset sections
     "blocks",  # cutting sequences into blocks
+    "kept",  # what a key mask leaves of blocks
     "inputs",  # checks of q, k, v
     "impl",  # which implementation runs
     "launch",  # one launch of a GPU kernel

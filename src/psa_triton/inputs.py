@@ -47,6 +47,27 @@ def check_attention_inputs(q: Tensor, k: Tensor, v: Tensor | None = None) -> Non
         raise ValueError(f"v: expected the shape of k, {tuple(k.shape)}, got {tuple(v.shape)}")
 
 
+def check_key_mask(key_mask: Tensor | None, k: Tensor) -> None:
+    """Check that `key_mask`, if there is one, says of every key of `k [B, Hkv, Nk, D]` whether it is there.
+
+    Raises:
+        TypeError: it is no bool tensor.
+        ValueError: its shape is not `[B, Nk]`, or its device is not that of `k`.
+    """
+    if key_mask is None:
+        return
+    if not isinstance(key_mask, Tensor):
+        raise TypeError(f"key_mask: expected a bool tensor or None, got {type(key_mask).__name__}")
+    if key_mask.dtype != torch.bool:
+        raise TypeError(
+            f"key_mask: expected bool, True for keys that are there, got {key_mask.dtype}; convert with .bool()"
+        )
+    if key_mask.shape != (k.shape[0], k.shape[2]):
+        raise ValueError(f"key_mask: expected [batch, keys] = {(k.shape[0], k.shape[2])}, got {tuple(key_mask.shape)}")
+    if key_mask.device != k.device:
+        raise ValueError(f"key_mask: expected the device of k, {k.device}, got {key_mask.device}")
+
+
 def resolve_scale(scale: float | None, dim: int) -> float:
     """The factor of the logits: `scale`, or `dim ** -0.5` if None.
 

@@ -29,6 +29,7 @@ def attend(
     pool_correction: str,
     want_lse: bool,
     impl: str,
+    key_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`kernels.pyramid_attention` by `impl`, `cpu` or `triton`.
 
@@ -40,7 +41,12 @@ def attend(
         The output, and the log-sum-exp `[B, Hq, Nq]`, `[0]` if it is not wanted.
     """
     settings: dict[str, Any] = dict(
-        block_m=block_m, block_n=block_n, is_causal=is_causal, scale=scale, pool_correction=pool_correction
+        block_m=block_m,
+        block_n=block_n,
+        is_causal=is_causal,
+        scale=scale,
+        pool_correction=pool_correction,
+        key_mask=key_mask,
     )
     if impl == "triton":
         from psa_triton.kernels import triton
@@ -52,7 +58,9 @@ def attend(
 
 
 @attend.register_fake
-def _attend_fake(q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, pool_correction, want_lse, impl):
+def _attend_fake(
+    q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, pool_correction, want_lse, impl, key_mask=None
+):
     return torch.empty_like(q), q.new_empty(q.shape[:3] if want_lse else (0,), dtype=_wide(q.dtype))
 
 
@@ -73,6 +81,7 @@ def attend_backward(
     scale: float,
     pool_correction: str,
     impl: str,
+    key_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v: contiguous, of their shapes and dtype."""
     settings: dict[str, Any] = dict(
@@ -81,6 +90,7 @@ def attend_backward(
         is_causal=is_causal,
         scale=scale,
         pool_correction=pool_correction,
+        key_mask=key_mask,
         grad_lse=grad_lse,
     )
     if impl == "triton":
@@ -96,22 +106,22 @@ def _attend_backward_fake(grad_out, grad_lse, q, k, v, *_others):
 
 
 def _save_for_backward(ctx, inputs, output):
-    q, k, v, levels, *ctx.settings = inputs
+    q, k, v, levels, *ctx.settings, key_mask = inputs
     out, lse = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, out, lse, levels)
+    ctx.save_for_backward(q, k, v, out, lse, levels, key_mask)
 
 
 def _backward(ctx, grad_out, grad_lse):
-    q, k, v, out, lse, levels = ctx.saved_tensors
+    q, k, v, out, lse, levels, key_mask = ctx.saved_tensors
     *settings, want_lse, impl = ctx.settings
     if not want_lse:
         raise RuntimeError("psa_triton::pyramid_attention: a gradient needs want_lse=True in the forward, got False")
     grads = (None, None, None)
     if grad_out is not None or grad_lse is not None:
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        grads = attend_backward(grad_out, grad_lse, q, k, v, out, lse, levels, *settings, impl)
-    return *grads, *[None] * 9
+        grads = attend_backward(grad_out, grad_lse, q, k, v, out, lse, levels, *settings, impl, key_mask)
+    return *grads, *[None] * 10
 
 
 attend.register_autograd(_backward, setup_context=_save_for_backward)

@@ -30,6 +30,7 @@ def pyramid_attention(
     is_causal: bool,
     scale: float,
     pool_correction: str = "none",
+    key_mask: Tensor | None = None,
     coarsest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition of `kernels/reference.py` on a GPU. Same arguments and results.
@@ -40,6 +41,8 @@ def pyramid_attention(
     Returns:
         The output, shape, dtype and strides of `q`, and the log-sum-exp, float32 `[B, Hq, Nq]`.
     """
+    if key_mask is not None:
+        raise NotImplementedError("key_mask: not in GPU kernels yet")
     coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
     frontier = Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal)
     lists = list_blocks(levels, coarsest.bit_length(), frontier)
@@ -73,6 +76,7 @@ def pyramid_attention_backward(
     is_causal: bool,
     scale: float,
     pool_correction: str = "none",
+    key_mask: Tensor | None = None,
     coarsest: int | None = None,
     grad_lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,6 +91,8 @@ def pyramid_attention_backward(
     Returns:
         The gradients, each with shape and dtype of its tensor, contiguous.
     """
+    if key_mask is not None:
+        raise NotImplementedError("key_mask: not in GPU kernels yet")
     coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
     shifts = coarsest.bit_length()
     lists = list_blocks(levels, shifts, Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal))
