@@ -21,8 +21,8 @@ LAYERS = [
     "config",  # one description of an attention
     "presets",  # attention_config.yaml -> config
     "models",  # the checkpoints, and their preset sections
-    "blocks",  # cutting sequences into blocks
     "kept",  # what a key mask leaves of blocks
+    "blocks",  # cutting sequences into blocks
     "inputs",  # checks of q, k, v
     "impl",  # which implementation runs
     "launch",  # one launch of a GPU kernel

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from psa_triton.blocks import block_count, causal_blocks, check_block_size
+from psa_triton.blocks import block_count, check_block_size, visible_blocks
+from psa_triton.kept import kept_count
 
 
 def exempt_levels(
@@ -17,21 +18,23 @@ def exempt_levels(
     prefix_tokens: int = 0,
     keep_first_block: bool = False,
     is_causal: bool = False,
+    key_mask: Tensor | None = None,
 ) -> Tensor:
     """Level 1 for the prefix, the first key block and the causal frontier, level 0 for what lies wholly in the future.
 
     Args:
-        levels: int8 `[..., nq, nk]`.
+        levels: int8 `[..., nq, nk]`; with a key mask `[B, H, nq, nk]`.
         block_m: tokens per query block.
         block_n: tokens per key block.
         query_tokens: Nq.
         key_tokens: Nk.
         prefix_tokens: tokens at the start, of queries and keys alike, that are read in full: level 1 for key blocks
             that touch them and for all key blocks of query blocks that touch them.
-        keep_first_block: level 1 for the first key block, for every query: causal models rest attention on it that
-            has nowhere else to go (StreamingLLM, arXiv 2309.17453).
+        keep_first_block: level 1 for the first key block that has a kept key, for every query: causal models rest
+            attention on it that has nowhere else to go (StreamingLLM, arXiv 2309.17453).
         is_causal: query `i` sees key `j` iff `j <= i + Nk - Nq`. Level 1 for key blocks that this frontier cuts for
             the query block; level 0 for key blocks that none of its queries sees, prefix or not.
+        key_mask: bool `[B, Nk]`, which keys are there; None if all are. Level 0 for key blocks without one.
 
     Returns:
         int8 `[..., nq, nk]`, a new tensor.
@@ -46,10 +49,15 @@ def exempt_levels(
     levels = levels.clone()
     levels[..., : block_count(prefix_tokens, block_n)] = 1
     levels[..., : block_count(prefix_tokens, block_m), :] = 1
-    if keep_first_block:
+    if keep_first_block and key_mask is None:
         levels[..., :1] = 1
-    if is_causal:
-        visible, whole = causal_blocks(query_tokens, key_tokens, block_m, block_n, levels.device)
+    elif keep_first_block and key_mask is not None:
+        first = (kept_count(key_mask, block_n) > 0).int().argmax(-1)
+        levels.scatter_(-1, first[:, None, None, None].expand(*levels.shape[:-1], 1), 1)
+    if is_causal or key_mask is not None:
+        visible, whole = visible_blocks(
+            query_tokens, key_tokens, block_m, block_n, levels.device, is_causal=is_causal, key_mask=key_mask
+        )
         levels.masked_fill_(visible & ~whole, 1).masked_fill_(~visible, 0)
     return levels
 
