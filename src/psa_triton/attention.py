@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, resolve_impl
-from psa_triton.inputs import check_attention_inputs, resolve_scale
+from psa_triton.inputs import check_attention_inputs, check_key_mask, resolve_scale
 from psa_triton.kernels import attend_levels
 from psa_triton.levels import LevelChoice, Thresholds, choose_levels, density
 from psa_triton.ordering import TokenOrder, grid_order, semantic_order
@@ -26,6 +26,7 @@ def psa_attention(
     grid: tuple[int, int, int] | None = None,
     prefix_tokens: int = 0,
     is_causal: bool = False,
+    key_mask: Tensor | None = None,
     scale: float | None = None,
     impl: Impl = "auto",
     generator: torch.Generator | None = None,
@@ -42,6 +43,9 @@ def psa_attention(
         prefix_tokens: leading tokens, of text say, that keep their place, see every key and are seen by every query
             in full.
         is_causal: query `i` sees keys up to `i + Nk - Nq`. Cannot be used with a reorder.
+        key_mask: bool `[B, Nk]`, False for keys that are left out, such as padding, wherever it stands; None keeps all.
+            A key left out is as if it were not there, whatever it and its value hold, and gets no gradient; blocks are
+            cut by position as ever, and a row that sees no key gives zeros.
         scale: factor of the logits, `D ** -0.5` by default.
         impl: `auto`, `reference`, `cpu` or `triton`; see `pyramid_attention`.
         generator: randomises the sampling of the importance estimate; without it the result is the same every time.
@@ -62,6 +66,7 @@ def psa_attention(
         grid=grid,
         prefix_tokens=prefix_tokens,
         is_causal=is_causal,
+        key_mask=key_mask,
         scale=scale,
         impl=impl,
         generator=generator,
@@ -80,6 +85,7 @@ def sparse_attention(
     grid: tuple[int, int, int] | None = None,
     prefix_tokens: int = 0,
     is_causal: bool = False,
+    key_mask: Tensor | None = None,
     scale: float | None = None,
     impl: Impl = "auto",
     generator: torch.Generator | None = None,
@@ -90,10 +96,11 @@ def sparse_attention(
         The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
     """
     check_attention_inputs(q, k, v)
+    check_key_mask(key_mask, k)
     _check_call(q, k, config, grid, prefix_tokens, is_causal)
     impl = resolve_impl(impl, q)
     scale = resolve_scale(scale, q.shape[-1])
-    orders = token_orders(q, k, config, grid, prefix_tokens)
+    orders = token_orders(q, k, config, grid, prefix_tokens, key_mask)
     if orders is not None:
         if is_causal:
             raise ValueError(
@@ -101,6 +108,10 @@ def sparse_attention(
                 f"{config.rearrange_method!r}; use config.replace(use_rearrange=False)"
             )
         q, k, v = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v)
+        if key_mask is not None:
+            # The same for all heads: an order by clusters puts what is left out behind the rest.
+            of_heads = key_mask[:, None].expand(-1, k.shape[1], -1)
+            key_mask = orders[1].apply(of_heads, dim=-1)[:, 0]
     choice = level_choice(config)
     with torch.no_grad():
         levels = choose_levels(
@@ -110,6 +121,7 @@ def sparse_attention(
             v=v,
             prefix_tokens=prefix_tokens,
             is_causal=is_causal,
+            key_mask=key_mask,
             scale=scale,
             impl=impl,
             generator=generator,
@@ -123,6 +135,7 @@ def sparse_attention(
         block_n=config.block_n,
         coarsest=choice.coarsest,
         is_causal=is_causal,
+        key_mask=key_mask,
         scale=scale,
         pool_correction=config.pool_correction,
         impl=impl,
@@ -165,6 +178,7 @@ class PSAAttention(nn.Module):
         grid: tuple[int, int, int] | None = None,
         prefix_tokens: int = 0,
         is_causal: bool = False,
+        key_mask: Tensor | None = None,
         scale: float | None = None,
         impl: Impl = "auto",
         generator: torch.Generator | None = None,
@@ -178,6 +192,7 @@ class PSAAttention(nn.Module):
             grid=grid,
             prefix_tokens=prefix_tokens,
             is_causal=is_causal,
+            key_mask=key_mask,
             scale=scale,
             impl=impl,
             generator=generator,
@@ -219,7 +234,12 @@ def _check_call(
 
 
 def token_orders(
-    q: Tensor, k: Tensor, config: PSAConfig, grid: tuple[int, int, int] | None, prefix_tokens: int
+    q: Tensor,
+    k: Tensor,
+    config: PSAConfig,
+    grid: tuple[int, int, int] | None,
+    prefix_tokens: int,
+    key_mask: Tensor | None = None,
 ) -> tuple[TokenOrder, TokenOrder] | None:
     """The orders of queries and of keys, or None if tokens are taken as they come."""
     method = config.rearrange_method
@@ -228,7 +248,7 @@ def token_orders(
     if method == "SemanticAware" or method == "Hybrid":
         return (
             semantic_order(q, method=method, grid=grid, prefix_tokens=prefix_tokens),
-            semantic_order(k, method=method, grid=grid, prefix_tokens=prefix_tokens),
+            semantic_order(k, method=method, grid=grid, prefix_tokens=prefix_tokens, keep=key_mask),
         )
     assert grid is not None
     order = grid_order(method, grid, tile_size=config.tile_size, prefix_tokens=prefix_tokens, device=q.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from psa_triton.impl import Impl
 from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.importance.rows import BlockGrid
+from psa_triton.kept import kept_count
 from psa_triton.levels.budget import Scope, budget_levels, expected_errors, ladder
 from psa_triton.levels.exemptions import exempt_levels
 from psa_triton.levels.selection import select_levels
@@ -69,6 +70,7 @@ def choose_levels(
     v: Tensor | None = None,
     prefix_tokens: int = 0,
     is_causal: bool = False,
+    key_mask: Tensor | None = None,
     impl: Impl = "auto",
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -81,6 +83,8 @@ def choose_levels(
         v: values in the order of k, which a budget looks at, and no other mode.
         prefix_tokens: leading tokens that are read, and read, in full.
         is_causal: whether query `i` sees keys up to `i + Nk - Nq` alone.
+        key_mask: bool `[B, Nk]`, which keys are there; None if all are. Blocks without one are level 0, and no part of
+            the number of blocks that shares are shares of.
         impl: as `psa_attention`'s.
         generator: randomises the sampling of the importance estimate. A graph cannot hold one: inside `torch.compile`
             it must be None.
@@ -105,6 +109,7 @@ def choose_levels(
             is_causal,
             scale,
             impl,
+            key_mask,
         )
     importance = block_importance(
         q,
@@ -114,6 +119,7 @@ def choose_levels(
         method=choice.importance,
         is_causal=is_causal,
         scale=scale,
+        key_mask=key_mask,
         generator=generator,
         impl=impl,
     )
@@ -122,8 +128,8 @@ def choose_levels(
             raise ValueError("v: expected the values, which mask_mode 'budget' looks at, got None")
         levels = budget_levels(
             importance,
-            expected_errors(q, k, v, block_n=choice.block_n, scale=scale, impl=impl),
-            BlockGrid(choice.block_m, choice.block_n, q.shape[2], k.shape[2], is_causal),
+            expected_errors(q, k, v, block_n=choice.block_n, scale=scale, key_mask=key_mask, impl=impl),
+            BlockGrid(choice.block_m, choice.block_n, q.shape[2], k.shape[2], is_causal, key_mask),
             budget=choice.level_budget,
             prefix_tokens=prefix_tokens,
             keep_first_block=choice.keep_first_block,
@@ -131,11 +137,22 @@ def choose_levels(
             impl=impl,
         )
     else:
+        key_blocks = None
+        if key_mask is not None:
+            is_there = kept_count(key_mask, choice.block_n) > 0
+            # Behind blocks of importance 0 that have a key.
+            importance = importance.masked_fill(~is_there[:, None, None], -1)
+            key_blocks = is_there.sum(-1)
         levels = select_levels(
-            importance, choice.mask_ratios, mode=choice.mask_mode, min_full_ratio=choice.min_full_ratio, impl=impl
+            importance,
+            choice.mask_ratios,
+            mode=choice.mask_mode,
+            min_full_ratio=choice.min_full_ratio,
+            key_blocks=key_blocks,
+            impl=impl,
         )
     if choice.sim_thresholds is not None:
-        caps = similarity_caps(k, block_n=choice.block_n, thresholds=choice.sim_thresholds)
+        caps = similarity_caps(k, block_n=choice.block_n, thresholds=choice.sim_thresholds, key_mask=key_mask)
         levels = cap_levels(levels, caps)
     return exempt_levels(
         levels,
@@ -146,6 +163,7 @@ def choose_levels(
         prefix_tokens=prefix_tokens,
         keep_first_block=choice.keep_first_block,
         is_causal=is_causal,
+        key_mask=key_mask,
     )
 
 
@@ -169,6 +187,7 @@ def _choose_levels_op(
     is_causal: bool,
     scale: float,
     impl: str,
+    key_mask: Tensor | None = None,
 ) -> Tensor:
     ratios = dict(zip(levels, zip(shares[::2], shares[1::2], strict=True), strict=True))
     thresholds = Thresholds(*sim_thresholds) if sim_thresholds else None
@@ -185,7 +204,15 @@ def _choose_levels_op(
         cast(Scope, budget_scope),
     )
     return choose_levels(
-        q, k, choice, scale=scale, v=v, prefix_tokens=prefix_tokens, is_causal=is_causal, impl=cast(Impl, impl)
+        q,
+        k,
+        choice,
+        scale=scale,
+        v=v,
+        prefix_tokens=prefix_tokens,
+        is_causal=is_causal,
+        key_mask=key_mask,
+        impl=cast(Impl, impl),
     )
 
 

@@ -37,6 +37,7 @@ def semantic_order(
     method: SemanticMethod,
     grid: tuple[int, int, int] | None = None,
     prefix_tokens: int = 0,
+    keep: Tensor | None = None,
 ) -> TokenOrder:
     """An order per head that puts the tokens of a k-means cluster together and alike clusters side by side.
 
@@ -48,6 +49,8 @@ def semantic_order(
         method: `SemanticAware`, tokens of a cluster stay in raster order, or `Hybrid`, they follow the Gilbert curve.
         grid: visual tokens along (t, h, w), `t * h * w = N - prefix_tokens`; needed by `Hybrid`.
         prefix_tokens: first tokens of the sequence that keep their place.
+        keep: bool `[B, N]`, which tokens are there; None if all are. After the prefix the others stand behind these,
+            and what they hold does not matter.
 
     Returns:
         An order with a permutation `[B, H, N]` on the device of `x`.
@@ -71,7 +74,13 @@ def semantic_order(
     else:
         inside = grid_order("Gilbert", grid, device=x.device).permutation
     visual = torch.nan_to_num(x[:, :, prefix_tokens:].float(), nan=0.0, posinf=0.0, neginf=0.0)
-    by_cluster = _ordered_clusters(visual)[..., inside].argsort(dim=-1, stable=True)
+    left_out = None if keep is None else ~keep[:, None, prefix_tokens:]
+    if left_out is not None:
+        visual = visual.masked_fill(left_out[..., None], 0.0)
+    place = _ordered_clusters(visual)
+    if left_out is not None:
+        place = place.masked_fill(left_out, _MAX_CLUSTERS)
+    by_cluster = place[..., inside].argsort(dim=-1, stable=True)
     permutation = inside[by_cluster]
     return TokenOrder(permutation, permutation.argsort(dim=-1)).with_prefix(prefix_tokens)
 
