@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import (
+    Cache,
     Gemma2Config,
     Gemma2ForCausalLM,
     GptOssConfig,
@@ -145,6 +147,11 @@ def llava_onevision() -> PreTrainedModel:
 def text_inputs(tokens: int = 300, batch: int = 1, seed: int = 1) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     return {"input_ids": torch.randint(1, 90, (batch, tokens), generator=generator)}
+
+
+def on_cache(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
+    """The argument of the model's `forward` that hands over a cache; transformers 5.24 calls it anew."""
+    return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
 
 
 def qwen_video_inputs() -> Inputs:
