@@ -21,8 +21,9 @@ LAYERS = [
     "config",  # one description of an attention
     "presets",  # attention_config.yaml -> config
     "models",  # the checkpoints, and their preset sections
-    "blocks",  # cutting sequences into blocks
     "inputs",  # checks of q, k, v
+    "blocks",  # cutting sequences into blocks
+    "folding",  # operators under torch.vmap
     "impl",  # which implementation runs
     "launch",  # one launch of a GPU kernel
     "dots",  # matrix products inside GPU kernels

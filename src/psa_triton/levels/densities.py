@@ -19,9 +19,18 @@ def density(levels: Tensor) -> Tensor:
         levels: int8 `[B, H, nq, nk]`.
 
     Returns:
-        float32 `[B, H]`.
+        float32 `[B, H]`; 0 where there is no block pair.
+
+    Raises:
+        TypeError: `levels` is no tensor of integers.
+        ValueError: it has not four dimensions.
     """
-    return levels.float().reciprocal_().masked_fill_(levels == 0, 0).mean((-2, -1))
+    if not isinstance(levels, Tensor) or levels.is_floating_point() or levels.is_complex():
+        raise TypeError(f"levels: expected an int8 tensor, got {getattr(levels, 'dtype', type(levels).__name__)}")
+    if levels.dim() != 4:
+        raise ValueError(f"levels: expected [batch, heads, query blocks, key blocks], got {tuple(levels.shape)}")
+    pairs = max(1, levels.shape[-2] * levels.shape[-1])
+    return levels.float().reciprocal_().masked_fill_(levels == 0, 0).sum((-2, -1)) / pairs
 
 
 def read_density(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from psa_triton.blocks import block_count, causal_blocks, check_block_size
@@ -52,6 +53,26 @@ def exempt_levels(
         visible, whole = causal_blocks(query_tokens, key_tokens, block_m, block_n, levels.device)
         levels.masked_fill_(visible & ~whole, 1).masked_fill_(~visible, 0)
     return levels
+
+
+def serve_first_queries(levels: Tensor, block_m: int, block_n: int, query_tokens: int, key_tokens: int) -> None:
+    """Level 1, in place, for the last block that a query sees under a causal mask, if it would read nothing otherwise.
+
+    The frontier cuts a block for every query of a row but the first, which may see whole blocks alone, all at level 0:
+    the row's most important block may lie in its future.
+
+    Args:
+        levels: int8 `[..., nq, nk]`, as from `exempt_levels`.
+        block_m, block_n, query_tokens, key_tokens: as `exempt_levels`'s.
+    """
+    shift = key_tokens - query_tokens
+    if (shift + 1) % min(block_m, block_n):
+        return  # no block ends where a row's first query stands
+    seen = torch.arange(0, query_tokens, block_m, device=levels.device) + 1 + shift
+    rows, last = torch.arange(len(seen), device=levels.device), (seen // block_n - 1).clamp(min=0)
+    read = (levels != 0).cumsum(-1)[..., rows, last] > 0
+    blind = (seen > 0) & (seen % block_n == 0) & ~read
+    levels[..., rows, last] = levels[..., rows, last].masked_fill(blind, 1)
 
 
 def check_levels(levels: Tensor, block_m: int, block_n: int, query_tokens: int, key_tokens: int) -> None:

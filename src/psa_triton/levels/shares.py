@@ -34,8 +34,9 @@ class Shares:
 
 
 def shares_by_rank(ratios: Mapping[int, tuple[float, float]], blocks: int) -> Shares:
-    """A level ends at block `floor(blocks * hi)`."""
-    ends = [floor(blocks * high) for _, high in ratios.values()]
+    """A level ends at block `floor(blocks * hi)`; the finest with a share ends after one block at the earliest."""
+    # Shares are contiguous from 0, so all levels before the finest with a share end at 0.
+    ends = [max(floor(blocks * high), 1) if high > 0 else 0 for _, high in ratios.values()]
     return Shares(tuple(ratios), tuple(ends[:-1]), full=0, by_mass=False)
 
 
