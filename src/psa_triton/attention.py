@@ -35,9 +35,9 @@ def psa_attention(
 ) -> Tensor:
     """Pyramid sparse attention, a drop-in for scaled dot-product attention (arXiv 2512.04025).
 
-    As there, an empty batch or no queries give an empty result, and a query that sees no key gives zeros. It goes
-    through `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and reverse-mode gradients, `torch.func`'s
-    included; there is no forward mode (`jvp`).
+    As there, an empty batch or no queries give an empty result, and queries that see no key give zeros. It goes
+    through `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and gradients, `torch.func`'s included;
+    there is no forward mode (`jvp`).
 
     Args:
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.

@@ -1,7 +1,7 @@
 """Pyramid attention as operators of torch: what autograd, `torch.compile` and exported graphs see of an implementation.
 
-Each has a fake form (shapes without values), and the forward a backward. Levels have no gradient. `torch.vmap` makes the
-mapped dimension a part of the batch.
+Each has a fake form (shapes without values), and the forward a backward. Levels have no gradient. `torch.vmap` makes
+the mapped dimension a part of the batch.
 """
 
 from __future__ import annotations
@@ -114,11 +114,12 @@ def _backward(ctx, grad_out, grad_lse):
     q, k, v, out, lse, levels = ctx.saved_tensors
     *settings, want_lse, impl = ctx.settings
     if not want_lse:  # inside `torch.vmap` no tensor says that it requires a gradient
-        out, lse = attend(q, k, v, levels, *settings, True, impl)
+        with torch.no_grad():
+            out, lse = attend(q, k, v, levels, *settings, True, impl)
     grads = (None, None, None)
     if grad_out is not None or grad_lse is not None:
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        grads = attend_backward(grad_out, grad_lse, q, k, v, out, lse, levels, *settings, impl)
+        grads = AttendBackward.apply(grad_out, grad_lse, q, k, v, out, lse, levels, *settings, impl)
     return *grads, *[None] * 9
 
 
@@ -138,6 +139,26 @@ class Attend(torch.autograd.Function):
 
     setup_context = staticmethod(_save_for_backward)
     backward = staticmethod(_backward)
+
+
+class AttendBackward(torch.autograd.Function):
+    """`attend_backward`, which has no gradient of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return attend_backward(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing to keep."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(
+            "psa_triton::pyramid_attention has no second derivative; impl='reference' has every derivative"
+        )
 
 
 @torch.library.custom_op("psa_triton::check_levels", mutates_args=())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from psa_triton.folding import register_folding
 from psa_triton.names import unknown_name
 from psa_triton.ordering.checks import check_prefix, check_triple
 from psa_triton.ordering.order import TokenOrder, grid_order
@@ -77,9 +78,7 @@ def semantic_order(
         raise ValueError("grid: expected (t, h, w), which method 'Hybrid' needs, got None")
     else:
         inside = grid_order("Gilbert", grid, device=x.device).permutation
-    # One item at a time: the bits of a product depend on the size of the batch.
-    clusters = [_ordered_clusters(_centred(item)) for item in x[:, :, prefix_tokens:].split(1)]
-    place = torch.cat(clusters) if clusters else x.new_zeros(0, x.shape[1], len(inside), dtype=torch.int64)
+    place = _cluster_places(x[:, :, prefix_tokens:])
     permutation = inside[place[..., inside].argsort(dim=-1, stable=True)]
     return TokenOrder(permutation, permutation.argsort(dim=-1)).with_prefix(prefix_tokens)
 
@@ -102,17 +101,32 @@ def _check_shapes(x: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: i
         )
 
 
+@torch.library.custom_op("psa_triton::cluster_places", mutates_args=())
+def _cluster_places(x: Tensor) -> Tensor:
+    """Place of each token's cluster among the clusters of its head: int64 `[B, H, N]` for `[B, H, N, D]`."""
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[:3], dtype=torch.int64)
+    # One item at a time: the bits of a product depend on the size of the batch.
+    return torch.cat([_ordered_clusters(_centred(item)) for item in x.split(1)])
+
+
+@_cluster_places.register_fake
+def _(x):
+    return x.new_empty(x.shape[:3], dtype=torch.int64)
+
+
+register_folding(_cluster_places)
+
+
 def _centred(x: Tensor) -> Tensor:
     """`x` in float32 without what all tokens of a head have in common, which would blur their distances."""
     finite = torch.nan_to_num(x.float(), nan=0.0, posinf=0.0, neginf=0.0).contiguous()
-    return finite - finite.mean(2, keepdim=True) if finite.shape[2] else finite
+    return finite - finite.mean(2, keepdim=True)
 
 
 def _ordered_clusters(x: Tensor) -> Tensor:
     """Place of each token's cluster among the clusters: int64 `[B, H, N]` for float32 `[B, H, N, D]`."""
     tokens = x.shape[2]
-    if tokens == 0:
-        return torch.zeros(x.shape[:3], dtype=torch.int64, device=x.device)
     clusters = min(-(-tokens // _TOKENS_PER_CLUSTER), _MAX_CLUSTERS)
     seeds = (2 * torch.arange(clusters, device=x.device) + 1) * tokens // (2 * clusters)
     centroids = x[:, :, seeds]
