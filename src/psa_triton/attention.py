@@ -7,9 +7,17 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from psa_triton.attn_mask import as_key_mask
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, resolve_impl
-from psa_triton.inputs import check_attention_inputs, check_key_mask, resolve_scale
+from psa_triton.inputs import (
+    as_int,
+    check_attention_inputs,
+    check_causal,
+    check_generator,
+    check_key_mask,
+    resolve_scale,
+)
 from psa_triton.kernels import attend_levels
 from psa_triton.levels import LevelChoice, Thresholds, choose_levels, density
 from psa_triton.ordering import TokenOrder, grid_order, semantic_order
@@ -30,8 +38,15 @@ def psa_attention(
     scale: float | None = None,
     impl: Impl = "auto",
     generator: torch.Generator | None = None,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """Pyramid sparse attention, a drop-in for scaled dot-product attention (arXiv 2512.04025).
+
+    As there, an empty batch or no queries give an empty result, and queries that see no key give zeros. It goes
+    through `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and gradients, `torch.func`'s included;
+    there is no forward mode (`jvp`).
 
     Args:
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
@@ -49,15 +64,25 @@ def psa_attention(
         scale: factor of the logits, `D ** -0.5` by default.
         impl: `auto`, `reference`, `cpu` or `triton`; see `pyramid_attention`.
         generator: randomises the sampling of the importance estimate; without it the result is the same every time.
+        attn_mask, dropout_p, enable_gqa: what `scaled_dot_product_attention` takes. A mask, bool or added to the logits
+            (0, or -inf or at most -1e4), that leaves out the same keys for every head and query becomes a `key_mask`;
+            it is looked at, which waits for the device. There are no other masks but `is_causal`, and no dropout;
+            grouped heads need no leave.
 
     Returns:
         `[B, Hq, Nq, D]`, dtype of q.
 
     Raises:
         TypeError: an argument of the wrong type, or dtypes or devices that differ.
-        ValueError: shapes that do not fit, a grid that does not match the tokens, a reorder with a causal mask, or a
-            limit of `config.attn_impl`.
+        ValueError: shapes that do not fit, heads and tokens that look mixed up, a grid that does not match the tokens,
+            a reorder with a causal mask, a mask or dropout, or a limit of `config.attn_impl`.
     """
+    _check_dropout(dropout_p)
+    if attn_mask is not None:
+        check_attention_inputs(q, k, v)
+        check_key_mask(key_mask, k)
+        keep = as_key_mask(attn_mask, q, k)
+        key_mask = keep if key_mask is None else key_mask & keep
     out, levels = sparse_attention(
         q,
         k,
@@ -95,9 +120,14 @@ def sparse_attention(
     Returns:
         The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
     """
+    _check_config(config)
     check_attention_inputs(q, k, v)
     check_key_mask(key_mask, k)
-    _check_call(q, k, config, grid, prefix_tokens, is_causal)
+    check_causal(is_causal)
+    check_generator(generator)
+    grid, prefix_tokens = _check_tokens(q, k, grid, prefix_tokens)
+    if is_causal and config.attn_impl == "new_mask_type":
+        raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use attn_impl 'auto' or 'old_mask_type'")
     impl = resolve_impl(impl, q)
     scale = resolve_scale(scale, q.shape[-1])
     orders = token_orders(q, k, config, grid, prefix_tokens, key_mask)
@@ -182,6 +212,9 @@ class PSAAttention(nn.Module):
         scale: float | None = None,
         impl: Impl = "auto",
         generator: torch.Generator | None = None,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        enable_gqa: bool = False,
     ) -> Tensor:
         """See `psa_attention`."""
         return psa_attention(
@@ -196,6 +229,9 @@ class PSAAttention(nn.Module):
             scale=scale,
             impl=impl,
             generator=generator,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            enable_gqa=enable_gqa,
         )
 
     def extra_repr(self) -> str:
@@ -204,33 +240,52 @@ class PSAAttention(nn.Module):
         return f"block_m={c.block_m}, block_n={c.block_n}, mask_mode={c.mask_mode!r}, mask_ratios={c.mask_ratios}"
 
 
-def _check_call(
-    q: Tensor, k: Tensor, config: PSAConfig, grid: tuple[int, int, int] | None, prefix_tokens: int, is_causal: bool
-) -> None:
-    if not isinstance(config, PSAConfig):
+def _check_dropout(dropout_p: float) -> None:
+    if not isinstance(dropout_p, (int, float)) or isinstance(dropout_p, bool):
+        raise TypeError(f"dropout_p: expected 0.0, got {dropout_p!r}")
+    if dropout_p != 0:
+        raise ValueError(f"dropout_p: expected 0.0, got {dropout_p}; pyramid attention has no dropout")
+
+
+def _check_config(config: PSAConfig) -> None:
+    if isinstance(config, PSAConfig):
+        return
+    if isinstance(config, Tensor):
         raise TypeError(
-            f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset"
+            "config: expected a PSAConfig as the fourth argument, got a tensor; if it is the mask that stands there in "
+            "scaled_dot_product_attention, pass it by its name: attn_mask"
         )
-    if not isinstance(prefix_tokens, int) or isinstance(prefix_tokens, bool):
-        raise TypeError(f"prefix_tokens: expected an int, got {type(prefix_tokens).__name__}")
+    raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset")
+
+
+def _check_tokens(
+    q: Tensor, k: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: int
+) -> tuple[tuple[int, int, int] | None, int]:
+    """`grid` and `prefix_tokens` as ints that fit the tokens."""
+    prefix_tokens = as_int("prefix_tokens", prefix_tokens)
     if not 0 <= prefix_tokens <= min(q.shape[2], k.shape[2]):
         raise ValueError(
             f"prefix_tokens: expected 0 to {min(q.shape[2], k.shape[2])}, the number of tokens, got {prefix_tokens}"
         )
-    if is_causal and config.attn_impl == "new_mask_type":
-        raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use attn_impl 'auto' or 'old_mask_type'")
     if grid is None:
-        return
-    sizes = tuple(grid)
-    if len(sizes) != 3 or not all(isinstance(x, int) and x > 0 for x in sizes):
-        raise ValueError(f"grid: expected three positive ints (frames, height, width), got {grid!r}")
+        return None, prefix_tokens
+    message = f"grid: expected three positive ints (frames, height, width), got {grid!r}"
+    try:
+        sizes = [as_int("grid", size) for size in grid]
+    except TypeError as error:
+        raise TypeError(message) from error
+    if len(sizes) != 3 or not all(size > 0 for size in sizes):
+        raise ValueError(message)
     t, h, w = sizes
-    for name, tokens in (("q", q.shape[2]), ("k", k.shape[2])):
-        if t * h * w + prefix_tokens != tokens:
+    total = t * h * w + prefix_tokens
+    for name, x in (("q", q), ("k", k)):
+        if total != x.shape[2]:
+            mixed_up = "; its heads are as many: if it is [batch, tokens, heads, channels], pass transpose(1, 2)"
             raise ValueError(
-                f"grid: expected frames * height * width + prefix_tokens = {tokens}, the tokens of {name}, "
-                f"got {t} * {h} * {w} + {prefix_tokens} = {t * h * w + prefix_tokens}"
+                f"grid: expected frames * height * width + prefix_tokens = {x.shape[2]}, the tokens of {name}, "
+                f"got {t} * {h} * {w} + {prefix_tokens} = {total}{mixed_up if total == x.shape[1] else ''}"
             )
+    return (t, h, w), prefix_tokens
 
 
 def token_orders(

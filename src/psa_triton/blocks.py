@@ -5,22 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from psa_triton.inputs import as_int
 from psa_triton.kept import first_kept, last_kept
 
 SMALLEST_BLOCK = 8
 
 
-def check_block_size(name: str, size: int) -> None:
-    """Raise unless `size`, the argument called `name`, is a power of two of at least 8 tokens.
+def check_block_size(name: str, size: int) -> int:
+    """`size`, the argument called `name`, as an int that is a power of two of at least 8 tokens.
 
     Raises:
         TypeError: it is no integer.
         ValueError: it is no power of two, or too small.
     """
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise TypeError(f"{name}: expected an int, got {type(size).__name__}")
+    size = as_int(name, size)
     if size < SMALLEST_BLOCK or size & (size - 1):
         raise ValueError(f"{name}: expected a power of two of at least {SMALLEST_BLOCK} tokens, got {size}")
+    return size
 
 
 def block_count(tokens: int, size: int) -> int:

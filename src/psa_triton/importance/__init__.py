@@ -17,7 +17,7 @@ from psa_triton.importance.representative import representative_cost, representa
 from psa_triton.importance.rows import BlockGrid, Estimate
 from psa_triton.importance.sampled import sampled_cost, sampled_estimate
 from psa_triton.importance.scoring import score_blocks
-from psa_triton.inputs import check_attention_inputs, check_key_mask, resolve_scale
+from psa_triton.inputs import check_attention_inputs, check_causal, check_generator, check_key_mask, resolve_scale
 
 __all__ = ["block_importance", "estimation_cost"]
 
@@ -81,14 +81,17 @@ def block_importance(
             `impl` that is unknown or cannot run here.
         ImportError: GPU kernels are wanted and Triton is missing or too old.
     """
-    check_block_size("block_m", block_m)
-    check_block_size("block_n", block_n)
+    block_m, block_n = check_block_size("block_m", block_m), check_block_size("block_n", block_n)
     check_attention_inputs(q, k)
     check_key_mask(key_mask, k)
+    check_causal(is_causal)
+    check_generator(generator)
     describe, _ = _estimator(method)
     scale = resolve_scale(scale, q.shape[-1])
     chosen = resolve_impl(impl, q)
     grid = BlockGrid(block_m, block_n, q.shape[-2], k.shape[-2], is_causal, key_mask)
+    if q.numel() == 0 or k.numel() == 0:
+        return q.new_zeros(*q.shape[:2], grid.query_blocks, grid.key_blocks, dtype=torch.float32)
     estimate = describe(grid, generator=generator, device=q.device)
     if chosen == "triton":
         from psa_triton.importance import triton_kernels

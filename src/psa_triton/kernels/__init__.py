@@ -9,7 +9,7 @@ from torch import Tensor
 
 from psa_triton.blocks import block_count, check_block_size
 from psa_triton.impl import Impl, resolve_impl
-from psa_triton.inputs import check_attention_inputs, check_key_mask, resolve_scale
+from psa_triton.inputs import check_attention_inputs, check_causal, check_key_mask, resolve_scale
 from psa_triton.kernels import ops, reference
 from psa_triton.ratios import COARSEST_LEVEL
 
@@ -103,8 +103,8 @@ def pyramid_attention(
     are taken on trust, and unknown ones are not read.
     """
     check_attention_inputs(q, k, v)
-    check_block_size("block_m", block_m)
-    check_block_size("block_n", block_n)
+    block_m, block_n = check_block_size("block_m", block_m), check_block_size("block_n", block_n)
+    check_causal(is_causal)
     scale = resolve_scale(scale, q.shape[-1])
     if pool_correction not in POOL_CORRECTIONS:
         raise ValueError(f"pool_correction: expected one of {', '.join(POOL_CORRECTIONS)}, got {pool_correction!r}")
@@ -112,7 +112,7 @@ def pyramid_attention(
     _check_levels(levels, q, k, block_m, block_n)
     coarsest = min(block_n, COARSEST_LEVEL)
     if not (torch.compiler.is_compiling() or (q.is_cuda and torch.cuda.is_current_stream_capturing())):
-        _check_level_values(levels, coarsest)
+        ops.check_levels(levels, coarsest)
     out, lse = attend_levels(
         q,
         k,
@@ -165,7 +165,9 @@ def attend_levels(
         )
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     want_lse = return_lse or needs_grad
-    out, lse = ops.attend(
+    # A graph knows the operator's own gradient, `torch.func` the function's.
+    attend = ops.attend if torch.compiler.is_compiling() else ops.Attend.apply
+    out, lse = attend(
         q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, pool_correction, want_lse, chosen, key_mask
     )
     return out, lse if return_lse else None
@@ -183,10 +185,3 @@ def _check_levels(levels: Tensor, q: Tensor, k: Tensor, block_m: int, block_n: i
         raise ValueError(
             f"levels: expected [batch, query heads, query blocks, key blocks] = {shape}, got {tuple(levels.shape)}"
         )
-
-
-def _check_level_values(levels: Tensor, coarsest: int) -> None:
-    unknown = (levels < 0) | ((levels & (levels - 1)) != 0) | (levels > coarsest)
-    if unknown.any():
-        came = sorted(levels[unknown].unique().tolist())
-        raise ValueError(f"levels: expected 0 or powers of two up to {coarsest}, got also {came}")

@@ -52,8 +52,10 @@ def pyramid_attention(
         for x in (k, v)
     )
 
-    logits, values, visible = [], [], []
-    for level in sorted({int(x) for x in levels.unique()} - {0}):
+    # To begin with, no groups: enough where there is nothing to read.
+    logits, values = [q_wide @ k_wide[:, :, :0].mT], [v_wide[:, :, :0]]
+    visible = [levels.new_zeros((*q.shape[:3], 0), dtype=torch.bool)]
+    for level in (1 << step for step in range(block_n.bit_length() if tokens else 0)):
         key_mean, count, last = pool(k_wide, keep, level)
         value_mean, _, _ = pool(v_wide, keep, level)
         chosen = levels.repeat_interleave(block_m, dim=2)[:, :, :queries] == level
@@ -70,8 +72,6 @@ def pyramid_attention(
         logits.append(logit)
         values.append(value_mean)
         visible.append(sees)
-    if not logits:
-        return torch.zeros_like(q), q_wide.new_full(q.shape[:3], float("-inf")) if return_lse else None
 
     seen = torch.cat(visible, dim=-1)
     masked = torch.cat(logits, dim=-1).masked_fill(~seen, float("-inf"))

@@ -24,25 +24,33 @@ def density(levels: Tensor, key_mask: Tensor | None = None) -> Tensor:
             that makes `nk` blocks of `Nk` keys.
 
     Returns:
-        float32 `[B, H]`.
+        float32 `[B, H]`; 0 where there is no block pair.
 
     Raises:
-        TypeError: `key_mask` is no bool tensor.
-        ValueError: `key_mask` has another batch than `levels`, or no such block makes `nk` of its keys.
+        TypeError: `levels` is no tensor of integers, or `key_mask` no bool tensor.
+        ValueError: `levels` has not four dimensions, `key_mask` has another batch, or no such block makes `nk` of its
+            keys.
     """
+    if not isinstance(levels, Tensor) or levels.is_floating_point() or levels.is_complex():
+        raise TypeError(f"levels: expected an int8 tensor, got {getattr(levels, 'dtype', type(levels).__name__)}")
+    if levels.dim() != 4:
+        raise ValueError(f"levels: expected [batch, heads, query blocks, key blocks], got {tuple(levels.shape)}")
     if key_mask is None:
-        return levels.float().reciprocal_().masked_fill_(levels == 0, 0).mean((-2, -1))
+        pairs = max(1, levels.shape[-2] * levels.shape[-1])
+        return levels.float().reciprocal_().masked_fill_(levels == 0, 0).sum((-2, -1)) / pairs
     if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
         raise TypeError(f"key_mask: expected a bool tensor or None, got {getattr(key_mask, 'dtype', key_mask)}")
     tokens, blocks = key_mask.shape[-1], levels.shape[-1]
     block_n = SMALLEST_BLOCK
-    while block_count(tokens, block_n) > blocks:
+    while block_count(tokens, block_n) > max(blocks, 1):
         block_n *= 2
     if key_mask.shape != (len(levels), tokens) or block_count(tokens, block_n) != blocks:
         raise ValueError(
             f"key_mask: expected [B, Nk], batch {len(levels)} and keys that make {blocks} blocks, as in levels "
             f"{tuple(levels.shape)}, got {tuple(key_mask.shape)}"
         )
+    if levels.numel() == 0:
+        return torch.zeros(levels.shape[:2], device=levels.device)
     return read_density(
         levels,
         block_m=SMALLEST_BLOCK,

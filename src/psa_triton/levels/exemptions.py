@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from psa_triton.blocks import block_count, check_block_size, visible_blocks
-from psa_triton.kept import kept_count
+from psa_triton.kept import first_kept, kept_count
 
 
 def exempt_levels(
@@ -60,6 +61,35 @@ def exempt_levels(
         )
         levels.masked_fill_(visible & ~whole, 1).masked_fill_(~visible, 0)
     return levels
+
+
+def serve_first_queries(
+    levels: Tensor,
+    block_m: int,
+    block_n: int,
+    query_tokens: int,
+    key_tokens: int,
+    key_mask: Tensor | None = None,
+) -> None:
+    """Level 1, in place, for the last block that a query sees under a causal mask, if it would read nothing otherwise.
+
+    The frontier cuts a block for every query of a row but the first, which may see whole blocks alone, all at level 0:
+    the row's most important block may lie in its future. What the first sees, all others of the row see.
+
+    Args:
+        levels: int8 `[..., nq, nk]`, as from `exempt_levels`.
+        block_m, block_n, query_tokens, key_tokens, key_mask: as `exempt_levels`'s.
+    """
+    shift = key_tokens - query_tokens
+    if key_mask is None and (shift + 1) % min(block_m, block_n):
+        return  # no block ends where a row's first query stands
+    limit = torch.arange(0, query_tokens, block_m, device=levels.device) + shift
+    number = torch.arange(levels.shape[-1], device=levels.device)
+    first_key = number * block_n if key_mask is None else first_kept(key_mask, block_n)[:, None, None]
+    sees = first_key <= limit[:, None]
+    is_blind = sees.any(-1, keepdim=True) & ~(sees & (levels != 0)).any(-1, keepdim=True)
+    last = (sees * number).amax(-1, keepdim=True).expand(*levels.shape[:-1], 1)
+    levels.scatter_(-1, last, levels.gather(-1, last).masked_fill_(is_blind, 1))
 
 
 def check_levels(levels: Tensor, block_m: int, block_n: int, query_tokens: int, key_tokens: int) -> None:

@@ -26,7 +26,8 @@ def select_levels(
     The blocks of a row are ordered by importance, largest first, ties by position.
 
     * `topk`: the block of rank `r` gets the level whose `[lo, hi)` holds `r / nk`; a level ends at block
-      `floor(nk * hi)`.
+      `floor(nk * hi)`. Of few blocks a level's share may come to none; the most important block gets the finest level
+      that has a share (`lo < hi`) all the same, so that no row is left with nothing to read.
     * `thresholdbound`: the block gets the level whose `[lo, hi)` holds the importance mass before it, so the block
       that crosses a boundary still counts to the finer level; then the first `floor(min_full_ratio * nk) + 1` blocks
       are made level 1. A row of zeros gets the finest level throughout.

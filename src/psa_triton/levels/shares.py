@@ -38,8 +38,9 @@ class Shares:
 
 
 def shares_by_rank(ratios: Mapping[int, tuple[float, float]], blocks: int | Tensor) -> Shares:
-    """A level ends at block `floor(blocks * hi)`."""
-    ends = [floor(blocks * high) for _, high in ratios.values()]
+    """A level ends at block `floor(blocks * hi)`; the finest with a share ends after one block at the earliest."""
+    # Shares are contiguous from 0, so all levels before the finest with a share end at 0.
+    ends = [_at_least_one(floor(blocks * high)) if high > 0 else 0 for _, high in ratios.values()]
     return Shares(tuple(ratios), tuple(ends[:-1]), full=0, by_mass=False)
 
 
@@ -47,6 +48,10 @@ def shares_by_mass(ratios: Mapping[int, tuple[float, float]], blocks: int | Tens
     """A level ends where a share `hi` of the mass is reached; `floor(min_full_ratio * blocks) + 1` blocks are full."""
     ends = [round((high - _MASS_SLACK) * 2**MASS_BITS) for _, high in ratios.values()]
     return Shares(tuple(ratios), tuple(ends[:-1]), full=floor(blocks * min_full_ratio) + 1, by_mass=True)
+
+
+def _at_least_one(end: int | Tensor) -> int | Tensor:
+    return end.clamp(min=1) if isinstance(end, Tensor) else max(end, 1)
 
 
 def floor(value: float | Tensor) -> int | Tensor:
