@@ -24,8 +24,11 @@ LAYERS = [
     "models",  # the checkpoints, and their preset sections
     "shapes",  # their attention layers
     "presets",  # attention_config.yaml -> config
-    "blocks",  # cutting sequences into blocks
+    "kept",  # what a key mask leaves of blocks
     "inputs",  # checks of q, k, v
+    "blocks",  # cutting sequences into blocks
+    "folding",  # operators under torch.vmap
+    "attn_mask",  # the mask of scaled_dot_product_attention -> key mask
     "impl",  # which implementation runs
     "launch",  # one launch of a GPU kernel
     "dots",  # matrix products inside GPU kernels

@@ -7,9 +7,17 @@ import logging
 import torch
 from torch import Tensor, nn
 
+from psa_triton.attn_mask import as_key_mask
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, resolve_impl
-from psa_triton.inputs import check_attention_inputs, resolve_scale
+from psa_triton.inputs import (
+    as_int,
+    check_attention_inputs,
+    check_causal,
+    check_generator,
+    check_key_mask,
+    resolve_scale,
+)
 from psa_triton.kernels import attend_levels
 from psa_triton.levels import LevelChoice, Thresholds, choose_levels, density
 from psa_triton.ordering import TokenOrder, grid_order, semantic_order
@@ -26,11 +34,19 @@ def psa_attention(
     grid: tuple[int, int, int] | None = None,
     prefix_tokens: int = 0,
     is_causal: bool = False,
+    key_mask: Tensor | None = None,
     scale: float | None = None,
     impl: Impl = "auto",
     generator: torch.Generator | None = None,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """Pyramid sparse attention, a drop-in for scaled dot-product attention (arXiv 2512.04025).
+
+    As there, an empty batch or no queries give an empty result, and queries that see no key give zeros. It goes
+    through `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and gradients, `torch.func`'s included;
+    there is no forward mode (`jvp`).
 
     Args:
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
@@ -42,18 +58,31 @@ def psa_attention(
         prefix_tokens: leading tokens, of text say, that keep their place, see every key and are seen by every query
             in full.
         is_causal: query `i` sees keys up to `i + Nk - Nq`. Cannot be used with a reorder.
+        key_mask: bool `[B, Nk]`, False for keys that are left out, such as padding, wherever it stands; None keeps all.
+            A key left out is as if it were not there, whatever it and its value hold, and gets no gradient; blocks are
+            cut by position as ever, and a row that sees no key gives zeros.
         scale: factor of the logits, `D ** -0.5` by default.
         impl: `auto`, `reference`, `cpu` or `triton`; see `pyramid_attention`.
         generator: randomises the sampling of the importance estimate; without it the result is the same every time.
+        attn_mask, dropout_p, enable_gqa: what `scaled_dot_product_attention` takes. A mask, bool or added to the logits
+            (0, or -inf or at most -1e4), that leaves out the same keys for every head and query becomes a `key_mask`;
+            it is looked at, which waits for the device. There are no other masks but `is_causal`, and no dropout;
+            grouped heads need no leave.
 
     Returns:
         `[B, Hq, Nq, D]`, dtype of q.
 
     Raises:
         TypeError: an argument of the wrong type, or dtypes or devices that differ.
-        ValueError: shapes that do not fit, a grid that does not match the tokens, a reorder with a causal mask, or a
-            limit of `config.attn_impl`.
+        ValueError: shapes that do not fit, heads and tokens that look mixed up, a grid that does not match the tokens,
+            a reorder with a causal mask, a mask or dropout, or a limit of `config.attn_impl`.
     """
+    _check_dropout(dropout_p)
+    if attn_mask is not None:
+        check_attention_inputs(q, k, v)
+        check_key_mask(key_mask, k)
+        keep = as_key_mask(attn_mask, q, k)
+        key_mask = keep if key_mask is None else key_mask & keep
     out, levels = sparse_attention(
         q,
         k,
@@ -62,6 +91,7 @@ def psa_attention(
         grid=grid,
         prefix_tokens=prefix_tokens,
         is_causal=is_causal,
+        key_mask=key_mask,
         scale=scale,
         impl=impl,
         generator=generator,
@@ -80,6 +110,7 @@ def sparse_attention(
     grid: tuple[int, int, int] | None = None,
     prefix_tokens: int = 0,
     is_causal: bool = False,
+    key_mask: Tensor | None = None,
     scale: float | None = None,
     impl: Impl = "auto",
     generator: torch.Generator | None = None,
@@ -89,11 +120,17 @@ def sparse_attention(
     Returns:
         The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
     """
+    _check_config(config)
     check_attention_inputs(q, k, v)
-    _check_call(q, k, config, grid, prefix_tokens, is_causal)
+    check_key_mask(key_mask, k)
+    check_causal(is_causal)
+    check_generator(generator)
+    grid, prefix_tokens = _check_tokens(q, k, grid, prefix_tokens)
+    if is_causal and config.attn_impl == "new_mask_type":
+        raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use attn_impl 'auto' or 'old_mask_type'")
     impl = resolve_impl(impl, q)
     scale = resolve_scale(scale, q.shape[-1])
-    orders = token_orders(q, k, config, grid, prefix_tokens)
+    orders = token_orders(q, k, config, grid, prefix_tokens, key_mask)
     if orders is not None:
         if is_causal:
             raise ValueError(
@@ -101,6 +138,10 @@ def sparse_attention(
                 f"{config.rearrange_method!r}; use config.replace(use_rearrange=False)"
             )
         q, k, v = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v)
+        if key_mask is not None:
+            # The same for all heads: an order by clusters puts what is left out behind the rest.
+            of_heads = key_mask[:, None].expand(-1, k.shape[1], -1)
+            key_mask = orders[1].apply(of_heads, dim=-1)[:, 0]
     choice = level_choice(config)
     with torch.no_grad():
         levels = choose_levels(
@@ -110,6 +151,7 @@ def sparse_attention(
             v=v,
             prefix_tokens=prefix_tokens,
             is_causal=is_causal,
+            key_mask=key_mask,
             scale=scale,
             impl=impl,
             generator=generator,
@@ -123,6 +165,7 @@ def sparse_attention(
         block_n=config.block_n,
         coarsest=choice.coarsest,
         is_causal=is_causal,
+        key_mask=key_mask,
         scale=scale,
         pool_correction=config.pool_correction,
         impl=impl,
@@ -165,9 +208,13 @@ class PSAAttention(nn.Module):
         grid: tuple[int, int, int] | None = None,
         prefix_tokens: int = 0,
         is_causal: bool = False,
+        key_mask: Tensor | None = None,
         scale: float | None = None,
         impl: Impl = "auto",
         generator: torch.Generator | None = None,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        enable_gqa: bool = False,
     ) -> Tensor:
         """See `psa_attention`."""
         return psa_attention(
@@ -178,9 +225,13 @@ class PSAAttention(nn.Module):
             grid=grid,
             prefix_tokens=prefix_tokens,
             is_causal=is_causal,
+            key_mask=key_mask,
             scale=scale,
             impl=impl,
             generator=generator,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            enable_gqa=enable_gqa,
         )
 
     def extra_repr(self) -> str:
@@ -189,37 +240,61 @@ class PSAAttention(nn.Module):
         return f"block_m={c.block_m}, block_n={c.block_n}, mask_mode={c.mask_mode!r}, mask_ratios={c.mask_ratios}"
 
 
-def _check_call(
-    q: Tensor, k: Tensor, config: PSAConfig, grid: tuple[int, int, int] | None, prefix_tokens: int, is_causal: bool
-) -> None:
-    if not isinstance(config, PSAConfig):
+def _check_dropout(dropout_p: float) -> None:
+    if not isinstance(dropout_p, (int, float)) or isinstance(dropout_p, bool):
+        raise TypeError(f"dropout_p: expected 0.0, got {dropout_p!r}")
+    if dropout_p != 0:
+        raise ValueError(f"dropout_p: expected 0.0, got {dropout_p}; pyramid attention has no dropout")
+
+
+def _check_config(config: PSAConfig) -> None:
+    if isinstance(config, PSAConfig):
+        return
+    if isinstance(config, Tensor):
         raise TypeError(
-            f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset"
+            "config: expected a PSAConfig as the fourth argument, got a tensor; if it is the mask that stands there in "
+            "scaled_dot_product_attention, pass it by its name: attn_mask"
         )
-    if not isinstance(prefix_tokens, int) or isinstance(prefix_tokens, bool):
-        raise TypeError(f"prefix_tokens: expected an int, got {type(prefix_tokens).__name__}")
+    raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset")
+
+
+def _check_tokens(
+    q: Tensor, k: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: int
+) -> tuple[tuple[int, int, int] | None, int]:
+    """`grid` and `prefix_tokens` as ints that fit the tokens."""
+    prefix_tokens = as_int("prefix_tokens", prefix_tokens)
     if not 0 <= prefix_tokens <= min(q.shape[2], k.shape[2]):
         raise ValueError(
             f"prefix_tokens: expected 0 to {min(q.shape[2], k.shape[2])}, the number of tokens, got {prefix_tokens}"
         )
-    if is_causal and config.attn_impl == "new_mask_type":
-        raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use attn_impl 'auto' or 'old_mask_type'")
     if grid is None:
-        return
-    sizes = tuple(grid)
-    if len(sizes) != 3 or not all(isinstance(x, int) and x > 0 for x in sizes):
-        raise ValueError(f"grid: expected three positive ints (frames, height, width), got {grid!r}")
+        return None, prefix_tokens
+    message = f"grid: expected three positive ints (frames, height, width), got {grid!r}"
+    try:
+        sizes = [as_int("grid", size) for size in grid]
+    except TypeError as error:
+        raise TypeError(message) from error
+    if len(sizes) != 3 or not all(size > 0 for size in sizes):
+        raise ValueError(message)
     t, h, w = sizes
-    for name, tokens in (("q", q.shape[2]), ("k", k.shape[2])):
-        if t * h * w + prefix_tokens != tokens:
+    total = t * h * w + prefix_tokens
+    for name, x in (("q", q), ("k", k)):
+        if total != x.shape[2]:
+            mixed_up = "; its heads are as many: if it is [batch, tokens, heads, channels], pass transpose(1, 2)"
             raise ValueError(
-                f"grid: expected frames * height * width + prefix_tokens = {tokens}, the tokens of {name}, "
-                f"got {t} * {h} * {w} + {prefix_tokens} = {t * h * w + prefix_tokens}"
+                f"grid: expected frames * height * width + prefix_tokens = {x.shape[2]}, the tokens of {name}, "
+                f"got {t} * {h} * {w} + {prefix_tokens} = {total}{mixed_up if total == x.shape[1] else ''}"
             )
+    return (t, h, w), prefix_tokens
 
 
 def token_orders(
-    q: Tensor, k: Tensor, config: PSAConfig, grid: tuple[int, int, int] | None, prefix_tokens: int
+    q: Tensor,
+    k: Tensor,
+    config: PSAConfig,
+    grid: tuple[int, int, int] | None,
+    prefix_tokens: int,
+    key_mask: Tensor | None = None,
 ) -> tuple[TokenOrder, TokenOrder] | None:
     """The orders of queries and of keys, or None if tokens are taken as they come."""
     method = config.rearrange_method
@@ -228,7 +303,7 @@ def token_orders(
     if method == "SemanticAware" or method == "Hybrid":
         return (
             semantic_order(q, method=method, grid=grid, prefix_tokens=prefix_tokens),
-            semantic_order(k, method=method, grid=grid, prefix_tokens=prefix_tokens),
+            semantic_order(k, method=method, grid=grid, prefix_tokens=prefix_tokens, keep=key_mask),
         )
     assert grid is not None
     order = grid_order(method, grid, tile_size=config.tile_size, prefix_tokens=prefix_tokens, device=q.device)

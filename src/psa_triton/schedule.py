@@ -24,22 +24,27 @@ class Schedule:
     row_start: list[int]
 
 
-def make_schedule(levels: torch.Tensor, layout: PyramidLayout) -> Schedule:
+def make_schedule(levels: torch.Tensor, layout: PyramidLayout, kept: torch.Tensor | None = None) -> Schedule:
     """Unit and row lists of one head.
 
     Args:
         levels: int8 `[nq, nk]`, each 0 or a level of `layout`.
         layout: of the pyramid that the lists index.
+        kept: int64 `[P]`, tokens of each row where a key mask leaves some out; None if it leaves out none.
     """
-    units, unit_start = _lists(levels, layout, [level for level in layout.levels if level in UNIT_LEVELS], layout.unit)
-    rows, row_start = _lists(levels, layout, [level for level in layout.levels if level not in UNIT_LEVELS], 1)
-    return Schedule(units, unit_start, rows, row_start)
+    unit_levels = [level for level in layout.levels if level in UNIT_LEVELS]
+    coarse_levels = [level for level in layout.levels if level not in UNIT_LEVELS]
+    units = _lists(levels, layout, unit_levels, layout.unit, kept)
+    rows = _lists(levels, layout, coarse_levels, 1, kept)
+    return Schedule(*units, *rows)
 
 
-def _lists(levels: torch.Tensor, layout: PyramidLayout, wanted: list[int], step: int) -> tuple[torch.Tensor, list[int]]:
+def _lists(
+    levels: torch.Tensor, layout: PyramidLayout, wanted: list[int], step: int, kept: torch.Tensor | None
+) -> tuple[torch.Tensor, list[int]]:
     """Indices, in steps of `step` rows, of all that blocks at the `wanted` levels hold; and each list's start.
 
-    Steps without a single token, behind the end of the sequence, are left out.
+    Steps without a single token, behind the end of the sequence or left out by a key mask, are not listed.
     """
     if not wanted:
         return levels.new_empty(0, dtype=torch.int64), [0] * (len(levels) + 1)
@@ -56,4 +61,10 @@ def _lists(levels: torch.Tensor, layout: PyramidLayout, wanted: list[int], step:
     each = counts.flatten()
     offset = each.cumsum(0) - each
     indices = torch.arange(int(each.sum())) + (begin - offset).repeat_interleave(each)
-    return indices, [0, *counts.sum(1).cumsum(0).tolist()]
+    ends = counts.sum(1).cumsum(0)
+    if kept is not None:
+        in_steps = kept[: len(kept) // step * step].view(-1, step)
+        is_listed = (in_steps > 0).any(-1)[indices]
+        indices = indices[is_listed]
+        ends = torch.nn.functional.pad(is_listed.cumsum(0), (1, 0))[ends]
+    return indices, [0, *ends.tolist()]

@@ -1,4 +1,4 @@
-"""The masks that models make for `psa`: none where the lengths say it all, SDPA's where they do not."""
+"""The masks that models make for `psa`: none where the lengths say it all, padding by key, else SDPA's."""
 
 from __future__ import annotations
 
@@ -60,19 +60,31 @@ def test_decoding_on_a_static_cache_has_a_mask_of_its_own() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("queries", "past", "room"), [(20, 0, None), (20, 30, None), (20, 30, 64), (1, 30, 64)])
-def test_padding_is_masked_as_for_sdpa(side: str, queries: int, past: int, room: int | None) -> None:
+def test_padding_is_told_key_by_key(side: str, queries: int, past: int, room: int | None) -> None:
     padding = torch.ones(2, queries + past, dtype=torch.long)
     padding[1, slice(0, 3) if side == "left" else slice(-3, None)] = 0
-    mask, expected = (make_mask(name, queries, past, room=room, padding=padding) for name in ("psa", "sdpa"))
-    assert mask is not None and expected is not None
-    assert torch.equal(mask, expected)
+    assert_same_keys_seen(queries, past, room, padding)
 
 
 def test_a_mask_shorter_than_the_tokens_counts_the_rest_as_padding() -> None:
-    padding = torch.ones(1, 20, dtype=torch.long)
-    mask, expected = (make_mask(name, 20, 30, padding=padding) for name in ("psa", "sdpa"))
+    assert_same_keys_seen(20, 30, None, torch.ones(1, 20, dtype=torch.long))
+
+
+def assert_same_keys_seen(queries: int, past: int, room: int | None, padding: torch.Tensor) -> None:
+    """What `psa` makes of a mask, and of the lengths, is what SDPA's mask says."""
+    mask, expected = (make_mask(name, queries, past, room=room, padding=padding) for name in ("psa", "sdpa"))
     assert mask is not None and expected is not None
-    assert torch.equal(mask, expected)
+    keys = torch.zeros(len(padding), 1, room or queries + past, 16)
+    kept, _, rest, key_mask = filled_keys(keys, keys, mask)
+    if queries == 1 and room is not None:  # decoding on a static cache
+        assert key_mask is None and torch.equal(mask, expected)
+        return
+    assert rest is None and key_mask is not None
+    assert mask.untyped_storage().nbytes() == key_mask.numel()
+    assert kept.shape[2] == key_mask.shape[1] == queries + past
+    seen = key_mask[:, None, None] & causal_mask(queries, queries + past, key_mask.device)
+    assert torch.equal(seen, expected[..., : queries + past])
+    assert not expected[..., queries + past :].any()
 
 
 @pytest.mark.parametrize(("queries", "past"), [(5, 0), (20, 0), (3, 3), (1, 3), (1, 30)])
@@ -110,9 +122,9 @@ class TestFilledKeys:
     def test_empty_places_are_cut_off(self) -> None:
         view = torch.ones(1, 1, 1, 1, dtype=torch.bool).expand(1, 1, 20, 50)
         for mask in (view, view.clone(memory_format=torch.contiguous_format)):
-            key, value, rest = filled_keys(self.key, self.value, mask)
+            key, value, rest, key_mask = filled_keys(self.key, self.value, mask)
             assert key.shape == value.shape == (1, 2, 50, 8)
-            assert rest is None
+            assert rest is None and key_mask is None
             assert key.data_ptr() == self.key.data_ptr()
 
     @pytest.mark.parametrize("tokens", [64, 50], ids=["as-long", "too-short"])

@@ -75,11 +75,30 @@ def test_layers_without_a_window_run_sparse_beside_those_with_one() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_batch(side: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "options", "expected"),
+    [
+        (small.llama, {"dense_layers": [0, 1]}, {"dense layer": 2}),
+        (small.gemma2, {}, {"sliding window": 1, "softcap": 1}),
+        (small.gpt_oss, {}, {"sliding window": 1, "attention sinks": 1}),
+    ],
+    ids=["llama", "gemma2", "gpt-oss"],
+)
+def test_padded_batch_that_runs_dense(
+    side: str, make: Callable[..., PreTrainedModel], options: dict[str, Any], expected: dict[str, int]
+) -> None:
     inputs = small.text_inputs(batch=2)
     mask = torch.ones_like(inputs["input_ids"])
     mask[1, slice(0, 40) if side == "left" else slice(-40, None)] = 0
-    assert reasons(small.make_model(small.llama), inputs | {"attention_mask": mask}) == {"attention mask": 2}
+    assert reasons(small.make_model(make), inputs | {"attention_mask": mask}, **options) == expected
+
+
+def test_a_mask_of_ones_own_runs_dense() -> None:
+    """Also one that hides the same keys from all queries: it says nothing of a causal one."""
+    model, inputs = small.make_model(small.llama), small.text_inputs()
+    full = torch.ones(1, 1, 300, 300, dtype=torch.bool)
+    for mask in (full.tril(-1).logical_or(torch.eye(300).bool()), full, full[:, :, :1]):
+        assert reasons(model, inputs | {"attention_mask": mask}) == {"attention mask": 2}
 
 
 def test_a_batch_without_padding_runs_sparse() -> None:

@@ -28,33 +28,36 @@ def oracle(q, k, v, levels, **kwargs):
     return pyramid_attention(q.double(), k.double(), v.double(), levels, impl="reference", return_lse=True, **kwargs)
 
 
-def corrected(logits, q, k, level, pool_correction):
+def corrected(logits, q, k, keep, level, pool_correction):
     """Logits of a level with the pooled-logit correction, each step rounded to the dtype of q."""
     if pool_correction == "none" or level not in (2, 4, 8):
         return logits
-    groups = [k[:, :, i : i + level] for i in range(0, k.shape[2], level)]
-    spread = torch.stack([(g - g.mean(2, keepdim=True)).square().mean((2, 3)) for g in groups], -1)
+    spread = reference.spread(k, keep, level)
     return logits + q.square().sum(-1, keepdim=True) / (2 * q.shape[-1]) * spread[:, :, None]
 
 
-def eager(q, k, v, levels, *, block_m, block_n, is_causal=False, pool_correction="none"):
-    """The same mathematics, each step rounded to the dtype of q: what anyone would write down first."""
-    heads = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1)
+def eager_logits(q, k, v, levels, *, block_m, block_n, is_causal=False, pool_correction="none", key_mask=None):
+    """Logits of all groups, -inf where they are not seen, and the groups' values; each step rounded to q's dtype."""
+    queries, tokens, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+    keep = torch.ones(len(k), tokens, dtype=torch.bool) if key_mask is None else key_mask
+    k, v = (x.masked_fill(~keep[:, None, :, None], 0.0).repeat_interleave(group, 1) for x in (k, v))
+    limit = torch.arange(queries)[:, None] + tokens - queries if is_causal else tokens
     logits, values = [], []
     for level in sorted(set(levels.flatten().tolist()) - {0}):
-        starts = range(0, k.shape[2], level)
-        count = torch.tensor([min(level, k.shape[2] - s) for s in starts])
-        mean_k = torch.stack([k[:, :, s : s + level].mean(2) for s in starts], 2)
-        values.append(torch.stack([v[:, :, s : s + level].mean(2) for s in starts], 2))
-        sees = (levels == level).repeat_interleave(block_m, 2)[:, :, : q.shape[2]]
-        sees = sees.repeat_interleave(block_n // level, 3)[..., : len(count)]
-        if is_causal:
-            limit = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2]
-            sees = sees & (torch.tensor(list(starts)) + count - 1 <= limit)
-        s = corrected((q @ mean_k.mT) * q.shape[-1] ** -0.5, q, k, level, pool_correction) + count.log().to(q.dtype)
-        logits.append(s.masked_fill(~sees, -math.inf))
-    return (torch.cat(logits, -1).softmax(-1).nan_to_num(0.0) @ torch.cat(values, 2)).to(q.dtype)
+        mean_k, count, last = reference.pool(k, keep, level)
+        values.append(reference.pool(v, keep, level)[0])
+        sees = (levels == level).repeat_interleave(block_m, 2)[:, :, :queries]
+        sees = sees.repeat_interleave(block_n // level, 3)[..., : count.shape[1]]
+        sees = sees & (count > 0)[:, None, None] & (last[:, None, None] <= limit)
+        s = corrected((q @ mean_k.mT) * q.shape[-1] ** -0.5, q, k, keep, level, pool_correction)
+        logits.append((s + count.clamp(min=1).log().to(q.dtype)[:, None, None]).masked_fill(~sees, -math.inf))
+    return torch.cat(logits, -1), torch.cat(values, 2)
+
+
+def eager(q, k, v, levels, **kwargs):
+    """The same mathematics, each step rounded to the dtype of q: what anyone would write down first."""
+    logits, values = eager_logits(q, k, v, levels, **kwargs)
+    return (logits.softmax(-1).nan_to_num(0.0) @ values).to(q.dtype)
 
 
 def assert_as_good_as_eager(out, q, k, v, levels, **kwargs):
@@ -76,27 +79,13 @@ def oracle_gradients(grad_out, q, k, v, levels, *, grad_lse=None, **kwargs):
     return torch.autograd.grad((out, lse), inputs, (grad_out.double(), grad_lse))
 
 
-def eager_gradients(
-    grad_out, q, k, v, levels, *, block_m, block_n, is_causal=False, pool_correction="none", grad_lse=None
-):
+def eager_gradients(grad_out, q, k, v, levels, *, grad_lse=None, **kwargs):
     """Autograd through the same mathematics, each step rounded to the dtype of q."""
     inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-    queries, tokens, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    limit = torch.arange(queries)[:, None] + tokens - queries if is_causal else tokens
-    keys, values = (x.repeat_interleave(group, 1) for x in inputs[1:])
-    logits, means = [], []
-    for level in sorted(set(levels.flatten().tolist()) - {0}):
-        key_mean, count, last = reference.pool(keys, level)
-        sees = (levels == level).repeat_interleave(block_m, 2)[:, :, :queries]
-        sees = sees.repeat_interleave(block_n // level, 3)[..., : len(count)] & (last <= limit)
-        s = (inputs[0] @ key_mean.mT) * q.shape[-1] ** -0.5
-        s = corrected(s, inputs[0], keys, level, pool_correction) + count.log().to(q.dtype)
-        logits.append(s.masked_fill(~sees, -math.inf))
-        means.append(reference.pool(values, level)[0])
-    logits = torch.cat(logits, -1)
+    logits, values = eager_logits(*inputs, levels, **kwargs)
     empty = (logits == -math.inf).all(-1, keepdim=True)
     logits = logits.masked_fill(empty, 0.0)
-    out = logits.softmax(-1).masked_fill(empty, 0.0) @ torch.cat(means, 2)
+    out = logits.softmax(-1).masked_fill(empty, 0.0) @ values
     lse = logits.logsumexp(-1).masked_fill(empty[..., 0], 0.0)
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse.to(lse.dtype)
     return torch.autograd.grad((out, lse), inputs, (grad_out, grad_lse))

@@ -89,12 +89,12 @@ def test_transposed_importance_equals_contiguous():
 
 
 @given(st.integers(1, 400), st.lists(st.integers(0, 100), min_size=4, max_size=4))
-def test_topk_counts_are_floors(blocks, percents):
+def test_topk_counts_are_floors_and_one_block_for_the_finest_share(blocks, percents):
     ends = [*sorted(percents), 100]
     starts = [0, *ends[:-1]]
     ratios = {level: (start / 100, end / 100) for level, start, end in zip((1, 2, 4, 8, 0), starts, ends, strict=True)}
     found = select_levels(torch.full((1, 1, 1, blocks), 1 / blocks), ratios, mode="topk").flatten().tolist()
-    reached = [math.floor(Fraction(end, 100) * blocks) for end in ends]
+    reached = [max(math.floor(Fraction(end, 100) * blocks), 1 if end > 0 else 0) for end in ends]
     expected = [end - start for start, end in zip([0, *reached[:-1]], reached, strict=True)]
     assert [found.count(level) for level in ratios] == expected
 

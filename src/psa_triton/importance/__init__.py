@@ -17,7 +17,7 @@ from psa_triton.importance.representative import representative_cost, representa
 from psa_triton.importance.rows import BlockGrid, Estimate
 from psa_triton.importance.sampled import sampled_cost, sampled_estimate
 from psa_triton.importance.scoring import score_blocks
-from psa_triton.inputs import check_attention_inputs, resolve_scale
+from psa_triton.inputs import check_attention_inputs, check_causal, check_generator, check_key_mask, resolve_scale
 
 __all__ = ["block_importance", "estimation_cost"]
 
@@ -40,6 +40,7 @@ def block_importance(
     method: str = "sampled",
     is_causal: bool = False,
     scale: float | None = None,
+    key_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
@@ -63,6 +64,8 @@ def block_importance(
             `antidiagonal`, and best on text).
         is_causal: query `i` sees key `j` iff `j <= i + Nk - Nq`.
         scale: of the logits, `D ** -0.5` by default.
+        key_mask: bool `[B, Nk]`, False for keys that are left out, such as padding; None keeps all. Samples and means
+            are those of kept keys, whatever the others hold; a block without a kept key has importance 0.
         generator: draws the sampled tokens at random (not `antidiagonal`); without it the choice is fixed. A generator
             of another device than q's makes the host wait.
         impl: `triton` (GPU kernels; blocks of up to 256 tokens, with `finely_sampled` 128), `reference` or `cpu` (the
@@ -78,13 +81,17 @@ def block_importance(
             `impl` that is unknown or cannot run here.
         ImportError: GPU kernels are wanted and Triton is missing or too old.
     """
-    check_block_size("block_m", block_m)
-    check_block_size("block_n", block_n)
+    block_m, block_n = check_block_size("block_m", block_m), check_block_size("block_n", block_n)
     check_attention_inputs(q, k)
+    check_key_mask(key_mask, k)
+    check_causal(is_causal)
+    check_generator(generator)
     describe, _ = _estimator(method)
     scale = resolve_scale(scale, q.shape[-1])
     chosen = resolve_impl(impl, q)
-    grid = BlockGrid(block_m, block_n, q.shape[-2], k.shape[-2], is_causal)
+    grid = BlockGrid(block_m, block_n, q.shape[-2], k.shape[-2], is_causal, key_mask)
+    if q.numel() == 0 or k.numel() == 0:
+        return q.new_zeros(*q.shape[:2], grid.query_blocks, grid.key_blocks, dtype=torch.float32)
     estimate = describe(grid, generator=generator, device=q.device)
     if chosen == "triton":
         from psa_triton.importance import triton_kernels

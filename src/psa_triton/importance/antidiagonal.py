@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows
+from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows, kept_needs, log_shares
+from psa_triton.kept import nearest_kept
 
 STRIDE = 8
 """Side of the squares whose antidiagonal is summed, tokens."""
@@ -19,7 +20,9 @@ def antidiagonal_estimate(grid: BlockGrid, *, generator: torch.Generator | None,
     The logit of a (query group, key group) pair is the mean of `q[7 - t] · k[t]` over its antidiagonal: one product of
     groups laid side by side, the queries reversed. Softmax runs over key groups, and a block pair gets the sum. A
     ragged last group repeats its last token, so that its logit is a mean of as many products as any other, and weighs
-    as many tokens as it has. Under a causal mask a query group sees a key group iff its last query sees the first key.
+    as many tokens as it has; so does a group with keys left out, where the kept key before one is repeated in its
+    place, or the first where there is none. Under a causal mask a query group sees a key group iff its last query sees
+    the first (kept) key.
 
     Args:
         grid: sizes of the estimate.
@@ -27,10 +30,19 @@ def antidiagonal_estimate(grid: BlockGrid, *, generator: torch.Generator | None,
         device: of the token tables.
     """
     queries = _groups(grid.query_tokens, device).flip(-1)
+    query_rows = QueryRows(queries, grid.block_m // STRIDE)
+    if grid.key_mask is not None:
+        key_rows = KeyRows(
+            nearest_kept(grid.key_mask, STRIDE),
+            needs=kept_needs(grid, STRIDE, pick="first"),
+            per_block=grid.block_n // STRIDE,
+            log_count=log_shares(grid, STRIDE),
+        )
+        return Estimate(query_rows, key_rows, reduce="sum")
     keys = _groups(grid.key_tokens, device)
     last_length = grid.key_tokens - (len(keys) - 1) * STRIDE
     return Estimate(
-        QueryRows(queries, grid.block_m // STRIDE),
+        query_rows,
         KeyRows(keys, keys[:, 0], grid.block_n // STRIDE, last_log_count=math.log(last_length / STRIDE)),
         reduce="sum",
     )

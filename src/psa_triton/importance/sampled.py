@@ -6,6 +6,7 @@ import torch
 
 from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows
 from psa_triton.importance.sampling import stratified_tokens
+from psa_triton.kept import kept_count
 
 QUERY_STRATUM = 4
 """One query of this many is looked at."""
@@ -32,10 +33,18 @@ def sampled_cost(block_m: int, block_n: int) -> float:
 def query_and_key_rows(
     grid: BlockGrid, key_stratum: int, *, generator: torch.Generator | None, device: torch.device
 ) -> tuple[QueryRows, KeyRows]:
-    """Single tokens: one of every `QUERY_STRATUM` queries and of every `key_stratum` keys."""
+    """Single tokens: one of every `QUERY_STRATUM` queries and of every `key_stratum` keys, as many as are kept."""
     queries = stratified_tokens(grid.query_tokens, QUERY_STRATUM, pick="last", generator=generator, device=device)
-    keys = stratified_tokens(grid.key_tokens, key_stratum, pick="first", generator=generator, device=device)
-    return (
-        QueryRows(queries[:, None], grid.block_m // QUERY_STRATUM),
-        KeyRows(keys[:, None], keys, grid.block_n // key_stratum),
+    keys = stratified_tokens(
+        grid.key_tokens, key_stratum, pick="first", generator=generator, device=device, key_mask=grid.key_mask
+    )
+    query_rows = QueryRows(queries[:, None], grid.block_m // QUERY_STRATUM)
+    if grid.key_mask is None:
+        return query_rows, KeyRows(keys[:, None], keys, grid.block_n // key_stratum)
+    is_there = kept_count(grid.key_mask, key_stratum) > 0
+    return query_rows, KeyRows(
+        keys[..., None],
+        needs=keys.masked_fill(~is_there, grid.key_tokens),
+        per_block=grid.block_n // key_stratum,
+        log_count=is_there.float().log(),
     )

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from psa_triton.blocks import causal_blocks
 from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows, Reduce
+from psa_triton.kept import kept_count
 from psa_triton.products import batched, operand, wide
 
 SCRATCH_SHARE = 8
@@ -32,16 +32,18 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, s
         q: `[B, Hq, Nq, D]`.
         k: `[B, Hkv, Nk, D]`.
         estimate: the rows that stand for the blocks.
-        grid: sizes, and whether a causal mask hides blocks.
+        grid: sizes, and whether masks hide blocks.
         scale: of attention's logits.
 
     Returns:
         float32 `[B, Hq, nq, nk]`, see `block_importance`.
     """
     query_rows, key_rows = estimate.query_rows, estimate.key_rows
-    source = k if key_rows.group == 1 else _group_means(k, key_rows.group)
+    source = k if key_rows.group == 1 else _group_means(k, key_rows.group, grid.key_mask)
     keys = operand(_join(source, key_rows.tokens))
     keys, spoiled = _finite_rows(_pad_rows(keys, grid.key_blocks * key_rows.per_block))
+    if key_rows.log_count is not None:  # rows without a kept token stand for nothing, whatever they hold
+        spoiled[..., : key_rows.log_count.shape[-1]] &= key_rows.log_count.isfinite()[:, None]
     spoiled_blocks = spoiled.unflatten(-1, (grid.key_blocks, key_rows.per_block)).any(-1)
 
     per_query_block = q.shape[0] * q.shape[1] * query_rows.per_block * keys.shape[-2]
@@ -61,17 +63,32 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, s
 
 
 def _join(x: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of `w` tokens side by side, `[B, H, R, w * D]`: a copy."""
+    """Rows of `w` tokens side by side, `[B, H, R, w * D]`: a copy. `tokens` are `[R, w]` or `[B, R, w]`."""
+    if tokens.dim() == 3:
+        return torch.cat([_join(item[None], of_item) for item, of_item in zip(x, tokens, strict=True)])
     return x.index_select(-2, tokens.flatten()).unflatten(-2, tokens.shape).flatten(-2)
 
 
-def _group_means(k: Tensor, group: int) -> Tensor:
-    """Means of `group` consecutive keys `[B, Hkv, ceil(Nk / group), D]`, the last one of as many as there are."""
+def _group_means(k: Tensor, group: int, key_mask: Tensor | None) -> Tensor:
+    """Means of `group` consecutive keys `[B, Hkv, ceil(Nk / group), D]`, the last one of as many as there are.
+
+    Keys that a mask, bool `[B, Nk]`, leaves out do not count.
+    """
     whole = k.shape[-2] // group * group
     # torch widens its whole argument to float32 before it adds.
-    means = [part.unflatten(-2, (-1, group)).mean(-2) for part in k[:, :, :whole].split(_KEYS_AT_A_TIME, dim=-2)]
-    if whole < k.shape[-2]:
-        means.append(k[:, :, whole:].mean(-2, keepdim=True))
+    starts = [*range(0, whole, _KEYS_AT_A_TIME), *([whole] if whole < k.shape[-2] else [])]
+    means = []
+    for start in starts:
+        end = min(start + _KEYS_AT_A_TIME, whole) if start < whole else k.shape[-2]
+        size = min(group, end - start)
+        part = k[:, :, start:end]
+        if key_mask is None:
+            means.append(part.unflatten(-2, (-1, size)).mean(-2))
+            continue
+        keep = key_mask[:, start:end]
+        mean = part.masked_fill(~keep[:, None, :, None], 0).unflatten(-2, (-1, size)).mean(-2)
+        share = kept_count(keep, size).clamp(min=1).double() / size
+        means.append((wide(mean) / share.to(wide(mean).dtype)[:, None, :, None]).to(k.dtype))
     return torch.cat(means, dim=-2)
 
 
@@ -111,17 +128,23 @@ def _probabilities(
     logits = batched(queries.reshape(heads[0] * heads[1], -1, queries.shape[-1]), keys.flatten(0, 1))
     logits = wide(logits).unflatten(0, heads[:2]).unflatten(-2, (heads[2], -1))
 
-    columns, true_rows = keys.shape[-2], len(key_rows.needs)
+    columns, true_rows = keys.shape[-2], key_rows.needs.shape[-1]
     logits[..., true_rows:] = -math.inf
     if key_rows.last_log_count and columns >= true_rows:
         logits[..., true_rows - 1] += key_rows.last_log_count
-    if not grid.is_causal:
+    if key_rows.log_count is not None:
+        logits[..., :true_rows] += key_rows.log_count[:, None, None, None, :columns]
+    if not grid.is_causal and grid.key_mask is None:
         probabilities = logits.softmax(-1)
     else:
-        hidden = key_rows.needs[:columns] > query_rows.newest[:, None] + grid.shift
+        limit = (
+            query_rows.newest + grid.shift if grid.is_causal else query_rows.newest.new_full((), grid.key_tokens - 1)
+        )
+        hidden = key_rows.needs[..., None, :columns] > limit[..., None]
+        hidden = hidden if hidden.dim() == 2 else hidden[:, None, None]
         logits[..., :count, : hidden.shape[-1]].masked_fill_(hidden, -math.inf)
         probabilities = logits.softmax(-1)
-        probabilities[..., :count, :].masked_fill_(hidden[:, :1], 0)
+        probabilities[..., :count, :].masked_fill_(hidden.all(-1, keepdim=True), 0)
     probabilities[..., count:, :] = 0
     return probabilities
 
@@ -143,14 +166,13 @@ def _normalise(mass: Tensor, spoiled_blocks: Tensor, grid: BlockGrid) -> Tensor:
         mass: float32 `[B, Hq, nq, nk]`, changed in place. NaN where finite inputs overflowed: as if the key block were
             spoiled.
         spoiled_blocks: bool `[B, Hkv, nk]`, key blocks that hold non-finite keys.
-        grid: sizes, and whether a causal mask hides blocks.
+        grid: sizes, and whether masks hide blocks.
     """
     spoiled = spoiled_blocks.repeat_interleave(mass.shape[1] // spoiled_blocks.shape[1], dim=1)[:, :, None]
     spoiled = spoiled | mass.isnan()
     mass = mass.masked_fill_(spoiled, 0.0)
     total = mass.sum(-1, keepdim=True)
     mass = torch.where(total > 0, mass / total, 1 / grid.key_blocks).masked_fill_(spoiled, 1.0)
-    if grid.is_causal:
-        visible, _ = causal_blocks(grid.query_tokens, grid.key_tokens, grid.block_m, grid.block_n, mass.device)
-        mass = mass.masked_fill_(~visible, 0.0)
+    if grid.is_causal or grid.key_mask is not None:
+        mass = mass.masked_fill_(~grid.visible(mass.device), 0.0)
     return mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from psa_triton.blocks import block_count, check_block_size
 from psa_triton.impl import Impl, resolve_impl
-from psa_triton.inputs import check_attention_inputs, resolve_scale
+from psa_triton.inputs import check_attention_inputs, check_causal, check_key_mask, resolve_scale
 from psa_triton.kernels import ops, reference
 from psa_triton.ratios import COARSEST_LEVEL
 
@@ -29,6 +29,7 @@ def pyramid_attention(
     is_causal: bool = ...,
     scale: float | None = ...,
     pool_correction: str = ...,
+    key_mask: Tensor | None = ...,
     impl: Impl = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
@@ -44,6 +45,7 @@ def pyramid_attention(
     is_causal: bool = ...,
     scale: float | None = ...,
     pool_correction: str = ...,
+    key_mask: Tensor | None = ...,
     impl: Impl = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -58,6 +60,7 @@ def pyramid_attention(
     is_causal: bool = False,
     scale: float | None = None,
     pool_correction: str = "none",
+    key_mask: Tensor | None = None,
     impl: Impl = "auto",
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -73,12 +76,16 @@ def pyramid_attention(
         levels: int8 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`: 0, 1, 2, 4, ... at most `block_n` and 64.
         block_m: tokens of a query block, a power of two of at least 8.
         block_n: tokens of a key block, likewise.
-        is_causal: query `i` sees a group if the group's last token is at most `i + Nk - Nq`.
+        is_causal: query `i` sees a group if the group's last kept token is at most `i + Nk - Nq`.
         scale: factor of the logits, `D ** -0.5` by default.
         pool_correction: what makes up for the weight that groups lose by pooling (the mean of exponentials is larger
             than the exponential of the mean). `isotropic` adds `scale ** 2 / 2 * |q| ** 2 * spread` to the logits of
             levels 2, 4 and 8, where `spread = sum(|k - mean(k)| ** 2) / (count * D)` over the tokens of the group;
             `none` adds nothing. Coarser levels are never corrected: see docs/kernels.md.
+        key_mask: bool `[B, Nk]`, False for keys that are left out, such as padding, wherever it stands; None keeps all.
+            A key left out is as if it were not there, whatever it and its value hold: blocks and groups are cut by
+            position as ever, and a group is the mean of its kept tokens and counts them; one without any is not read.
+            Gradients of keys and values left out are zeros.
         impl: `reference` (any device, slow), `cpu`, `triton` (CUDA and ROCm), or `auto`, the fastest that can run. All
             are differentiable. Only `reference` and `cpu` compute in float64.
         return_lse: also return the log-sum-exp of the logits.
@@ -96,15 +103,16 @@ def pyramid_attention(
     are taken on trust, and unknown ones are not read.
     """
     check_attention_inputs(q, k, v)
-    check_block_size("block_m", block_m)
-    check_block_size("block_n", block_n)
+    block_m, block_n = check_block_size("block_m", block_m), check_block_size("block_n", block_n)
+    check_causal(is_causal)
     scale = resolve_scale(scale, q.shape[-1])
     if pool_correction not in POOL_CORRECTIONS:
         raise ValueError(f"pool_correction: expected one of {', '.join(POOL_CORRECTIONS)}, got {pool_correction!r}")
+    check_key_mask(key_mask, k)
     _check_levels(levels, q, k, block_m, block_n)
     coarsest = min(block_n, COARSEST_LEVEL)
     if not (torch.compiler.is_compiling() or (q.is_cuda and torch.cuda.is_current_stream_capturing())):
-        _check_level_values(levels, coarsest)
+        ops.check_levels(levels, coarsest)
     out, lse = attend_levels(
         q,
         k,
@@ -116,6 +124,7 @@ def pyramid_attention(
         is_causal=is_causal,
         scale=scale,
         pool_correction=pool_correction,
+        key_mask=key_mask,
         impl=impl,
         return_lse=return_lse,
     )
@@ -134,6 +143,7 @@ def attend_levels(
     is_causal: bool,
     scale: float,
     pool_correction: str = "none",
+    key_mask: Tensor | None = None,
     impl: Impl,
     return_lse: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -150,12 +160,15 @@ def attend_levels(
             is_causal=is_causal,
             scale=scale,
             pool_correction=pool_correction,
+            key_mask=key_mask,
             return_lse=return_lse,
         )
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     want_lse = return_lse or needs_grad
-    out, lse = ops.attend(
-        q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, pool_correction, want_lse, chosen
+    # A graph knows the operator's own gradient, `torch.func` the function's.
+    attend = ops.attend if torch.compiler.is_compiling() else ops.Attend.apply
+    out, lse = attend(
+        q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, pool_correction, want_lse, chosen, key_mask
     )
     return out, lse if return_lse else None
 
@@ -172,10 +185,3 @@ def _check_levels(levels: Tensor, q: Tensor, k: Tensor, block_m: int, block_n: i
         raise ValueError(
             f"levels: expected [batch, query heads, query blocks, key blocks] = {shape}, got {tuple(levels.shape)}"
         )
-
-
-def _check_level_values(levels: Tensor, coarsest: int) -> None:
-    unknown = (levels < 0) | ((levels & (levels - 1)) != 0) | (levels > coarsest)
-    if unknown.any():
-        came = sorted(levels[unknown].unique().tolist())
-        raise ValueError(f"levels: expected 0 or powers of two up to {coarsest}, got also {came}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 CORRECTED_LEVELS = (2, 4, 8)
 """Levels whose logits `pool_correction` reaches."""
@@ -19,6 +20,7 @@ def pyramid_attention(
     is_causal: bool,
     scale: float,
     pool_correction: str = "none",
+    key_mask: torch.Tensor | None = None,
     return_lse: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of `q` over the groups that `levels` chooses.
@@ -28,10 +30,12 @@ def pyramid_attention(
         k, v: `[B, Hkv, Nk, D]`; query head `h` reads key head `h // (Hq // Hkv)`.
         levels: int8 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`.
         block_m, block_n: tokens of a query block and of a key block.
-        is_causal: a query sees a group only if it may see the group's last token (bottom-right aligned).
+        is_causal: a query sees a group only if it may see the group's last kept token (bottom-right aligned).
         scale: factor of the logits.
         pool_correction: `isotropic` adds `scale ** 2 / 2 * |q| ** 2 * spread` to the logits of levels 2, 4 and 8;
             `none` adds nothing.
+        key_mask: bool `[B, Nk]`, which keys are there; all of them if None. A group is the mean of its kept tokens, and
+            one without any is not there.
         return_lse: whether the log-sum-exp is wanted.
 
     Returns:
@@ -41,26 +45,33 @@ def pyramid_attention(
     heads, queries, tokens = q.shape[1], q.shape[2], k.shape[2]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     q_wide = q.to(wide)
-    k_wide, v_wide = (x.to(wide).repeat_interleave(heads // k.shape[1], dim=1) for x in (k, v))
+    keep = torch.ones(len(k), tokens, dtype=torch.bool, device=k.device) if key_mask is None else key_mask
+    # Zeros in place of keys that are left out: they add nothing to a sum, and get no gradient.
+    k_wide, v_wide = (
+        x.to(wide).masked_fill(~keep[:, None, :, None], 0.0).repeat_interleave(heads // k.shape[1], dim=1)
+        for x in (k, v)
+    )
 
-    logits, values, visible = [], [], []
-    for level in sorted({int(x) for x in levels.unique()} - {0}):
-        key_mean, count, last = pool(k_wide, level)
-        value_mean, _, _ = pool(v_wide, level)
+    # To begin with, no groups: enough where there is nothing to read.
+    logits, values = [q_wide @ k_wide[:, :, :0].mT], [v_wide[:, :, :0]]
+    visible = [levels.new_zeros((*q.shape[:3], 0), dtype=torch.bool)]
+    for level in (1 << step for step in range(block_n.bit_length() if tokens else 0)):
+        key_mean, count, last = pool(k_wide, keep, level)
+        value_mean, _, _ = pool(v_wide, keep, level)
         chosen = levels.repeat_interleave(block_m, dim=2)[:, :, :queries] == level
         # Groups never straddle blocks: block_n is a multiple of the level.
-        sees = chosen.repeat_interleave(block_n // level, dim=3)[..., : len(count)]
+        sees = chosen.repeat_interleave(block_n // level, dim=3)[..., : count.shape[1]]
+        sees = sees & (count > 0)[:, None, None]
         if is_causal:
             position = torch.arange(queries, device=q.device) + tokens - queries
-            sees = sees & (last <= position[:, None])
-        logit = scale * q_wide @ key_mean.mT + count.to(wide).log()
+            sees = sees & (last[:, None, None] <= position[:, None])
+        logit = scale * q_wide @ key_mean.mT + count.clamp(min=1).to(wide).log()[:, None, None]
         if pool_correction == "isotropic" and level in CORRECTED_LEVELS:
-            logit = logit + scale**2 / 2 * q_wide.square().sum(-1, keepdim=True) * spread(k_wide, level)[..., None, :]
+            square = q_wide.square().sum(-1, keepdim=True)
+            logit = logit + scale**2 / 2 * square * spread(k_wide, keep, level)[..., None, :]
         logits.append(logit)
         values.append(value_mean)
         visible.append(sees)
-    if not logits:
-        return torch.zeros_like(q), q_wide.new_full(q.shape[:3], float("-inf")) if return_lse else None
 
     seen = torch.cat(visible, dim=-1)
     masked = torch.cat(logits, dim=-1).masked_fill(~seen, float("-inf"))
@@ -70,19 +81,33 @@ def pyramid_attention(
     return attend(weights, seen, torch.cat(values, dim=-2)).to(q.dtype), lse if return_lse else None
 
 
-def pool(x: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Means of groups of `level` neighbours `[..., G, D]`, with each group's count `[G]` and last token `[G]`."""
-    starts = range(0, x.shape[-2], level)
-    groups = [x[..., s : s + level, :] for s in starts]
-    count = torch.tensor([g.shape[-2] for g in groups], device=x.device)
-    mean = torch.stack([g.mean(dim=-2) for g in groups], dim=-2)
-    return mean, count, torch.tensor(list(starts), device=x.device) + count - 1
+def pool(x: torch.Tensor, keep: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Means of groups of `level` neighbours, with each group's count of kept tokens and the last of them.
+
+    Args:
+        x: `[B, H, N, D]`, zeros where a token is left out.
+        keep: bool `[B, N]`, which tokens are there.
+        level: tokens of a group; the last group may be short.
+
+    Returns:
+        `[B, H, G, D]`, `[B, G]` and `[B, G]`; the last of no tokens is -1.
+    """
+    kept = groups(keep[..., None], level)[..., 0]
+    position = groups(torch.arange(x.shape[-2], device=x.device)[:, None], level)[..., 0]
+    count, last = kept.sum(dim=-1), position.masked_fill(~kept, -1).amax(dim=-1)
+    return groups(x, level).sum(dim=-2) / count.clamp(min=1)[:, None, :, None], count, last
 
 
-def spread(x: torch.Tensor, level: int) -> torch.Tensor:
-    """Variance within groups of `level` neighbours, averaged over the dimensions: `[..., D]` tokens to `[..., G]`."""
-    groups = [x[..., s : s + level, :] for s in range(0, x.shape[-2], level)]
-    return torch.stack([(g - g.mean(dim=-2, keepdim=True)).square().mean(dim=(-2, -1)) for g in groups], dim=-1)
+def spread(x: torch.Tensor, keep: torch.Tensor, level: int) -> torch.Tensor:
+    """Variance within groups of `level` neighbours, averaged over the dimensions: `[B, H, G]`; arguments of `pool`."""
+    mean, count, _ = pool(x, keep, level)
+    apart = (groups(x, level) - mean[..., None, :]).square().mean(dim=-1)
+    return (apart * groups(keep[..., None], level)[:, None, ..., 0]).sum(dim=-1) / count.clamp(min=1)[:, None]
+
+
+def groups(x: torch.Tensor, level: int) -> torch.Tensor:
+    """Tokens `[..., N, D]` in groups of `level` neighbours, `[..., G, level, D]`, the last filled up with zeros."""
+    return F.pad(x, (0, 0, 0, -x.shape[-2] % level)).unflatten(-2, (-1, level))
 
 
 def attend(weights: torch.Tensor, seen: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

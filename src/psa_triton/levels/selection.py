@@ -18,6 +18,7 @@ def select_levels(
     *,
     mode: str = "thresholdbound",
     min_full_ratio: float = 0.06,
+    key_blocks: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Give every block pair a level by its importance within the row.
@@ -25,7 +26,8 @@ def select_levels(
     The blocks of a row are ordered by importance, largest first, ties by position.
 
     * `topk`: the block of rank `r` gets the level whose `[lo, hi)` holds `r / nk`; a level ends at block
-      `floor(nk * hi)`.
+      `floor(nk * hi)`. Of few blocks a level's share may come to none; the most important block gets the finest level
+      that has a share (`lo < hi`) all the same, so that no row is left with nothing to read.
     * `thresholdbound`: the block gets the level whose `[lo, hi)` holds the importance mass before it, so the block
       that crosses a boundary still counts to the finer level; then the first `floor(min_full_ratio * nk) + 1` blocks
       are made level 1. A row of zeros gets the finest level throughout.
@@ -35,6 +37,8 @@ def select_levels(
         mask_ratios: `{level: (lo, hi)}`, contiguous from 0 to 1, finest level first and 0 last; levels up to 64.
         mode: `topk` or `thresholdbound`.
         min_full_ratio: share of a row's blocks that stays at level 1 whatever their mass; `topk` ignores it.
+        key_blocks: int64 `[B]`, how many blocks `importance [B, ..., nq, nk]` is of, where a key mask leaves whole
+            blocks out; the caller has given these the least importance. None: all `nk` of them.
         impl: `triton` (a GPU kernel), `reference` or `cpu` (the same torch code), or `auto`; see `resolve_impl`. All
             give the same levels. Rows of more than 4096 blocks, and float64, always take the torch code.
 
@@ -58,7 +62,10 @@ def select_levels(
     if not 0 <= min_full_ratio <= 1:
         raise ValueError(f"min_full_ratio: expected a share from 0 to 1, got {min_full_ratio}")
 
-    blocks = importance.shape[-1]
+    blocks: int | Tensor = importance.shape[-1]
+    if key_blocks is not None:
+        # In float64, as Python's own numbers are.
+        blocks = key_blocks.double().view(-1, *[1] * (importance.dim() - 1))
     if mode == "topk":
         shares = shares_by_rank(ratios, blocks)
     elif mode == "thresholdbound":
@@ -68,7 +75,7 @@ def select_levels(
     if importance.dtype in TRITON_DTYPES and resolve_impl(impl, importance) == "triton":
         from psa_triton.levels import triton_kernels
 
-        if 0 < blocks <= triton_kernels.LONGEST_ROW:
+        if 0 < importance.shape[-1] <= triton_kernels.LONGEST_ROW:
             return triton_kernels.assign_levels(importance, shares)
     return assign_levels(importance, shares)
 
@@ -85,5 +92,5 @@ def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
     by_rank = torch.full_like(order, shares.levels[0], dtype=torch.int8)
     for end, level in zip(shares.ends, shares.levels[1:], strict=True):
         by_rank.masked_fill_(before >= end, level)
-    by_rank[..., : shares.full].fill_(1)
+    by_rank.masked_fill_(torch.arange(by_rank.shape[-1], device=by_rank.device) < shares.full, 1)
     return torch.empty_like(by_rank, memory_format=torch.contiguous_format).scatter_(-1, order, by_rank)

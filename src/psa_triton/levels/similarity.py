@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Protocol
 
 import torch
@@ -25,7 +26,9 @@ class SimilarityThresholds(Protocol):
     def x8(self) -> float: ...
 
 
-def similarity_caps(k: Tensor, *, block_n: int, thresholds: SimilarityThresholds) -> Tensor:
+def similarity_caps(
+    k: Tensor, *, block_n: int, thresholds: SimilarityThresholds, key_mask: Tensor | None = None
+) -> Tensor:
     """Coarsest level at which each key block may be read.
 
     A block passes level 2, 4, 8 if the mean cosine similarity of its pairs of true tokens 1, 3, 7 apart reaches
@@ -36,6 +39,7 @@ def similarity_caps(k: Tensor, *, block_n: int, thresholds: SimilarityThresholds
         k: `[B, Hkv, Nk, D]`, keys in the order in which they are pooled.
         block_n: tokens per key block, a power of two of at least 8.
         thresholds: least mean similarities.
+        key_mask: bool `[B, Nk]`, which keys are there; None if all are. A pair needs both of its own.
 
     Returns:
         int8 `[B, Hkv, ceil(Nk / block_n)]` of 1, 2, 4, 8. Levels coarser than 8 are never allowed.
@@ -49,8 +53,10 @@ def similarity_caps(k: Tensor, *, block_n: int, thresholds: SimilarityThresholds
         raise TypeError(f"k: expected a floating-point tensor, got {getattr(k, 'dtype', k)}")
     if k.dim() != 4:
         raise ValueError(f"k: expected [B, H, N, D], 4 dimensions, got shape {tuple(k.shape)}")
-    pieces = k.split(_BLOCKS_AT_A_TIME * block_n, dim=-2)
-    return torch.cat([_caps(piece, block_n, thresholds) for piece in pieces], dim=-1)
+    size = _BLOCKS_AT_A_TIME * block_n
+    masks = repeat(None) if key_mask is None else key_mask.split(size, dim=-1)
+    pieces = zip(k.split(size, dim=-2), masks, strict=False)
+    return torch.cat([_caps(piece, block_n, thresholds, keep) for piece, keep in pieces], dim=-1)
 
 
 def cap_levels(levels: Tensor, caps: Tensor) -> Tensor:
@@ -76,14 +82,21 @@ def cap_levels(levels: Tensor, caps: Tensor) -> Tensor:
     return torch.minimum(levels, per_query_head[:, :, None])
 
 
-def _caps(k: Tensor, block_n: int, thresholds: SimilarityThresholds) -> Tensor:
+def _caps(k: Tensor, block_n: int, thresholds: SimilarityThresholds, keep: Tensor | None) -> Tensor:
     lengths = block_lengths(k.shape[-2], block_n, k.device)
     missing = len(lengths) * block_n - k.shape[-2]
-    directions = F.pad(F.normalize(k.float(), dim=-1), (0, 0, 0, missing)).unflatten(-2, (len(lengths), block_n))
+    k = k.float() if keep is None else k.float().masked_fill(~keep[:, None, :, None], 0)
+    directions = F.pad(F.normalize(k, dim=-1), (0, 0, 0, missing)).unflatten(-2, (len(lengths), block_n))
     caps = torch.ones(directions.shape[:-2], dtype=torch.int8, device=k.device)
     for level, distance, threshold in ((2, 1, thresholds.x2), (4, 3, thresholds.x4), (8, 7, thresholds.x8)):
-        pairs = (lengths - distance).clamp(min=0)
+        pairs = (lengths - distance).clamp(min=0) if keep is None else _kept_pairs(keep, block_n, distance)
         # Padding rows are zeros, so pairs with one add nothing to the sum.
         total = (directions[..., :-distance, :] * directions[..., distance:, :]).sum((-2, -1))
         caps.masked_fill_((total >= threshold * pairs) & (pairs > 0), level)
     return caps.masked_fill_(~directions.sum((-2, -1)).isfinite(), 1)
+
+
+def _kept_pairs(keep: Tensor, block_n: int, distance: int) -> Tensor:
+    """Pairs of kept tokens so far apart in each block: int64 `[B, 1, blocks]`."""
+    kept = F.pad(keep, (0, -keep.shape[-1] % block_n)).unflatten(-1, (-1, block_n))
+    return (kept[..., :-distance] & kept[..., distance:]).sum(-1)[:, None]

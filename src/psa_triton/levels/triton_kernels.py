@@ -34,11 +34,27 @@ def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
 def plan_assign_levels(importance: Tensor, shares: Shares, levels: Tensor) -> Launch:
     """The launch behind `assign_levels`."""
     blocks = importance.shape[-1]
+    rows = importance.numel() // blocks
     width = max(triton.next_power_of_2(blocks), _SHORTEST_ROW)
+    numbers = [*shares.ends, shares.full]
+    of_items, items = None, 1
+    if any(isinstance(x, Tensor) for x in numbers):  # shares of different numbers of blocks
+        items = len(importance)
+        like = torch.empty(items, dtype=torch.int64, device=importance.device)
+        columns = [x.reshape(-1) if isinstance(x, Tensor) else torch.full_like(like, x) for x in numbers]
+        of_items, numbers = torch.stack(columns, dim=-1), [0] * len(numbers)
     return Launch(
         _assign_levels_kernel,
-        (importance.numel() // blocks,),
-        dict(importance=importance, levels=levels, ends=shares.ends, full=shares.full, blocks=blocks),
+        (rows,),
+        dict(
+            importance=importance,
+            levels=levels,
+            ends=tuple(numbers[:-1]),
+            full=numbers[-1],
+            of_items=of_items,
+            rows_per_item=rows // items,
+            blocks=blocks,
+        ),
         dict(LEVELS=shares.levels, BY_MASS=shares.by_mass, MASS_BITS=MASS_BITS, WIDTH=width),
         warps=8 if width > 1024 else 4,
     )
@@ -50,6 +66,8 @@ def _assign_levels_kernel(
     levels,
     ends,
     full,
+    of_items,
+    rows_per_item,
     blocks,
     LEVELS: tl.constexpr,
     BY_MASS: tl.constexpr,
@@ -76,9 +94,12 @@ def _assign_levels_kernel(
     else:
         reached = rank.to(tl.int64)
     level = tl.full((WIDTH,), LEVELS[0], tl.int32)
+    if of_items is not None:
+        of_items += (tl.program_id(0) // rows_per_item).to(tl.int64) * len(LEVELS)
     for s in tl.static_range(len(ends)):
-        level = tl.where(reached >= ends[s], LEVELS[s + 1], level)
-    level = tl.where(rank < full, 1, level)
+        end = ends[s] if of_items is None else tl.load(of_items + s)
+        level = tl.where(reached >= end, LEVELS[s + 1], level)
+    level = tl.where(rank < (full if of_items is None else tl.load(of_items + len(ends))), 1, level)
     tl.store(levels + row + block, level.to(tl.int8), mask=rank < blocks)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+from psa_triton.inputs import as_int
 
 
 def check_triple(name: str, value: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -14,7 +14,7 @@ def check_triple(name: str, value: tuple[int, int, int]) -> tuple[int, int, int]
     """
     message = f"{name}: expected three positive integers (t, h, w), got {value!r}"
     try:
-        triple = tuple(operator.index(entry) for entry in value)
+        triple = tuple(as_int(name, entry) for entry in value)
     except TypeError as error:
         raise TypeError(message) from error
     if len(triple) != 3 or min(triple) < 1:
@@ -30,7 +30,7 @@ def check_prefix(tokens: int) -> int:
         ValueError: it is negative.
     """
     try:
-        count = operator.index(tokens)
+        count = as_int("prefix_tokens", tokens)
     except TypeError as error:
         raise TypeError(f"prefix_tokens: expected an integer from 0, got {tokens!r}") from error
     if count < 0:

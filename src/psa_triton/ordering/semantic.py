@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from psa_triton.folding import register_folding
 from psa_triton.names import unknown_name
 from psa_triton.ordering.checks import check_prefix, check_triple
 from psa_triton.ordering.order import TokenOrder, grid_order
@@ -28,6 +29,8 @@ _ITERATIONS = 3
 _POWER_ITERATIONS = 8
 # Largest number of distances held at once, 64 MiB of float32.
 _DISTANCES = 1 << 24
+# Two centroids are equally near if their distances differ by less than this share: some hundred roundings of float32.
+_TIE = 1e-5
 
 
 @torch.no_grad()
@@ -37,17 +40,25 @@ def semantic_order(
     method: SemanticMethod,
     grid: tuple[int, int, int] | None = None,
     prefix_tokens: int = 0,
+    keep: Tensor | None = None,
 ) -> TokenOrder:
     """An order per head that puts the tokens of a k-means cluster together and alike clusters side by side.
 
-    The same input gives the same order on every run on a device: clusters start at evenly spaced tokens and no random
-    number is drawn. Non-finite values count as 0. There is one cluster for 128 tokens, 256 clusters at most.
+    The same input gives the same order on every run on a device, and an item of a batch the order that it has alone:
+    clusters start at evenly spaced tokens, no random number is drawn, and of equally near centroids a token takes the
+    first. Non-finite values count as 0. There is one cluster for 128 tokens, 256 clusters at most.
+
+    No clustering is continuous: a token halfway between two centroids goes to one or the other, and what follows it in
+    the order moves by one place. But inputs that differ by rounding give another order only where a token is that close
+    to halfway, which is rare; equal tokens, as of a still picture, are together whatever the rounding.
 
     Args:
         x: queries or keys `[B, H, N, D]`, floating point.
         method: `SemanticAware`, tokens of a cluster stay in raster order, or `Hybrid`, they follow the Gilbert curve.
         grid: visual tokens along (t, h, w), `t * h * w = N - prefix_tokens`; needed by `Hybrid`.
         prefix_tokens: first tokens of the sequence that keep their place.
+        keep: bool `[B, N]`, which tokens are there; None if all are. After the prefix the others stand behind these,
+            and what they hold does not matter.
 
     Returns:
         An order with a permutation `[B, H, N]` on the device of `x`.
@@ -70,9 +81,13 @@ def semantic_order(
         raise ValueError("grid: expected (t, h, w), which method 'Hybrid' needs, got None")
     else:
         inside = grid_order("Gilbert", grid, device=x.device).permutation
-    visual = torch.nan_to_num(x[:, :, prefix_tokens:].float(), nan=0.0, posinf=0.0, neginf=0.0)
-    by_cluster = _ordered_clusters(visual)[..., inside].argsort(dim=-1, stable=True)
-    permutation = inside[by_cluster]
+    visual = x[:, :, prefix_tokens:]
+    if keep is None:
+        place = _cluster_places(visual)
+    else:
+        left_out = ~keep[:, None, prefix_tokens:]
+        place = _cluster_places(visual.masked_fill(left_out[..., None], 0.0)).masked_fill(left_out, _MAX_CLUSTERS)
+    permutation = inside[place[..., inside].argsort(dim=-1, stable=True)]
     return TokenOrder(permutation, permutation.argsort(dim=-1)).with_prefix(prefix_tokens)
 
 
@@ -94,11 +109,32 @@ def _check_shapes(x: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: i
         )
 
 
+@torch.library.custom_op("psa_triton::cluster_places", mutates_args=())
+def _cluster_places(x: Tensor) -> Tensor:
+    """Place of each token's cluster among the clusters of its head: int64 `[B, H, N]` for `[B, H, N, D]`."""
+    if x.numel() == 0:
+        return x.new_zeros(x.shape[:3], dtype=torch.int64)
+    # One item at a time: the bits of a product depend on the size of the batch.
+    return torch.cat([_ordered_clusters(_centred(item)) for item in x.split(1)])
+
+
+@_cluster_places.register_fake
+def _(x):
+    return x.new_empty(x.shape[:3], dtype=torch.int64)
+
+
+register_folding(_cluster_places)
+
+
+def _centred(x: Tensor) -> Tensor:
+    """`x` in float32 without what all tokens of a head have in common, which would blur their distances."""
+    finite = torch.nan_to_num(x.float(), nan=0.0, posinf=0.0, neginf=0.0).contiguous()
+    return finite - finite.mean(2, keepdim=True)
+
+
 def _ordered_clusters(x: Tensor) -> Tensor:
     """Place of each token's cluster among the clusters: int64 `[B, H, N]` for float32 `[B, H, N, D]`."""
     tokens = x.shape[2]
-    if tokens == 0:
-        return torch.zeros(x.shape[:3], dtype=torch.int64, device=x.device)
     clusters = min(-(-tokens // _TOKENS_PER_CLUSTER), _MAX_CLUSTERS)
     seeds = (2 * torch.arange(clusters, device=x.device) + 1) * tokens // (2 * clusters)
     centroids = x[:, :, seeds]
@@ -108,10 +144,16 @@ def _ordered_clusters(x: Tensor) -> Tensor:
 
 
 def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    """Index of the nearest centroid, the first of equals: int64 `[B, H, N]`."""
+    """Index of the nearest centroid, the first of those that are as near but for rounding: int64 `[B, H, N]`."""
     half_norm = centroids.square().sum(-1).unsqueeze(-2) / 2
-    chunks = x.split(_chunk(centroids), dim=2)
-    return torch.cat([(half_norm - chunk @ centroids.mT).argmin(-1) for chunk in chunks], dim=-1)
+    largest = half_norm.amax(-1, keepdim=True)
+    nearest = []
+    for chunk in x.split(_chunk(centroids), dim=2):
+        distance = half_norm - chunk @ centroids.mT  # half its square, less what all centroids have in common
+        rounding = _TIE * (largest + chunk.square().sum(-1, keepdim=True) / 2)
+        as_near = distance <= distance.amin(-1, keepdim=True) + rounding
+        nearest.append(as_near.to(torch.int8).argmax(-1))
+    return torch.cat(nearest, dim=-1)
 
 
 def _means(x: Tensor, cluster: Tensor, centroids: Tensor) -> Tensor:
@@ -137,10 +179,15 @@ def _chunk(centroids: Tensor) -> int:
 
 
 def _place(centroids: Tensor) -> Tensor:
-    """Place of each centroid along the direction in which the centroids of a head vary most: int64 `[B, H, K]`."""
+    """Place of each centroid along the direction in which the centroids of a head vary most: int64 `[B, H, K]`.
+
+    The search starts from how the centroids change with their number, that is along the sequence. This gives the
+    direction its sign, and a small change of the centroids changes it little.
+    """
     centred = centroids - centroids.mean(dim=2, keepdim=True)
-    farthest = centred.square().sum(-1, keepdim=True).argmax(dim=2, keepdim=True)
-    direction = centred.gather(2, farthest.expand(-1, -1, -1, centred.shape[-1])).mT
+    clusters = centroids.shape[2]
+    number = torch.arange(clusters, device=centroids.device, dtype=centroids.dtype) - (clusters - 1) / 2
+    direction = normalize(centred.mT @ number.unsqueeze(-1), dim=2)
     for _ in range(_POWER_ITERATIONS):
         direction = normalize(centred.mT @ (centred @ direction), dim=2)
     return (centred @ direction).squeeze(-1).argsort(dim=-1, stable=True).argsort(dim=-1)

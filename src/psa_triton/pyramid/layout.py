@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import torch
 
+from psa_triton.kept import kept_count, last_kept
+
 UNITS_PER_BLOCK = 8
 """Units of a block at level 1; coarser levels than this hold less than a unit."""
 
@@ -56,24 +58,31 @@ class PyramidLayout:
 
 @dataclass(frozen=True)
 class RowTables:
-    """What a kernel must know of each row besides its key and value."""
+    """What a kernel must know of each row besides its key and value.
 
+    Rows without a token are padding, or hold tokens that a key mask leaves out and no other.
+    """
+
+    count: torch.Tensor
+    """int64 [P]: number of tokens averaged in the row."""
     log_count: torch.Tensor
-    """float64 [P]: ln of the number of tokens averaged in the row; -inf on padding."""
+    """float64 [P]: ln of it; -inf on rows without a token."""
     last_token: torch.Tensor
-    """int64 [P]: position of the last of these tokens; larger than any position on padding."""
+    """int64 [P]: position of the last of these tokens; larger than any position on rows without one."""
 
 
 @lru_cache(maxsize=32)
 def row_tables(layout: PyramidLayout, device: torch.device) -> RowTables:
     """Count and last token of every row of the pyramid (cached; do not write to the tensors)."""
-    counts, lasts = [], []
-    for level in layout.levels:
-        first = torch.arange(layout.blocks * layout.block_n // level, device=device) * level
-        count = (layout.tokens - first).clamp(0, level)
-        counts.append(count)
-        lasts.append(torch.where(count > 0, first + count - 1, torch.iinfo(torch.int64).max))
-    return RowTables(log_count=torch.cat(counts).double().log(), last_token=torch.cat(lasts))
+    return kept_row_tables(layout, torch.ones(layout.tokens, dtype=torch.bool, device=device))
+
+
+def kept_row_tables(layout: PyramidLayout, keep: torch.Tensor) -> RowTables:
+    """The tables of a pyramid of which `keep`, bool `[Nk]`, says which tokens are there."""
+    keep = torch.nn.functional.pad(keep, (0, layout.blocks * layout.block_n - layout.tokens))
+    count = torch.cat([kept_count(keep, level) for level in layout.levels])
+    last_token = torch.cat([last_kept(keep, level) for level in layout.levels])
+    return RowTables(count, count.double().log(), last_token)
 
 
 def pyramid_layout(tokens: int, block_n: int, coarsest: int) -> PyramidLayout:
@@ -84,35 +93,46 @@ def pyramid_layout(tokens: int, block_n: int, coarsest: int) -> PyramidLayout:
     return PyramidLayout(tokens, block_n, tuple(levels))
 
 
-def write_pyramid(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor) -> None:
+def write_pyramid(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, count: torch.Tensor | None = None) -> None:
     """Write every level of `x` to the rows of `out`; each row is the mean of its group's true tokens.
 
     Args:
         x: keys or values of one head `[Nk, D]`, any strides.
         layout: of `Nk` tokens.
         out: `[P, D]`, any strides, of any floating dtype; means are formed in float32 (float64 for float64).
+        count: int64 `[P]`, `RowTables.count` where a key mask leaves tokens out: these are not read, and rows without
+            a token become zeros. None if all tokens are there.
     """
-    for start, total in token_chunks(x, layout):
+    for start, total in token_chunks(x, layout, count):
         out[start : start + len(total)] = total
         for level in layout.levels[1:]:
             total = total[0::2] + total[1::2]
             row = layout.first_row(level) + start // level
             target = out[row : row + len(total)]
-            target.copy_(total).mul_(1 / level) if out.dtype == total.dtype else target.copy_(total * (1 / level))
-    # Groups cut by the end of the sequence were divided by too much.
-    for row, tokens in short_groups(x, layout):
-        out[row] = tokens.mean(0)
+            if count is not None:
+                target.copy_(total / count[row : row + len(total), None].clamp(min=1))
+            elif out.dtype == total.dtype:
+                target.copy_(total).mul_(1 / level)
+            else:
+                target.copy_(total * (1 / level))
+    if count is None:
+        # Groups cut by the end of the sequence were divided by too much.
+        for row, tokens in short_groups(x, layout):
+            out[row] = tokens.mean(0)
 
 
-def token_chunks(x: torch.Tensor, layout: PyramidLayout) -> Iterator[tuple[int, torch.Tensor]]:
-    """Pieces of whole blocks `[C, D]` in the dtype of sums, filled up with zeros, each with its first token."""
+def token_chunks(
+    x: torch.Tensor, layout: PyramidLayout, count: torch.Tensor | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Pieces of whole blocks `[C, D]` in the dtype of sums, each with its first token; zeros for what is not there."""
     n = layout.block_n
     chunk = max(n, _TOKENS_AT_ONCE // n * n)
     for start in range(0, layout.blocks * n, chunk):
         end = min(start + chunk, layout.blocks * n)
         piece = x[start:end].to(_wide(x))
         missing = end - start - len(piece)
-        yield start, torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
+        piece = torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
+        yield start, piece if count is None else piece.masked_fill(count[start:end, None] == 0, 0.0)
 
 
 def short_groups(x: torch.Tensor, layout: PyramidLayout) -> Iterator[tuple[int, torch.Tensor]]:

@@ -10,18 +10,24 @@ SPREAD_LEVELS = (2, 4, 8)
 """Levels whose rows have a spread; that of all others counts as 0."""
 
 
-def write_spread(keys: torch.Tensor, layout: PyramidLayout, out: torch.Tensor) -> None:
+def write_spread(
+    keys: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, count: torch.Tensor | None = None
+) -> None:
     """Write the spread of every row: `sum(|k - mean(k)| ** 2) / (count * D)` over the true tokens of its group.
 
-    Two halves of a group are merged by `S = S_a + S_b + |mean_a - mean_b| ** 2 * count / 4`, `S` the sum of squared
-    distances from the mean: nothing of the size of the mean itself is ever squared, and no sum is negative.
+    Two halves of a group are merged by `S = S_a + S_b + |mean_a - mean_b| ** 2 * c_a * c_b / (c_a + c_b)`, `S` the sum
+    of squared distances from the mean: nothing of the size of the mean itself is ever squared, and no sum is negative.
 
     Args:
         keys: of one head `[Nk, D]`, any strides.
         layout: of `Nk` tokens.
         out: `[P]`, float32 (float64 for float64); 0 at levels without a spread, and on padding.
+        count: see `write_pyramid`.
     """
     out.zero_()
+    if count is not None:
+        _write_kept(keys, layout, out, count)
+        return
     dim = keys.shape[1]
     for start, total in token_chunks(keys, layout):
         squares = total.new_zeros(len(total))
@@ -35,3 +41,18 @@ def write_spread(keys: torch.Tensor, layout: PyramidLayout, out: torch.Tensor) -
     for row, tokens in short_groups(keys, layout):
         if row < layout.first_row(2 * SPREAD_LEVELS[-1]):
             out[row] = tokens.var(0, correction=0).mean()
+
+
+def _write_kept(keys: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, count: torch.Tensor) -> None:
+    for start, mean in token_chunks(keys, layout, count):
+        squares = mean.new_zeros(len(mean))
+        weight = count[start : start + len(mean)].to(mean.dtype)
+        for level in SPREAD_LEVELS:
+            both = weight[0::2] + weight[1::2]
+            share = weight[1::2] / both.clamp(min=1)
+            apart = mean[1::2] - mean[0::2]
+            squares = squares[0::2] + squares[1::2] + apart.square().sum(-1) * weight[0::2] * share
+            mean = mean[0::2] + apart * share[:, None]
+            weight = both
+            row = layout.first_row(level) + start // level
+            out[row : row + len(squares)] = squares / (both.clamp(min=1) * keys.shape[1])

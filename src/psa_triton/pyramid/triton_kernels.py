@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -20,7 +22,27 @@ def pooled_rows(tokens: int, block_n: int, finest: int, coarsest: int) -> int:
     return sum(blocks * (block_n >> s) for s in range(_log2(finest), _log2(coarsest) + 1))
 
 
-def pool(x: Tensor, *, block_n: int, coarsest: int, finest: int = 2) -> Tensor:
+@dataclass(frozen=True)
+class KeptRows:
+    """What a key mask leaves of tokens, and of the rows of levels from 2 on."""
+
+    keep: Tensor
+    """int8 `[B, N]`, which tokens are there; contiguous, as the others."""
+    bias: Tensor
+    """float32 `[B, R]`: log2 of the kept tokens of each row; -inf without one."""
+    last: Tensor
+    """int32 `[B, R]`: the last kept token of each row; -1 without one."""
+
+
+def empty_kept_rows(key_mask: Tensor, block_n: int, coarsest: int) -> KeptRows:
+    """`key_mask`, bool `[B, N]`, with room for what it leaves of rows."""
+    batch, tokens = key_mask.shape
+    rows = (batch, pooled_rows(tokens, block_n, 2, coarsest))
+    bias = torch.empty(rows, dtype=torch.float32, device=key_mask.device)
+    return KeptRows(key_mask.to(torch.int8).contiguous(), bias, torch.empty_like(bias, dtype=torch.int32))
+
+
+def pool(x: Tensor, *, block_n: int, coarsest: int, finest: int = 2, keep: Tensor | None = None) -> Tensor:
     """Means of the true tokens of every group, all levels one after another, finest first.
 
     Level `l` has `ceil(N / block_n) * block_n / l` rows, group `g` (tokens `g * l` to `g * l + l - 1`) at row `g`; rows
@@ -31,16 +53,17 @@ def pool(x: Tensor, *, block_n: int, coarsest: int, finest: int = 2) -> Tensor:
         block_n: tokens of a key block, a power of two.
         coarsest: the last level, a power of two from `finest` to `min(block_n, 64)`.
         finest: the first level.
+        keep: int8 `[B, N]`, which tokens are true ones; None if all are.
 
     Returns:
         `[B, H, pooled_rows(N, block_n, finest, coarsest), D]`, contiguous, dtype of `x`.
     """
     out = x.new_empty(*x.shape[:2], pooled_rows(x.shape[2], block_n, finest, coarsest), x.shape[3])
-    plan_pool(x, out, block_n=block_n, finest=finest, coarsest=coarsest).run()
+    plan_pool(x, out, block_n=block_n, finest=finest, coarsest=coarsest, keep=keep).run()
     return out
 
 
-def pool_with_spread(x: Tensor, *, block_n: int, coarsest: int) -> tuple[Tensor, Tensor]:
+def pool_with_spread(x: Tensor, *, block_n: int, coarsest: int, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`pool` from level 2 on, with the spread of each row as `pyramid.spread.write_spread` defines it.
 
     Returns:
@@ -48,12 +71,37 @@ def pool_with_spread(x: Tensor, *, block_n: int, coarsest: int) -> tuple[Tensor,
     """
     shape = (*x.shape[:2], pooled_rows(x.shape[2], block_n, 2, coarsest))
     out, spread = x.new_empty(*shape, x.shape[3]), x.new_empty(shape, dtype=torch.float32)
-    plan_pool(x, out, spread, block_n=block_n, finest=2, coarsest=coarsest).run()
+    plan_pool(x, out, spread, block_n=block_n, finest=2, coarsest=coarsest, keep=keep).run()
     return out, spread
 
 
+def write_kept_rows(kept: KeptRows, *, block_n: int, coarsest: int) -> None:
+    """Write what `kept.keep` leaves of each row to the rest of it."""
+    plan_kept_rows(kept, block_n=block_n, coarsest=coarsest).run()
+
+
+def plan_kept_rows(kept: KeptRows, *, block_n: int, coarsest: int) -> Launch:
+    """The launch behind `write_kept_rows`."""
+    batch, tokens = kept.keep.shape
+    padded = -(-tokens // block_n) * block_n
+    return Launch(
+        _kept_rows_kernel,
+        (triton.cdiv(padded, _TOKENS), batch),
+        dict(keep=kept.keep, bias=kept.bias, last=kept.last, tokens=tokens, padded=padded),
+        dict(COARSEST=_log2(coarsest), TILE=_TOKENS),
+        warps=1,
+    )
+
+
 def plan_pool(
-    x: Tensor, out: Tensor, spread: Tensor | None = None, *, block_n: int, finest: int, coarsest: int
+    x: Tensor,
+    out: Tensor,
+    spread: Tensor | None = None,
+    *,
+    block_n: int,
+    finest: int,
+    coarsest: int,
+    keep: Tensor | None = None,
 ) -> Launch:
     """The launch behind `pool` and `pool_with_spread`."""
     batch, heads, tokens, dim = x.shape
@@ -65,6 +113,7 @@ def plan_pool(
             x=x,
             out=out,
             spread=spread,
+            keep=keep,
             heads=heads,
             tokens=tokens,
             padded=padded,
@@ -100,6 +149,7 @@ def _pool_kernel(
     x,
     out,
     spread,
+    keep,
     heads,
     tokens,
     padded,
@@ -119,7 +169,12 @@ def _pool_kernel(
     d = tl.arange(0, DIM_TILE)
     t = first + tl.arange(0, TILE)
     x += (head // heads) * stride_b + (head % heads) * stride_h
-    inside = (t[:, None] < tokens) & (d[None, :] < DIM)
+    is_there = t < tokens
+    sizes = None
+    if keep is not None:
+        is_there = tl.load(keep + (head // heads) * tokens + t, mask=is_there, other=0) != 0
+        sizes = is_there.to(tl.int32)
+    inside = is_there[:, None] & (d[None, :] < DIM)
     total = tl.load(x + t[:, None].to(tl.int64) * stride_n + d[None, :] * stride_d, mask=inside, other=0.0).to(
         tl.float32
     )
@@ -133,11 +188,16 @@ def _pool_kernel(
         squares = tl.zeros((TILE,), tl.float32)
     for s in tl.static_range(1, COARSEST + 1):
         if spread is not None:
-            squares = _merge_squares(squares, total, first, tokens, s, SPREAD_COARSEST, TILE, DIM_TILE)
+            squares = _merge_squares(squares, total, sizes, first, tokens, s, SPREAD_COARSEST, TILE, DIM_TILE)
         total = tl.sum(tl.reshape(total, (TILE >> s, 2, DIM_TILE)), axis=1)
+        if keep is not None:
+            sizes = tl.sum(tl.reshape(sizes, (TILE >> s, 2)), axis=1)
         if s >= FINEST:
             group = (first >> s) + tl.arange(0, TILE >> s)
-            count = tl.minimum(tl.maximum(tokens - (group << s), 1), 1 << s).to(tl.float32)
+            if keep is not None:
+                count = tl.maximum(sizes, 1).to(tl.float32)
+            else:
+                count = tl.minimum(tl.maximum(tokens - (group << s), 1), 1 << s).to(tl.float32)
             row = (first_row(s, padded) - left_out + group).to(tl.int64)
             where = (group[:, None] < (padded >> s)) & (d[None, :] < DIM)
             mean = (total / count[:, None]).to(out.dtype.element_ty)
@@ -150,6 +210,7 @@ def _pool_kernel(
 def _merge_squares(
     squares,
     total,
+    sizes,
     first,
     tokens,
     s: tl.constexpr,
@@ -159,17 +220,42 @@ def _merge_squares(
 ):
     """Sums of squared distances from the mean, of groups of `2 ** s` from those of their halves and the halves' sums.
 
-    See `pyramid.spread.write_spread`; where the end of the sequence cuts a group, its halves weigh by their tokens.
+    See `pyramid.spread.write_spread`; where the end of the sequence or a key mask cuts a group, its halves weigh by
+    their tokens: `sizes` under a mask, else None.
     """
     if s > SPREAD_COARSEST:
         return tl.zeros((TILE >> s,), tl.float32)
     half: tl.constexpr = 1 << (s - 1)
     begin = first + tl.arange(0, TILE >> s) * (2 * half)
-    left = tl.minimum(tl.maximum(tokens - begin, 0), half).to(tl.float32)
-    right = tl.minimum(tl.maximum(tokens - begin - half, 0), half).to(tl.float32)
     side = tl.arange(0, TILE >> (s - 1))
-    count = tl.minimum(tl.maximum(tokens - first - side * half, 1), half)
+    if sizes is not None:
+        left, right = tl.split(tl.reshape(sizes.to(tl.float32), (TILE >> s, 2)))
+        count = tl.maximum(sizes, 1)
+    else:
+        left = tl.minimum(tl.maximum(tokens - begin, 0), half).to(tl.float32)
+        right = tl.minimum(tl.maximum(tokens - begin - half, 0), half).to(tl.float32)
+        count = tl.minimum(tl.maximum(tokens - first - side * half, 1), half)
     weight = (1 - 2 * (side & 1)).to(tl.float32) / count  # the left mean, less the right one
     apart = tl.sum(tl.reshape(total * weight[:, None], (TILE >> s, 2, DIM_TILE)), axis=1)
     distance = tl.sum(apart * apart, axis=1) * (left * right / tl.maximum(left + right, 1.0))
     return tl.sum(tl.reshape(squares, (TILE >> s, 2)), axis=1) + distance
+
+
+@triton.jit
+def _kept_rows_kernel(keep, bias, last, tokens, padded, COARSEST: tl.constexpr, TILE: tl.constexpr):
+    first = tl.program_id(0) * TILE
+    t = first + tl.arange(0, TILE)
+    item = tl.program_id(1).to(tl.int64)
+    rows = item * first_row(COARSEST + 1, padded)
+    is_there = tl.load(keep + item * tokens + t, mask=t < tokens, other=0) != 0
+    count = is_there.to(tl.int32)
+    newest = tl.where(is_there, t, -1)
+    for s in tl.static_range(1, COARSEST + 1):
+        count = tl.sum(tl.reshape(count, (TILE >> s, 2)), axis=1)
+        newest = tl.max(tl.reshape(newest, (TILE >> s, 2)), axis=1)
+        group = (first >> s) + tl.arange(0, TILE >> s)
+        # As `rows.pooled_bias` has it without a mask: whole groups exactly, others by the same logarithm.
+        log_count = tl.where(count == (1 << s), s * 1.0, tl.log2(tl.maximum(count, 1).to(tl.float32)))
+        row = rows + first_row(s, padded) + group
+        tl.store(bias + row, tl.where(count > 0, log_count, float("-inf")), mask=group < (padded >> s))
+        tl.store(last + row, newest, mask=group < (padded >> s))

@@ -38,7 +38,7 @@ def psa_attention_forward(
 ) -> tuple[Tensor, None]:
     """Attention of one layer, as transformers' `AttentionInterface` asks for it.
 
-    Causal prefill runs PSA, whole or in chunks; everything else runs dense, and `dense_reason` says why.
+    Causal prefill runs PSA, whole or in chunks, padded or not; everything else runs dense, and `dense_reason` says why.
 
     Args:
         module: the attention layer; it runs as `apply_psa` said, else by `DEFAULT_SETTINGS`.
@@ -61,8 +61,8 @@ def psa_attention_forward(
     if psa_config is not None:
         check_causal(psa_config)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    key, value, attention_mask = filled_keys(key, value, attention_mask)
-    call = AttentionCall(module, query, key, value, attention_mask, dropout, scaling, causal, extras)
+    key, value, attention_mask, key_mask = filled_keys(key, value, attention_mask)
+    call = AttentionCall(module, query, key, value, attention_mask, key_mask, dropout, scaling, causal, extras)
     layer: AttachedLayer | None = getattr(module, LAYER_ATTRIBUTE, None)
     if layer is None:
         return _attend(call, psa_config or DEFAULT_SETTINGS.config, DEFAULT_SETTINGS), None
@@ -102,7 +102,14 @@ def _attend_and_record(call: AttentionCall, config: PSAConfig | None, layer: Att
 def _attend_sparse(call: AttentionCall, config: PSAConfig, settings: Settings) -> tuple[Tensor, Tensor]:
     """`[B, Nq, Hq, D]`, and the levels, int8 `[B, Hq, nq, nk]`."""
     out, levels = sparse_attention(
-        call.query, call.key, call.value, config, is_causal=True, scale=call.scaling, impl=settings.impl
+        call.query,
+        call.key,
+        call.value,
+        config,
+        is_causal=True,
+        key_mask=call.key_mask,
+        scale=call.scaling,
+        impl=settings.impl,
     )
     return out.transpose(1, 2).contiguous(), levels
 
@@ -115,6 +122,7 @@ def _density(call: AttentionCall, config: PSAConfig, levels: Tensor) -> Tensor:
         query_tokens=call.queries,
         key_tokens=call.keys,
         is_causal=True,
+        key_mask=call.key_mask,
     ).mean()
 
 

@@ -21,7 +21,9 @@ class AttentionCall:
     value: Tensor
     """`[B, Hkv, Nk, Dv]`."""
     mask: Tensor | None
-    """Boolean or to be added, `[B, 1, Nq, Nk]`; None: nothing but what `is_causal` says."""
+    """Boolean or to be added, `[B, 1, Nq, Nk]`; None: nothing but what `is_causal` and `key_mask` say."""
+    key_mask: Tensor | None
+    """bool `[B, Nk]`, False for padding, beside a causal mask; None without padding."""
     dropout: float
     """Probability."""
     scaling: float | None
@@ -43,6 +45,6 @@ class AttentionCall:
 
     @property
     def work(self) -> int:
-        """Pairs of a query and a key that it sees, padding left aside."""
+        """Pairs of a query and a key that it sees, padding counted."""
         unseen = self.queries * (self.queries - 1) // 2 if self.is_causal else 0
         return self.queries * self.keys - unseen

@@ -19,6 +19,9 @@ def attend_dense(call: AttentionCall) -> Tensor:
     Raises:
         ValueError: the layer wants a softcap or attention sinks, and its model has no eager attention to do it with.
     """
+    if call.key_mask is not None:
+        mask = call.key_mask[:, None, None] & causal_mask(call.queries, call.keys, call.query.device)
+        call = dataclasses.replace(call, mask=mask, key_mask=None)
     if call.extras.get("softcap") is not None or call.extras.get("s_aux") is not None:
         return _attend_eager(call)
     if call.mask is None and call.is_causal and 1 < call.queries < call.keys:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.masking_utils import sdpa_mask
 
 
@@ -32,8 +33,10 @@ def psa_mask(
       empty places; also one query that sees every key.
     * A view of one True, `[1, 1, Nq, n]` with `n < Nk`: the same over the first `n` keys. The others are places of a
       static cache that are empty yet.
+    * int8 `[B, 1, Nq, n]`, every row the same: of the first `n` keys those with 1, the others are padding. No other
+      mask is of integers: SDPA takes none.
 
-    Everything else (padding, windows, packed sequences, bidirectional spans) is the boolean mask that SDPA gets.
+    Everything else (windows, packed sequences, bidirectional spans) is the boolean mask that SDPA gets.
 
     Args:
         batch_size: B.
@@ -54,7 +57,11 @@ def psa_mask(
     readable = not torch.compiler.is_compiling() or (attention_mask is None and not isinstance(q_offset, Tensor))
     if causal_only and readable:
         seen = int(q_offset) + q_length
-        if seen <= kv_length and _all_tokens(attention_mask, seen):
+        if seen <= kv_length:
+            if attention_mask is not None and not _all_tokens(attention_mask, seen):
+                # What a mask is too short to tell of is padding, as for SDPA.
+                keep = F.pad(attention_mask, (0, max(seen - attention_mask.shape[-1], 0)))[:, None, None, :seen]
+                return keep.to(torch.int8).expand(-1, 1, q_length, -1)
             if seen == kv_length:
                 return None
             return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, q_length, seen)
@@ -74,16 +81,23 @@ def psa_mask(
     )
 
 
-def filled_keys(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values and mask without the empty places that `psa_mask` told of.
+def filled_keys(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Keys, values and mask without the empty places that `psa_mask` told of, and the padding that it told of.
 
     A view of one True becomes a tensor of many where a model is spread over devices. Any other mask that is too short
     is left as it is, an error.
+
+    Returns:
+        Keys, values, a mask that is none of `psa_mask`'s own, and which keys are no padding, bool `[B, Nk]`.
     """
-    if mask is None or mask.shape[-1] >= key.shape[2] or not (mask.stride(-1) == 0 or mask.all()):
-        return key, value, mask
+    if mask is None:
+        return key, value, None, None
     filled = mask.shape[-1]
-    return key[:, :, :filled], value[:, :, :filled], None
+    if mask.dtype == torch.int8:
+        return key[:, :, :filled], value[:, :, :filled], None, mask[:, 0, 0].bool()
+    if filled >= key.shape[2] or not (mask.stride(-1) == 0 or mask.all()):
+        return key, value, mask, None
+    return key[:, :, :filled], value[:, :, :filled], None, None
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
@@ -92,8 +106,6 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     return seen[None, None]
 
 
-def _all_tokens(attention_mask: Tensor | None, count: int) -> bool:
+def _all_tokens(attention_mask: Tensor, count: int) -> bool:
     """Whether the first `count` positions are all tokens, in every sequence of the batch."""
-    if attention_mask is None:
-        return True
     return attention_mask.shape[-1] >= count and bool(attention_mask[:, :count].all())

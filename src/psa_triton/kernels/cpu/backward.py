@@ -17,7 +17,7 @@ from psa_triton.kernels.cpu.gather import Part, add_part, gather_parts, list_len
 from psa_triton.kernels.cpu.pyramid import Pyramid, empty_pyramid
 from psa_triton.kernels.cpu.unpool import unpool_gradient, unpool_key_gradient
 from psa_triton.products import half_norm, matmul, operand, wide
-from psa_triton.schedule import Schedule, make_schedule
+from psa_triton.schedule import Schedule
 from psa_triton.threads import Workers
 
 
@@ -35,6 +35,7 @@ def pyramid_attention_backward(
     is_causal: bool,
     scale: float,
     pool_correction: str = "none",
+    key_mask: torch.Tensor | None = None,
     grad_lse: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of `q`, `k` and `v`. Queries that see nothing have and give none.
@@ -43,7 +44,7 @@ def pyramid_attention_backward(
 
     Args:
         grad_out: gradient of the output, `[B, Hq, Nq, D]`, dtype of `q`.
-        q, k, v, levels, block_m, block_n, is_causal, scale, pool_correction: as they went into the forward.
+        q, k, v, levels, block_m, block_n, is_causal, scale, pool_correction, key_mask: as they went into the forward.
         out: the forward's output, `[B, Hq, Nq, D]`.
         lse: the forward's log-sum-exp, float32 `[B, Hq, Nq]` (float64 for float64).
         grad_lse: gradient of the log-sum-exp, shape and dtype of `lse`; None where it is not used.
@@ -61,7 +62,7 @@ def pyramid_attention_backward(
         sums = [_empty_sums(pyramid) for _ in range(shares)]
         for b in range(len(k)):
             for h_kv in range(k.shape[1]):
-                pyramid.hold(k[b, h_kv], v[b, h_kv])
+                pyramid.hold(k[b, h_kv], v[b, h_kv], None if key_mask is None else key_mask[b])
                 heads = [
                     _Head(
                         q=q[b, h],
@@ -70,7 +71,7 @@ def pyramid_attention_backward(
                         lse=lse[b, h],
                         grad_lse=grad_lse[b, h],
                         grad_q=grad_q[b, h],
-                        schedule=make_schedule(levels[b, h], pyramid.layout),
+                        schedule=pyramid.schedule(levels[b, h]),
                     )
                     for h in range(h_kv * group, (h_kv + 1) * group)
                 ]
@@ -79,7 +80,7 @@ def pyramid_attention_backward(
                 for more in sums[1:]:
                     sums[0].add(more)
                 grad_k[b, h_kv] = unpool_key_gradient(sums[0].keys, sums[0].spread, k[b, h_kv], pyramid)
-                grad_v[b, h_kv] = unpool_gradient(sums[0].values, pyramid.layout)
+                grad_v[b, h_kv] = unpool_gradient(sums[0].values, pyramid.layout, pyramid.kept)
     return grad_q, grad_k, grad_v
 
 

@@ -12,7 +12,7 @@ from psa_triton.kernels.cpu.frontier import find_frontier, matmul_of_seen
 from psa_triton.kernels.cpu.gather import Part, gather_parts, list_length
 from psa_triton.kernels.cpu.pyramid import Pyramid, empty_pyramid
 from psa_triton.products import half_norm, linear, matmul, operand, wide
-from psa_triton.schedule import Schedule, make_schedule
+from psa_triton.schedule import Schedule
 from psa_triton.threads import Workers
 
 
@@ -28,6 +28,7 @@ def pyramid_attention(
     scale: float,
     return_lse: bool,
     pool_correction: str = "none",
+    key_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The definition of `kernels/reference.py`, fast. Same arguments and results; its gradient is in `backward.py`.
 
@@ -43,12 +44,12 @@ def pyramid_attention(
     with torch.no_grad(), Workers(torch.get_num_threads()) as workers:
         for b in range(batch):
             for h_kv in range(k.shape[1]):
-                pyramid.hold(k[b, h_kv], v[b, h_kv])
+                pyramid.hold(k[b, h_kv], v[b, h_kv], None if key_mask is None else key_mask[b])
                 for h in range(h_kv * group, (h_kv + 1) * group):
                     head = _Head(
                         q=q[b, h],
                         pyramid=pyramid,
-                        schedule=make_schedule(levels[b, h], pyramid.layout),
+                        schedule=pyramid.schedule(levels[b, h]),
                         first_limit=k.shape[2] - queries if is_causal else None,
                         scale=scale,
                         out=out[b, h],

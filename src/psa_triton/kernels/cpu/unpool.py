@@ -8,12 +8,13 @@ from psa_triton.kernels.cpu.pyramid import Pyramid
 from psa_triton.pyramid import SPREAD_LEVELS, PyramidLayout
 
 
-def unpool_gradient(rows: torch.Tensor, layout: PyramidLayout) -> torch.Tensor:
+def unpool_gradient(rows: torch.Tensor, layout: PyramidLayout, kept: torch.Tensor | None = None) -> torch.Tensor:
     """The adjoint of `write_pyramid`: every token gets its share, 1 / count, of each group that it was averaged in.
 
     Args:
         rows: gradient of the rows `[P, D]`, contiguous; overwritten.
         layout: of the pyramid.
+        kept: int64 `[P]`, `Pyramid.kept`: tokens that a key mask leaves out get zeros.
 
     Returns:
         Gradient of the tokens `[Nk, D]`, a view of `rows`.
@@ -21,13 +22,19 @@ def unpool_gradient(rows: torch.Tensor, layout: PyramidLayout) -> torch.Tensor:
     coarser: torch.Tensor | None = None
     for level in reversed(layout.levels):
         first = layout.first_row(level)
-        share = rows[first : first + layout.blocks * layout.block_n // level].mul_(1 / level)
+        share = rows[first : first + layout.blocks * layout.block_n // level]
         group, count = divmod(layout.tokens, level)
-        if count:  # the group that the end of the sequence cuts
-            share[group] *= level / count
+        if kept is not None:
+            share.div_(kept[first : first + len(share), None].clamp(min=1))
+        else:
+            share.mul_(1 / level)
+            if count:  # the group that the end of the sequence cuts
+                share[group] *= level / count
         if coarser is not None:
             share.view(len(coarser), 2, -1).add_(coarser[:, None])
         coarser = share
+    if kept is not None:
+        share.masked_fill_(kept[: len(share), None] == 0, 0.0)
     return share[: layout.tokens]
 
 
@@ -49,13 +56,14 @@ def unpool_key_gradient(
         Gradient of the keys `[Nk, D]`, a view of `rows`.
     """
     layout = pyramid.layout
+    kept = pyramid.kept
     if spread is None:
-        return unpool_gradient(rows, layout)
+        return unpool_gradient(rows, layout, kept)
     share = spread.mul_(2 / k.shape[1])[:, None]
     share[: layout.first_row(SPREAD_LEVELS[0])] = 0.0
     share[layout.first_row(2 * SPREAD_LEVELS[-1]) :] = 0.0
     rows -= _scaled(pyramid.keys, share)
-    return unpool_gradient(rows, layout).add_(_scaled(k, unpool_gradient(share, layout)))
+    return unpool_gradient(rows, layout, kept).add_(_scaled(k, unpool_gradient(share, layout, kept)))
 
 
 def _scaled(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from psa_triton.kept import kept_count
 from psa_triton.kernels.triton.backward import Attended
 from psa_triton.kernels.triton.backward_kv import key_value_gradient, list_readers
 from psa_triton.kernels.triton.backward_q import query_gradient
 from psa_triton.kernels.triton.forward import attend
 from psa_triton.kernels.triton.schedule import Frontier, list_blocks
-from psa_triton.pyramid.triton_kernels import pool, pool_with_spread
+from psa_triton.pyramid.triton_kernels import KeptRows, empty_kept_rows, pool, pool_with_spread, write_kept_rows
 from psa_triton.ratios import COARSEST_LEVEL
 
 
@@ -30,6 +31,7 @@ def pyramid_attention(
     is_causal: bool,
     scale: float,
     pool_correction: str = "none",
+    key_mask: Tensor | None = None,
     coarsest: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition of `kernels/reference.py` on a GPU. Same arguments and results.
@@ -41,16 +43,18 @@ def pyramid_attention(
         The output, shape, dtype and strides of `q`, and the log-sum-exp, float32 `[B, Hq, Nq]`.
     """
     coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
-    frontier = Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal)
+    kept, counts = _keep(key_mask, block_n, coarsest)
+    frontier = Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal, counts)
     lists = list_blocks(levels, coarsest.bit_length(), frontier)
-    pooled_k, spread = _pool_keys(k, block_n, coarsest, pool_correction)
+    pooled_k, spread = _pool_keys(k, block_n, coarsest, pool_correction, kept)
     return attend(
         q,
         k,
         v,
         pooled_k,
-        _pool(v, block_n, coarsest),
+        _pool(v, block_n, coarsest, kept),
         spread,
+        kept,
         lists,
         block_m=block_m,
         block_n=block_n,
@@ -73,6 +77,7 @@ def pyramid_attention_backward(
     is_causal: bool,
     scale: float,
     pool_correction: str = "none",
+    key_mask: Tensor | None = None,
     coarsest: int | None = None,
     grad_lse: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +85,8 @@ def pyramid_attention_backward(
 
     Args:
         grad_out: gradient of the output, `[B, Hq, Nq, D]`, dtype of q, any strides.
-        q, k, v, levels, block_m, block_n, is_causal, scale, pool_correction, coarsest: as for `pyramid_attention`.
+        q, k, v, levels, block_m, block_n, is_causal, scale, pool_correction, key_mask, coarsest: as for
+            `pyramid_attention`.
         out, lse: its results.
         grad_lse: gradient of the log-sum-exp, float32 `[B, Hq, Nq]`; None if nothing depends on it.
 
@@ -89,15 +95,17 @@ def pyramid_attention_backward(
     """
     coarsest = min(block_n, COARSEST_LEVEL) if coarsest is None else coarsest
     shifts = coarsest.bit_length()
-    lists = list_blocks(levels, shifts, Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal))
-    pooled_k, spread = _pool_keys(k, block_n, coarsest, pool_correction)
+    kept, counts = _keep(key_mask, block_n, coarsest)
+    lists = list_blocks(levels, shifts, Frontier(block_m, block_n, q.shape[2], k.shape[2], is_causal, counts))
+    pooled_k, spread = _pool_keys(k, block_n, coarsest, pool_correction, kept)
     attended = Attended(
         q=q,
         k=k,
         v=v,
         pooled_k=pooled_k,
-        pooled_v=_pool(v, block_n, coarsest),
+        pooled_v=_pool(v, block_n, coarsest, kept),
         spread=spread,
+        kept=kept,
         out=out,
         lse=lse.contiguous(),
         grad_out=grad_out,
@@ -108,16 +116,30 @@ def pyramid_attention_backward(
         scale=scale,
     )
     grad_q, terms = query_gradient(attended, lists)
+    if counts is not None:
+        levels = levels.masked_fill((counts == 0)[:, None, None], 0)
     return grad_q, *key_value_gradient(attended, terms, list_readers(levels, k.shape[1], shifts))
 
 
-def _pool_keys(k: Tensor, block_n: int, coarsest: int, pool_correction: str) -> tuple[Tensor, Tensor | None]:
+def _keep(key_mask: Tensor | None, block_n: int, coarsest: int) -> tuple[KeptRows | None, Tensor | None]:
+    """What a key mask leaves of tokens and pooled rows, and how many tokens of each block, int32 `[B, nk]`."""
+    if key_mask is None:
+        return None, None
+    kept = empty_kept_rows(key_mask, block_n, coarsest)
+    if coarsest > 1:
+        write_kept_rows(kept, block_n=block_n, coarsest=coarsest)
+    return kept, kept_count(key_mask, block_n).int()
+
+
+def _pool_keys(
+    k: Tensor, block_n: int, coarsest: int, pool_correction: str, kept: KeptRows | None
+) -> tuple[Tensor, Tensor | None]:
     """`_pool`, and the spread of its rows if logits are corrected by it."""
     if pool_correction == "none" or coarsest == 1:
-        return _pool(k, block_n, coarsest), None
-    return pool_with_spread(k, block_n=block_n, coarsest=coarsest)
+        return _pool(k, block_n, coarsest, kept), None
+    return pool_with_spread(k, block_n=block_n, coarsest=coarsest, keep=kept and kept.keep)
 
 
-def _pool(x: Tensor, block_n: int, coarsest: int) -> Tensor:
+def _pool(x: Tensor, block_n: int, coarsest: int, kept: KeptRows | None) -> Tensor:
     """The levels from 2 on; `x` itself, which no kernel reads as such, if there are none."""
-    return pool(x, block_n=block_n, coarsest=coarsest) if coarsest > 1 else x
+    return pool(x, block_n=block_n, coarsest=coarsest, keep=kept and kept.keep) if coarsest > 1 else x

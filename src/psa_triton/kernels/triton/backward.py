@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from psa_triton.pyramid.triton_kernels import KeptRows
+
 
 @dataclass(frozen=True)
 class Attended:
@@ -21,6 +23,8 @@ class Attended:
     """Their coarser levels, as `pyramid.triton_kernels.pool` makes them from level 2 on."""
     spread: Tensor | None
     """Of the rows of `pooled_k`, by which their logits are corrected; None for none."""
+    kept: KeptRows | None
+    """What a key mask leaves of tokens and rows; None if it leaves all."""
     out: Tensor
     """The output, `[B, Hq, Nq, D]`."""
     lse: Tensor

@@ -116,12 +116,15 @@ def plan_row_gradient(
     backend = backend or current_backend()
     block_rows = attended.block_n >> shift
     tiles = backward_kv_tiles(dim, q.dtype, attended.block_m, block_rows, backend)
-    spread = None
+    spread, kept = None, attended.kept
+    row_bias, row_last = kept and kept.bias, kept and kept.last
     if shift:
         first = pooled_rows(k.shape[2], attended.block_n, 2, 1 << (shift - 1))
         k, v = attended.pooled_k[:, :, first:], attended.pooled_v[:, :, first:]
         if attended.spread is not None and shares.pulls is not None:
             spread = attended.spread[:, :, first:]
+        if kept is not None:
+            row_bias, row_last = kept.bias[:, first:], kept.last[:, first:]
     return Launch(
         _row_gradient_kernel,
         (readers.starts.shape[2] * triton.cdiv(block_rows, tiles.n), batch * k.shape[1]),
@@ -134,6 +137,9 @@ def plan_row_gradient(
             delta=terms.delta,
             spread=spread,
             half_norm=terms.half_norm,
+            keep=kept and kept.keep,
+            row_bias=row_bias,
+            row_last=row_last,
             blocks=readers.blocks,
             starts=readers.starts,
             coarser_k=coarser and coarser.keys,
@@ -153,6 +159,7 @@ def plan_row_gradient(
             **strides("k", k),
             **strides("v", v),
             stride_spread=0 if spread is None else spread.stride(1),
+            stride_rows=0 if row_bias is None else row_bias.stride(0),
         ),
         dict(
             DIM=dim,
@@ -181,6 +188,9 @@ def _row_gradient_kernel(
     delta,
     spread,
     half_norm,
+    keep,
+    row_bias,
+    row_last,
     blocks,
     starts,
     coarser_k,
@@ -212,6 +222,7 @@ def _row_gradient_kernel(
     stride_vn,
     stride_vd,
     stride_spread,
+    stride_rows,
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -236,7 +247,17 @@ def _row_gradient_kernel(
     n = tl.arange(0, TILE_N)
     is_row = n < tl.minimum(rows - first, BLOCK_ROWS)
     count = tl.minimum(tokens - ((first + n) << SHIFT), 1 << SHIFT)
+    last_token = ((first + n) << SHIFT) + count - 1
     d = tl.arange(0, DIM_TILE)
+    is_stored, is_share = is_row, is_row[:, None] & (d[None, :] < DIM)
+    if keep is not None:
+        if SHIFT > 0:
+            log_count = tl.load(row_bias + b * stride_rows + first + n, mask=is_row, other=float("-inf"))
+            last_token = tl.load(row_last + b * stride_rows + first + n, mask=is_row, other=0)
+            count = (tl.math.exp2(log_count) + 0.5).to(tl.int32)
+        else:
+            count = tl.load(keep + b * tokens + first + n, mask=is_row, other=0).to(tl.int32)
+        is_row = is_row & (count > 0)
     is_entry = is_row[:, None] & (d[None, :] < DIM)
     at = n[:, None].to(tl.int64)
     k += b * stride_kb + key_head * stride_kh + first.to(tl.int64) * stride_kn
@@ -244,7 +265,12 @@ def _row_gradient_kernel(
     keys = tl.load(k + at * stride_kn + d[None, :] * stride_kd, mask=is_entry, other=0.0)
     values = tl.load(v + at * stride_vn + d[None, :] * stride_vd, mask=is_entry, other=0.0)
 
-    bias = pooled_bias(tl.full((TILE_N,), SHIFT, tl.int32), (first + n) << SHIFT, is_row, tokens, SHIFT + 1)[:, None]
+    if keep is not None:
+        bias = log_count[:, None] if SHIFT > 0 else None
+    else:
+        bias = pooled_bias(tl.full((TILE_N,), SHIFT, tl.int32), (first + n) << SHIFT, is_row, tokens, SHIFT + 1)[
+            :, None
+        ]
     tokens_a_row = tl.maximum(count, 1)[:, None].to(tl.float32)
     if coarser_k is not None:
         parents = head * tl.cdiv(rows, 2) * DIM
@@ -294,7 +320,6 @@ def _row_gradient_kernel(
             half_norm_row = tl.load(half_norm + of_head + query, mask=is_query, other=0.0)[None, :]
             logits += spread_row[:, None] * half_norm_row
         if CAUSAL:
-            last_token = ((first + n) << SHIFT) + count - 1
             limit = query + tokens - queries
             logits = tl.where(last_token[:, None] <= limit[None, :], logits, float("-inf"))
         weights = tl.math.exp2(logits - lse_row[None, :])
@@ -319,11 +344,15 @@ def _row_gradient_kernel(
         else:
             grad_k += tl.where(parent_pull[:, None] == 0.0, 0.0, parent_pull[:, None] * keys.to(tl.float32))
     if share_pull is not None:
-        tl.store(share_pull + head * rows + first + n, pull, mask=is_row)
+        pull = tl.where(is_row, pull, 0.0) if keep is not None else pull
+        tl.store(share_pull + head * rows + first + n, pull, mask=is_stored)
     if SHIFT == 0:
         grad_k *= scale
     share_k += (head * rows + first) * DIM
     share_v += (head * rows + first) * DIM
     target = n[:, None] * DIM + d[None, :]
-    tl.store(share_k + target, grad_k.to(share_k.dtype.element_ty), mask=is_entry)
-    tl.store(share_v + target, grad_v.to(share_v.dtype.element_ty), mask=is_entry)
+    if keep is not None:  # what is left out gets zeros, whatever its weights would have been
+        grad_k = tl.where(is_entry, grad_k, 0.0)
+        grad_v = tl.where(is_entry, grad_v, 0.0)
+    tl.store(share_k + target, grad_k.to(share_k.dtype.element_ty), mask=is_share)
+    tl.store(share_v + target, grad_v.to(share_v.dtype.element_ty), mask=is_share)

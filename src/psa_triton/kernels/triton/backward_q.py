@@ -82,6 +82,9 @@ def plan_query_gradient(
             pooled_k=attended.pooled_k,
             pooled_v=attended.pooled_v,
             spread=attended.spread,
+            keep=attended.kept and attended.kept.keep,
+            row_bias=attended.kept and attended.kept.bias,
+            row_last=attended.kept and attended.kept.last,
             out=attended.out,
             lse=attended.lse,
             blocks=lists.blocks,
@@ -127,6 +130,9 @@ def _query_gradient_kernel(
     pooled_k,
     pooled_v,
     spread,
+    keep,
+    row_bias,
+    row_last,
     out,
     lse,
     blocks,
@@ -188,6 +194,10 @@ def _query_gradient_kernel(
     pooled = (b * (heads // group) + key_head) * first_row(SHIFTS, padded) if SHIFTS > 1 else 0
     pooled_k += pooled * DIM
     pooled_v += pooled * DIM
+    if keep is not None:
+        keep += b * tokens
+        row_bias += b * first_row(SHIFTS, padded)
+        row_last += b * first_row(SHIFTS, padded)
 
     # Places are told from the tile's first query on: what is needed behind the loops shall not fill registers in them.
     first_query = tile.to(tl.int64) * min(BLOCK_M, TILE_M)
@@ -227,7 +237,7 @@ def _query_gradient_kernel(
     done = whole_tiles(starts, BLOCK_N, TILE_N) * TILE_N
     # Few rows: one tile in flight saves the registers that the long loops need.
     for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
-        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, tokens, BLOCK_N)
+        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, keep, tokens, BLOCK_N)
         place, mask = token[:, None].to(tl.int64), is_row[:, None] & is_dim
         keys = tl.load(k + place * stride_kn + k_dim, mask=mask, other=0.0)
         values = tl.load(v + place * stride_vn + v_dim, mask=mask, other=0.0)
@@ -254,14 +264,20 @@ def _query_gradient_kernel(
             keys = tl.load(pooled_k + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
             values = tl.load(pooled_v + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
             logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
-            bias = pooled_bias(shift, token, is_row, tokens, SHIFTS)
+            if keep is not None:
+                bias = tl.load(row_bias + place, mask=is_row, other=float("-inf"))
+            else:
+                bias = pooled_bias(shift, token, is_row, tokens, SHIFTS)
             if spread is not None:
                 spread_row = computed_once(tl.load(spread + place, mask=is_row, other=0.0))[None, :]
                 logits += gain[:, None] * spread_row
                 bias = computed_once(bias)
             logits += bias[None, :]
             if CAUSAL:
-                last = tl.minimum(token + (1 << shift), tokens) - 1
+                if keep is not None:
+                    last = tl.load(row_last + place, mask=is_row, other=0)
+                else:
+                    last = tl.minimum(token + (1 << shift), tokens) - 1
                 logits = tl.where(last[None, :] <= limit[:, None], logits, float("-inf"))
             if spread is not None:
                 grad_logits = _logit_gradients(logits, g_tile, values, lse_row, delta_row, nothing, PRECISION)

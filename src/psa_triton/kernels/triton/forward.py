@@ -32,7 +32,7 @@ from psa_triton.kernels.triton.rows import (
 from psa_triton.kernels.triton.schedule import BlockLists
 from psa_triton.kernels.triton.tiles import forward_tiles
 from psa_triton.launch import Launch
-from psa_triton.pyramid.triton_kernels import first_row
+from psa_triton.pyramid.triton_kernels import KeptRows, first_row
 
 
 def attend(
@@ -42,6 +42,7 @@ def attend(
     pooled_k: Tensor,
     pooled_v: Tensor,
     spread: Tensor | None,
+    kept: KeptRows | None,
     lists: BlockLists,
     *,
     block_m: int,
@@ -56,9 +57,10 @@ def attend(
         k, v: `[B, Hkv, Nk, D]`, any strides.
         pooled_k, pooled_v: their coarser levels, as `pyramid.triton_kernels.pool` makes them from level 2 on.
         spread: of the rows of `pooled_k`, `pool_with_spread`'s, by which their logits are corrected; None for none.
+        kept: what a key mask leaves of tokens and rows; None if it leaves all.
         lists: of the levels `[B, Hq, nq, nk]`.
         block_m, block_n: tokens of a query block and of a key block.
-        is_causal: query `i` sees a group if its last token is at most `i + Nk - Nq`.
+        is_causal: query `i` sees a group if its last kept token is at most `i + Nk - Nq`.
         scale: factor of the logits.
 
     Returns:
@@ -73,6 +75,7 @@ def attend(
         pooled_k,
         pooled_v,
         spread,
+        kept,
         lists,
         out,
         lse,
@@ -91,6 +94,7 @@ def plan_attend(
     pooled_k: Tensor,
     pooled_v: Tensor,
     spread: Tensor | None,
+    kept: KeptRows | None,
     lists: BlockLists,
     out: Tensor,
     lse: Tensor,
@@ -115,6 +119,9 @@ def plan_attend(
             pooled_k=pooled_k,
             pooled_v=pooled_v,
             spread=spread,
+            keep=kept and kept.keep,
+            row_bias=kept and kept.bias,
+            row_last=kept and kept.last,
             blocks=lists.blocks,
             starts=lists.starts,
             out=out,
@@ -155,6 +162,9 @@ def _attend_kernel(
     pooled_k,
     pooled_v,
     spread,
+    keep,
+    row_bias,
+    row_last,
     blocks,
     starts,
     out,
@@ -212,6 +222,10 @@ def _attend_kernel(
     pooled = (b * key_heads + key_head) * first_row(SHIFTS, padded) if SHIFTS > 1 else 0
     pooled_k += pooled * DIM
     pooled_v += pooled * DIM
+    if keep is not None:
+        keep += b * tokens
+        row_bias += b * first_row(SHIFTS, padded)
+        row_last += b * first_row(SHIFTS, padded)
 
     q_tile = tl.load(
         q + query[:, None].to(tl.int64) * stride_qn + d[None, :] * stride_qd, mask=is_query[:, None] & is_dim, other=0.0
@@ -238,11 +252,13 @@ def _attend_kernel(
     limit = query + tokens - queries
     done = whole_tiles(starts, BLOCK_N, TILE_N) * TILE_N
     if CAUSAL:
-        spoiled = _spoiled(query, v, v_dim, stride_vn, is_dim, blocks, starts, done, tokens, limit, BLOCK_N, TILE_N)
+        spoiled = _spoiled(
+            query, v, v_dim, stride_vn, is_dim, blocks, starts, keep, done, tokens, limit, BLOCK_N, TILE_N
+        )
         total = tl.where(spoiled[:, None], float("nan"), total)
     # Few rows: one tile in flight saves the registers that the long loops need.
     for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
-        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, tokens, BLOCK_N)
+        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, keep, tokens, BLOCK_N)
         place, mask = token[:, None].to(tl.int64), is_row[:, None] & is_dim
         keys = tl.load(k + place * stride_kn + k_dim, mask=mask, other=0.0)
         values = tl.load(v + place * stride_vn + v_dim, mask=mask, other=0.0)
@@ -266,14 +282,20 @@ def _attend_kernel(
             keys = tl.load(pooled_k + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
             values = tl.load(pooled_v + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
             logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
-            bias = pooled_bias(shift, token, is_row, tokens, SHIFTS)
+            if keep is not None:
+                bias = tl.load(row_bias + place, mask=is_row, other=float("-inf"))
+            else:
+                bias = pooled_bias(shift, token, is_row, tokens, SHIFTS)
             if spread is not None:
                 spread_row = tl.load(spread + place, mask=is_row, other=0.0)
                 logits += half_norm[:, None] * computed_once(spread_row)[None, :]
                 bias = computed_once(bias)
             logits += bias[None, :]
             if CAUSAL:
-                last = tl.minimum(token + (1 << shift), tokens) - 1
+                if keep is not None:
+                    last = tl.load(row_last + place, mask=is_row, other=0)
+                else:
+                    last = tl.minimum(token + (1 << shift), tokens) - 1
                 logits = tl.where(last[None, :] <= limit[:, None], logits, float("-inf"))
             top, mass, total = _accumulate(top, mass, total, logits, 1.0, values, PRECISION)
 
@@ -304,7 +326,19 @@ def _accumulate(top, mass, total, products, scale, values, PRECISION: tl.constex
 
 @triton.jit
 def _spoiled(
-    query, v, v_dim, stride_vn, is_dim, blocks, starts, done, tokens, limit, BLOCK_N: tl.constexpr, TILE_N: tl.constexpr
+    query,
+    v,
+    v_dim,
+    stride_vn,
+    is_dim,
+    blocks,
+    starts,
+    keep,
+    done,
+    tokens,
+    limit,
+    BLOCK_N: tl.constexpr,
+    TILE_N: tl.constexpr,
 ):
     """Which queries see a value at the causal frontier that is not finite: their output is nan, and no other's.
 
@@ -312,7 +346,7 @@ def _spoiled(
     """
     spoiled = tl.zeros(query.shape, tl.int32)
     for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
-        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, tokens, BLOCK_N)
+        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, keep, tokens, BLOCK_N)
         place = token[:, None].to(tl.int64)
         values = tl.load(v + place * stride_vn + v_dim, mask=is_row[:, None] & is_dim, other=0.0)
         is_bad = tl.min(_is_finite(values).to(tl.int32), axis=1) == 0

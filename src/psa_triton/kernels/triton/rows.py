@@ -58,11 +58,14 @@ def block_of(token, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
-def edge_rows(at, starts, blocks, tokens, BLOCK_N: tl.constexpr):
-    """Tokens at positions `at` of the rows at level 1, and whether there is a row."""
+def edge_rows(at, starts, blocks, keep, tokens, BLOCK_N: tl.constexpr):
+    """Tokens at positions `at` of the rows at level 1, and whether there is a row: what a mask, if any, keeps."""
     is_row = at < tl.load(starts + 2) * BLOCK_N
     token = tl.load(blocks + block_of(at, BLOCK_N), mask=is_row, other=0) * BLOCK_N + (at & (BLOCK_N - 1))
-    return token, is_row & (token < tokens)
+    is_row = is_row & (token < tokens)
+    if keep is not None:
+        is_row = is_row & (tl.load(keep + token, mask=is_row, other=0) != 0)
+    return token, is_row
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 A row's list holds block numbers, grouped in *segments*, ascending within each:
 
-* segment 0: blocks at level 1 that are whole: cut neither by a causal mask nor by the end of the sequence;
+* segment 0: blocks at level 1 that are whole: cut neither by a mask nor by the end of the sequence;
 * segment 1 + s: the other blocks at level `2 ** s`.
 
 `starts` tells where each segment begins, so a kernel finds the row of the pyramid behind any position by shifts alone.
@@ -37,13 +37,15 @@ class BlockLists:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Sizes that decide which pairs of blocks are whole, and which a causal mask hides."""
+    """What decides which pairs of blocks are whole, and which masks hide."""
 
     block_m: int
     block_n: int
     queries: int
     tokens: int
     is_causal: bool
+    kept: Tensor | None = None
+    """int32 `[B, columns]`, tokens of each block that a key mask leaves; None if it leaves all."""
 
 
 def list_blocks(levels: Tensor, shifts: int, frontier: Frontier | None) -> BlockLists:
@@ -52,8 +54,8 @@ def list_blocks(levels: Tensor, shifts: int, frontier: Frontier | None) -> Block
     Args:
         levels: int8 `[B, H, rows, columns]`, any strides; what is no level up to `2 ** (shifts - 1)` is not listed.
         shifts: number of levels, `1 + log2(coarsest)`.
-        frontier: to keep whole blocks at level 1 apart and to leave out what a causal mask hides wholly; None lists all
-            that has a level, and leaves segment 0 empty.
+        frontier: to keep whole blocks at level 1 apart and to leave out what masks hide wholly; None lists all that has
+            a level, and leaves segment 0 empty.
     """
     lists = empty_lists(levels, shifts)
     plan_list_blocks(levels, lists, frontier).run()
@@ -78,6 +80,7 @@ def plan_list_blocks(levels: Tensor, lists: BlockLists, frontier: Frontier | Non
             levels=levels,
             blocks=lists.blocks,
             starts=lists.starts,
+            kept=f.kept,
             heads=heads,
             columns=columns,
             queries=f.queries,
@@ -104,6 +107,7 @@ def _list_blocks_kernel(
     levels,
     blocks,
     starts,
+    kept,
     heads,
     columns,
     queries,
@@ -138,8 +142,11 @@ def _list_blocks_kernel(
                 listed = level == (1 << max(segment - 1, 0))
                 if CAUSAL:
                     listed = listed & (j * BLOCK_N <= last_limit)
+                if kept is not None:
+                    count = tl.load(kept + head // heads * columns + j, mask=j < columns, other=0)
+                    listed = listed & (count > 0)
                 if SPLIT and segment < 2:
-                    whole = (j + 1) * BLOCK_N <= tokens
+                    whole = (j + 1) * BLOCK_N <= tokens if kept is None else count == BLOCK_N
                     if CAUSAL:
                         whole = whole & ((j + 1) * BLOCK_N - 1 <= first_limit)
                     listed = listed & (whole if segment == 0 else whole == 0)

@@ -60,15 +60,15 @@ def allocate(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> 
     Args:
         weights: float32 `[B, Hq, nq, nk]`, 0 to 1: how much an error in the block counts.
         rates: float32 `[B, Hq, S, nk]`, finite, from `benefit_rates`.
-        prices: int32 `[S, nk]`, the groups that a step adds.
+        prices: int32 `[B, S, nk]`, the groups that a step adds; `[1, S, nk]` if those of all items are the same.
         limits: int32 `[B, Hq, nq]`, the groups that a row may read.
 
     Returns:
         int8 `[B, Hq, nq, nk]`, 0 to S. A larger limit never gives a block fewer steps.
     """
     steps = torch.empty(weights.shape, dtype=torch.int8, device=weights.device)
-    for rates_of_head, *parts in _parts(rates, weights, limits, steps):
-        parts[-1].copy_(_allocate_rows(parts[0], rates_of_head, prices, parts[1]))
+    for of_head, *parts in _parts(rates, prices, weights, limits, steps):
+        parts[-1].copy_(_allocate_rows(parts[0], *of_head, parts[1]))
     return steps
 
 
@@ -83,9 +83,9 @@ def prices_above(thresholds: Tensor, weights: Tensor, rates: Tensor, prices: Ten
         int32 `[B, Hq, nq]`.
     """
     totals = torch.empty(thresholds.shape, dtype=torch.int32, device=thresholds.device)
-    for rates_of_head, *parts in _parts(rates, weights, thresholds, totals):
+    for of_head, *parts in _parts(rates, prices, weights, thresholds, totals):
         scratch = torch.empty_like(parts[0])
-        parts[-1].copy_(_price_above(parts[1][:, None], parts[0], rates_of_head, prices, scratch)[:, 0])
+        parts[-1].copy_(_price_above(parts[1][:, None], parts[0], *of_head, scratch)[:, 0])
     return totals
 
 
@@ -106,12 +106,13 @@ def least_threshold(fits: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
     return high.view(torch.float32)
 
 
-def _parts(rates: Tensor, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The rates of each head with a few rows of it, of every tensor of `rows`; the first has a row's blocks last."""
+def _parts(rates: Tensor, prices: Tensor, *rows: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], *tuple[Tensor, ...]]]:
+    """Rates and prices of each head with a few rows of it, of every tensor of `rows`, whose first has blocks last."""
     count = max(1, _PAIRS_AT_A_TIME // rows[0].shape[-1])
-    for rates_of_head, *heads in zip(rates.flatten(0, 1), *(x.flatten(0, 1) for x in rows), strict=True):
+    of_heads = zip(rates.flatten(0, 1), prices[:, None].expand_as(rates).flatten(0, 1), strict=True)
+    for of_head, *heads in zip(of_heads, *(x.flatten(0, 1) for x in rows), strict=True):
         for parts in zip(*(head.split(count) for head in heads), strict=True):
-            yield rates_of_head, *parts
+            yield of_head, *parts
 
 
 def _allocate_rows(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from psa_triton.impl import Impl, resolve_impl
+from psa_triton.kept import kept_count
 from psa_triton.levels.budget.ladder import ladder
 from psa_triton.levels.budget.spread import group_spread
 
@@ -21,7 +22,16 @@ UNKNOWN: Final = 1e12
 """Error of not reading a block that holds NaN or inf in full: dense attention would show them."""
 
 
-def expected_errors(q: Tensor, k: Tensor, v: Tensor, *, block_n: int, scale: float, impl: Impl = "auto") -> Tensor:
+def expected_errors(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    block_n: int,
+    scale: float,
+    key_mask: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
     """Squared error of the output per squared attention mass on a key block, at each level of the ladder.
 
     A group read as its mean misses how its values vary with its logits. With `within` the spread of the values inside
@@ -38,15 +48,17 @@ def expected_errors(q: Tensor, k: Tensor, v: Tensor, *, block_n: int, scale: flo
         k, v: `[B, Hkv, Nk, D]`.
         block_n: tokens of a key block.
         scale: of the logits.
+        key_mask: bool `[B, Nk]`, which keys are there; None if all are. A block without one has no errors.
         impl: `triton` (a GPU kernel), `reference` or `cpu` (the same torch code), or `auto`; see `resolve_impl`.
 
     Returns:
         float32 `[B, Hq, nk, S + 1]` in the order of `ladder(block_n)`, finite; 0 at level 1.
     """
     spread = _group_spread(resolve_impl(impl, q))
-    key_spread, _ = spread(k, block_n=block_n)
-    value_spread, means = spread(v, block_n=block_n)
-    dropped = value_spread[..., -1:] + _distance_from_centre(means)
+    key_spread, _ = spread(k, block_n=block_n, key_mask=key_mask)
+    value_spread, means = spread(v, block_n=block_n, key_mask=key_mask)
+    is_there = None if key_mask is None else (kept_count(key_mask, block_n) > 0)[:, None, :, None]
+    dropped = value_spread[..., -1:] + _distance_from_centre(means, is_there)
     # Spreads come finest first, and may end with that of 128 tokens, which is no level.
     pooled = len(ladder(block_n)) - 2
     key_spread, within = (x[..., :pooled].flip(-1) for x in (key_spread, value_spread))
@@ -56,7 +68,8 @@ def expected_errors(q: Tensor, k: Tensor, v: Tensor, *, block_n: int, scale: flo
     )
     variance = scale**2 * _mean_square(q)[..., None, None] * key_spread
     errors = torch.cat([dropped, -ALIGNMENT * torch.expm1(-SHARPNESS * variance) * within], dim=-1)
-    return F.pad(errors.nan_to_num_(nan=UNKNOWN).clamp_(0, UNKNOWN), (0, 1))
+    errors = errors.nan_to_num_(nan=UNKNOWN).clamp_(0, UNKNOWN)
+    return F.pad(errors if is_there is None else errors.masked_fill_(~is_there, 0), (0, 1))
 
 
 def _group_spread(impl: Impl) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -67,9 +80,13 @@ def _group_spread(impl: Impl) -> Callable[..., tuple[Tensor, Tensor]]:
     return triton_kernels.group_spread
 
 
-def _distance_from_centre(means: Tensor) -> Tensor:
-    """Squared distance of each block's mean value from the mean of those that are finite: `[B, H, nk, 1]`."""
+def _distance_from_centre(means: Tensor, is_there: Tensor | None) -> Tensor:
+    """Squared distance of each block's mean value from the mean of those that are finite: `[B, H, nk, 1]`.
+
+    Blocks that are not there, where `is_there`, bool `[B, 1, nk, 1]`, tells some, do not count.
+    """
     finite = means.isfinite().all(-1, keepdim=True)
+    finite = finite if is_there is None else finite & is_there
     centre = means.masked_fill(~finite, 0).sum(-2, keepdim=True) / finite.sum(-2, keepdim=True).clamp(min=1)
     return (means - centre).square().sum(-1, keepdim=True)
 

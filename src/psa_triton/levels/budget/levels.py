@@ -10,6 +10,7 @@ from torch import Tensor
 
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance.rows import BlockGrid
+from psa_triton.kept import kept_count
 from psa_triton.levels.budget import allocation
 from psa_triton.levels.budget.allocation import benefit_rates
 from psa_triton.levels.budget.ladder import ladder, step_prices
@@ -33,7 +34,8 @@ def budget_levels(
 ) -> Tensor:
     """Levels that minimise the sum of `importance^2 * errors` over each row, at a density of at most `budget`.
 
-    A little of the importance (`DOUBT`) is spread evenly first.
+    A little of the importance (`DOUBT`) is spread evenly first. The most important block of every row that sees
+    anything is read in full, so that no row is left with nothing to read.
     Exempt blocks are charged, and left at level 0: `exempt_levels` gives them their levels afterwards.
 
     Args:
@@ -41,7 +43,7 @@ def budget_levels(
         errors: float32 `[B, Hq, nk, S + 1]`, as from `expected_errors`.
         grid: sizes, and whether a causal mask hides blocks.
         budget: density of the levels, as `read_density` counts it, mean over the queries of a head; exceeded only if
-            exempt blocks alone do. A larger one never gives a block a coarser level.
+            exempt blocks and the most important ones alone do. A larger one never gives a block a coarser level.
         prefix_tokens: see `exempt_levels`.
         keep_first_block: likewise.
         scope: among which rows the budget is shared: each has its own, or all `row`s of a `head` or of all heads of a
@@ -52,23 +54,28 @@ def budget_levels(
     Returns:
         int8 `[B, Hq, nq, nk]`, levels of `ladder(grid.block_n)`. The same on every run; nothing waits for the device.
     """
+    first = importance.argmax(-1, keepdim=True)  # of equals the first by position
     limits, costs, free = row_limits(
-        budget, grid, prefix_tokens=prefix_tokens, keep_first_block=keep_first_block, device=importance.device
+        budget, grid, first, prefix_tokens=prefix_tokens, keep_first_block=keep_first_block
     )
-    prices = step_prices(grid.key_tokens, grid.block_n, importance.device)
-    rates = benefit_rates(errors, prices.T).mT.contiguous()
-    weights = torch.lerp(importance, torch.full_like(importance[0, 0], 1 / grid.key_blocks), DOUBT)
-    weights = weights.square_().masked_fill_(~free, 0)
+    prices = step_prices(grid.key_tokens, grid.block_n, importance.device, grid.key_mask)
+    rates = benefit_rates(errors, prices.mT[:, None]).mT.contiguous()
+    weights = torch.lerp(importance, _even(importance, grid), DOUBT)
+    weights = weights.square_().masked_fill_(~free, 0).scatter_(-1, first, 0)
     allocate, prices_above = _implementation(impl, weights)
-    limits = share_limits(
-        limits.expand(weights.shape[:-1]),
-        costs,
-        scope,
-        lambda thresholds: prices_above(thresholds, weights, rates, prices),
-    )
+    limits = share_limits(limits, costs, scope, lambda thresholds: prices_above(thresholds, weights, rates, prices))
     steps = allocate(weights, rates, prices, limits)
     coarsest = ladder(grid.block_n)[1]
-    return (coarsest >> (steps - 1).clamp_(min=0)).masked_fill_(steps == 0, 0).to(torch.int8)
+    levels = (coarsest >> (steps - 1).clamp_(min=0)).masked_fill_(steps == 0, 0).to(torch.int8)
+    return levels.scatter_(-1, first, free.expand(levels.shape).gather(-1, first).to(torch.int8))
+
+
+def _even(importance: Tensor, grid: BlockGrid) -> Tensor:
+    """Importance that is the same for all blocks that are there."""
+    if grid.key_mask is None:
+        return torch.full_like(importance[0, 0], 1 / grid.key_blocks)
+    key_blocks = (kept_count(grid.key_mask, grid.block_n) > 0).sum(-1).clamp(min=1)
+    return (1 / key_blocks.double()).to(importance.dtype)[:, None, None, None].expand_as(importance)
 
 
 def _implementation(impl: Impl, weights: Tensor) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

@@ -1,4 +1,4 @@
-"""What each row may spend, so that exempt blocks and all others together keep within a budget."""
+"""What each row may spend, so that what is read anyway and all other blocks together keep within a budget."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from psa_triton.blocks import block_lengths
 from psa_triton.importance.rows import BlockGrid
+from psa_triton.kept import kept_before, kept_count
 from psa_triton.levels.densities import read_shares, visible_keys
 from psa_triton.levels.exemptions import exempt_levels
 
@@ -17,20 +19,28 @@ _SLACK = 1e-6
 
 
 def row_limits(
-    budget: float, grid: BlockGrid, *, prefix_tokens: int, keep_first_block: bool, device: torch.device
+    budget: float, grid: BlockGrid, first: Tensor, *, prefix_tokens: int, keep_first_block: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Groups that each row may read of the blocks that are not exempt.
+    """Groups that each row may read of the blocks that are not read in full anyway.
 
-    A row has the budget's share of the keys that it sees, less its exempt blocks. Rows whose exempt blocks alone cost
-    more (those of the prefix, the first of a causal mask) take from the others, equally, so that the mean keeps to the
-    budget.
+    A row has the budget's share of the keys that it sees, less its exempt blocks and its `first`. Rows where these
+    alone cost more (those of the prefix, the first of a causal mask) take from the others, equally, so that the mean
+    keeps to the budget.
+
+    Args:
+        budget, grid, prefix_tokens, keep_first_block: as `budget_levels`'s.
+        first: int64 `[B, Hq, nq, 1]`, the block of each row that is read in full whatever it costs.
 
     Returns:
-        The limits, int32 `[nq]`, at least 0; what a group that a row reads adds to the mean density, up to a factor,
-        float64 `[nq]`; and which block pairs are not exempt, bool `[nq, nk]`.
+        The limits, int32 `[B, Hq, nq]`, at least 0; what a group that a row reads adds to the mean density, up to a
+        factor, float64 `[nq]`; and which block pairs are not exempt, bool `[nq, nk]`. With a key mask `[B, 1, nq]` and
+        `[B, 1, nq, nk]`.
     """
+    device = first.device
+    key_mask = grid.key_mask
+    items = () if key_mask is None else (len(key_mask), 1)
     levels = exempt_levels(
-        torch.full((grid.query_blocks, grid.key_blocks), _FREE, dtype=torch.int8, device=device),
+        torch.full((*items, grid.query_blocks, grid.key_blocks), _FREE, dtype=torch.int8, device=device),
         block_m=grid.block_m,
         block_n=grid.block_n,
         query_tokens=grid.query_tokens,
@@ -38,21 +48,34 @@ def row_limits(
         prefix_tokens=prefix_tokens,
         keep_first_block=keep_first_block,
         is_causal=grid.is_causal,
+        key_mask=key_mask,
     )
     free = levels == _FREE
     visible = visible_keys(grid.query_tokens, grid.key_tokens, grid.is_causal, device)
     shares = read_shares(
-        levels.masked_fill(free, 0), visible, block_m=grid.block_m, block_n=grid.block_n, key_tokens=grid.key_tokens
+        levels.masked_fill(free, 0),
+        visible,
+        block_m=grid.block_m,
+        block_n=grid.block_n,
+        key_tokens=grid.key_tokens,
+        key_mask=key_mask,
     )
+    lengths = block_lengths(grid.key_tokens, grid.block_n, device)
+    if key_mask is not None:
+        visible, lengths = kept_before(key_mask, visible)[:, None], kept_count(key_mask, grid.block_n)[:, None, None]
     seeing = visible > 0
     a_group = (1 / visible.double()).masked_fill(~seeing, 0)
     queries, exempt, a_group = (
         F.pad(x.double(), (0, grid.query_blocks * grid.block_m - grid.query_tokens))
-        .unflatten(0, (-1, grid.block_m))
+        .unflatten(-1, (-1, grid.block_m))
         .sum(-1)
         for x in (seeing, shares, a_group)
     )
-    available = _fill_to_mean(exempt, queries, budget) * queries - exempt
+    # A free block is seen whole, by all queries of its row.
+    of_first = free.expand(*first.shape[:2], -1, -1).gather(-1, first).squeeze(-1)
+    of_first = of_first * lengths.expand(*first.shape[:3], -1).gather(-1, first).squeeze(-1)
+    kept = exempt + of_first * a_group
+    available = _fill_to_mean(kept, queries, budget) * queries - kept
     limits = (available / a_group.clamp(min=torch.finfo(a_group.dtype).tiny) + _SLACK).floor()
     return limits.clamp(0, grid.key_tokens).int(), a_group, free
 
@@ -61,16 +84,16 @@ def _fill_to_mean(amounts: Tensor, counts: Tensor, mean: float) -> Tensor:
     """The number such that rows that have less, filled up to it, and all others as they are have the given mean.
 
     Args:
-        amounts: float64 `[R]`, total of each row.
-        counts: float64 `[R]`, how many each row stands for; rows of 0 are left out.
+        amounts: float64 `[..., R]`, total of each row.
+        counts: float64 `[..., R]`, how many each row stands for; rows of 0 are left out.
         mean: over all that rows stand for.
 
     Returns:
-        A scalar: the least over k of what the mean asks of the k lowest rows, were they the ones to be filled. Any
+        `[..., 1]`: the least over k of what the mean asks of the k lowest rows, were they the ones to be filled. Any
         other choice of rows asks for more. Negative if no filling is as low as `mean`.
     """
     order = (amounts / counts.clamp(min=1)).argsort()
-    filled = counts[order].cumsum(0)
-    kept = amounts.sum() - amounts[order].cumsum(0)
-    asked = (mean * counts.sum() - kept) / filled.clamp(min=1)
-    return torch.where(filled > 0, asked, torch.inf).amin()
+    filled = counts.expand(order.shape).gather(-1, order).cumsum(-1)
+    kept = amounts.sum(-1, keepdim=True) - amounts.gather(-1, order).cumsum(-1)
+    asked = (mean * counts.sum(-1, keepdim=True) - kept) / filled.clamp(min=1)
+    return torch.where(filled > 0, asked, torch.inf).amin(-1, keepdim=True)

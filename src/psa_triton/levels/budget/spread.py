@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ _TOKENS_AT_A_TIME = 2048
 """Float32 copies of the tokens exist for this many at a time."""
 
 
-def group_spread(x: Tensor, *, block_n: int) -> tuple[Tensor, Tensor]:
+def group_spread(x: Tensor, *, block_n: int, key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean squared distance of a block's tokens from the means of their groups, and the block's own mean.
 
     Two groups of a and b tokens are joined into one: the sum of squares grows by `a b / (a + b)` times the squared
@@ -21,30 +23,36 @@ def group_spread(x: Tensor, *, block_n: int) -> tuple[Tensor, Tensor]:
     Args:
         x: keys or values `[B, H, N, D]`.
         block_n: tokens of a block, a power of two.
+        key_mask: bool `[B, N]`, which tokens are there; None if all are. A block without one has spread and mean 0.
 
     Returns:
         float32 `[B, H, blocks, log2(block_n)]`, for groups of 2, 4, ..., `block_n` tokens, and the means, float32
         `[B, H, blocks, D]`. What holds NaN or inf gives NaN or inf.
     """
-    parts = [_spread(part, block_n) for part in x.split(max(block_n, _TOKENS_AT_A_TIME // block_n * block_n), dim=-2)]
+    size = max(block_n, _TOKENS_AT_A_TIME // block_n * block_n)
+    masks = repeat(None) if key_mask is None else key_mask.split(size, dim=-1)
+    parts = [_spread(part, block_n, keep) for part, keep in zip(x.split(size, dim=-2), masks, strict=False)]
     spreads, means = zip(*parts, strict=True)
     return torch.cat(spreads, dim=-2), torch.cat(means, dim=-2)
 
 
-def _spread(x: Tensor, block_n: int) -> tuple[Tensor, Tensor]:
+def _spread(x: Tensor, block_n: int, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     tokens = x.shape[-2]
     blocks = block_count(tokens, block_n)
-    means = F.pad(x.float(), (0, 0, 0, blocks * block_n - tokens)).unflatten(-2, (blocks, block_n))
-    counts = (torch.arange(blocks * block_n, device=x.device) < tokens).float().view(blocks, block_n)
-    lengths = counts.sum(-1)
+    missing = blocks * block_n - tokens
+    x = x.float() if keep is None else x.float().masked_fill(~keep[:, None, :, None], 0)
+    means = F.pad(x, (0, 0, 0, missing)).unflatten(-2, (blocks, block_n))
+    is_there = torch.ones(tokens, dtype=torch.bool, device=x.device) if keep is None else keep[:, None]
+    counts = F.pad(is_there, (0, missing)).float().unflatten(-1, (blocks, block_n))
+    lengths = counts.sum(-1).clamp(min=1)
     total = torch.zeros(means.shape[:-2], device=x.device)
     spreads = []
     while means.shape[-2] > 1:
         first, second = means[..., 0::2, :], means[..., 1::2, :]
-        sizes = counts[:, 0::2] + counts[:, 1::2]
-        share = counts[:, 1::2] / sizes.clamp(min=1)
+        sizes = counts[..., 0::2] + counts[..., 1::2]
+        share = counts[..., 1::2] / sizes.clamp(min=1)
         apart = second - first
-        total = total + (counts[:, 0::2] * share * apart.square().sum(-1)).sum(-1)
+        total = total + (counts[..., 0::2] * share * apart.square().sum(-1)).sum(-1)
         means = torch.addcmul(first, apart, share[..., None])
         counts = sizes
         spreads.append(total / lengths)

@@ -18,16 +18,18 @@ LONGEST_ROW = 4096
 _SHORTEST_ROW = 16
 
 
-def group_spread(x: Tensor, *, block_n: int) -> tuple[Tensor, Tensor]:
+def group_spread(x: Tensor, *, block_n: int, key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What `spread.group_spread` computes, up to the order of sums."""
     blocks = block_count(x.shape[2], block_n)
     spread = x.new_empty(*x.shape[:2], blocks, block_n.bit_length() - 1, dtype=torch.float32)
     means = x.new_empty(*x.shape[:2], blocks, x.shape[3], dtype=torch.float32)
-    plan_group_spread(x, spread, means, block_n=block_n).run()
+    plan_group_spread(x, spread, means, block_n=block_n, key_mask=key_mask).run()
     return spread, means
 
 
-def plan_group_spread(x: Tensor, spread: Tensor, means: Tensor, *, block_n: int) -> Launch:
+def plan_group_spread(
+    x: Tensor, spread: Tensor, means: Tensor, *, block_n: int, key_mask: Tensor | None = None
+) -> Launch:
     """The launch behind `group_spread`."""
     batch, heads, tokens, dim = x.shape
     return Launch(
@@ -37,6 +39,7 @@ def plan_group_spread(x: Tensor, spread: Tensor, means: Tensor, *, block_n: int)
             x=x,
             spread=spread,
             means=means,
+            keep=None if key_mask is None else key_mask.to(torch.int8).contiguous(),
             heads=heads,
             tokens=tokens,
             stride_b=x.stride(0),
@@ -88,11 +91,14 @@ def _plan_rows(
     batch, heads, rows, blocks = weights.shape
     width = max(triton.next_power_of_2(blocks), _SHORTEST_ROW)
     tensors = dict(weights=weights, rates=rates, prices=prices, given=given)
+    # Prices of an item, or the same for all.
+    stride = prices[0].numel() if len(prices) > 1 else 0
     return Launch(
         kernel,
         (rows, batch * heads),
-        {name: x.contiguous() for name, x in tensors.items()} | dict(out=out, blocks=blocks),
-        dict(STEPS=len(prices), WIDTH=width, **constants),
+        {name: x.contiguous() for name, x in tensors.items()}
+        | dict(out=out, blocks=blocks, heads=heads, stride_prices=stride),
+        dict(STEPS=prices.shape[1], WIDTH=width, **constants),
         warps=8 if width > 1024 else 4,
     )
 
@@ -102,6 +108,7 @@ def _group_spread_kernel(
     x,
     spread,
     means,
+    keep,
     heads,
     tokens,
     stride_b,
@@ -119,13 +126,24 @@ def _group_spread_kernel(
     t = tl.arange(0, BLOCK)
     length = tl.minimum(tokens - tl.program_id(0) * BLOCK, BLOCK)
     x += (head // heads) * stride_b + (head % heads) * stride_h + tl.program_id(0).to(tl.int64) * BLOCK * stride_n
-    inside = (t[:, None] < length) & (d[None, :] < DIM)
+    is_there = t < length
+    if keep is not None:
+        keep += (head // heads) * tokens + tl.program_id(0).to(tl.int64) * BLOCK
+        is_there = tl.load(keep + t, mask=is_there, other=0) != 0
+        length = tl.maximum(tl.sum(is_there.to(tl.int32)), 1)
+        kept = is_there.to(tl.float32)
+    inside = is_there[:, None] & (d[None, :] < DIM)
     mean = tl.load(x + t[:, None] * stride_n + d[None, :] * stride_d, mask=inside, other=0.0).to(tl.float32)
     total = 0.0
     for s in tl.static_range(1, SCALES + 1):
         group = tl.arange(0, BLOCK >> s)
-        first_count = tl.minimum(tl.maximum(length - (group << s), 0), 1 << (s - 1)).to(tl.float32)
-        count = tl.minimum(tl.maximum(length - (group << s), 0), 1 << s).to(tl.float32)
+        if keep is not None:
+            first_count, second_count = tl.split(tl.reshape(kept, (BLOCK >> s, 2)))
+            count = first_count + second_count
+            kept = count
+        else:
+            first_count = tl.minimum(tl.maximum(length - (group << s), 0), 1 << (s - 1)).to(tl.float32)
+            count = tl.minimum(tl.maximum(length - (group << s), 0), 1 << s).to(tl.float32)
         share = (count - first_count) / tl.maximum(count, 1.0)
         halves = tl.permute(tl.reshape(mean, (BLOCK >> s, 2, DIM_TILE)), (0, 2, 1))
         first, second = tl.split(halves)
@@ -144,6 +162,8 @@ def _allocate_kernel(
     given,
     out,
     blocks,
+    heads,
+    stride_prices,
     STEPS: tl.constexpr,
     WIDTH: tl.constexpr,
     HALVINGS: tl.constexpr,
@@ -155,6 +175,7 @@ def _allocate_kernel(
     j = tl.arange(0, WIDTH)
     weight = tl.load(weights + row * blocks + j, mask=j < blocks, other=0.0)
     rates += head * STEPS * blocks
+    prices += head // heads * stride_prices
     limit = tl.load(given + row)
 
     low = tl.full((), SMALLEST, tl.int32)
@@ -181,11 +202,23 @@ def _allocate_kernel(
 
 
 @triton.jit
-def _prices_above_kernel(weights, rates, prices, given, out, blocks, STEPS: tl.constexpr, WIDTH: tl.constexpr):
+def _prices_above_kernel(
+    weights,
+    rates,
+    prices,
+    given,
+    out,
+    blocks,
+    heads,
+    stride_prices,
+    STEPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     head = tl.program_id(1).to(tl.int64)
     row = head * tl.num_programs(0) + tl.program_id(0)
     j = tl.arange(0, WIDTH)
     weight = tl.load(weights + row * blocks + j, mask=j < blocks, other=0.0)
+    prices += head // heads * stride_prices
     total = _price_above(tl.load(given + row), weight, rates + head * STEPS * blocks, prices, blocks, STEPS)
     tl.store(out + row, total)
 
