@@ -1,11 +1,9 @@
-import math
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psa_triton.pyramid import pyramid_layout, row_tables
-from psa_triton.schedule import make_schedule
+from psa_triton.pyramid import kept_row_tables, pyramid_layout
+from psa_triton.schedule import lists, make_schedule, stacked, step_size
 
 
 def rows_of(layout, level, block):
@@ -15,16 +13,28 @@ def rows_of(layout, level, block):
 
 
 def test_lists_computed_by_hand():
-    # Blocks of 16: a unit is 2 rows; 3 blocks at level 1 are rows 0-47 (units 0-23), level 2 starts at unit 24,
-    # level 4 at unit 36, level 8 at unit 42, and level 16 at row 90.
-    layout = pyramid_layout(48, 16, 16)
-    levels = torch.tensor([[1, 0, 8], [16, 2, 0]], dtype=torch.int8)
+    # Blocks of 16: a step is 2 rows; 3 blocks at level 1 are rows 0-47 (steps 0-23), level 2 starts at step 24,
+    # level 4 at step 36, level 8 at step 42, behind which step 45 holds nothing.
+    layout = pyramid_layout(48, 16, 8)
+    levels = torch.tensor([[1, 0, 8], [0, 0, 0], [4, 2, 0]], dtype=torch.int8)
     schedule = make_schedule(levels, layout)
-    assert schedule.unit_start == [0, 9, 13]
-    assert schedule.units[:9].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 44]
-    assert schedule.units[9:].tolist() == [28, 29, 30, 31]
-    assert schedule.row_start == [0, 0, 1]
-    assert schedule.rows.tolist() == [90]
+    assert schedule.size == 2
+    assert schedule.start.tolist() == [0, 9, 9, 15]
+    assert schedule.steps.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 44, 36, 37, 28, 29, 30, 31]
+    stacks = list(stacked(schedule, torch.arange(3), rows=36))
+    assert [(blocks.tolist(), longest) for blocks, longest in stacks] == [([0, 2], 9)]
+    assert lists(schedule, torch.tensor([0, 2]), 9, nothing=45).tolist() == [
+        [0, 1, 2, 3, 4, 5, 6, 7, 44],
+        [45, 45, 45, 36, 37, 28, 29, 30, 31],
+    ]
+    assert [blocks.tolist() for blocks, _ in stacked(schedule, torch.arange(3), rows=35)] == [[0], [2]]
+
+
+def test_a_level_coarser_than_a_unit_makes_steps_shorter():
+    layout = pyramid_layout(40, 16, 16)
+    assert step_size(layout) == 1
+    schedule = make_schedule(torch.tensor([[16, 0, 8]], dtype=torch.int8), layout)
+    assert schedule.steps.tolist() == [90, 88]  # the last block has 8 tokens: one group of 8, where two had room
 
 
 @given(st.data())
@@ -38,14 +48,15 @@ def test_every_row_with_tokens_of_every_chosen_block_is_listed_once(data):
         )
     )
     levels = torch.tensor(chosen, dtype=torch.int8)
-    layout = pyramid_layout(blocks * block_n - data.draw(st.integers(0, block_n - 1)), block_n, int(levels.max()))
-    schedule = make_schedule(levels, layout)
-    has_token = row_tables(layout, levels.device).log_count > -math.inf
+    tokens = blocks * block_n - data.draw(st.integers(0, block_n - 1))
+    layout = pyramid_layout(tokens, block_n, int(levels.max()))
+    keep = torch.tensor(data.draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)))
+    kept = kept_row_tables(layout, keep).count
+    schedule = make_schedule(levels, layout, kept)
     for i, row in enumerate(chosen):
-        units = schedule.units[schedule.unit_start[i] : schedule.unit_start[i + 1]].tolist()
-        listed = [u * layout.unit + r for u in units for r in range(layout.unit)]
-        listed += schedule.rows[schedule.row_start[i] : schedule.row_start[i + 1]].tolist()
+        steps = schedule.steps[schedule.start[i] : schedule.start[i + 1]].tolist()
+        listed = [s * schedule.size + r for s in steps for r in range(schedule.size)]
         expected = [r for block, level in enumerate(row) if level for r in rows_of(layout, level, block)]
         assert set(listed) <= set(expected) and len(listed) == len(set(listed))
-        assert {r for r in expected if has_token[r]} <= set(listed)
-        assert all(has_token[u * layout.unit : (u + 1) * layout.unit].any() for u in units)
+        assert {r for r in expected if kept[r]} <= set(listed)
+        assert all(kept[s * schedule.size : (s + 1) * schedule.size].any() for s in steps)

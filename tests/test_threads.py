@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from psa_triton import PSAConfig, psa_attention
-from psa_triton.threads import Workers
+from psa_triton.threads import run_tasks
 
 
 def test_the_operator_runs_in_inference_mode() -> None:
@@ -17,14 +19,24 @@ def test_the_operator_runs_in_inference_mode() -> None:
         assert torch.equal(out, expected)
 
 
-def test_threads_share_all_tasks_and_leave_the_thread_count() -> None:
-    before, done = torch.get_num_threads(), []
-    with Workers(2) as workers:
-        workers.run(done.append, ((task,) for task in range(20)))
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_all_tasks_are_done_and_the_thread_count_stays(threads: bool, two_threads: None) -> None:
+    done: list[int] = []
+    run_tasks(done.append, ((task,) for task in range(20)), threads=threads)
     assert sorted(done) == list(range(20))
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
 
 
-def test_a_failure_in_a_thread_is_raised() -> None:
-    with Workers(2) as workers, pytest.raises(ZeroDivisionError):
-        workers.run(divmod, [(1, 0)])
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_failure_in_a_task_is_raised(threads: bool, two_threads: None) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_tasks(divmod, [(1, 0)], threads=threads)
+    assert torch.get_num_threads() == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -14,41 +15,72 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def operand(x: torch.Tensor) -> torch.Tensor:
-    """`x` in the dtype of products: its own, but float32 for float16 on a CPU, where its products are slow."""
-    return x.float() if x.dtype == torch.float16 and x.device.type == "cpu" else x
+    """`x` in the dtype of products: its own, but float32 where a CPU multiplies the narrower type slowly."""
+    return x.float() if x.device.type == "cpu" and not multiplies(x.dtype) else x
 
 
-def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a @ b` of two operands; with float32, neither `b` nor its transpose may have gaps between rows."""
-    return linear(a, b.T) if a.dtype == torch.float32 else a @ b
+@cache
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of `dtype` as they are. Without instructions for it torch goes by element.
+
+    Of the narrow types that is bfloat16 alone: torch has no fast product of float16 but on the newest processors.
+    """
+    if dtype in (torch.float32, torch.float64):
+        return True
+    return dtype == torch.bfloat16 and has_wide_vectors() and bool(_capabilities().get("avx512_bf16"))
 
 
-def batched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a @ b.mT` of `[N, R, D]` and `[N, L, D]` on any device: `[N, R, L]`; rows of `b` lie side by side."""
-    if a.dtype != torch.float32 or a.device.type != "cpu":
-        # Not torch.matmul: for a batch of one it copies the transposed operand first.
-        return torch.bmm(a, b.mT)
-    each = [linear(rows, columns) for rows, columns in zip(a, b, strict=True)]
-    return each[0][None] if len(each) == 1 else torch.stack(each)
+@cache
+def has_wide_vectors() -> bool:
+    """Whether torch uses AVX-512 here. `ATEN_CPU_CAPABILITY=avx2` makes it stand back."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+def _capabilities() -> dict[str, bool]:
+    return dict(torch.cpu.get_capabilities())
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a @ b` of operands `[G, R, K]` and `[G, K, C]`; in float32, neither `b` nor its transpose has gaps."""
+    if _takes_linear(a):
+        return _stacked([linear(x, y.T) for x, y in zip(a, b, strict=True)])
+    # Not torch.matmul: for a stack of one it copies a transposed operand first.
+    return torch.bmm(a, b)
+
+
+def logits(q: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor, scale: float) -> torch.Tensor:
+    """`scale * q @ keys.mT + bias` of operands `[G, m, D]` and `[G, L, D]`, with `bias [G, L]`: `[G, m, L]`."""
+    if _takes_linear(q):
+        return _stacked([linear(x * scale, y, z.float()) for x, y, z in zip(q, keys, bias, strict=True)])
+    bias = bias.to(q.dtype)
+    if len(q) == 1:
+        return torch.addmm(bias[0], q[0], keys[0].T, alpha=scale)[None]
+    return torch.baddbmm(bias[:, None], q, keys.mT, alpha=scale)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`x @ weight.T + bias` in float32."""
+    """`x @ weight.T + bias` in float32, on a CPU."""
     if _FAST_LINEAR is None:
         return F.linear(x, weight, bias)
     return _FAST_LINEAR(x, weight, bias, "none", [], "")
 
 
-def half_norm(q: torch.Tensor, scale: float) -> torch.Tensor:
-    """`scale / 2 * |q| ** 2` of queries `[m, D]`: times the spread of a row, it stands beside their product."""
-    return wide(q).square().sum(-1) * (scale / 2)
+def _takes_linear(x: torch.Tensor) -> bool:
+    """The float32 products of torch call MKL, which leaves AVX-512 unused on AMD: oneDNN's is 2.1 times as fast there.
+
+    On narrower vectors MKL is as fast, and takes a whole stack at once.
+    """
+    return x.dtype == torch.float32 and x.device.type == "cpu" and _FAST_LINEAR is not None and has_wide_vectors()
+
+
+def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
 def _onednn_linear() -> Callable[..., torch.Tensor] | None:
-    """The float32 `mm` of torch calls MKL, which leaves AVX-512 unused on AMD; oneDNN's product is 2.1x as fast there.
+    """Torch reaches oneDNN's float32 product only through the operator that its compiler emits.
 
-    torch reaches oneDNN's float32 product only through the operator that its compiler emits. Where a build lacks it,
-    `F.linear` gives the same numbers.
+    Where a build lacks it, `F.linear` gives the same numbers.
     """
     if not torch.backends.mkldnn.is_available():
         return None

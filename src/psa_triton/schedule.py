@@ -1,70 +1,91 @@
-"""Levels -> the lists of pyramid units and rows that a kernel walks, one list a query block."""
+"""Levels -> the lists of pyramid rows that query blocks read, and query blocks of like lists stacked together."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
-from psa_triton.pyramid import UNIT_LEVELS, PyramidLayout
+from psa_triton.pyramid import UNITS_PER_BLOCK, PyramidLayout
 from psa_triton.ratios import COARSEST_LEVEL
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """For one head: which units and which single rows each query block reads, in the order of their blocks.
+    """What each of R query blocks reads, in steps of so many consecutive rows, in the order of the key blocks."""
 
-    Query block `i` reads `units[unit_start[i] : unit_start[i + 1]]` (indices of units of the flat pyramid) and, where
-    levels are coarser than a unit, `rows[row_start[i] : row_start[i + 1]]` (indices of rows).
-    """
+    steps: torch.Tensor
+    """int64, the lists one after another: step `s` is the rows `s * size` to `(s + 1) * size - 1` of the pyramid."""
+    start: torch.Tensor
+    """int64 `[R + 1]`, where each list begins."""
+    size: int
+    """Rows of a step: those of the coarsest level's block, so that every level is whole steps."""
 
-    units: torch.Tensor
-    unit_start: list[int]
-    rows: torch.Tensor
-    row_start: list[int]
+
+def step_size(layout: PyramidLayout) -> int:
+    """Rows of a step: a unit, or what a block has at the coarsest level if that is less."""
+    return layout.block_n // max(UNITS_PER_BLOCK, layout.levels[-1])
 
 
 def make_schedule(levels: torch.Tensor, layout: PyramidLayout, kept: torch.Tensor | None = None) -> Schedule:
-    """Unit and row lists of one head.
+    """The lists of query blocks.
 
     Args:
-        levels: int8 `[nq, nk]`, each 0 or a level of `layout`.
-        layout: of the pyramid that the lists index.
+        levels: int8 `[R, nk]`, each 0 or a level of `layout`.
+        layout: of the pyramid that the lists index. Steps without a token, behind the end of the sequence or left out
+            by a key mask, are not listed.
         kept: int64 `[P]`, tokens of each row where a key mask leaves some out; None if it leaves out none.
     """
-    unit_levels = [level for level in layout.levels if level in UNIT_LEVELS]
-    coarse_levels = [level for level in layout.levels if level not in UNIT_LEVELS]
-    units = _lists(levels, layout, unit_levels, layout.unit, kept)
-    rows = _lists(levels, layout, coarse_levels, 1, kept)
-    return Schedule(*units, *rows)
-
-
-def _lists(
-    levels: torch.Tensor, layout: PyramidLayout, wanted: list[int], step: int, kept: torch.Tensor | None
-) -> tuple[torch.Tensor, list[int]]:
-    """Indices, in steps of `step` rows, of all that blocks at the `wanted` levels hold; and each list's start.
-
-    Steps without a single token, behind the end of the sequence or left out by a key mask, are not listed.
-    """
-    if not wanted:
-        return levels.new_empty(0, dtype=torch.int64), [0] * (len(levels) + 1)
+    size = step_size(layout)
     tail = layout.tokens - (layout.blocks - 1) * layout.block_n
     per_block, in_last, first = torch.zeros(3, COARSEST_LEVEL + 1, dtype=torch.int64)
-    for level in wanted:
-        per_block[level] = layout.block_n // level // step
-        in_last[level] = -(-tail // (level * step))
-        first[level] = layout.first_row(level) // step
+    for level in layout.levels:
+        per_block[level] = layout.block_n // level // size
+        in_last[level] = -(-tail // (level * size))
+        first[level] = layout.first_row(level) // size
+    per_block, in_last, first = (x.to(levels.device) for x in (per_block, in_last, first))
     chosen = levels.long()
     counts = per_block[chosen]
-    begin = (first[chosen] + torch.arange(layout.blocks) * counts).flatten()
+    begin = (first[chosen] + torch.arange(layout.blocks, device=levels.device) * counts).flatten()
     counts[:, -1] = in_last[chosen[:, -1]]
     each = counts.flatten()
     offset = each.cumsum(0) - each
-    indices = torch.arange(int(each.sum())) + (begin - offset).repeat_interleave(each)
-    ends = counts.sum(1).cumsum(0)
+    steps = torch.arange(int(each.sum()), device=levels.device) + (begin - offset).repeat_interleave(each)
+    start = F.pad(counts.sum(1).cumsum(0), (1, 0))
     if kept is not None:
-        in_steps = kept[: len(kept) // step * step].view(-1, step)
-        is_listed = (in_steps > 0).any(-1)[indices]
-        indices = indices[is_listed]
-        ends = torch.nn.functional.pad(is_listed.cumsum(0), (1, 0))[ends]
-    return indices, [0, *ends.tolist()]
+        is_listed = (kept.view(-1, size) > 0).any(-1)[steps]
+        steps, start = steps[is_listed], F.pad(is_listed.cumsum(0), (1, 0))[start]
+    return Schedule(steps, start, size)
+
+
+def stacked(schedule: Schedule, blocks: torch.Tensor, rows: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """Put query blocks with lists of like lengths together, the longest first. Those that read nothing are left out.
+
+    Args:
+        schedule: of R query blocks.
+        blocks: int64, which of them to stack.
+        rows: of the pyramid in a stack, all lists together; a list that is longer stands alone.
+
+    Yields:
+        The blocks of a stack, int64 `[G]`, and the number of steps of its longest list.
+    """
+    counts, order = schedule.start.diff()[blocks].sort(descending=True, stable=True)
+    lengths, position = counts[counts > 0].tolist(), 0
+    while position < len(lengths):
+        longest = lengths[position]
+        end = min(position + max(1, rows // (longest * schedule.size)), len(lengths))
+        yield blocks[order[position:end]], longest
+        position = end
+
+
+def lists(schedule: Schedule, blocks: torch.Tensor, longest: int, nothing: int) -> torch.Tensor:
+    """The lists of `blocks`, int64 `[G, longest]`, of steps.
+
+    They are filled up at their beginning with the step `nothing`, so that what a causal mask cuts stands at the end of
+    all of them.
+    """
+    start, end = schedule.start[blocks, None], schedule.start[blocks + 1, None]
+    place = torch.arange(-longest, 0, device=blocks.device) + end
+    return schedule.steps[place.clamp(min=0)].masked_fill(place < start, nothing)

@@ -9,35 +9,37 @@ from threading import Lock
 import torch
 
 
-class Workers:
-    """Threads that share tasks, each computing with one ATen thread and without recording gradients."""
+def run_tasks(function: Callable[..., None], tasks: Iterable[tuple], *, threads: bool = True) -> None:
+    """Call `function(*task)` for every task, without recording gradients.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    Args:
+        function: computes one task.
+        tasks: handed out one at a time, in order.
+        threads: whether as many Python threads as torch uses share them, each with one thread of torch; otherwise they
+            follow one another, each with all of them.
+    """
+    if not threads or torch.get_num_threads() == 1:
+        with torch.no_grad():
+            for task in tasks:
+                function(*task)
+        return
+    lock, queue = Lock(), iter(tasks)
+    inference = torch.is_inference_mode_enabled()  # a thread does not inherit it, and must to write its tensors
 
-    def __enter__(self) -> Workers:
-        self._before = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.count, "psa", initializer=torch.set_num_threads, initargs=(1,))
-        return self
+    def work() -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            while True:
+                with lock:
+                    task = next(queue, None)
+                if task is None:
+                    return
+                function(*task)
 
-    def __exit__(self, *exc: object) -> None:
-        self._pool.shutdown()
+    count = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, "psa", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for future in [pool.submit(work) for _ in range(count)]:
+                future.result()
+    finally:
         # set_num_threads also sets the default of threads yet to start; this thread's count is what it was.
-        torch.set_num_threads(self._before)
-
-    def run(self, function: Callable[..., None], tasks: Iterable[tuple]) -> None:
-        """Call `function(*task)` for every task; tasks are handed out one at a time, in order."""
-        lock, queue = Lock(), iter(tasks)
-        inference = torch.is_inference_mode_enabled()  # a thread does not inherit it, and must to write its tensors
-
-        def work() -> None:
-            with torch.inference_mode(inference), torch.no_grad():
-                while True:
-                    with lock:
-                        task = next(queue, None)
-                    if task is None:
-                        return
-                    function(*task)
-
-        for future in [self._pool.submit(work) for _ in range(self.count)]:
-            future.result()
+        torch.set_num_threads(count)

@@ -14,8 +14,8 @@ from accuracy import (
     tensors,
 )
 
-from psa_triton.kernels import cpu, pyramid_attention
-from psa_triton.kernels.cpu.unpool import unpool_gradient
+from psa_triton.kernels import gathered, pyramid_attention
+from psa_triton.kernels.gathered.unpool import unpool_gradient
 from psa_triton.pyramid import pyramid_layout, write_pyramid
 
 NAMES = ("grad_q", "grad_k", "grad_v")
@@ -24,8 +24,8 @@ NAMES = ("grad_q", "grad_k", "grad_v")
 def gradients(grad_out, q, k, v, levels, *, grad_lse=None, **kwargs):
     """Forward and backward of the CPU implementation."""
     kwargs = dict(scale=q.shape[-1] ** -0.5, is_causal=False) | kwargs
-    out, lse = cpu.pyramid_attention(q, k, v, levels, return_lse=True, **kwargs)
-    return cpu.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, grad_lse=grad_lse, **kwargs)
+    out, lse = gathered.pyramid_attention(q, k, v, levels, return_lse=True, **kwargs)
+    return gathered.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, grad_lse=grad_lse, **kwargs)
 
 
 def check(q, k, v, levels, **kwargs):
@@ -66,12 +66,6 @@ class TestAgainstTheOracle:
     def test_head_dimensions(self, dtype, is_causal, dim):
         q, k, v = tensors(queries=70, keys=90, dim=dim, dtype=dtype)
         check(q, k, v, random_levels(q, k, 32, 32), block_m=32, block_n=32, is_causal=is_causal)
-
-    def test_long_lists_are_read_in_parts(self, dtype, is_causal, monkeypatch):
-        monkeypatch.setattr("psa_triton.kernels.cpu.gather.ROWS_AT_ONCE", 48)
-        q, k, v = tensors(queries=200, keys=400, dtype=dtype)
-        levels = random_levels(q, k, 64, 32, among=(0, 1, 2, 8, 16))
-        check(q, k, v, levels, block_m=64, block_n=32, is_causal=is_causal)
 
     def test_gradient_of_the_log_sum_exp(self, dtype, is_causal):
         q, k, v = tensors(1, 4, 2, queries=100, keys=140, dtype=dtype)
@@ -149,7 +143,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, levels, kwargs):
-        out, lse = cpu.pyramid_attention(q, k, v, levels, return_lse=True, **kwargs)
+        out, lse = gathered.pyramid_attention(q, k, v, levels, return_lse=True, **kwargs)
         ctx.save_for_backward(q, k, v, out, lse, levels)
         ctx.kwargs = kwargs
         return out, lse
@@ -157,7 +151,9 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_out, grad_lse):
         q, k, v, out, lse, levels = ctx.saved_tensors
-        grads = cpu.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, grad_lse=grad_lse, **ctx.kwargs)
+        grads = gathered.pyramid_attention_backward(
+            grad_out, q, k, v, out, lse, levels, grad_lse=grad_lse, **ctx.kwargs
+        )
         return *grads, None, None
 
 

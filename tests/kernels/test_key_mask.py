@@ -205,9 +205,8 @@ def test_an_item_without_any_key_sees_nothing(impl, is_causal):
 
 
 @pytest.mark.parametrize("impl", FAST)
-def test_lists_that_are_read_in_parts(impl, monkeypatch):
-    """Parts, or tiles, of which nothing is left."""
-    monkeypatch.setattr("psa_triton.kernels.cpu.gather.ROWS_AT_ONCE", 48)
+def test_long_lists_with_little_left(impl):
+    """Steps, or tiles, of which nothing is left."""
     q, k, v = tensors(2, 1, 1, 64, 200, dim=16)
     key_mask = torch.zeros(2, 200, dtype=torch.bool)
     key_mask[0, 151:153], key_mask[1, 10:12], key_mask[1, 190:] = True, True, True

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows, Reduce
 from psa_triton.kept import kept_count
-from psa_triton.products import batched, operand, wide
+from psa_triton.products import operand, product, wide
 
 SCRATCH_SHARE = 8
 """Scores held at a time: at most 1/8 as many numbers as K has, or else those of one query block."""
@@ -125,7 +125,7 @@ def _probabilities(
     queries = operand(_join(q, query_rows.tokens)) * (scale / width)
     queries, _ = _finite_rows(_pad_rows(queries, blocks * query_rows.per_block))
     heads = (q.shape[0], keys.shape[1], q.shape[1] // keys.shape[1])
-    logits = batched(queries.reshape(heads[0] * heads[1], -1, queries.shape[-1]), keys.flatten(0, 1))
+    logits = product(queries.reshape(heads[0] * heads[1], -1, queries.shape[-1]), keys.flatten(0, 1).mT)
     logits = wide(logits).unflatten(0, heads[:2]).unflatten(-2, (heads[2], -1))
 
     columns, true_rows = keys.shape[-2], key_rows.needs.shape[-1]

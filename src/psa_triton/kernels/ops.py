@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from psa_triton.folding import register_folding
-from psa_triton.kernels import cpu
+from psa_triton.kernels import gathered
 
 # Annotations below are read by torch to make each operator's schema.
 
@@ -58,7 +58,7 @@ def attend(
 
         out, lse = triton.pyramid_attention(q, k, v, levels, coarsest=coarsest, **settings)
         return out, lse if want_lse else lse.new_empty(0)
-    out, wanted = cpu.pyramid_attention(q, k, v, levels, return_lse=want_lse, **settings)
+    out, wanted = gathered.pyramid_attention(q, k, v, levels, return_lse=want_lse, **settings)
     return out, out.new_empty(0, dtype=_wide(q.dtype)) if wanted is None else wanted
 
 
@@ -105,7 +105,7 @@ def attend_backward(
         from psa_triton.kernels import triton
 
         return triton.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, coarsest=coarsest, **settings)
-    return cpu.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, **settings)
+    return gathered.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, **settings)
 
 
 @attend_backward.register_fake

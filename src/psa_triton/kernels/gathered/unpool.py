@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from psa_triton.kernels.cpu.pyramid import Pyramid
+from psa_triton.kernels.gathered.pyramid import Pyramid
 from psa_triton.pyramid import SPREAD_LEVELS, PyramidLayout
 
 

@@ -1,0 +1,231 @@
+"""The gradient of pyramid attention: for each stack of query blocks, gather its rows again and walk the chain rule.
+
+Stacks are dealt to as many shares as there are threads, each with its own sums for the pyramid's rows. These are added
+up in a fixed order, so on a CPU the result is the same on every run with the same number of threads. On other devices
+it is as `Tensor.index_add_` is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from psa_triton.kernels.gathered.forward import half_norm, product_of_seen
+from psa_triton.kernels.gathered.pyramid import Pyramid, empty_pyramid
+from psa_triton.kernels.gathered.stack import Frontier, QueryBlocks, Stack, gather, in_steps, query_blocks
+from psa_triton.kernels.gathered.unpool import unpool_gradient, unpool_key_gradient
+from psa_triton.kernels.gathered.ways import gradient_rows
+from psa_triton.products import operand, product, wide
+from psa_triton.schedule import Schedule, lists, stacked
+from psa_triton.threads import run_tasks
+
+
+def pyramid_attention_backward(
+    grad_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    levels: torch.Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool,
+    scale: float,
+    pool_correction: str = "none",
+    key_mask: torch.Tensor | None = None,
+    grad_lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of `q`, `k` and `v`. Queries that see nothing have and give none.
+
+    Scratch memory is that of one key head: its pyramid, and for each thread the float32 gradient of that pyramid.
+
+    Args:
+        grad_out: gradient of the output, `[B, Hq, Nq, D]`, dtype of `q`.
+        q, k, v, levels, block_m, block_n, is_causal, scale, pool_correction, key_mask: as they went into the forward.
+        out: the forward's output, `[B, Hq, Nq, D]`.
+        lse: the forward's log-sum-exp, float32 `[B, Hq, Nq]` (float64 for float64).
+        grad_lse: gradient of the log-sum-exp, shape and dtype of `lse`; None where it is not used.
+
+    Returns:
+        The gradients, contiguous, each with shape and dtype of its tensor.
+    """
+    queries, group = q.shape[2], q.shape[1] // k.shape[1]
+    pyramid = empty_pyramid(k, levels, block_n, pool_correction)
+    grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
+    threads = q.device.type == "cpu"
+    shares = min(torch.get_num_threads(), group * levels.shape[2]) if threads else 1
+    sums = [_empty_sums(pyramid) for _ in range(shares)]
+    with torch.no_grad():
+        for b in range(len(k)):
+            for h_kv in range(k.shape[1]):
+                pyramid.hold(k[b, h_kv], v[b, h_kv], None if key_mask is None else key_mask[b])
+                of = slice(h_kv * group, (h_kv + 1) * group)
+                heads = _Heads(
+                    q=q[b, of],
+                    grad_out=grad_out[b, of],
+                    out=out[b, of],
+                    lse=lse[b, of],
+                    grad_lse=grad_lse[b, of],
+                    grad_q=grad_q[b, of],
+                    pyramid=pyramid,
+                    schedule=pyramid.schedule(levels[b, of]),
+                    shift=k.shape[2] - queries if is_causal else None,
+                    scale=scale,
+                )
+                if (heads.schedule.start.diff() == 0).any():  # such blocks are in no stack
+                    heads.grad_q.zero_()
+                stacks = _stacks(heads, block_m)
+                run_tasks(_add_share, ((heads, stacks[s::shares], sums[s]) for s in range(shares)), threads=threads)
+                for more in sums[1:]:
+                    sums[0].add(more)
+                grad_k[b, h_kv] = unpool_key_gradient(sums[0].keys, sums[0].spread, k[b, h_kv], pyramid)
+                grad_v[b, h_kv] = unpool_gradient(sums[0].values, pyramid.layout, pyramid.kept)
+    return grad_q, grad_k, grad_v
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The query heads that read one key head: `[G, Nq, D]`, and `[G, Nq]` for what belongs to the log-sum-exp."""
+
+    q: torch.Tensor
+    grad_out: torch.Tensor
+    out: torch.Tensor
+    lse: torch.Tensor
+    grad_lse: torch.Tensor
+    grad_q: torch.Tensor
+    """Written here."""
+    pyramid: Pyramid
+    schedule: Schedule
+    shift: int | None
+    """Query `i` sees tokens up to `i + shift`; None without a causal mask."""
+    scale: float
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The queries of a stack: operands of products `[G, m, D]`, and what belongs to each query `[G, m]`."""
+
+    q: torch.Tensor
+    grad_out: torch.Tensor
+    half_norm: torch.Tensor
+    """See `forward.half_norm`."""
+    lse: torch.Tensor
+    offset: torch.Tensor
+    """What the gradients of all of a query's logits have in common: `grad_lse - sum(grad_out * out)`."""
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Gradients of a pyramid, summed over query blocks; in the dtype of sums."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    spread: torch.Tensor | None
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [x for x in (self.keys, self.values, self.spread) if x is not None]
+
+    def add(self, other: _Sums) -> None:
+        for mine, more in zip(self.tensors, other.tensors, strict=True):
+            mine += more
+
+
+def _empty_sums(pyramid: Pyramid) -> _Sums:
+    keys, values = wide(pyramid.keys[:0]).new_empty(2, *pyramid.keys.shape)
+    return _Sums(keys, values, None if pyramid.spread is None else torch.empty_like(pyramid.spread))
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """What the queries of a stack and the rows that they read owe to each other."""
+
+    queries: torch.Tensor
+    """`[G, m, D]`."""
+    keys: torch.Tensor
+    """`[G, L, D]`, as `values`."""
+    values: torch.Tensor
+    spread: torch.Tensor | None
+    """`[G, L]`, where logits are corrected by it."""
+
+
+_StackedBlocks = tuple[QueryBlocks, torch.Tensor, int]
+
+
+def _stacks(heads: _Heads, block_m: int) -> list[_StackedBlocks]:
+    """Query blocks of one length, the numbers of those of a stack, and the steps of the longest of their lists."""
+    at_once = gradient_rows(heads.q.dtype, heads.pyramid.keys)
+    return [
+        (blocks, numbers, longest)
+        for blocks in query_blocks(len(heads.q), heads.q.shape[1], block_m)
+        for numbers, longest in stacked(heads.schedule, blocks.numbers(heads.q.device), at_once)
+    ]
+
+
+def _add_share(heads: _Heads, stacks: Iterable[_StackedBlocks], sums: _Sums) -> None:
+    """Write the query gradients of `stacks`, and the sums of those of the pyramid."""
+    for x in sums.tensors:
+        x.zero_()
+    for blocks, numbers, longest in stacks:
+        limit = None if heads.shift is None else blocks.positions(numbers) + heads.shift
+        steps = lists(heads.schedule, numbers, longest, heads.pyramid.nothing)
+        of = _differentiate(_load(heads, blocks, numbers), gather(heads.pyramid, steps, limit), heads.scale)
+        blocks.put(heads.grad_q, numbers, of.queries)
+        for total, gradient in ((sums.keys, of.keys), (sums.values, of.values), (sums.spread, of.spread)):
+            if total is not None and gradient is not None:
+                at = in_steps(total, heads.pyramid)
+                at.index_add_(0, steps.flatten(), gradient.to(total.dtype).reshape(-1, at.shape[1]))
+
+
+def _load(heads: _Heads, blocks: QueryBlocks, numbers: torch.Tensor) -> _Queries:
+    q, grad_out = blocks.take(heads.q, numbers), blocks.take(heads.grad_out, numbers)
+    common = (wide(grad_out) * wide(blocks.take(heads.out, numbers))).sum(-1)
+    return _Queries(
+        q=operand(q),
+        grad_out=operand(grad_out),
+        half_norm=half_norm(q, heads.scale),
+        lse=blocks.take(heads.lse, numbers),
+        offset=blocks.take(heads.grad_lse, numbers) - common,
+    )
+
+
+def _differentiate(queries: _Queries, stack: Stack, scale: float) -> _Gradients:
+    """Gradients from this stack.
+
+    Everything between is laid out `[G, L, m]`: most gradients are then products of matrices as they lie.
+    """
+    keys, values, frontier = operand(stack.keys), operand(stack.values), stack.frontier
+    weights = wide(product(keys, queries.q.mT))
+    if stack.spread is not None:
+        weights.addcmul_(stack.spread[..., None], queries.half_norm[:, None])
+    weights.mul_(scale).add_(stack.log_count[..., None]).sub_(queries.lse[:, None]).exp_()
+    grad_logits = wide(product(values, queries.grad_out.mT)).add_(queries.offset[:, None]).mul_(weights).mul_(scale)
+    if frontier is not None:
+        weights, grad_logits = (_hide(x, frontier) for x in (weights, grad_logits))
+    to_queries = partial(product_of_seen, frontier=frontier)
+    to_rows = partial(product_of_seen, frontier=frontier, by_row=True)
+    narrow = grad_logits.to(keys.dtype)
+    grad_q = to_queries(narrow.mT, keys)
+    grad_spread = None
+    if stack.spread is not None:
+        along = to_queries(grad_logits.mT, stack.spread[..., None])
+        grad_q = wide(grad_q) + along * scale * queries.q
+        grad_spread = to_rows(grad_logits, queries.half_norm[..., None])[..., 0]
+    return _Gradients(
+        queries=grad_q,
+        keys=to_rows(narrow, queries.q),
+        values=to_rows(weights.to(keys.dtype), queries.grad_out),
+        spread=grad_spread,
+    )
+
+
+def _hide(x: torch.Tensor, frontier: Frontier) -> torch.Tensor:
+    """`x [G, L, m]`, overwritten with 0 where a query does not see a row; one without any has inf or nan there."""
+    x[:, frontier.cut :].masked_fill_(frontier.hidden.mT, 0.0)
+    return x

@@ -1,0 +1,182 @@
+"""Pyramid attention in torch's own operations: stacks of query blocks, the rows that they read, attention over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from psa_triton.kernels.gathered.pyramid import Pyramid, empty_pyramid
+from psa_triton.kernels.gathered.stack import Frontier, QueryBlocks, Stack, gather, query_blocks
+from psa_triton.kernels.gathered.ways import Way, choose_way, stack_rows
+from psa_triton.products import logits, operand, product, wide
+from psa_triton.schedule import Schedule, lists, stacked
+from psa_triton.threads import run_tasks
+
+
+def pyramid_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    levels: torch.Tensor,
+    *,
+    block_m: int,
+    block_n: int,
+    is_causal: bool,
+    scale: float,
+    return_lse: bool,
+    pool_correction: str = "none",
+    key_mask: torch.Tensor | None = None,
+    way: Way | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The definition of `kernels/reference.py`, fast. Same arguments and results; its gradient is in `backward.py`.
+
+    Args:
+        way: how it is computed; by default what suits the processor.
+
+    Returns:
+        The output with shape, dtype and strides of `q`, and the log-sum-exp float32 `[B, Hq, Nq]` (float64 for float64
+        input) if `return_lse`.
+    """
+    queries, group = q.shape[2], q.shape[1] // k.shape[1]
+    pyramid = empty_pyramid(k, levels, block_n, pool_correction)
+    out = torch.empty_like(q)
+    lse = wide(q[:0]).new_empty(q.shape[:3]) if return_lse else None
+    with torch.no_grad():
+        for b in range(len(k)):
+            for h_kv in range(k.shape[1]):
+                pyramid.hold(k[b, h_kv], v[b, h_kv], None if key_mask is None else key_mask[b])
+                heads = slice(h_kv * group, (h_kv + 1) * group)
+                _attend_heads(
+                    _Heads(
+                        q=q[b, heads],
+                        pyramid=pyramid,
+                        schedule=pyramid.schedule(levels[b, heads]),
+                        shift=k.shape[2] - queries if is_causal else None,
+                        scale=scale,
+                        out=out[b, heads],
+                        lse=None if lse is None else lse[b, heads],
+                    ),
+                    block_m,
+                    way,
+                )
+    return out, lse
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Inputs and outputs of the query heads that read one key head."""
+
+    q: torch.Tensor
+    pyramid: Pyramid
+    schedule: Schedule
+    shift: int | None
+    """Query `i` sees tokens up to `i + shift`; None without a causal mask."""
+    scale: float
+    out: torch.Tensor
+    lse: torch.Tensor | None
+
+
+def _attend_heads(heads: _Heads, block_m: int, way: Way | None) -> None:
+    if (heads.schedule.start.diff() == 0).any():  # such blocks are in no stack
+        heads.out.zero_()
+        if heads.lse is not None:
+            heads.lse.fill_(-torch.inf)
+    if way is None:
+        rows = len(heads.schedule.steps) * heads.schedule.size / (len(heads.schedule.start) - 1)
+        way = choose_way(heads.q.dtype, heads.q.device, rows)
+    at_once = stack_rows(way, heads.pyramid.keys)
+    run_tasks(
+        _attend_stack,
+        (
+            (heads, blocks, way.fused and heads.lse is None, numbers, longest)
+            for blocks in query_blocks(len(heads.q), heads.q.shape[1], block_m)
+            for numbers, longest in stacked(heads.schedule, blocks.numbers(heads.q.device), at_once)
+        ),
+        threads=way.threads and heads.q.device.type == "cpu",
+    )
+
+
+def _attend_stack(heads: _Heads, blocks: QueryBlocks, fused: bool, numbers: torch.Tensor, longest: int) -> None:
+    limit = None if heads.shift is None else blocks.positions(numbers) + heads.shift
+    steps = lists(heads.schedule, numbers, longest, heads.pyramid.nothing)
+    stack = gather(heads.pyramid, steps, limit)
+    q = blocks.take(heads.q, numbers)
+    if fused:
+        out = _fused(q, stack, heads.scale)
+        # What is not finite may have come through a weight that the mask made 0, since 0 * nan is nan.
+        if stack.frontier is None or out.isfinite().all():
+            blocks.put(heads.out, numbers, out)
+            return
+    out, lse = _by_products(q, stack, heads.scale, want_lse=heads.lse is not None)
+    blocks.put(heads.out, numbers, out)
+    if heads.lse is not None and lse is not None:
+        blocks.put(heads.lse, numbers, lse)
+
+
+def _fused(q: torch.Tensor, stack: Stack, scale: float) -> torch.Tensor:
+    """Attention of `q [G, m, D]` over a stack, by torch's own: `[G, m, D]`."""
+    bias = stack.log_count[:, None]
+    if stack.spread is not None:
+        bias = torch.addcmul(bias, half_norm(q, scale)[..., None], stack.spread[:, None], value=scale)
+    if stack.frontier is not None:
+        bias = bias.expand(-1, q.shape[1], -1).clone() if stack.spread is None else bias
+        bias[..., stack.frontier.cut :].masked_fill_(stack.frontier.hidden, -torch.inf)
+    out = F.scaled_dot_product_attention(
+        q[:, None], stack.keys[:, None], stack.values[:, None], attn_mask=bias[:, None].to(q.dtype), scale=scale
+    )[:, 0]
+    if stack.frontier is not None and stack.frontier.empty is not None:
+        out = out.masked_fill(stack.frontier.empty[..., None], 0.0)
+    return out
+
+
+def _by_products(
+    q: torch.Tensor, stack: Stack, scale: float, *, want_lse: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of `q [G, m, D]` over a stack: `[G, m, D]` and, if wanted, the log-sum-exp `[G, m]`."""
+    frontier = stack.frontier
+    q_logits = logits(operand(q), operand(stack.keys), stack.log_count, scale)
+    if stack.spread is not None:
+        of_queries = half_norm(q, scale).to(q_logits.dtype)[..., None]
+        q_logits.addcmul_(of_queries, stack.spread[:, None].to(q_logits.dtype), value=scale)
+    if frontier is not None:
+        q_logits[..., frontier.cut :].masked_fill_(frontier.hidden, -torch.inf)
+    if not want_lse:
+        weights, lse = q_logits.softmax(-1), None
+    else:
+        wide_logits = wide(q_logits)
+        weights = wide_logits.softmax(-1)
+        # The largest weight is exp(largest logit - lse): two maxima cost less than a second exponential.
+        lse = wide_logits.amax(-1) - weights.amax(-1).log()
+        weights = weights.to(q_logits.dtype)
+    if frontier is not None and frontier.empty is not None:
+        weights = weights.masked_fill(frontier.empty[..., None], 0.0)
+        lse = None if lse is None else lse.masked_fill(frontier.empty, -torch.inf)
+    return product_of_seen(weights, operand(stack.values), frontier), lse
+
+
+def half_norm(q: torch.Tensor, scale: float) -> torch.Tensor:
+    """`scale / 2 * |q| ** 2` of queries `[..., D]`: times the spread of a row, it stands beside their product."""
+    return wide(q).square().sum(-1) * (scale / 2)
+
+
+def product_of_seen(
+    weights: torch.Tensor, x: torch.Tensor, frontier: Frontier | None, *, by_row: bool = False
+) -> torch.Tensor:
+    """`weights @ x`, where what is not finite in `x` does not reach through a weight that the mask made 0.
+
+    Plainly multiplied it would, since 0 * nan is nan.
+
+    Args:
+        weights: `[G, m, L]`, queries by rows of the stack; `[G, L, m]` if `by_row`.
+        x: one row a column of `weights`.
+        frontier: of the stack; None where every query sees every row.
+        by_row: which of the two it is.
+    """
+    if frontier is None or x.sum().isfinite():
+        return product(weights, x)
+    bad = ~x.isfinite()
+    seen = frontier.seen(weights.shape[1 if by_row else 2])
+    spoiled = torch.bmm((seen.mT if by_row else seen).float(), bad.float()) > 0
+    return product(weights, x.masked_fill(bad, 0.0)).masked_fill(spoiled, torch.nan)

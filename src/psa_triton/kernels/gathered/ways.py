@@ -1,0 +1,78 @@
+"""Ways to attend over a stack of gathered rows, and which of them suits a processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from psa_triton.products import has_wide_vectors, multiplies
+
+_LONG_LIST: Final = 1024
+"""Rows from which on a list is worth a task of its own in Python."""
+_CACHE: Final = 3 << 20
+"""Bytes of gathered keys and values that a thread works on at a time: what fits into the caches that it has."""
+
+
+_LEAST: Final = 2 << 20
+"""Bytes of a stack that are little whatever else there is; beyond them a stack is a part of its pyramid."""
+
+_GRADIENT_CACHE: Final = 1 << 20
+"""Bytes of gathered keys and values of a gradient's stack, which has several matrices of weights beside them."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How stacks are attended over."""
+
+    name: str
+    stack_bytes: int
+    """Of gathered keys and values in a stack, for each thread of torch; 0 makes every stack a single block."""
+    threads: bool
+    """Whether stacks are shared by Python threads with one thread of torch each, or follow one another."""
+    fused: bool
+    """Whether torch's own attention does it, where no log-sum-exp is wanted; else products and a softmax."""
+
+
+FUSED: Final = Way("fused", _CACHE, threads=False, fused=True)
+"""Few large calls of torch's own attention, on any device: best where it runs at the rate of products."""
+
+PRODUCTS: Final = Way("products", 0, threads=True, fused=False)
+"""A product, a softmax and a product for each block: best where products far outrun torch's attention."""
+
+WAYS: Final = (FUSED, PRODUCTS)
+
+
+def choose_way(dtype: torch.dtype, device: torch.device, rows: float) -> Way:
+    """The way that suits a processor.
+
+    Args:
+        dtype: of the inputs.
+        device: where they are.
+        rows: that a query block reads, on average.
+    """
+    if device.type != "cpu" or rows < _LONG_LIST:
+        return FUSED
+    return PRODUCTS if products_outrun_attention(dtype) else FUSED
+
+
+def products_outrun_attention(dtype: torch.dtype) -> bool:
+    """Whether this CPU has products far above the rate of torch's attention.
+
+    So it is with AVX-512: in float32 through oneDNN, and in bfloat16 where there are instructions for it.
+    """
+    return has_wide_vectors() and (dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies(dtype)))
+
+
+def stack_rows(way: Way, keys: torch.Tensor) -> int:
+    """Rows of the pyramid `keys [P, D]` that the lists of a stack have together."""
+    bytes_at_once = min(way.stack_bytes * torch.get_num_threads(), max(keys.nbytes // 4, _LEAST))
+    return bytes_at_once // (2 * keys.shape[1] * keys.element_size())
+
+
+def gradient_rows(dtype: torch.dtype, keys: torch.Tensor) -> int:
+    """`stack_rows` of the gradient, which Python threads share: products of single blocks where these are fast."""
+    if keys.device.type == "cpu" and products_outrun_attention(dtype):
+        return 0
+    return _GRADIENT_CACHE // (2 * keys.shape[1] * keys.element_size())

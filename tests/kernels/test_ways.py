@@ -1,0 +1,110 @@
+"""Every way of the gathered attention, on any machine, against the oracle; and which way is taken on which."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accuracy import (
+    DTYPES,
+    assert_as_good_as_eager,
+    assert_gradients_as_good_as_eager,
+    normal_like,
+    random_levels,
+    tensors,
+)
+
+from psa_triton import products
+from psa_triton.kernels import gathered, pyramid_attention
+from psa_triton.kernels.gathered import ways
+from psa_triton.kernels.gathered.ways import FUSED, PRODUCTS, WAYS, choose_way
+
+ALL_DTYPES = [*DTYPES, torch.float64]
+
+
+@pytest.fixture(params=["as here", "wide vectors"])
+def processor(request, monkeypatch):
+    """This processor, and the choices that one with AVX-512 and bfloat16 makes: slow here, and as right."""
+    if request.param == "wide vectors":
+        monkeypatch.setattr(products, "has_wide_vectors", lambda: True)
+        monkeypatch.setattr(products, "multiplies", lambda dtype: dtype != torch.float16)
+        monkeypatch.setattr(ways, "has_wide_vectors", lambda: True)
+        monkeypatch.setattr(ways, "multiplies", lambda dtype: dtype != torch.float16)
+    return request.param
+
+
+@pytest.mark.parametrize("want_lse", [False, True], ids=["out", "lse"])
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("way", WAYS, ids=lambda w: w.name)
+def test_every_way_is_right(processor, way, dtype, is_causal, want_lse, monkeypatch):
+    monkeypatch.setattr(ways, "_LEAST", 1 << 15)  # several stacks of several blocks
+    q, k, v = tensors(2, 4, 2, queries=300, keys=400, dim=32, dtype=dtype)
+    levels = random_levels(q, k, 32, 64, among=(0, 1, 2, 4, 8, 16, 64))
+    levels[0, 1, 2] = 0
+    levels[1, 2, 3] = 1  # one long list
+    kwargs = dict(block_m=32, block_n=64, is_causal=is_causal, pool_correction="isotropic")
+    key_mask = torch.ones(2, 400, dtype=torch.bool)
+    key_mask[0, :90], key_mask[1, 200:] = False, False
+    for mask in (None, key_mask):
+        out, lse = gathered.pyramid_attention(
+            q, k, v, levels, scale=32**-0.5, return_lse=want_lse, key_mask=mask, way=way, **kwargs
+        )
+        assert_as_good_as_eager(out, q, k, v, levels, key_mask=mask, **kwargs)
+        assert (lse is not None) == want_lse
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_gradients_are_right(processor, dtype, is_causal):
+    q, k, v = tensors(1, 4, 2, queries=300, keys=400, dim=32, dtype=dtype)
+    levels = random_levels(q, k, 32, 64, among=(0, 1, 2, 8, 64))
+    kwargs = dict(block_m=32, block_n=64, is_causal=is_causal, pool_correction="isotropic")
+    scaled = dict(scale=32**-0.5) | kwargs
+    out, lse = gathered.pyramid_attention(q, k, v, levels, return_lse=True, **scaled)
+    grad_out = normal_like(q)
+    grads = gathered.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, **scaled)
+    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, **kwargs)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda w: w.name)
+def test_what_is_hidden_does_not_spoil(way):
+    """NaN reaches the queries that see it and no others, through weights that a mask made 0 either."""
+    q, k, v = tensors(1, 1, 1, queries=64, keys=64, dim=16)
+    k[0, 0, 40], v[0, 0, 50] = torch.nan, torch.inf
+    levels = torch.ones(1, 1, 2, 2, dtype=torch.int8)
+    out, _ = gathered.pyramid_attention(
+        q, k, v, levels, block_m=32, block_n=32, is_causal=True, scale=0.25, return_lse=False, way=way
+    )
+    assert out[0, 0, :40].isfinite().all()
+    assert out[0, 0, 40:].isnan().any(-1).all()
+
+
+def test_results_are_the_same_on_every_run():
+    q, k, v = (x.requires_grad_() for x in tensors(1, 2, 2, queries=500, keys=500))
+    levels = random_levels(q, k, 64, 64)
+    runs = []
+    for _ in range(3):
+        out = pyramid_attention(q, k, v, levels, block_m=64, block_n=64, impl="cpu")
+        runs.append((out.detach(), *torch.autograd.grad(out.sum(), (q, k, v))))
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wide", "bfloat16", "dtype", "rows", "way"),
+    [
+        (False, False, torch.float32, 5000, FUSED),
+        (False, False, torch.bfloat16, 5000, FUSED),
+        (True, False, torch.float32, 5000, PRODUCTS),
+        (True, False, torch.bfloat16, 5000, FUSED),
+        (True, True, torch.bfloat16, 5000, PRODUCTS),
+        (True, True, torch.bfloat16, 200, FUSED),
+        (True, True, torch.float16, 5000, FUSED),
+        (True, True, torch.float64, 5000, FUSED),
+    ],
+)
+def test_the_way_follows_from_the_processor(wide, bfloat16, dtype, rows, way, monkeypatch):
+    monkeypatch.setattr(ways, "has_wide_vectors", lambda: wide)
+    monkeypatch.setattr(ways, "multiplies", lambda dtype: bfloat16)
+    assert choose_way(dtype, torch.device("cpu"), rows) is way
+    assert choose_way(dtype, torch.device("meta"), rows) is FUSED
