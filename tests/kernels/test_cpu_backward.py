@@ -31,7 +31,9 @@ def gradients(grad_out, q, k, v, levels, *, grad_lse=None, **kwargs):
 def check(q, k, v, levels, **kwargs):
     grad_out = normal_like(q)
     grads = gradients(grad_out, q, k, v, levels, **kwargs)
-    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, **kwargs)
+    # In float32, weights that come through a rounded log-sum-exp err by more than those of a softmax.
+    slack = 2.5 if q.dtype == torch.float32 else 1.6
+    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, slack=slack, **kwargs)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])

@@ -116,6 +116,7 @@ class _Queries:
     half_norm: torch.Tensor
     """See `forward.half_norm`."""
     lse: torch.Tensor
+    """inf for queries that see nothing, which makes their weights 0."""
     offset: torch.Tensor
     """What the gradients of all of a query's logits have in common: `grad_lse - sum(grad_out * out)`."""
 
@@ -184,14 +185,18 @@ def _add_share(heads: _Heads, stacks: Iterable[_StackedBlocks], sums: _Sums) -> 
 
 
 def _load(heads: _Heads, blocks: QueryBlocks, numbers: torch.Tensor) -> _Queries:
-    q, grad_out = blocks.take(heads.q, numbers), blocks.take(heads.grad_out, numbers)
+    q, lse = blocks.take(heads.q, numbers), blocks.take(heads.lse, numbers)
+    empty = lse == -torch.inf
+    # Whatever is handed down to queries that see nothing: theirs is no gradient.
+    grad_out = blocks.take(heads.grad_out, numbers).masked_fill(empty[..., None], 0.0)
+    grad_lse = blocks.take(heads.grad_lse, numbers).masked_fill(empty, 0.0)
     common = (wide(grad_out) * wide(blocks.take(heads.out, numbers))).sum(-1)
     return _Queries(
         q=operand(q),
         grad_out=operand(grad_out),
         half_norm=half_norm(q, heads.scale),
-        lse=blocks.take(heads.lse, numbers),
-        offset=blocks.take(heads.grad_lse, numbers) - common,
+        lse=lse.masked_fill(empty, torch.inf),
+        offset=grad_lse - common,
     )
 
 
