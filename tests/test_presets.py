@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from psa_triton.config import PSAConfig
+from psa_triton.models import MODELS
 from psa_triton.presets import PresetError, load_preset, load_presets_file, presets_json_schema, shipped_presets
 from psa_triton.presets.explain import density_bounds, explain
 
@@ -226,6 +227,22 @@ class TestCustomPreset:
         )
         assert load_preset("CogVideo_5b", path=file) == load_preset("CogVideo_5b")
 
+    def test_example_alone_adds_to_the_shipped_section(self, tmp_path: Path) -> None:
+        """As the configuration guide prints it: neither a default nor what is said of the model."""
+        example = f"CogVideo_5b:\n  attention_configs:\n    my_custom_preset:{EXAMPLE_PRESET}"
+        file = load_presets_file(write(tmp_path, example))
+        shipped = load_presets_file().section("CogVideo_5b")
+        section = file.section("CogVideo_5b")
+        assert [*section.attention_configs] == [*shipped.attention_configs, "my_custom_preset"]
+        assert (section.video_scale, section.default_attention) == (shipped.video_scale, shipped.default_attention)
+        mine = file.preset("cogvideo_5b", "my_custom_preset").config()
+        assert mine is not None and mine.mask_ratios[4] == (0.7, 0.9)
+        changed = write(tmp_path, example.replace("my_custom_preset", "psa_balanced"))
+        assert load_preset("CogVideo_5b", path=changed) == mine, "a preset of the same name takes its place"
+        whole = f"CogVideo_5b:\n  default_attention: mine\n  attention_configs:\n    mine:{EXAMPLE_PRESET}"
+        (mistake, *_) = mistakes(tmp_path, whole)
+        assert mistake == "CogVideo_5b.video_scale: this key is required", "one with a default stands alone"
+
     def test_keys_left_out_get_the_defaults_of_the_operator(self, tmp_path: Path) -> None:
         assert load_preset("Model", path=write(tmp_path, section_with("{type: psa}"))) == PSAConfig()
 
@@ -242,6 +259,18 @@ class TestCustomPreset:
         config = load_preset("Model", path=str(file))
         assert config is not None
         assert list(config.mask_ratios.items()) == [(1, (0, 0.5)), (0, (0.5, 1))]
+
+
+@pytest.mark.parametrize(
+    ("key", "section", "preset"),
+    [
+        *((spec.key, spec.preset_section, spec.preset) for spec in MODELS.values()),
+        ("qwen2.5-vl-7b", "Qwen2.5-VL", None),
+    ],
+)
+def test_a_model_goes_by_its_key_as_well(key: str, section: str, preset: str | None) -> None:
+    assert load_preset(key) == load_preset(section, preset)
+    assert load_preset(key, "psa_budget") == load_preset(section, "psa_budget")
 
 
 class TestMistakes:

@@ -6,8 +6,19 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from psa_triton.mistakes import keys, mistake
 from psa_triton.ratios import check_mask_ratios
 
 Level = Annotated[int, Field(ge=0)]
@@ -65,10 +76,11 @@ class PSAConfig(BaseModel):
     flattened to `block_m`, `block_n`, `tile_n`.
 
     Raises:
-        pydantic.ValidationError: (a `ValueError`) naming each field at fault.
+        pydantic.ValidationError: (a `ValueError`) naming each field at fault, what is allowed there and what came; for
+            an unknown field the nearest known one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     description: str = ""
     """What the preset is for, in words."""
@@ -159,6 +171,22 @@ class PSAConfig(BaseModel):
             raise ValueError(f"budget_table: expected as many budgets in every row, got {layers}")
         return self
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_own_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Tells mistakes as those of a presets file are told; a file's own are told there, with their places.
+
+        The last of the validators: it tells what the others find.
+        """
+        try:
+            return handler(data)
+        except ValidationError as error:
+            if cls is not PSAConfig:
+                raise
+            raise ValidationError.from_exception_data(
+                cls.__name__, [_reworded(details) for details in error.errors(include_url=False)]
+            ) from error
+
     def at(self, layer: int, progress: float) -> PSAConfig:
         """How one layer attends at one denoising step: `budget_table` has become `budget`.
 
@@ -185,3 +213,14 @@ class PSAConfig(BaseModel):
     def replace(self, **changes: Any) -> PSAConfig:
         """A validated copy with `changes`."""
         return PSAConfig(**{**self.model_dump(), **changes})
+
+
+def _reworded(details: ErrorDetails) -> InitErrorDetails:
+    place = details["loc"]
+    parents = [part for part in place[:-1] if isinstance(part, str)]
+    nested: dict[str, type[BaseModel]] = {"sim_thresholds": SimThresholds, "budget_table": BudgetRow}
+    known = keys(nested.get(parents[0], PSAConfig) if parents else PSAConfig)
+    path = ".".join(str(part) for part in place if part != "[key]")  # the marker of a mapping's bad key
+    words = mistake(path, details, known)
+    error = PydanticCustomError(details["type"], "{words}", {"words": words})
+    return InitErrorDetails(type=error, loc=place, input=details["input"])

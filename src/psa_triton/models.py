@@ -202,6 +202,24 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.key: spec for spec in _
 """The known video models by key."""
 
 
+PRESET_SECTIONS: Mapping[str, str] = MappingProxyType(
+    {**{key: spec.preset_section for key, spec in MODELS.items()}, QWEN2_5_VL.key: QWEN2_5_VL.preset_section}
+)
+"""The section of `attention_config.yaml` of every model, by key."""
+
+
+def preset_section(name: str) -> str:
+    """The section that a model's key stands for; any other name as it is."""
+    return PRESET_SECTIONS.get(name, name)
+
+
+def model_key(name: str) -> str:
+    """The key that a section's name stands for, the first where several models share it; any other name as it is."""
+    if name in PRESET_SECTIONS:
+        return name
+    return next((key for key, section in PRESET_SECTIONS.items() if section == name), name)
+
+
 def find_model(key: str) -> ModelSpec:
     """The model of that name.
 

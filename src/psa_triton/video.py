@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +13,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from psa_triton.files import write_file
 
 Frames = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8]
 """`[F, H, W, 3]` RGB: floats in [0, 1], or uint8."""
@@ -54,12 +56,19 @@ def to_uint8(frames: Frames) -> NDArray[np.uint8]:
 
 
 def write_video(path: str | Path, frames: Frames, *, fps: float) -> None:
-    """Write an mp4 (H.264, yuv420p: what every player shows).
+    """Write an mp4 as `encode_video` makes it; `path` is never half a video.
 
-    It is written under a temporary name beside `path` and renamed when complete: `path` is never half a video.
+    Raises:
+        OSError: it could not be written.
+        TypeError, ValueError: as `encode_video`.
+    """
+    write_file(Path(path), encode_video(frames, fps=fps))
+
+
+def encode_video(frames: Frames, *, fps: float) -> bytes:
+    """Frames as an mp4 (H.264, yuv420p: what every player shows).
 
     Args:
-        path: file to write; its folder must exist.
         frames: `[F, H, W, 3]` RGB, floats in [0, 1] or uint8; H and W even.
         fps: frames per second.
 
@@ -73,17 +82,10 @@ def write_video(path: str | Path, frames: Frames, *, fps: float) -> None:
         raise ValueError(f"frames: yuv420p needs an even height and width, got {height}x{width}")
     if fps <= 0:
         raise ValueError(f"fps: expected a number above 0, got {fps}")
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        _encode(part, pixels, Fraction(fps).limit_denominator(1000))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _encode(path: Path, pixels: NDArray[np.uint8], rate: Fraction) -> None:
-    with av.open(str(path), "w", format="mp4") as container:
+    # In memory: it is small beside its frames, and how much room it takes is known before it is written.
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1000)
         stream = cast(av.VideoStream, container.add_stream(_CODEC, rate=rate, options={"crf": _QUALITY}))
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -92,6 +94,19 @@ def _encode(path: Path, pixels: NDArray[np.uint8], rate: Fraction) -> None:
             # Converted before the encoder has it: what it converts itself races with its threads.
             container.mux(stream.encode(frame.reformat(format="yuv420p")))
         container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def expected_bytes(width: int, height: int, num_frames: int) -> int:
+    """Size of an mp4 of such a video, roughly: a sixteenth of a byte a pixel is what the built-in model's take."""
+    return width * height * num_frames // 16 + (8 << 10)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """An image `[H, W, 3]` as a PNG file's content."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def read_video(path: str | Path) -> Video:

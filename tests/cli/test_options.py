@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from rich.console import Console
 
-from psa_triton.cli.options import Target, read_dense_parts
+import psa_triton.cli.compare as compare
+import psa_triton.cli.understand as understand
+from psa_triton.cli import options
+from psa_triton.cli.target import Target, read_dense_parts
+from psa_triton.evaluation import CeilingKind
 from psa_triton.generation import DenseParts, ModelSource, VideoRequest
+from psa_triton.impl import Impl
 from psa_triton.models import find_model
+from psa_triton.understanding import MediaKind
 
 
 @pytest.mark.parametrize(("key", "told"), [("tiny-wan", False), ("tiny-wan-16k", True)])
@@ -36,3 +43,16 @@ def test_layers_are_given_as_indexes_and_ranges(text: str, layers: tuple[int, ..
 def test_other_layers_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="dense_layers: expected indexes such as 0,1 or 0,36-39"):
         read_dense_parts(None, 0, text)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (options.Implementation, Impl),
+        (get_type_hints(compare.compare, include_extras=True)["ceiling"], CeilingKind),
+        (understand.Type, MediaKind),
+    ],
+    ids=["impl", "ceiling", "type"],
+)
+def test_options_offer_the_words_that_the_library_knows(option: Any, words: Any) -> None:
+    assert get_args(get_args(option)[0]) == get_args(words)

@@ -79,6 +79,37 @@ class TestValidate:
         ]
 
 
+class TestInit:
+    def test_a_file_of_ones_own_to_edit(self, tmp_path: Path) -> None:
+        file = tmp_path / "new" / "my presets.yaml"
+        result = psa("presets", "init", str(file))
+        assert result.exit_code == 0, result.output
+        assert file.read_bytes() == shipped_presets().read_bytes()
+        assert f"--config '{file}'" in result.stdout
+        assert psa("presets", "validate", str(file)).exit_code == 0
+
+    def test_a_file_that_is_there_is_kept_unless_told_otherwise(self, tmp_path: Path) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text("mine")
+        refused = psa("presets", "init", str(file))
+        assert (refused.exit_code, file.read_text()) == (1, "mine")
+        assert "is there already; name another file, or give --overwrite" in refused.stderr
+        assert psa("presets", "init", str(file), "--overwrite").exit_code == 0
+        assert file.read_bytes() == shipped_presets().read_bytes()
+
+    def test_the_shipped_file_is_never_written(self) -> None:
+        assert psa("presets", "init", str(shipped_presets()), "--overwrite").exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["Wan2.1_1.3b", "wan21_1.3b"])
+def test_a_model_goes_by_section_or_key(name: str) -> None:
+    assert psa("presets", "show", name).stdout.startswith("Wan2.1_1.3b / psa_balanced: ")
+
+
+def test_a_key_brings_the_preset_that_it_is_run_with() -> None:
+    assert psa("presets", "show", "cogvideo_5b_lora").stdout.startswith("CogVideo_5b / psa_4steps: ")
+
+
 def test_schema_is_printed_as_json() -> None:
     assert json.loads(psa("presets", "schema").stdout) == presets_json_schema()
 

@@ -84,10 +84,16 @@ def test_a_case_that_lacks_a_video_is_done_again(case: Case, comparison: Compari
     assert read_finished(case) is None
 
 
-def test_a_case_cut_short_is_done_again(
-    case: Case, comparison: Comparison, described: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_case_cut_short_changes_nothing(
+    tmp_path: Path,
+    case: Case,
+    comparison: Comparison,
+    described: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_case(case, comparison, described)
+    before = read_finished(case)
+    assert before is not None
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -95,7 +101,8 @@ def test_a_case_cut_short_is_done_again(
     monkeypatch.setattr("psa_triton.evaluation.files.write_case_report", stop)
     with pytest.raises(KeyboardInterrupt):
         write_case(case, comparison, described)
-    assert read_finished(case) is None
+    assert read_finished(case) == before
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_other_settings_are_not_written_over(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:

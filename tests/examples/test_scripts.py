@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from psa_triton.cli.app import app as psa
 from psa_triton.presets import shipped_presets
-from psa_triton.video import read_video, write_video
+from psa_triton.video import encode_video, read_video
 
 CHECKOUT = Path(__file__).parents[2]
 SCRIPTS = ["cogvideo/cogvideo_5b.py", "wan21/wan21_1.3b.py", "wan21/wan21_14b.py", "wan22/wan22_5b.py"]
@@ -152,11 +152,11 @@ def test_psa_generate_is_the_same_thing(
 ) -> None:
     made = []
 
-    def write(path: Path, frames: np.ndarray, *, fps: float) -> None:
+    def encode(frames: np.ndarray, *, fps: float) -> bytes:
         made.append(frames)
-        write_video(path, frames, fps=fps)
+        return encode_video(frames, fps=fps)
 
-    monkeypatch.setattr("psa_triton.generation.batch.write_video", write)
+    monkeypatch.setattr("psa_triton.generation.batch.encode_video", encode)
     assert run(COGVIDEO, *quick_lora, "--use_psa").exit_code == 0
     result = CliRunner().invoke(psa, ["generate", *PROMPT, *quick_lora, "--output_dir", str(tmp_path / "psa")])
     assert result.exit_code == 0, result.output
@@ -274,7 +274,7 @@ def test_bad_input_is_one_line_before_anything_is_loaded(
     def no_loading(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("psa_triton.cli.options.load_pipeline", no_loading)
+    monkeypatch.setattr("psa_triton.cli.target.load_pipeline", no_loading)
     result = run(COGVIDEO, *quick_lora, *options)
     assert result.exit_code == 1
     assert result.output.startswith("error: ")

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from psa_triton.generation import Cost, Failure, GeneratedVideo, Job, OnStep, VideoRequest, pending, run_jobs
+from psa_triton.files import Hold
+from psa_triton.generation import Cost, Failure, GeneratedVideo, Job, OnStep, VideoRequest, plan_jobs, run_jobs
 from psa_triton.integrations.diffusers.stats import Recorder
 from psa_triton.video import read_video
 
@@ -54,6 +56,14 @@ def paint(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVi
     return [GeneratedVideo(np.full((5, 32, 32, 3), 0.5, np.float32), COST, NOTHING_RAN) for _ in requests]
 
 
+def plan(jobs: list[Job], *, overwrite: bool = False) -> list[str]:
+    """Names of the videos that are left to do."""
+    requests, settings = [job.request for job in jobs], [job.settings for job in jobs]
+    todo, done = plan_jobs(jobs[0].path.parent, requests, settings, overwrite=overwrite)
+    assert len(todo) + len(done) == len(jobs)
+    return [job.path.name for job in todo]
+
+
 def run(jobs: list[Job], batch_size: int = 1) -> tuple[list[Failure], list[str]]:
     """The failures, and the order of what was told."""
     told: list[str] = []
@@ -93,7 +103,7 @@ def test_a_failure_does_not_stop_the_rest(tmp_path: Path) -> None:
         *("start video_0002.mp4", "step 1", "GeneratedVideo video_0002.mp4"),
     ]
     assert not jobs[1].path.exists()
-    assert pending(jobs) == [jobs[1]]
+    assert plan(jobs) == ["video_0001.mp4"]
 
 
 def test_a_failed_batch_is_made_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -113,50 +123,98 @@ def test_a_failed_batch_is_made_one_by_one(tmp_path: Path, caplog: pytest.LogCap
     assert caplog.messages == ["a batch of 2 videos failed (no such paint); they are made one by one"]
 
 
-def test_finished_videos_are_not_pending(tmp_path: Path) -> None:
+def test_finished_videos_are_not_made_again(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path, "one", "two")
-    assert pending(jobs) == jobs
+    assert plan(jobs) == ["video_0000.mp4", "video_0001.mp4"]
     run(jobs[:1])
-    assert pending(jobs) == jobs[1:]
-    assert pending(jobs, overwrite=True) == jobs
+    assert plan(jobs) == ["video_0001.mp4"]
+    assert plan(jobs, overwrite=True) == ["video_0000.mp4", "video_0001.mp4"]
 
 
-def test_what_an_interrupted_run_leaves_is_done_again(tmp_path: Path) -> None:
+def test_other_requests_get_the_next_numbers_that_are_free(tmp_path: Path) -> None:
+    run(make_jobs(tmp_path, "one", "bad", "three"))
+    (tmp_path / "video_0003.mp4").write_bytes(b"somebody's video")
+    assert plan(make_jobs(tmp_path, "three", "four", "five", "one")) == ["video_0001.mp4", "video_0004.mp4"]
+    assert plan(make_jobs(tmp_path, "one", steps=8)) == ["video_0001.mp4"], "one setting more makes another video"
+
+
+def test_what_a_run_cut_short_leaves_is_done_again_by_the_same_request_alone(tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, "one")
     run([job])
-    # Cut short between sidecar and video, and while the video was being written.
-    job.path.rename(tmp_path / "video_0000.new.mp4")
-    (tmp_path / "video_0000.new.mp4.part").write_bytes(b"half")
-    assert pending([job]) == [job]
+    job.path.unlink()  # cut short between sidecar and video
+    assert plan(make_jobs(tmp_path, "other")) == ["video_0001.mp4"]
+    assert plan(make_jobs(tmp_path, "one", "other")) == ["video_0000.mp4", "video_0001.mp4"]
     run([job])
-    assert pending([job]) == []
+    assert plan([job]) == []
     assert len(read_video(job.path).frames) == 5
     assert sorted(file.name for file in tmp_path.iterdir()) == ["video_0000.json", "video_0000.mp4"]
 
 
-def test_other_settings_are_an_error_that_names_them(tmp_path: Path) -> None:
-    run(make_jobs(tmp_path, "one"))
-    changed = make_jobs(tmp_path, "uno", steps=8)
-    message = r"video_0000.mp4 was made with other settings \(prompt: 'one' -> 'uno', how.steps: 4 -> 8\).*--overwrite"
-    with pytest.raises(ValueError, match=message):
-        pending(changed)
-    assert pending(changed, overwrite=True) == changed
+def test_a_name_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "one", "two")
+    with Hold(jobs[0].path, "another request"):
+        failures, told = run(jobs)
+    assert failures == []
+    assert [line for line in told if line.startswith("Gen")] == [
+        "GeneratedVideo video_0001.mp4",
+        "GeneratedVideo video_0002.mp4",
+    ]
+    for number, prompt in ((1, "one"), (2, "two")):
+        assert json.loads((tmp_path / f"video_000{number}.json").read_text())["settings"]["prompt"] == prompt
 
 
-def test_a_video_without_sidecar_is_not_replaced_unasked(tmp_path: Path) -> None:
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, "one")
-    job.path.write_bytes(b"somebody's video")
-    with pytest.raises(ValueError, match="is there without its sidecar"):
-        pending([job])
+
+    def slowly(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+        job.path.write_bytes(b"somebody's video")
+        return paint(requests, on_step)
+
+    ended: list[str] = []
+    run_jobs([job], slowly, describe=dict, on_start=lambda _: print, on_end=lambda job, _: ended.append(job.path.name))
+    assert ended == ["video_0001.mp4"]
+    assert job.path.read_bytes() == b"somebody's video"
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["video_0000.mp4", "video_0001.json", "video_0001.mp4"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"other": 1}', '{"settings": 3}'])
-def test_a_sidecar_that_is_none_is_an_error(content: str, tmp_path: Path) -> None:
+def test_the_same_video_is_not_made_by_two(tmp_path: Path) -> None:
+    """The second is told who makes it; once it is there, that it is."""
     (job,) = make_jobs(tmp_path, "one")
-    run([job])
-    job.sidecar.write_text(content)
-    with pytest.raises(ValueError, match=r"video_0000.json: expected the sidecar of a video"):
-        pending([job])
+    waiting: list[list[Failure]] = []
+
+    def meanwhile(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+        waiting.append(run([job])[0])
+        return paint(requests, on_step)
+
+    run_jobs([job], meanwhile, describe=dict, on_start=lambda _: print, on_end=lambda job, _: None)
+    assert "video_0000.mp4 is being written by process" in str(waiting[0][0].error)
+    ((late,), _) = run([job])
+    assert "video_0000.mp4 was made by another process meanwhile" in str(late.error)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["video_0000.json", "video_0000.mp4"]
+
+
+def test_a_video_that_cannot_be_saved_fails_alone_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = make_jobs(tmp_path, "one", "two")
+
+    def full(frames: object, *, fps: float) -> bytes:
+        raise OSError("no room")
+
+    monkeypatch.setattr("psa_triton.generation.batch.encode_video", full)
+    failures, told = run(jobs, batch_size=2)
+    assert [str(failure.error) for failure in failures] == ["no room", "no room"]
+    assert told.count("step 1") == 1, "what cannot be saved is not made again one by one"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_room_no_video_is_made(tmp_path: Path) -> None:
+    (job,) = make_jobs(tmp_path, "one")
+    huge = replace(job, request=replace(job.request, num_frames=1 << 40))
+    failures, told = run([huge])
+    assert "of room for the results" in str(failures[0].error)
+    assert told == ["Failure video_0000.mp4"]
 
 
 def test_an_interrupt_stops_the_run(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from psa_triton.cli.options import choose_source
+from psa_triton.cli.target import choose_source
 from psa_triton.generation import checkout_model_configs, configured_models
 from psa_triton.models import MODELS
 

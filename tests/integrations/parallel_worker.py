@@ -126,7 +126,8 @@ def main(folder: Path) -> None:
     # diffusers numbers devices by `rank % device_count()`, which is no number where there is no accelerator.
     torch.accelerator.device_count = lambda: 1
     dist.all_gather = all_gather_by_broadcast
-    dist.init_process_group("gloo")
+    # Named with its device: else diffusers takes sizes to the GPU that torch is built for, there or not.
+    dist.init_process_group("cpu:gloo")
     results = {}
     for name, run in CASES.items():
         alone, alone_records = run(shared=False)

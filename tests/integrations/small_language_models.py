@@ -92,8 +92,9 @@ def mistral(**changes: Any) -> PreTrainedModel:
 
 
 def gemma2(**changes: Any) -> PreTrainedModel:
-    """The first layer has a window, and both a softcap."""
-    return Gemma2ForCausalLM(Gemma2Config(**_TEXT | {"sliding_window": 64} | changes))
+    """The first layer has a window, and both a softcap, which some releases of transformers leave out under SDPA."""
+    small = {"sliding_window": 64, "attn_implementation": "eager"}
+    return Gemma2ForCausalLM(Gemma2Config(**_TEXT | small | changes))
 
 
 def gpt_oss(**changes: Any) -> PreTrainedModel:

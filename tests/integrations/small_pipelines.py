@@ -17,9 +17,11 @@ from diffusers import (
     DiffusionPipeline,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
+    WanModularPipeline,
     WanPipeline,
     WanTransformer3DModel,
     WanVACETransformer3DModel,
+    modular_pipelines,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -117,6 +119,16 @@ def make_wan_pipeline(
         boundary_ratio=0.5 if two_transformers else None,
         expand_timesteps=expand_timesteps,
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_wan_modular_pipeline(components: dict[str, Any]) -> WanModularPipeline:
+    """A `WanModularPipeline` with what it can use of these `components`; without any it has loaded nothing."""
+    # Before diffusers 0.37 the blocks of text to video had another name.
+    blocks = getattr(modular_pipelines, "WanBlocks", None) or modular_pipelines.WanAutoBlocks
+    pipe = blocks().init_pipeline()
+    pipe.update_components(**{name: components[name] for name in pipe.components if name in components})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -214,8 +214,25 @@ def test_masked_attention_is_dense_and_keeps_the_order() -> None:
 
 
 def test_unannounced_mask_on_reordered_tokens_is_refused() -> None:
-    transformer = make_wan_transformer()
-    with apply_psa(transformer, SPARSE), torch.no_grad():
+    transformer, mask = make_wan_transformer(), torch.ones(1, 1, 105, 105, dtype=torch.bool)
+    transformer.blocks[0].attn1.register_forward_pre_hook(lambda attn, args: (*args[:2], mask, *args[3:]))
+    with (
+        apply_psa(transformer, SPARSE),
+        torch.no_grad(),
+        pytest.raises(ValueError, match="attention_mask: expected None"),
+    ):
         transformer(**make_wan_inputs())
-        with pytest.raises(ValueError, match="attention_mask: expected None"):
-            transformer.blocks[0].attn1(torch.ones(1, 105, 64), None, torch.ones(1, 1, 105, 105, dtype=torch.bool))
+
+
+def test_attention_called_after_a_forward_knows_nothing_of_it() -> None:
+    transformer = make_wan_transformer()
+    attn, x = transformer.blocks[0].attn1, torch.ones(1, 105, 64)
+    with torch.no_grad():
+        dense, video = attn(x), transformer(**make_wan_inputs()).sample
+        with apply_psa(transformer, SPARSE) as handle:
+            transformer(**make_wan_inputs())
+            handle.reset()
+            assert torch.equal(attn(x), dense)
+            # `forward` called directly passes by every hook of the transformer: tokens stay in place as well.
+            assert torch.equal(transformer.forward(**make_wan_inputs()).sample, video)
+    assert {record.reason for record in handle.stats().records} == {"outside a transformer forward"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -11,13 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import ContextParallelConfig
 from small_pipelines import make_wan_transformer
 
 from psa_triton.config import PSAConfig
-from psa_triton.integrations.diffusers.parallel import HeadParallel, head_parallel
+from psa_triton.integrations.diffusers.parallel import head_parallel
 from psa_triton.integrations.diffusers.rules import DenseRules
 from psa_triton.integrations.diffusers.state import ForwardState
 from psa_triton.integrations.diffusers.stats import Recorder
+from psa_triton.integrations.diffusers.steps import Schedule
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 CASES = [
@@ -36,6 +39,8 @@ CASES = [
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What two processes under torchrun found, rank by rank."""
+    if "ulysses_anything" not in inspect.signature(ContextParallelConfig).parameters:
+        pytest.skip("diffusers 0.36 shares no tokens but evenly, and those of the cases are odd")
     folder = tmp_path_factory.mktemp("ranks")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
@@ -76,8 +81,11 @@ def test_forms_that_sparse_attention_cannot_take_part_in(degrees: dict, message:
 
 def test_a_mask_on_shared_tokens_is_refused() -> None:
     rules = DenseRules(PSAConfig())
-    state = ForwardState("transformer", rules, read_scheduler=lambda: None, recorder=Recorder(0.0, False), impl="auto")
-    state.begin(500.0, (3, 5, 7), torch.device("cpu"), masked=True, parallel=HeadParallel(SimpleNamespace()))
+    state = ForwardState("transformer", rules, schedule=Schedule(), recorder=Recorder(0.0, False), impl="auto")
+    shared = SimpleNamespace(ring_degree=1, ulysses_degree=2, _ulysses_mesh=SimpleNamespace(get_group=lambda: None))
+    transformer = make_wan_transformer()
+    transformer._parallel_config = SimpleNamespace(context_parallel_config=shared)
+    state.begin(transformer, 500.0, (3, 5, 7), torch.device("cpu"), masked=True)
     with (
         pytest.raises(ValueError, match=r"attention_mask: expected None .* shared between processes, got a mask"),
         state.call(0, 53, 13, torch.ones(1), torch.device("cpu")),

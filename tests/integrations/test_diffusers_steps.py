@@ -54,6 +54,17 @@ def test_denoising_step_is_the_nearest_timestep(timestep: torch.Tensor | float, 
     assert denoising_step(timestep, torch.tensor([999, 667, 333])) == step
 
 
+@pytest.mark.parametrize(
+    ("current", "step"), [(None, 1), (1, 1), (2, 2), (0, 1)], ids=["unknown", "first", "second", "elsewhere"]
+)
+def test_of_equal_timesteps_the_schedulers_own_step_counts(current: int | None, step: int) -> None:
+    """Schedules of second order have timesteps twice; in bfloat16 996 stands for 994 to 998."""
+    twice = torch.tensor([999.0, 667.0, 667.0, 333.0])
+    assert denoising_step(torch.tensor([667.0]), twice, current=current) == step
+    close = torch.tensor([999.9, 997.5, 995.2, 991.0])
+    assert denoising_step(torch.tensor([996.0], dtype=torch.bfloat16), close, current=current) == step
+
+
 def test_denoising_step_needs_timesteps() -> None:
     with pytest.raises(ValueError, match="set_timesteps"):
         denoising_step(5.0, torch.tensor([]))

@@ -111,7 +111,7 @@ def test_prefill_in_chunks(lengths: tuple[int, ...], make_cache: Any, preset: PS
     cache = make_cache(config=model.config, **room)
     chunks = inputs["input_ids"].split(lengths, dim=1)
     with apply_psa(model, preset) as handle:
-        found = torch.cat([logits(model, {"input_ids": ids}, past_key_values=cache) for ids in chunks], dim=1)
+        found = torch.cat([logits(model, {"input_ids": ids}, **small.on_cache(model, cache)) for ids in chunks], dim=1)
         records = handle.stats().records
     torch.testing.assert_close(found, dense, rtol=1e-5, atol=2e-5)
     keys = [sum(lengths[: i + 1]) for i in range(len(lengths))]
@@ -127,7 +127,7 @@ def test_chunks_choose_their_blocks_as_the_whole_prompt_does() -> None:
         whole = logits(model, inputs)
         cache = DynamicCache(config=model.config)
         chunks = inputs["input_ids"].split((128, 172), dim=1)
-        found = torch.cat([logits(model, {"input_ids": ids}, past_key_values=cache) for ids in chunks], dim=1)
+        found = torch.cat([logits(model, {"input_ids": ids}, **small.on_cache(model, cache)) for ids in chunks], dim=1)
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=2e-5)
 
 

@@ -151,8 +151,8 @@ def test_short_prompts_and_chosen_layers(tokens: int, options: dict[str, Any], e
 def test_decode_steps_are_those_of_sdpa_bit_for_bit() -> None:
     model = small.make_model(small.qwen3)
     cache = DynamicCache(config=model.config)
-    model(**small.text_inputs(), past_key_values=cache)
-    step = {"input_ids": torch.tensor([[7]]), "past_key_values": cache}
+    model(**small.text_inputs(), **small.on_cache(model, cache))
+    step = {"input_ids": torch.tensor([[7]]), **small.on_cache(model, cache)}
     dense = logits(model, step)
     cache.crop(-1)
     with apply_psa(model, NOTHING) as handle:

@@ -70,7 +70,7 @@ def test_density_of_chunks_is_weighed_by_their_work() -> None:
     cache = DynamicCache(config=model.config)
     with apply_psa(model, DIAGONAL) as handle:
         for ids in small.text_inputs()["input_ids"].split((128, 172), dim=1):
-            run(model, {"input_ids": ids}, past_key_values=cache)
+            run(model, {"input_ids": ids}, **small.on_cache(model, cache))
         stats = handle.stats()
     first, second = mean_over_queries(range(128)), mean_over_queries(range(128, 300))
     assert [record.density for record in stats.records if record.layer == 0] == pytest.approx([first, second])

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from psa_triton.bench.shapes import AttentionShape
 from psa_triton.ordering import grid_order
+from psa_triton.shapes import AttentionShape
 
 _PEAK = 9.0
 """Logit of a token on itself, over that on a token far away: most of the mass lies on some hundred neighbours."""

@@ -19,12 +19,12 @@ from psa_triton.attention import level_choice, psa_attention
 from psa_triton.bench.clock import median_seconds
 from psa_triton.bench.inputs import local_inputs
 from psa_triton.bench.memory import in_fresh_process, scratch_bytes
-from psa_triton.bench.shapes import AttentionShape, find_shape
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.kernels import attend_levels
 from psa_triton.levels import choose_levels, read_density
+from psa_triton.shapes import AttentionShape, find_shape
 
 logger = logging.getLogger("psa_triton")
 
@@ -83,7 +83,10 @@ def measure_scaling(shape: AttentionShape, settings: Settings) -> Iterator[Case]
             if time.perf_counter() - began + expected > settings.seconds:
                 logger.info("%d tokens would take about %.0f s more: left out", tokens, expected)
                 return
-        last = measure_case(shape if tokens == shape.tokens else shape.shrunk(tokens), settings)
+        smaller = shape if tokens == shape.tokens else shape.shrunk(tokens)
+        if tokens < shape.tokens <= smaller.tokens:
+            continue  # as large as the shape itself, once its sides are rounded
+        last = measure_case(smaller, settings)
         yield last
 
 
@@ -186,6 +189,7 @@ def _attend(
         coarsest=choice.coarsest,
         is_causal=shape.is_causal,
         scale=shape.dim**-0.5,
+        pool_correction=settings.config.pool_correction,
         impl=settings.impl,
     )
     return out

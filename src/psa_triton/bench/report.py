@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from psa_triton.bench.measure import DENSE, FLEX, FLEX_SPARSE, KERNEL, PSA, Case
-from psa_triton.bench.shapes import AttentionShape
 from psa_triton.bench.verdict import Verdict
+from psa_triton.files import Write, write_file
+from psa_triton.shapes import AttentionShape
 
 _STYLES = {
     DENSE: ("dense, torch SDPA", "#666666", "o-"),
@@ -30,8 +32,8 @@ def report(shape: AttentionShape, cases: Sequence[Case], verdict: Verdict, **set
     }
 
 
-def plot(shape: AttentionShape, cases: Sequence[Case], title: str, path: Path) -> None:
-    """Seconds over tokens, both logarithmic, as PNG."""
+def plot(shape: AttentionShape, cases: Sequence[Case], title: str, path: Path, write: Write = write_file) -> None:
+    """Seconds over tokens, both logarithmic, as PNG, by `write`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -46,6 +48,6 @@ def plot(shape: AttentionShape, cases: Sequence[Case], title: str, path: Path) -
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    staged = path.with_name(f"{path.stem}.new.png")
-    figure.savefig(staged, dpi=130)
-    staged.replace(path)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write(path, buffer.getvalue())

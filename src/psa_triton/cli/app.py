@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
-from typer.main import get_command as build_command
 
 import psa_triton
+from psa_triton.cli.bench import bench
+from psa_triton.cli.compare import compare
+from psa_triton.cli.doctor import doctor
 from psa_triton.cli.errors import errors_in_one_line
+from psa_triton.cli.generate import generate
+from psa_triton.cli.inspect import inspect
 from psa_triton.cli.presets import presets
+from psa_triton.cli.tune import tune
+from psa_triton.cli.understand import understand
 
-# Their modules need torch and diffusers, which take seconds to import: each is imported when it is asked for.
-# Command NAME is the function NAME of psa_triton.cli.NAME.
-_HEAVY_COMMANDS = ("generate", "compare", "understand", "bench", "inspect", "tune", "doctor")
+# These modules declare options and import nothing heavy; what runs a command is imported by its function.
 
 DASH_OR_UNDERSCORE = {
     "help_option_names": ["-h", "--help"],
@@ -25,21 +28,10 @@ DASH_OR_UNDERSCORE = {
 
 
 class CommandGroup(TyperGroup):
-    """Imports heavy commands late, and shows an error that a person can mend without its traceback.
+    """Shows an error that a person can mend without its traceback.
 
     `ctx` is typer's own context class, whose name typer does not export.
     """
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [*_HEAVY_COMMANDS, *(name for name in super().list_commands(ctx) if name not in _HEAVY_COMMANDS)]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in _HEAVY_COMMANDS and cmd_name not in self.commands:
-            module = import_module(f"psa_triton.cli.{cmd_name}")
-            command = typer.Typer(add_completion=False)
-            command.command(cmd_name)(getattr(module, cmd_name))
-            self.add_command(build_command(command), cmd_name)
-        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
         with errors_in_one_line(debug=ctx.params["debug"]):
@@ -60,6 +52,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings=DASH_OR_UNDERSCORE,
 )
+for command in (generate, compare, understand, bench, inspect, tune, doctor):
+    app.command()(command)
 app.add_typer(presets, name="presets")
 
 

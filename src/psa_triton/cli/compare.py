@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from psa_triton.cli import options
-from psa_triton.cli.compare_run import CompareRun
-from psa_triton.evaluation import CeilingKind, choose_ceiling, plan_cases
-from psa_triton.generation import choose_attention, make_requests
 
 _COMPARISON = "Comparison"
 
@@ -41,7 +38,7 @@ def compare(
         int, typer.Option("--num-seeds", min=1, help="That many seeds from --seed on.", rich_help_panel=_COMPARISON)
     ] = 1,
     ceiling: Annotated[
-        CeilingKind,
+        Literal["auto", "backend", "dtype", "none"],
         typer.Option(
             "--ceiling",
             help="Make the dense video again by another backend or in another dtype, as what to expect at best; auto: "
@@ -83,11 +80,17 @@ def compare(
     dense.mp4, psa.mp4 (or one a preset), side_by_side.mp4, frames.png and case.json. What is done is kept, so an
     interrupted run goes on when started again into the same folder.
     """
-    prompts = options.read_all_prompts(prompt or [], prompt_file)
+    # Here and not above: torch and diffusers take seconds to import.
+    from psa_triton.cli import target as targets
+    from psa_triton.cli.compare_run import CompareRun
+    from psa_triton.evaluation import choose_ceiling, plan_cases
+    from psa_triton.generation import choose_attention, make_requests
+
+    prompts = targets.read_all_prompts(prompt or [], prompt_file)
     seeds = _all_seeds(seed or [42], num_seeds)
-    source = options.choose_source(model, model_path=model_path, lora_path=lora_path)
-    target = options.find_target(source, device=device, dtype=dtype, impl=impl)
-    parts = options.read_dense_parts(min_tokens, dense_last_steps, dense_layers)
+    source = targets.choose_source(model, model_path=model_path, lora_path=lora_path)
+    target = targets.find_target(source, device=device, dtype=dtype, impl=impl)
+    parts = targets.read_dense_parts(min_tokens, dense_last_steps, dense_layers)
     presets: list[str | None] = [*attention_preset] if attention_preset else [None]
     attentions = [
         choose_attention(target.source, preset, file=config, impl=impl, dense_parts=parts) for preset in presets

@@ -13,14 +13,16 @@ from diffusers import DiffusionPipeline
 from rich.console import Console
 from rich.table import Table
 
-from psa_triton.cli.options import Target, logging_to
-from psa_triton.cli.outcome import reason
-from psa_triton.cli.progress import VideoProgress
+from psa_triton.cli.errors import told_if_interrupted
+from psa_triton.cli.outcome import few, reason
+from psa_triton.cli.progress import VideoProgress, logging_to
+from psa_triton.cli.target import Target
 from psa_triton.evaluation import (
     Case,
     Ceiling,
     Column,
     compare_attentions,
+    expected_room,
     notes,
     read_finished,
     sentence,
@@ -29,6 +31,7 @@ from psa_triton.evaluation import (
     write_case,
     write_summary,
 )
+from psa_triton.files import Hold, check_room, output_folder
 from psa_triton.generation import DENSE, Attention, surroundings, warm_up
 
 logger = logging.getLogger("psa_triton")
@@ -60,8 +63,14 @@ class CompareRun:
         """Do the cases that are not done yet, write the summary of all, and show it; returns how many failed.
 
         Raises:
+            OSError: the folder cannot be made or written, or has no room; known before the model is loaded.
+            TakenError: another process compares into it.
             ValueError: a case is there that was made with other settings.
         """
+        with output_folder(folder, room=0), Hold(folder):
+            return self._make_in(cases, folder, overwrite=overwrite)
+
+    def _make_in(self, cases: Sequence[Case], folder: Path, *, overwrite: bool) -> int:
         console = Console(highlight=False, markup=False, soft_wrap=True)
         done: dict[str, Data | None] = {case.name: read_finished(case, overwrite=overwrite) for case in cases}
         todo = [case for case in cases if done[case.name] is None]
@@ -70,11 +79,12 @@ class CompareRun:
                 console.print(f"{case.folder}: finished before, kept")
         errors: dict[str, Exception] = {}
         if todo:
-            with logging_to(console, verbose=False):
+            check_room(folder, sum(map(expected_room, todo)))
+            with told_if_interrupted(lambda: _so_far(cases, done, folder)), logging_to(console, verbose=False):
                 pipe = self.target.load(todo[0].request, console)
                 if self.warm_up:
                     self._warm_up(pipe, todo[0], console)
-                done |= self._make_all(pipe, todo, errors, console)
+                self._make_all(pipe, todo, done, errors, console)
         finished = [data for case in cases if (data := done[case.name]) is not None]
         if finished:
             failed = [{"name": name, "error": reason(error)} for name, error in errors.items()]
@@ -93,21 +103,25 @@ class CompareRun:
                 logger.warning("the untimed first step failed (%s): times hold what is done only once", reason(error))
 
     def _make_all(
-        self, pipe: DiffusionPipeline, todo: Sequence[Case], errors: dict[str, Exception], console: Console
-    ) -> dict[str, Data]:
-        made = {}
+        self,
+        pipe: DiffusionPipeline,
+        todo: Sequence[Case],
+        done: dict[str, Data | None],
+        errors: dict[str, Exception],
+        console: Console,
+    ) -> None:
         videos = 1 + len(self.attentions) + (self.ceiling is not None)
         with VideoProgress(console, len(todo) * videos) as progress:
             for case in todo:
                 try:
-                    made[case.name] = self._make(pipe, case, progress)
+                    check_room(folder=case.folder, room=expected_room(case))
+                    done[case.name] = self._make(pipe, case, progress)
                 except Exception as error:
                     logger.debug("%s failed", case.folder, exc_info=True)
                     errors[case.name] = error
                     console.print(f"{case.folder}: failed: {reason(error)}")
                 else:
                     console.print(f"{case.folder}: done")
-        return made
 
     def _make(self, pipe: DiffusionPipeline, case: Case, progress: VideoProgress) -> Data:
         comparison = compare_attentions(
@@ -119,6 +133,16 @@ class CompareRun:
             on_end=progress.end_video,
         )
         return write_case(case, comparison, surroundings(self.target.device))
+
+
+def _so_far(cases: Sequence[Case], done: Mapping[str, Data | None], folder: Path) -> str:
+    """What an interrupted run has made, what not, and how the rest comes about."""
+    made = sum(done[case.name] is not None for case in cases)
+    missing = [case.name or repr(case.request.prompt) for case in cases if done[case.name] is None]
+    return (
+        f"{made} of {len(cases)} cases made; not made: {few(missing) or 'none'}; the same command goes on with these; "
+        f"files in {folder}"
+    )
 
 
 def _show(finished: Sequence[Data], console: Console) -> None:

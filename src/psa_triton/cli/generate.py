@@ -6,21 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from psa_triton.cli import options
-from psa_triton.cli.run import Run
-from psa_triton.generation import (
-    DENSE,
-    Attention,
-    DenseParts,
-    ModelSource,
-    choose_attention,
-    launched_processes,
-    make_requests,
-)
-from psa_triton.impl import Impl
+
+if TYPE_CHECKING:
+    from psa_triton.generation import Attention, DenseParts, ModelSource
+    from psa_triton.impl import Impl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +73,14 @@ def make_generate(defaults: Defaults) -> Callable[..., None]:
 
         Each video gets a JSON file of the same name with all settings, versions, times and densities. Videos that are
         there already with the same settings are skipped, so an interrupted batch goes on when started again into the
-        same folder (--no-timestamp). Several processes, started by torchrun or accelerate launch, share the prompts.
+        same folder (--no-timestamp); any others get the next numbers. Several processes, started by torchrun or
+        accelerate launch, share the prompts.
         """
+        # Here and not above: torch and diffusers take seconds to import.
+        from psa_triton.cli import target as targets
+        from psa_triton.cli.run import Run
+        from psa_triton.generation import launched_processes, make_requests
+
         settings = {
             "negative_prompt": negative_prompt,
             "num_inference_steps": num_inference_steps,
@@ -91,18 +91,26 @@ def make_generate(defaults: Defaults) -> Callable[..., None]:
             "guidance_scale_2": guidance_scale_2,
             "fps": fps,
         }
-        prompts = options.read_all_prompts([] if prompt is None else [prompt], prompt_file)
-        source = options.choose_source(
+        prompts = targets.read_all_prompts([] if prompt is None else [prompt], prompt_file)
+        source = targets.choose_source(
             model, model_path=model_path, lora_path=lora_path, keys=defaults.keys, configs=defaults.configs
         )
         if use_psa is None:
             use_psa = defaults.use_psa or attention_preset is not None
-        dense_parts = options.read_dense_parts(min_tokens, dense_last_steps, dense_layers)
+        dense_parts = targets.read_dense_parts(min_tokens, dense_last_steps, dense_layers)
         attention = _attention(source, attention_preset, use_psa, config, impl, dense_parts)
         requests = make_requests(source, prompts, seed=seed, settings=settings)
         with launched_processes() as processes:
-            target = options.find_target(source, device=device, dtype=dtype, impl=impl, processes=processes)
-            run = Run(target, attention, processes, batch_size=batch_size, warm_up=warm_up, verbose=verbose)
+            target = targets.find_target(source, device=device, dtype=dtype, impl=impl, processes=processes)
+            run = Run(
+                target,
+                attention,
+                processes,
+                batch_size=batch_size,
+                warm_up=warm_up,
+                verbose=verbose,
+                new_folder=timestamp,
+            )
             folder = processes.from_main(lambda: _folder(output_dir, source, timestamp))
             failed = run.make(requests, folder, overwrite=overwrite)
         if failed:
@@ -123,6 +131,8 @@ def _attention(
     impl: Impl,
     dense_parts: DenseParts,
 ) -> Attention:
+    from psa_triton.generation import DENSE, choose_attention
+
     if use_psa:
         return choose_attention(source, preset, file=config, impl=impl, dense_parts=dense_parts)
     if preset is not None or config is not None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from psa_triton.cli import options
-from psa_triton.cli.inspect_run import InspectRun, Selection
-from psa_triton.generation import choose_attention, choose_device, make_requests
-from psa_triton.generation.attention import Attention
-from psa_triton.impl import Impl
-from psa_triton.inspection import read_grid, read_qkv
-from psa_triton.models import QWEN2_5_VL
-from psa_triton.presets import load_presets_file
+from psa_triton.models import QWEN2_5_VL, model_key
+
+if TYPE_CHECKING:
+    from psa_triton.generation import Attention
+    from psa_triton.impl import Impl
 
 _SAVED = "Saved q, k, v"
 _VIDEO = "Video (by default as the model is made for)"
@@ -95,6 +93,12 @@ def inspect(
 
     Of a generation (--prompt) or of saved tensors (--qkv). Writes inspect.json, and a PNG a layer, step and head.
     """
+    # Here and not above: torch and diffusers take seconds to import.
+    from psa_triton.cli import target as targets
+    from psa_triton.cli.inspect_run import InspectRun, Selection
+    from psa_triton.generation import choose_attention, choose_device, make_requests
+    from psa_triton.inspection import read_grid, read_qkv
+
     settings: dict[str, Any] = {
         "negative_prompt": negative_prompt,
         "num_inference_steps": num_inference_steps,
@@ -133,11 +137,11 @@ def inspect(
     else:
         of_file = {"grid": grid, "prefix_tokens": prefix_tokens, "causal": causal or None}
         options.refuse(of_file, "saved tensors: give --qkv FILE")
-        prompts = options.read_all_prompts([] if prompt is None else [prompt], None)
-        if model == QWEN2_5_VL.key:
+        prompts = targets.read_all_prompts([] if prompt is None else [prompt], None)
+        if model_key(model) == QWEN2_5_VL.key:
             raise ValueError(f"model: expected a video model, got {model}; save its q, k, v, and give --qkv --causal")
-        source = options.choose_source(model, model_path=model_path, lora_path=lora_path)
-        target = options.find_target(source, device=device, dtype=dtype, impl=impl)
+        source = targets.choose_source(model, model_path=model_path, lora_path=lora_path)
+        target = targets.find_target(source, device=device, dtype=dtype, impl=impl)
         attention = choose_attention(source, attention_preset, file=config, impl=impl)
         (request,) = make_requests(source, prompts, seed=seed, settings=settings)
         run.look_at_generation(target, request, attention, save_qkv=save_qkv)
@@ -149,12 +153,14 @@ def _preset_of_file(preset: str | None, config: Path | None, impl: Impl) -> Atte
     Raises:
         ValueError: no preset with its section was given, or there is no such preset.
     """
+    from psa_triton.generation import Attention
+    from psa_triton.presets import load_presets_file
+
     section, _, name = (preset or "").partition("/")
     if not name:
         raise ValueError(
             f"attention_preset: expected SECTION/PRESET, as the file does not tell its model, got {preset!r}; "
             "`psa presets list` shows them"
         )
-    return Attention(
-        name=f"{section}/{name}", config=load_presets_file(config).preset(section, name).config(), impl=impl
-    )
+    found, settings = load_presets_file(config).attention(section, name)
+    return Attention(name=found, config=settings, impl=impl)

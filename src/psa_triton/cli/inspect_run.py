@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from psa_triton.cli.options import Target, logging_to
-from psa_triton.cli.progress import VideoProgress
+from psa_triton.cli.progress import VideoProgress, logging_to
+from psa_triton.cli.target import Target
 from psa_triton.config import PSAConfig
 from psa_triton.evaluation import CallSite
-from psa_triton.generation import VideoRequest, generate_video, settings_of, surroundings, write_json
-from psa_triton.generation.attention import Attention
+from psa_triton.files import Hold, Staging, output_folder, staged
+from psa_triton.generation import Attention, VideoRequest, generate_video, settings_of, surroundings
+from psa_triton.generation.sidecar import json_bytes
 from psa_triton.inspection import (
     SCHEMA_VERSION,
     AttentionInputs,
@@ -39,6 +42,8 @@ from psa_triton.integrations.diffusers.tap import QKVTap
 
 _BY_DEFAULT = 3
 """Layers, and heads, where none are asked for."""
+_PICTURE = 128 << 10
+"""Bytes of a picture, roughly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ class _Look:
     """How calls of a run are looked at, and where pictures of them go."""
 
     folder: Path
+    files: Staging
     subject: str
     attention: Attention
     heads: Sequence[int]
@@ -82,7 +88,7 @@ class _Look:
         )
         for head in inspection.heads:
             title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
-            draw(inspection, head, title, self.folder / f"{place_name(place, head.head)}.png")
+            draw(inspection, head, title, self.folder / f"{place_name(place, head.head)}.png", self.files.write)
         return call_data(place, inspection)
 
 
@@ -101,13 +107,17 @@ class InspectRun:
             ValueError: the preset is dense or cannot be used with these tensors, or a head does not exist.
         """
         inputs.check(_sparse(attention))
-        look = self._begin(file.stem, attention, self.selection.choose("heads", inputs.q.shape[1]))
+        heads = self.selection.choose("heads", inputs.q.shape[1])
         entries = inputs.q.shape[0]
         calls = []
-        for entry in range(entries):
-            with self.console.status(f"looking at {file.name}"):
-                calls.append(look.at(inputs.batch_entry(entry), {"entry": entry} if entries > 1 else {}))
-        self._finish(calls, {"qkv": file.name, "attention": attention.as_dict()}, device)
+        with self._written(entries * len(heads)) as files:
+            look = self._look(file.stem, attention, heads, files)
+            for entry in range(entries):
+                with self.console.status(f"looking at {file.name}"):
+                    calls.append(look.at(inputs.batch_entry(entry), {"entry": entry} if entries > 1 else {}))
+            settings = {"qkv": file.name, "attention": attention.as_dict()}
+            self._write_numbers(calls, settings, device, files)
+        self._show(calls)
 
     def look_at_generation(
         self, target: Target, request: VideoRequest, attention: Attention, *, save_qkv: bool
@@ -119,11 +129,16 @@ class InspectRun:
         """
         steps = _sparse_steps(_sparse(attention), request.num_inference_steps, self.selection.steps)
         calls: list[dict[str, Any]] = []
-        with logging_to(self.console, verbose=False):
+        selection = self.selection
+        chosen = (len(x) if x is not None else _BY_DEFAULT for x in (selection.layers, selection.heads))
+        with (
+            self._written(math.prod((*chosen, len(steps)))) as files,
+            logging_to(self.console, verbose=False),
+        ):
             pipe = target.load(request, self.console)
             layers = self.selection.choose("layers", layer_count(pipe.transformer))
             heads = self.selection.choose("heads", pipe.transformer.config["num_attention_heads"])
-            look = self._begin(target.source.short_name, attention, heads)
+            look = self._look(target.source.short_name, attention, heads, files)
 
             def on_call(site: CallSite, inputs: AttentionInputs, levels: Tensor) -> None:
                 place = _place(site)
@@ -131,32 +146,43 @@ class InspectRun:
                 if save_qkv:
                     header = {"model": look.subject, "preset": attention.name}
                     header |= {key: str(value) for key, value in place.items()}
-                    write_qkv(self.folder / f"qkv_{place_name(place)}.safetensors", inputs, header)
+                    write_qkv(self.folder / f"qkv_{place_name(place)}.safetensors", inputs, header, files.write)
 
             with QKVTap(pipe) as tap, VideoProgress(self.console, 1) as progress:
                 on_step = progress.start_video(request.prompt, request.num_inference_steps)
                 generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(tap, layers, steps, on_call))
-        if not calls:
-            raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
-        settings = settings_of(
-            target.source, request, attention, device=target.device, dtype=target.dtype, lora=target.lora
-        )
-        self._finish(calls, settings, target.device)
+            if not calls:
+                raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
+            settings = settings_of(
+                target.source, request, attention, device=target.device, dtype=target.dtype, lora=target.lora
+            )
+            self._write_numbers(calls, settings, target.device, files)
+        self._show(calls)
 
-    def _begin(self, subject: str, attention: Attention, heads: Sequence[int]) -> _Look:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "inspect.json").unlink(missing_ok=True)  # it names its pictures: not those of another run
+    @contextmanager
+    def _written(self, pictures: int) -> Iterator[Staging]:
+        """Files of this run, which appear together at its end; the folder is looked at first."""
+        with output_folder(self.folder, room=pictures * _PICTURE), Hold(self.folder), staged() as files:
+            yield files
+
+    def _look(self, subject: str, attention: Attention, heads: Sequence[int], files: Staging) -> _Look:
         return _Look(
             folder=self.folder,
+            files=files,
             subject=subject,
             attention=attention,
             heads=heads,
             query_blocks=self.selection.query_blocks,
         )
 
-    def _finish(self, calls: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], device: torch.device) -> None:
+    def _write_numbers(
+        self, calls: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], device: torch.device, files: Staging
+    ) -> None:
+        """Last of all: it names the pictures."""
         data = {"schema_version": SCHEMA_VERSION, "settings": settings, "calls": calls, **surroundings(device)}
-        write_json(self.folder / "inspect.json", data)
+        files.write(self.folder / "inspect.json", json_bytes(data))
+
+    def _show(self, calls: Sequence[Mapping[str, Any]]) -> None:
         columns, lines = table(calls)
         shown = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         for column in columns:

@@ -1,41 +1,13 @@
-"""Options that several commands have, and the way from them to a loaded pipeline."""
+"""Options that several commands have. Nothing heavy is imported here: `--help` and slips wait for no torch."""
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
-from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from rich.console import Console
-from transformers.utils import logging as transformers_logging
-
-from psa_triton.generation import (
-    ALONE,
-    DenseParts,
-    Lora,
-    ModelSource,
-    Processes,
-    VideoRequest,
-    checkout_model_configs,
-    choose_device,
-    choose_dtype,
-    configured_models,
-    find_lora,
-    find_source,
-    load_pipeline,
-    read_prompts,
-)
-from psa_triton.impl import Impl, resolve_impl
-from psa_triton.names import unknown_name
 
 _ATTENTION = "Model and attention"
 _VIDEO = "Video (by default as the model is made for)"
@@ -53,13 +25,17 @@ PromptFile = Annotated[
     typer.Option("--prompt-file", metavar="FILE", help="Prompts, one a line; blank lines and # comments are skipped."),
 ]
 OutputDir = Annotated[
-    Path, typer.Option("--output-dir", help="Videos go to OUTPUT_DIR/MODEL: video_0000.mp4, video_0000.json, ...")
+    Path,
+    typer.Option(
+        "--output-dir",
+        help="Videos go to OUTPUT_DIR/MODEL: video_0000.mp4, video_0000.json, ...; new ones get the next numbers.",
+    ),
 ]
 Timestamp = Annotated[
     bool, typer.Option("--timestamp/--no-timestamp", help="Make a new folder in OUTPUT_DIR/MODEL for this run.")
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Make videos again that are there already, or were made differently.")
+    bool, typer.Option("--overwrite", help="Number videos from 0000, and replace those that are there.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="How many videos to make together.")]
 WarmUp = Annotated[
@@ -96,7 +72,11 @@ AttentionPreset = Annotated[
 PresetsPath = Annotated[
     Path | None, _option("--config", "A presets file of your own instead of the shipped one.", _ATTENTION, "PATH")
 ]
-Implementation = Annotated[Impl, _option("--impl", "Implementation of the sparse operator.", _ATTENTION)]
+# The words are those of `psa_triton.impl.Impl`, whose module needs torch; a test holds them together.
+Implementation = Annotated[
+    Literal["auto", "reference", "cpu", "triton"],
+    _option("--impl", "Implementation of the sparse operator.", _ATTENTION),
+]
 MinTokens = Annotated[
     int | None,
     _option(
@@ -136,102 +116,6 @@ Dtype = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Target:
-    """What is to run, and where. Finding it loads nothing."""
-
-    source: ModelSource
-    device: torch.device
-    dtype: torch.dtype
-
-    @cached_property
-    def lora(self) -> Lora | None:
-        """The LoRA weights that the model is run with; those on the hub are fetched."""
-        spec = self.source.spec
-        return None if spec is None or spec.lora_path is None else find_lora(spec.lora_path)
-
-    def load(self, request: VideoRequest, console: Console) -> DiffusionPipeline:
-        """The pipeline, ready for videos like `request`; a spinner on `console` stands for the libraries' bars."""
-        if self.source.spec is not None and self.source.spec.timing_only:
-            console.print(
-                f"{self.source.name} is for taking times: it was not trained on this size, its videos show little"
-            )
-        lora = self.lora
-        with console.status(f"loading {self.source.name}"), no_loading_bars():
-            return load_pipeline(
-                self.source,
-                device=self.device,
-                dtype=self.dtype,
-                width=request.width,
-                height=request.height,
-                lora=lora,
-            )
-
-
-def choose_source(
-    model: str,
-    *,
-    model_path: str | None = None,
-    lora_path: str | None = None,
-    keys: Sequence[str] = (),
-    configs: Path | None = None,
-) -> ModelSource:
-    """The model that the options name, with its settings.
-
-    A setting comes from the command line; if it is not there, from `model_configs.py`; else from the registry.
-
-    Args:
-        model: a key, or a pipeline folder.
-        model_path: weights for the key: a folder or a hub id.
-        lora_path: LoRA weights: a file, a folder or a hub id.
-        keys: the keys to choose from, the first of which has the settings for a folder whose model is not known; all
-            keys and no such settings by default.
-        configs: a `model_configs.py`; by default that of the checkout which this library runs from, if it does.
-
-    Raises:
-        ValueError: neither a key nor a pipeline folder, a mistake in `model_configs.py`, or a LoRA for a folder with an
-            unknown model.
-        FileNotFoundError: a folder is not there, or the built-in model is not part of this installation.
-    """
-    models = configured_models(configs or checkout_model_configs())
-    if keys and model not in keys and not Path(model).is_dir():
-        raise ValueError(f"{unknown_name('model', model, keys)}; nor is it the path of a folder")
-    source = find_source(model, models=models, weights=model_path, otherwise=models[keys[0]] if keys else None)
-    if lora_path is None:
-        return source
-    if source.spec is None:
-        raise ValueError(f"lora_path: {source.name} is no model I know; give --model KEY --model_path {source.name}")
-    return replace(source, spec=replace(source.spec, lora_path=lora_path))
-
-
-def find_target(source: ModelSource, *, device: str, dtype: str, impl: Impl, processes: Processes = ALONE) -> Target:
-    """A model and where it is to run.
-
-    Args:
-        source: the model.
-        device: as in `choose_device`.
-        dtype: as in `choose_dtype`.
-        impl: implementation of the sparse operator.
-        processes: those of the run.
-
-    Raises:
-        ValueError: an unknown device or type, or an implementation that cannot run on the device.
-    """
-    chosen = choose_device(device, processes)
-    resolve_impl(impl, torch.empty(0, device=chosen))
-    return Target(source, chosen, choose_dtype(dtype, chosen))
-
-
-def read_dense_parts(min_tokens: int | None, dense_last_steps: int, dense_layers: str) -> DenseParts:
-    """What is to run dense though attention is sparse.
-
-    Raises:
-        ValueError: `dense_layers` is no list of indexes.
-    """
-    layers = read_indexes("dense_layers", dense_layers) if dense_layers else []
-    return DenseParts(min_tokens=min_tokens, dense_last_steps=dense_last_steps, dense_layers=tuple(layers))
-
-
 def read_indexes(name: str, text: str) -> list[int]:
     """Indexes such as `0,2` or `0,36-39`, each once.
 
@@ -256,58 +140,3 @@ def refuse(given: Mapping[str, Any], reason: str) -> None:
     """
     if names := [name for name, value in given.items() if value is not None]:
         raise ValueError(f"{', '.join(names)}: only for {reason}")
-
-
-def read_all_prompts(prompts: list[str], file: Path | None) -> list[str]:
-    """The prompts that the options give.
-
-    Raises:
-        ValueError: there is none, there are prompts and a file, or the file has none.
-        FileNotFoundError: there is no such file.
-    """
-    if prompts and file is not None:
-        raise ValueError("expected --prompt or --prompt-file, got both")
-    if file is not None:
-        return read_prompts(file)
-    if not any(prompt.strip() for prompt in prompts):
-        raise ValueError("expected a prompt: give --prompt TEXT or --prompt-file FILE")
-    return prompts
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints above the progress bars of a console."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(self.format(record))
-
-
-@contextmanager
-def logging_to(console: Console, *, verbose: bool) -> Iterator[None]:
-    """Shows the library's log on `console`: warnings, and with `verbose` every sparse attention call."""
-    logger = logging.getLogger("psa_triton")
-    before = logger.level
-    handler = _ConsoleHandler(console)
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
-
-
-@contextmanager
-def no_loading_bars() -> Iterator[None]:
-    """Switches off the bars that diffusers and transformers draw while they load; those that were on come back."""
-    libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in libraries:
-            library.enable_progress_bar()

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from psa_triton.generation import Cost, Failure, GeneratedVideo
 
+_SHOWN = 5
+"""Names of a list that are shown."""
+
 
 def outcome_line(path: Path, outcome: GeneratedVideo | Failure) -> str:
     """Time and density of a video, or why there is none."""
@@ -48,3 +51,9 @@ def reason(error: Exception) -> str:
     """An error in one line."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def few(names: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,8 +1,10 @@
-"""Progress bars of the commands that make videos."""
+"""Progress bars and the log of the commands that make videos."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -53,3 +55,29 @@ class VideoProgress:
     def end_video(self) -> None:
         """The video is done, or has failed."""
         self._bars.advance(self._videos)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above the progress bars of a console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record))
+
+
+@contextmanager
+def logging_to(console: Console, *, verbose: bool) -> Iterator[None]:
+    """Shows the library's log on `console`: warnings, and with `verbose` every sparse attention call."""
+    logger = logging.getLogger("psa_triton")
+    before = logger.level
+    handler = _ConsoleHandler(console)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from rich.console import Console
 
-from psa_triton.cli.options import Target, logging_to
-from psa_triton.cli.outcome import failure_line, outcome_line, reason, summary_line
-from psa_triton.cli.progress import VideoProgress, make_console
+from psa_triton.cli.errors import told_if_interrupted
+from psa_triton.cli.outcome import failure_line, few, outcome_line, reason, summary_line
+from psa_triton.cli.progress import VideoProgress, logging_to, make_console
+from psa_triton.cli.target import Target
+from psa_triton.files import output_folder
 from psa_triton.generation import (
     Attention,
     Cost,
@@ -25,7 +28,7 @@ from psa_triton.generation import (
     Processes,
     VideoRequest,
     generate_videos,
-    pending,
+    plan_jobs,
     run_jobs,
     settings_of,
     surroundings,
@@ -54,7 +57,8 @@ class _Share:
 class Run:
     """How videos are made: the model, the attention, by which processes, how many together, and how loud.
 
-    With `warm_up` each process first makes an untimed step.
+    With `warm_up` each process first makes an untimed step. `new_folder` tells that the run has a folder of its own, so
+    that a second one does not go on with it.
     """
 
     target: Target
@@ -63,31 +67,37 @@ class Run:
     batch_size: int
     warm_up: bool
     verbose: bool
+    new_folder: bool = False
 
     def make(self, requests: Sequence[VideoRequest], folder: Path, *, overwrite: bool) -> int:
         """Make the videos that are not in `folder` yet, and say how each went.
+
+        A video that is there with the same settings is not made again; every other gets the next number.
 
         Returns:
             How many failed, in all processes.
 
         Raises:
-            ValueError: a video is there that was made with other settings.
+            OSError: the folder cannot be made or written, or has no room; known before the model is loaded.
+            ValueError: a sidecar in the folder is damaged.
             Exception: the model cannot be loaded, or the attention does not fit it. One of several processes lets its
                 videos fail instead, and does not stop the others.
         """
         console = make_console(self.processes)
-        jobs = [
-            Job(folder / f"video_{index:04d}.mp4", request, self._settings(request))
-            for index, request in enumerate(requests)
-        ]
+        settings = [self._settings(request) for request in requests]
         # Only one looks what is there: by the time another did, the first video might be made, and the shares differ.
-        todo = self.processes.from_main(lambda: pending(jobs, overwrite=overwrite))
-        skipped = [job for job in jobs if job not in todo]
+        todo, finished = self.processes.from_main(lambda: plan_jobs(folder, requests, settings, overwrite=overwrite))
         if self.processes.is_main:
-            for job in skipped:
+            for job in finished:
                 console.print(f"{job.path}: finished before, skipped")
-        with logging_to(console, verbose=self.verbose):
-            share = self._make_share(self.processes.share(todo), console)
+        mine = self.processes.share(todo)
+        made: list[Job] = []
+        with (
+            output_folder(folder, room=sum(job.room for job in mine)) if mine else nullcontext(),
+            told_if_interrupted(lambda: self._so_far(mine, made, folder)),
+            logging_to(console, verbose=self.verbose),
+        ):
+            share = self._make_share(mine, made, console)
         shares = self.processes.gather(share)
         failed = sorted(line for share in shares for line in share.failed)
         if self.processes.is_main:
@@ -97,7 +107,7 @@ class Run:
                 console.print(f"  {line}")
             costs = [cost for share in shares for cost in share.costs]
             seconds = max(share.seconds for share in shares)
-            console.print(summary_line(folder, costs, skipped=len(skipped), failed=len(failed), seconds=seconds))
+            console.print(summary_line(folder, costs, skipped=len(finished), failed=len(failed), seconds=seconds))
         return len(failed)
 
     def _settings(self, request: VideoRequest) -> dict[str, object]:
@@ -106,7 +116,18 @@ class Run:
             target.source, request, self.attention, device=target.device, dtype=target.dtype, lora=target.lora
         )
 
-    def _make_share(self, jobs: list[Job], console: Console) -> _Share:
+    def _so_far(self, jobs: Sequence[Job], made: Sequence[Job], folder: Path) -> str:
+        """What an interrupted process has made, what not, and how the rest comes about."""
+        names = f" ({few([job.path.name for job in made])})" if made else ""
+        requests = [job.request for job in made]
+        missing = few([repr(job.request.prompt) for job in jobs if job.request not in requests])
+        again = "starts anew, in a folder of its own" if self.new_folder else "goes on with these"
+        return (
+            f"{len(made)} of {len(jobs)} videos made{names}; not made: {missing or 'none'}; the same command {again}; "
+            f"files in {folder}"
+        )
+
+    def _make_share(self, jobs: list[Job], made: list[Job], console: Console) -> _Share:
         """Make the videos of this process."""
         if not jobs:
             return _Share([], [])
@@ -120,7 +141,7 @@ class Run:
             return _Share([], [failure_line(Failure(job, error)) for job in jobs])
         if self.warm_up:
             self._warm_up(pipe, [job.request for job in jobs[: self.batch_size]], console)
-        return self._make_all(pipe, jobs, console)
+        return self._make_all(pipe, jobs, made, console)
 
     def _warm_up(self, pipe: DiffusionPipeline, requests: Sequence[VideoRequest], console: Console) -> None:
         try:
@@ -129,7 +150,7 @@ class Run:
         except Exception as error:  # the run itself will tell which video cannot be made
             logger.warning("the untimed first step failed (%s): times hold what is done only once", reason(error))
 
-    def _make_all(self, pipe: DiffusionPipeline, jobs: list[Job], console: Console) -> _Share:
+    def _make_all(self, pipe: DiffusionPipeline, jobs: list[Job], made: list[Job], console: Console) -> _Share:
         attention, config = self.attention, self.attention.config
         if self.verbose and config is not None:
             attention = replace(attention, config=config.replace(verbose=True))
@@ -143,6 +164,7 @@ class Run:
             console.print(outcome_line(job.path, outcome))
             if isinstance(outcome, GeneratedVideo):
                 costs.append(outcome.cost)
+                made.append(job)
 
         began = time.perf_counter()
         with VideoProgress(console, len(jobs)) as progress:

@@ -11,6 +11,8 @@ from typer.core import TyperCommand
 
 from psa_triton.cli.app import DASH_OR_UNDERSCORE
 from psa_triton.cli.errors import errors_in_one_line
+from psa_triton.cli.generate import Defaults, make_generate
+from psa_triton.cli.understand import make_understand
 
 
 class _Script(TyperCommand):
@@ -28,17 +30,12 @@ def make_script(*models: str, configs: Path) -> typer.Typer:
         models: keys of the models to choose from; the first is the default.
         configs: the `model_configs.py` that holds the settings people edit.
     """
-    # torch and diffusers take seconds to import.
-    from psa_triton.cli.generate import Defaults, make_generate
-
     defaults = Defaults(model=models[0], keys=models, configs=configs, use_psa=False, warm_up=True, timestamp=True)
     return _script(make_generate(defaults), epilog=f"Models: {', '.join(models)}.")
 
 
 def make_understanding_script() -> typer.Typer:
     """The command of a script: the options of `psa understand`, dense unless asked otherwise."""
-    from psa_triton.cli.understand import make_understand
-
     return _script(make_understand(use_psa=False))
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from psa_triton.cli import options
-from psa_triton.cli.tune_run import Destination, TuneRun
-from psa_triton.generation import Attention, choose_attention, choose_device, make_requests
-from psa_triton.impl import Impl
-from psa_triton.inspection import QKVFile, read_qkv
-from psa_triton.presets import load_presets_file
-from psa_triton.tuning import Goal
+
+if TYPE_CHECKING:
+    from psa_triton.generation import Attention
+    from psa_triton.impl import Impl
+    from psa_triton.inspection import QKVFile
 
 _GOAL: Final = "Goal (one of them; by default the budget of the preset that is tuned)"
 _SAVED: Final = "Saved q, k, v"
@@ -103,6 +102,13 @@ def tune(
     Makes a video a prompt with dense attention, tries growing budgets on what its attention layers attended with, shows
     the curves, and writes a preset for `psa generate --config FILE --attention-preset NAME`, with a picture beside it.
     """
+    # Here and not above: torch and diffusers take seconds to import.
+    from psa_triton.cli import target as targets
+    from psa_triton.cli.tune_run import Destination, TuneRun
+    from psa_triton.generation import choose_attention, choose_device, make_requests
+    from psa_triton.inspection import read_qkv
+    from psa_triton.tuning import Goal
+
     settings: dict[str, Any] = {
         "negative_prompt": negative_prompt,
         "num_inference_steps": num_inference_steps,
@@ -126,9 +132,9 @@ def tune(
         run = TuneRun(base, warmup_steps, goal, to, query_blocks)
         run.tune_files(files, steps=num_inference_steps)
         return
-    prompts = options.read_all_prompts(prompt or [], prompt_file)
-    source = options.choose_source(model, model_path=model_path, lora_path=lora_path)
-    target = options.find_target(source, device=device, dtype=dtype, impl=impl)
+    prompts = targets.read_all_prompts(prompt or [], prompt_file)
+    source = targets.choose_source(model, model_path=model_path, lora_path=lora_path)
+    target = targets.find_target(source, device=device, dtype=dtype, impl=impl)
     base = choose_attention(source, attention_preset or _BASE, file=config, impl=impl)
     run = TuneRun(base, warmup_steps, goal, to, query_blocks)
     run.tune_model(target, make_requests(source, prompts, seed=seed, settings=settings), parts=parts, check=check)
@@ -155,6 +161,9 @@ def _preset_of_files(preset: str | None, files: Iterable[QKVFile], config: Path 
     Raises:
         ValueError: neither tells one section, or there is no such preset.
     """
+    from psa_triton.generation import Attention
+    from psa_triton.presets import load_presets_file
+
     if preset is None:
         sections = {file.header.get("preset", "").partition("/")[0] for file in files}
         preset = f"{min(sections)}/{_BASE}" if len(sections) == 1 and all(sections) else None
@@ -164,6 +173,5 @@ def _preset_of_files(preset: str | None, files: Iterable[QKVFile], config: Path 
             f"attention_preset: expected SECTION/PRESET, as the files do not tell one model, got {preset!r}; "
             "`psa presets list` shows them"
         )
-    return Attention(
-        name=f"{section}/{name}", config=load_presets_file(config).preset(section, name).config(), impl=impl
-    )
+    found, settings = load_presets_file(config).attention(section, name)
+    return Attention(name=found, config=settings, impl=impl)

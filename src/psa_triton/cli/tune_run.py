@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,11 +17,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from psa_triton.cli.options import Target, logging_to
-from psa_triton.cli.progress import VideoProgress
+from psa_triton.cli.errors import told_if_interrupted
+from psa_triton.cli.progress import VideoProgress, logging_to
+from psa_triton.cli.target import Target
 from psa_triton.config import PSAConfig
 from psa_triton.evaluation import CallSite
 from psa_triton.evaluation.measures.pixels import psnr
+from psa_triton.files import Hold, output_folder, staged
 from psa_triton.generation import DENSE, Attention, VideoRequest, generate_video
 from psa_triton.inspection import AttentionInputs, Probe, QKVFile
 from psa_triton.integrations.diffusers import layer_count
@@ -48,6 +51,8 @@ from psa_triton.tuning import (
 _READ_ALL = PSAConfig(block_n=128, mask_ratios={1: (0.0, 1.0)}, importance="pooled", use_rearrange=False)
 """Dense attention, in a form that tells of its calls; tokens stay in their own order."""
 _FEW_LAYERS = 12
+_ROOM = 1 << 18
+"""Bytes of the presets file and the picture, roughly."""
 
 Measured = defaultdict[tuple[int, int], list[Curve]]
 """Curves by part and layer."""
@@ -82,14 +87,13 @@ class TuneRun:
         began = time.perf_counter()
         config, steps = self._config(), requests[0].num_inference_steps
         chosen = parts_of_run(steps, warmup=config.warmup_steps, count=parts)
-        goal = self._begin(config, steps)
         part_of = {part.measured: index for index, part in enumerate(chosen)}
         measured: Measured = defaultdict(list)
 
         def on_call(site: CallSite, inputs: AttentionInputs, _: Tensor) -> None:
             measured[part_of[site.step], site.layer].append(self._curve(inputs, config))
 
-        with logging_to(self.console, verbose=False):
+        with self._begun(config, steps) as goal, logging_to(self.console, verbose=False):
             pipe = target.load(requests[0], self.console)
             dense = Attention(name="dense, tapped", config=_READ_ALL, impl=self.base.impl)
             with QKVTap(pipe) as tap, VideoProgress(self.console, len(requests)) as progress:
@@ -100,7 +104,8 @@ class TuneRun:
                     progress.end_video()
             tuned, uniform = self._finish(make_cells(measured, chosen), chosen, goal, config, steps)
             if check:
-                self._check(pipe, requests[0], {"one budget": uniform, self.to.preset_name: tuned})
+                with told_if_interrupted(lambda: f"the preset is in {self.to.output}; its check was not finished"):
+                    self._check(pipe, requests[0], {"one budget": uniform, self.to.preset_name: tuned})
         self.console.print(f"{time.perf_counter() - began:.0f} s in all")
 
     def tune_files(self, files: Mapping[Path, QKVFile], *, steps: int | None) -> None:
@@ -118,15 +123,15 @@ class TuneRun:
             steps = 1 + config.warmup_steps
             places, found = {path: (layer, steps - 1) for path, (layer, _) in places.items()}, [steps - 1]
         parts = parts_around(found, steps, warmup=config.warmup_steps)
-        goal = self._begin(config, steps)
         measured: Measured = defaultdict(list)
-        for path, file in files.items():
-            layer, step = places[path]
-            inputs = file.inputs()
-            with self.console.status(f"measuring {path.name}"):
-                for entry in range(inputs.q.shape[0]):
-                    measured[found.index(step), layer].append(self._curve(inputs.batch_entry(entry), config))
-        self._finish(make_cells(measured, parts), parts, goal, config, steps)
+        with self._begun(config, steps) as goal:
+            for path, file in files.items():
+                layer, step = places[path]
+                inputs = file.inputs()
+                with self.console.status(f"measuring {path.name}"):
+                    for entry in range(inputs.q.shape[0]):
+                        measured[found.index(step), layer].append(self._curve(inputs.batch_entry(entry), config))
+            self._finish(make_cells(measured, parts), parts, goal, config, steps)
 
     def _config(self) -> PSAConfig:
         config = self.base.config
@@ -134,13 +139,15 @@ class TuneRun:
             raise ValueError(f"attention_preset: expected one with mask_mode: budget, got {self.base.name}")
         return config if self.warmup_steps is None else config.replace(warmup_steps=self.warmup_steps)
 
-    def _begin(self, config: PSAConfig, steps: int) -> Goal:
-        """Everything that may go wrong is to do so before the work starts."""
+    @contextmanager
+    def _begun(self, config: PSAConfig, steps: int) -> Iterator[Goal]:
+        """Everything that may go wrong is to do so before the work starts; nobody else edits the file meanwhile."""
         goal = Goal(budget=config.budget) if self.goal is None else self.goal
         goal.check(steps=steps, warmup=config.warmup_steps)
         check_output(self.to.output)
         self._text(config)
-        return goal
+        with output_folder(self.to.output.absolute().parent, room=_ROOM, option="output"), Hold(self.to.output):
+            yield goal
 
     def _text(self, config: PSAConfig) -> str:
         to, section = self.to, self.base.name.partition("/")[0]
@@ -163,9 +170,11 @@ class TuneRun:
         self._show(cells, parts, chosen, tuned)
         self._say(chosen, budget, uniform, config.warmup_steps, steps)
         section, to = self.base.name.partition("/")[0], self.to
-        write_presets(to.output, self._text(tuned), section, to.preset_name, tuned)
         picture = to.output.with_name(f"{to.output.stem}_{to.preset_name}.png")
-        draw(cells, parts, chosen, uniform, f"{section}/{to.preset_name}, from {self.base.name}", picture)
+        with staged() as files:
+            write_presets(to.output, self._text(tuned), section, to.preset_name, tuned, files.write)
+            title = f"{section}/{to.preset_name}, from {self.base.name}"
+            draw(cells, parts, chosen, uniform, title, picture, files.write)
         self.console.print(f"Preset {section}/{to.preset_name} is in {to.output}, the curves in {picture}")
         return tuned, config.replace(budget=budget, budget_table=())
 
@@ -232,4 +241,4 @@ def _place(path: Path, file: QKVFile) -> tuple[int, int]:
         raise ValueError(f"qkv: expected the layer in the header of {path}, as psa inspect --save-qkv writes it")
     if "v" not in file.tensors:
         raise ValueError(f"qkv: expected tensors q, k and v in {path}, found no v")
-    return int(file.header["layer"]), int(file.header.get("step", 0))
+    return int(file.header["layer"]), file.number("step")

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import typer
-from rich.console import Console
 
 from psa_triton.cli import options
-from psa_triton.generation import DENSE, Attention, choose_device, choose_dtype
-from psa_triton.impl import Impl, resolve_impl
-from psa_triton.integrations.transformers.stats import DECODE
 from psa_triton.models import QWEN2_5_VL
-from psa_triton.understanding import (
-    Answer,
-    Media,
-    MediaKind,
-    Prompt,
-    answer_prompt,
-    check_media,
-    choose_attention,
-    find_checkpoint,
-    make_prompt,
-    read_media,
-)
+
+if TYPE_CHECKING:
+    from psa_triton.generation import Attention
+    from psa_triton.impl import Impl
+    from psa_triton.understanding import Answer, Media, Prompt
 
 _INPUT = "Image or video"
 _MODEL = "Model and attention"
 
 Input = Annotated[Path, typer.Option("--input", metavar="FILE", help="The image or video.", rich_help_panel=_INPUT)]
-Type = Annotated[MediaKind, typer.Option("--type", help="What the file is.", rich_help_panel=_INPUT)]
+Type = Annotated[Literal["image", "video"], typer.Option("--type", help="What the file is.", rich_help_panel=_INPUT)]
 PreprocessFrames = Annotated[
     int | None,
     typer.Option(
@@ -101,6 +89,15 @@ def make_understand(*, use_psa: bool) -> Callable[..., None]:
         The answer appears as it is made; then how many tokens there were, how long they took, and how much of the
         attention was sparse.
         """
+        # Here and not above: torch and transformers take seconds to import.
+        import torch
+        from rich.console import Console
+
+        from psa_triton.cli.target import no_loading_bars
+        from psa_triton.generation import choose_device, choose_dtype
+        from psa_triton.impl import resolve_impl
+        from psa_triton.understanding import answer_prompt, check_media, find_checkpoint, make_prompt, read_media
+
         if use_psa is None:
             use_psa = sparse_by_default or attention_preset is not None
         attention = _attention(attention_preset, use_psa, config, impl)
@@ -112,7 +109,7 @@ def make_understand(*, use_psa: bool) -> Callable[..., None]:
         media = read_media(input, type, num_frames=preprocess_frames)
         model_input = make_prompt(checkpoint, media, prompt, max_tokens=max_tokens)
         console = Console(highlight=False, markup=False, soft_wrap=True)
-        with console.status(f"loading {model}"), options.no_loading_bars():
+        with console.status(f"loading {model}"), no_loading_bars():
             loaded = checkpoint.load_weights(device=place, dtype=weights)
         answer = answer_prompt(
             loaded,
@@ -132,6 +129,9 @@ understand = make_understand(use_psa=True)
 
 
 def _attention(preset: str | None, use_psa: bool, config: Path | None, impl: Impl) -> Attention:
+    from psa_triton.generation import DENSE
+    from psa_triton.understanding import choose_attention
+
     if use_psa:
         return choose_attention(preset, file=config, impl=impl)
     if preset is not None or config is not None:
@@ -158,6 +158,8 @@ def _sparsity(answer: Answer) -> str:
     """How sparse the prefill was, or why it was dense; nothing where PSA had no part in it."""
     if answer.attention is None:
         return ""
+    from psa_triton.integrations.transformers.stats import DECODE
+
     layers = [record for record in answer.attention.records if record.part == "text" and record.reason != DECODE]
     sparse = sum(record.sparse for record in layers)
     reasons = ", ".join(sorted({record.reason for record in layers if record.reason is not None}))

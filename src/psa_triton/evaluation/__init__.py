@@ -5,7 +5,7 @@ from __future__ import annotations
 from psa_triton.evaluation.case import Case, plan_cases, read_finished
 from psa_triton.evaluation.ceiling import Ceiling, CeilingKind, choose_ceiling
 from psa_triton.evaluation.compare import Candidate, Comparison, compare_attentions, label_attentions
-from psa_triton.evaluation.files import write_case, write_summary
+from psa_triton.evaluation.files import expected_room, write_case, write_summary
 from psa_triton.evaluation.levels_record import CallSite, LevelMap, LevelRecording, TokenLayout
 from psa_triton.evaluation.measures import MEASURES, PSNR_CAP, Fidelity, fidelity
 from psa_triton.evaluation.summary import Column, summarise
@@ -27,6 +27,7 @@ __all__ = [
     "TokenLayout",
     "choose_ceiling",
     "compare_attentions",
+    "expected_room",
     "fidelity",
     "label_attentions",
     "markdown",

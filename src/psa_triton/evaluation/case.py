@@ -11,6 +11,7 @@ from typing import Any, Final
 from psa_triton.evaluation.ceiling import Ceiling
 from psa_triton.evaluation.compare import Candidate, Comparison, label_attentions
 from psa_triton.evaluation.measures import PSNR_CAP
+from psa_triton.evaluation.summary import summarise
 from psa_triton.generation import Attention, VideoRequest
 from psa_triton.generation.sidecar import differences, read_settings
 
@@ -83,7 +84,16 @@ def read_finished(case: Case, *, overwrite: bool = False) -> dict[str, Any] | No
             f"{case.folder} was made with other settings ({changed}); give --overwrite to replace it, or another folder"
         )
     data: dict[str, Any] = json.loads(case.file.read_text(encoding="utf-8"))
-    return None if data["missing"] else data
+    try:
+        if data["missing"]:
+            return None
+        summarise([data])
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"{case.file}: expected the numbers of a finished case, found none or others ({error}); move it away "
+            "or give --overwrite"
+        ) from error
+    return data
 
 
 def case_data(case: Case, comparison: Comparison, described: Mapping[str, Any]) -> dict[str, Any]:

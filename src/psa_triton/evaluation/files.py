@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from psa_triton.evaluation.case import SCHEMA_VERSION, Case, case_data
 from psa_triton.evaluation.compare import Comparison
 from psa_triton.evaluation.contact_sheet import contact_sheet
@@ -15,8 +13,10 @@ from psa_triton.evaluation.measures import MEASURES
 from psa_triton.evaluation.report import write_case_report, write_run_report
 from psa_triton.evaluation.summary import summarise
 from psa_triton.evaluation.table import markdown
-from psa_triton.generation import DENSE, write_json
-from psa_triton.video import side_by_side, write_video
+from psa_triton.files import staged
+from psa_triton.generation import DENSE
+from psa_triton.generation.sidecar import json_bytes
+from psa_triton.video import Frames, encode_video, png, side_by_side
 
 
 def write_case(case: Case, comparison: Comparison, described: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,23 +30,28 @@ def write_case(case: Case, comparison: Comparison, described: Mapping[str, Any])
         comparison: what came out.
         described: what else `case.json` is to hold, such as versions and hardware.
     """
-    case.folder.mkdir(parents=True, exist_ok=True)
-    case.file.unlink(missing_ok=True)  # as long as files are of two runs, the case is not done
     fps, dense = case.request.fps, comparison.dense.frames
     frames = {candidate.label: candidate.video.frames for candidate in comparison.candidates}
-    write_video(case.folder / "dense.mp4", dense, fps=fps)
     single = len(case.settings["attentions"]) == 1
-    for label in frames:
-        name = "psa" if single else label.replace("/", "_")
-        write_video(case.folder / f"{name}.mp4", frames[label], fps=fps)
-    write_video(case.folder / "side_by_side.mp4", side_by_side({DENSE.name: dense, **frames}), fps=fps)
-    part = case.folder / "frames.part.png"
-    Image.fromarray(contact_sheet(dense, frames)).save(part)
-    part.replace(case.folder / "frames.png")
+    names = {label: "psa" if single else label.replace("/", "_") for label in frames}
+    videos: dict[str, Frames] = {DENSE.name: dense, **{names[label]: frames[label] for label in frames}}
+    videos["side_by_side"] = side_by_side({DENSE.name: dense, **frames})
     data = case_data(case, comparison, described)
-    write_case_report(case.folder / "report.html", data, comparison)
-    write_json(case.file, data)
+    with staged() as files:
+        for name, video in videos.items():
+            files.write(case.folder / f"{name}.mp4", encode_video(video, fps=fps))
+        files.write(case.folder / "frames.png", png(contact_sheet(dense, frames)))
+        write_case_report(case.folder / "report.html", data, comparison, files.write)
+        files.write(case.file, json_bytes(data))
     return data
+
+
+def expected_room(case: Case) -> int:
+    """Bytes that the files of a case take, roughly."""
+    request, videos = case.request, 2 + len(case.settings["attentions"])
+    pixels = videos * request.width * request.height * request.num_frames
+    # The frames in the report, kept exactly where they are few, are most of it; then the videos beside each other.
+    return (1 << 19) + min(pixels, 24 << 20) + pixels // 8
 
 
 def write_summary(
@@ -74,9 +79,8 @@ def write_summary(
         "failed": list(failed),
         **described,
     }
-    write_json(folder / "comparison.json", data)
-    part = folder / "comparison.md.part"
-    part.write_text(markdown(columns, cases=len(cases)), encoding="utf-8")
-    part.replace(folder / "comparison.md")
-    if not (len(cases) == 1 and cases[0]["name"] == ""):
-        write_run_report(folder / "report.html", cases, failed, described)
+    with staged() as files:
+        files.write(folder / "comparison.md", markdown(columns, cases=len(cases)).encode())
+        if not (len(cases) == 1 and cases[0]["name"] == ""):
+            write_run_report(folder / "report.html", cases, failed, described, files.write)
+        files.write(folder / "comparison.json", json_bytes(data))

@@ -13,32 +13,39 @@ from psa_triton.evaluation.compare import Comparison
 from psa_triton.evaluation.report_data import case_view
 from psa_triton.evaluation.summary import summarise
 from psa_triton.evaluation.table import notes, sentence, table_rows
+from psa_triton.files import Write, write_file
 
 _SCRIPTS: Final = ("dom", "decode", "player", "stage", "chart", "heatmap", "levels", "costs", "tables", "main")
 """Each uses what stands in those before it."""
 
 
-def write_case_report(path: Path, data: Mapping[str, Any], comparison: Comparison) -> None:
+def write_case_report(path: Path, data: Mapping[str, Any], comparison: Comparison, write: Write = write_file) -> None:
     """Write the report of one case: its videos, what was read, costs and numbers.
 
     Args:
-        path: HTML file to write; it is complete or not there.
+        path: of the HTML file.
         data: as `case_data` makes it.
         comparison: the frames and what was recorded of them.
+        write: what writes it.
     """
-    _write(path, data["settings"]["prompt"], {**_numbers([data]), **_about(data), "case": case_view(comparison)})
+    write(path, _page(data["settings"]["prompt"], {**_numbers([data]), **_about(data), "case": case_view(comparison)}))
 
 
 def write_run_report(
-    path: Path, cases: Sequence[Mapping[str, Any]], failed: Sequence[Mapping[str, Any]], described: Mapping[str, Any]
+    path: Path,
+    cases: Sequence[Mapping[str, Any]],
+    failed: Sequence[Mapping[str, Any]],
+    described: Mapping[str, Any],
+    write: Write = write_file,
 ) -> None:
     """Write the report of several cases: means, and a line a case with a link to its own report.
 
     Args:
-        path: HTML file to write, in the folder that holds those of the cases.
+        path: of the HTML file, in the folder that holds those of the cases.
         cases: as `case_data` makes them.
         failed: cases that came to nothing: `name` and `error`.
         described: versions, hardware, command and date of the run.
+        write: what writes it.
     """
     first = dict(cases[0]["settings"])
     for name in ("prompt", "seed"):
@@ -59,7 +66,7 @@ def write_run_report(
     ]
     about = _about({**described, "settings": first, "missing": [m for case in cases for m in case["missing"]]})
     title = f"{len(cases)} cases"
-    _write(path, title, {**_numbers(cases), **about, "case": None, "cases": links, "failed": list(failed)})
+    write(path, _page(title, {**_numbers(cases), **about, "case": None, "cases": links, "failed": list(failed)}))
 
 
 def _numbers(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def _about(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: data[name] for name in ("settings", "missing", "versions", "hardware", "command", "date")}
 
 
-def _write(path: Path, title: str, data: Mapping[str, Any]) -> None:
+def _page(title: str, data: Mapping[str, Any]) -> bytes:
     assets = files("psa_triton.evaluation").joinpath("report_assets")
     page = assets.joinpath("report.html").read_text(encoding="utf-8")
     script = "\n".join(assets.joinpath(f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
@@ -90,6 +97,4 @@ def _write(path: Path, title: str, data: Mapping[str, Any]) -> None:
     }
     for name, text in parts.items():  # data last: nothing is looked for in it
         page = page.replace(f"<!--{name}-->", text, 1)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(path)
+    return page.encode()

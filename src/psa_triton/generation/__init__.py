@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from psa_triton.generation.attention import DENSE, Attention, DenseParts, choose_attention
-from psa_triton.generation.batch import Failure, Job, pending, run_jobs
+from psa_triton.generation.batch import Failure, Job, plan_jobs, run_jobs
 from psa_triton.generation.loading import choose_device, choose_dtype, load_pipeline
 from psa_triton.generation.lora import Lora, find_lora
 from psa_triton.generation.model_configs import checkout_model_configs, configured_models
@@ -39,7 +39,7 @@ __all__ = [
     "launched_processes",
     "load_pipeline",
     "make_requests",
-    "pending",
+    "plan_jobs",
     "read_prompts",
     "run_jobs",
     "settings_of",

@@ -122,11 +122,11 @@ def choose_attention(
     presets = load_presets_file(file)
     if preset is None and spec is not None:
         preset = spec.preset
-    name = preset or presets.section(section).default_attention
-    own = spec is not None and section == spec.preset_section
+    name, config = presets.attention(section, preset)
+    own = spec is not None and name.startswith(f"{spec.preset_section}/")
     return Attention(
-        name=f"{section}/{name}",
-        config=presets.preset(section, name).config(),
+        name=name,
+        config=config,
         impl=impl,
         dense_parts=dense_parts,
         video_scale=presets.section(section).video_scale if own else None,

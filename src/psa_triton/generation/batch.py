@@ -1,19 +1,30 @@
-"""Many videos in one folder: those that are there already are kept, and one that fails does not stop the rest."""
+"""Many videos in one folder: those that are there already are kept, and one that fails does not stop the rest.
+
+Several processes may write into one folder: each takes a video's name before it makes it.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from psa_triton.files import Hold, TakenError, check_room, staged
 from psa_triton.generation.request import VideoRequest
-from psa_triton.generation.sidecar import differences, read_settings, write_json
+from psa_triton.generation.sidecar import differences, json_bytes, read_settings
 from psa_triton.generation.single import GeneratedVideo, OnStep
-from psa_triton.video import write_video
+from psa_triton.video import encode_video, expected_bytes
 
 logger = logging.getLogger("psa_triton")
+
+_SIDECAR = re.compile(r"video_\d{4,}\.json")
 
 
 @dataclass(frozen=True)
@@ -21,19 +32,26 @@ class Job:
     """A video to make.
 
     Attributes:
-        path: the mp4; its sidecar has the same name and ends in `.json`.
+        path: the mp4, `video_NNNN.mp4`; its sidecar has the same name and ends in `.json`.
         request: what to make.
         settings: everything that determines the video, as `settings_of` gives it.
+        replaces: whether it takes the place of a video that is there; else it gets another number.
     """
 
     path: Path
     request: VideoRequest
     settings: dict[str, Any]
+    replaces: bool = False
 
     @property
     def sidecar(self) -> Path:
         """The JSON file beside the video."""
         return self.path.with_suffix(".json")
+
+    @property
+    def room(self) -> int:
+        """Bytes that both files take, roughly."""
+        return expected_bytes(self.request.width, self.request.height, self.request.num_frames)
 
 
 @dataclass(frozen=True)
@@ -44,33 +62,59 @@ class Failure:
     error: Exception
 
 
-def pending(jobs: Sequence[Job], *, overwrite: bool = False) -> list[Job]:
-    """The jobs that are left to do.
+def plan_jobs(
+    folder: Path,
+    requests: Sequence[VideoRequest],
+    settings: Sequence[dict[str, Any]],
+    *,
+    overwrite: bool = False,
+) -> tuple[list[Job], list[Job]]:
+    """What is left to do, and what is done already.
 
-    A video is done when it stands beside a sidecar of the same settings. The sidecar is written before the video gets
-    its name, so a sidecar alone is a run that was cut short, and is done again.
+    A request is done where `video_NNNN.mp4` stands beside a sidecar of the same settings, whatever its number. Every
+    other request gets the next number that is free. The sidecar is placed before the video gets its name, so a sidecar
+    alone is a run that was cut short: the same request is done again under that number, others leave it.
 
     Args:
-        jobs: all jobs.
-        overwrite: do all of them, whatever is there.
+        folder: of the videos.
+        requests: what to make.
+        settings: of each, as `settings_of` gives them.
+        overwrite: do all of them, request `i` as number `i`, whatever is there.
+
+    Returns:
+        Jobs to do, jobs that are done.
 
     Raises:
-        ValueError: a video is there that was made with other settings, or that has no sidecar.
+        ValueError: a sidecar is damaged, so that it cannot be told what it belongs to.
     """
-    return list(jobs) if overwrite else [job for job in jobs if not _is_done(job)]
+    if overwrite:
+        paths = (_path(folder, number) for number in count())
+        return [Job(*each, replaces=True) for each in zip(paths, requests, settings, strict=False)], []
+    made = {path: found for path in _videos(folder) if (found := read_settings(path.with_suffix(".json"))) is not None}
+    taken = frozenset(made)
+    free = (path for path in map(partial(_path, folder), count()) if path not in taken and not path.exists())
+    todo: list[Job] = []
+    done: list[Job] = []
+    for request, wanted in zip(requests, settings, strict=True):
+        same = [path for path, found in made.items() if not differences(found, wanted)]
+        path = next((path for path in same if path.exists()), same[0] if same else None)
+        job = Job(path or next(free), request, wanted)
+        made.pop(job.path, None)
+        (done if job.path.exists() else todo).append(job)
+    return todo, done
 
 
-def _is_done(job: Job) -> bool:
-    if not job.path.exists():
-        return False
-    found = read_settings(job.sidecar)
-    if found is None:
-        raise ValueError(f"{job.path} is there without its sidecar; give --overwrite to replace it, or another folder")
-    if changed := differences(found, job.settings):
-        raise ValueError(
-            f"{job.path} was made with other settings ({changed}); give --overwrite to replace it, or another folder"
-        )
-    return True
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"video_{number:04d}.mp4"
+
+
+def _following(path: Path) -> Path:
+    return _path(path.parent, int(path.stem.removeprefix("video_")) + 1)
+
+
+def _videos(folder: Path) -> list[Path]:
+    """Where videos are, or were to be: the mp4 of every sidecar."""
+    return sorted(file.with_suffix(".mp4") for file in folder.glob("video_*.json") if _SIDECAR.fullmatch(file.name))
 
 
 def run_jobs(
@@ -111,11 +155,29 @@ def _run_batch(
     describe: Callable[[], dict[str, Any]],
     on_start: Callable[[Sequence[Job]], OnStep],
 ) -> Iterator[tuple[Job, GeneratedVideo | Failure]]:
+    """Makes videos under names that are taken first; those that cannot be written anyway are not made."""
+    with ExitStack() as names:
+        taken = []
+        for job in batch:
+            try:
+                check_room(job.path.parent, job.room)
+                taken.append(_take(job, names))
+            except OSError as error:
+                yield job, Failure(job, error)
+        if taken:
+            yield from _make_batch(taken, make, describe, on_start, names)
+
+
+def _make_batch(
+    batch: Sequence[Job],
+    make: Callable[[Sequence[VideoRequest], OnStep], Sequence[GeneratedVideo]],
+    describe: Callable[[], dict[str, Any]],
+    on_start: Callable[[Sequence[Job]], OnStep],
+    names: ExitStack,
+) -> Iterator[tuple[Job, GeneratedVideo | Failure]]:
     on_step = on_start(batch)
     try:
         videos = make([job.request for job in batch], on_step)
-        for job, video in zip(batch, videos, strict=True):
-            _save(job, video, describe())
     except Exception as error:
         logger.debug("%s failed", ", ".join(str(job.path) for job in batch), exc_info=True)
         if len(batch) == 1:
@@ -124,19 +186,63 @@ def _run_batch(
         reason = str(error).partition("\n")[0]
         logger.warning("a batch of %d videos failed (%s); they are made one by one", len(batch), reason)
         for job in batch:
-            yield from _run_batch([job], make, describe, on_start)
-    else:
-        yield from zip(batch, videos, strict=True)
+            yield from _make_batch([job], make, describe, on_start, names)
+        return
+    for job, video in zip(batch, videos, strict=True):
+        try:
+            # Whoever does not take names, such as a person, may have put a file there meanwhile.
+            place = job if _is_open(job) else _take(replace(job, path=_following(job.path)), names)
+            _save(place, video, describe())
+        except Exception as error:
+            logger.debug("%s could not be saved", job.path, exc_info=True)
+            yield job, Failure(job, error)
+        else:
+            yield place, video
+
+
+def _take(job: Job, names: ExitStack) -> Job:
+    """The job under a name that is this process's own: by now another may have the planned one.
+
+    Raises:
+        TakenError: another process is making the same video, or has the name that is to be replaced.
+        FileExistsError: another process has made the same video meanwhile.
+    """
+    request = sha256(json_bytes(job.settings)).hexdigest()
+    here = job
+    while True:
+        try:
+            hold = Hold(here.path, request)
+        except TakenError as taken:
+            if job.replaces or taken.purpose == request:
+                raise
+        else:
+            if _is_open(here):
+                names.enter_context(hold)
+                return here
+            hold.release()
+            if here.path.exists() and _is_same(here):
+                raise FileExistsError(f"{here.path} was made by another process meanwhile")
+        here = replace(here, path=_following(here.path))
+
+
+def _is_open(job: Job) -> bool:
+    """Whether a video may be put there: nothing is, or what is left of the same request."""
+    if job.replaces:
+        return True
+    return not job.path.exists() and (not job.sidecar.exists() or _is_same(job))
+
+
+def _is_same(job: Job) -> bool:
+    """Whether the sidecar there is of the same request."""
+    try:
+        found = read_settings(job.sidecar)
+    except ValueError:
+        return False
+    return found is not None and not differences(found, job.settings)
 
 
 def _save(job: Job, video: GeneratedVideo, described: dict[str, Any]) -> None:
-    """Sidecar first, then the video under its final name: see `pending`."""
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    staged = job.path.with_name(f"{job.path.stem}.new.mp4")
-    try:
-        write_video(staged, video.frames, fps=job.request.fps)
-        job.path.unlink(missing_ok=True)
-        write_json(job.sidecar, {"settings": job.settings, "cost": video.cost.as_dict(), **described})
-        staged.replace(job.path)
-    finally:
-        staged.unlink(missing_ok=True)
+    """The sidecar, then the video: see `plan_jobs`."""
+    with staged() as files:
+        files.write(job.sidecar, json_bytes({"settings": job.settings, "cost": video.cost.as_dict(), **described}))
+        files.write(job.path, encode_video(video.frames, fps=job.request.fps))

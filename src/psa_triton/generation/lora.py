@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download, model_info, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
+_HALVES = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
+"""How formats name the two factors of a weight's change: [rank, in] and [out, rank]."""
 _DEFAULT_FILE = "pytorch_lora_weights.safetensors"
 _ON_HUB = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*(?<!\.safetensors))(?:/(?P<file>.+\.safetensors))?")
 
@@ -102,13 +106,43 @@ def _fetch(repo: str, file: str) -> Path:
 
 
 def _check(file: Path) -> None:
-    """Only safetensors: other formats can run code when they are loaded."""
+    """Only safetensors: other formats can run code when they are loaded. Every weight must be of a pair that fits."""
     if file.suffix != ".safetensors":
         raise ValueError(f"lora_path: expected a .safetensors file, got {file}")
     try:
         with safe_open(file, framework="pt") as weights:
-            names = list(weights.keys())
+            names = frozenset(weights.keys())
+            if not any("lora" in name for name in names):
+                raise ValueError(f"lora_path: expected LoRA weights, got {_others(names)} in {file}")
+            for name in sorted(names):
+                _check_weight(file, name, weights.get_tensor(name), weights.get_slice, names)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"lora_path: {file} is damaged or no safetensors file: {error}") from error
-    if not any("lora" in name for name in names):
-        raise ValueError(f"lora_path: expected LoRA weights, got others in {file}")
+        raise ValueError(
+            f"lora_path: {file} is damaged or no safetensors file: {error}; fetch it again, or name another"
+        ) from error
+
+
+def _others(names: Collection[str]) -> str:
+    return f"others ({', '.join(sorted(names)[:3])})" if names else "none"
+
+
+def _check_weight(
+    file: Path, name: str, weight: torch.Tensor, shape_of: Callable[[str], Any], names: Collection[str]
+) -> None:
+    """Finite numbers, and the other half of the low-rank product in the same file."""
+    if not weight.is_floating_point() or not weight.isfinite().all():
+        came = "NaN or infinity" if weight.is_floating_point() else str(weight.dtype).removeprefix("torch.")
+        raise ValueError(f"lora_path: expected finite numbers in {name}, got {came} in {file}; fetch it again")
+    for down, up in _HALVES:
+        if up in name and name.replace(up, down) not in names:
+            raise ValueError(f"lora_path: expected {name.replace(up, down)} beside {name}, found none in {file}")
+        if down not in name:
+            continue
+        if (other := name.replace(down, up)) not in names:
+            raise ValueError(f"lora_path: expected {other} beside {name}, found none in {file}")
+        shapes = list(weight.shape), list(shape_of(other).get_shape())
+        if min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1]:
+            raise ValueError(
+                f"lora_path: expected shapes [rank, in] and [out, rank], got {shapes[0]} and {shapes[1]} of {name} and "
+                f"{other} in {file}"
+            )

@@ -59,7 +59,13 @@ def read_prompts(file: Path) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"prompt_file: expected UTF-8 text, got something else in {file}") from error
+        raise ValueError(
+            f"prompt_file: expected UTF-8 text, got something else in {file} at byte {error.start}; save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise OSError(f"prompt_file: {file} cannot be read: {error.strerror}; name another file") from error
+    if any("\0" in line for line in lines):
+        raise ValueError(f"prompt_file: expected text, got bytes of value 0 in {file}; save it as UTF-8 text")
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise ValueError(f"prompt_file: expected at least one prompt, one a line, got none in {file}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from psa_triton.files import write_file
 from psa_triton.generation.attention import Attention
 from psa_triton.generation.lora import Lora
 from psa_triton.generation.request import VideoRequest
@@ -54,42 +55,64 @@ def surroundings(device: torch.device) -> dict[str, Any]:
 def command_line() -> str:
     """What was typed; `psa ...` however its module was started."""
     program = Path(sys.argv[0]).name
-    return shlex.join(["psa" if program == "app.py" else program, *sys.argv[1:]])
+    return shlex.join(["psa" if program in ("app.py", "__main__.py") else program, *sys.argv[1:]])
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data`, complete or not at all.
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """Content of a JSON file.
 
     Raises:
         ValueError: a number is infinite or NaN, which JSON cannot hold.
     """
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write `data`, whole or not at all.
+
+    Raises:
+        OSError: it could not be written.
+        ValueError: a number is infinite or NaN, which JSON cannot hold.
+    """
+    write_file(path, json_bytes(data))
 
 
 def read_settings(sidecar: Path) -> dict[str, Any] | None:
     """The settings in a sidecar; None if there is no such file.
 
     Raises:
-        ValueError: it is no sidecar of a video.
+        ValueError: it is no sidecar of a video, or cannot be read.
     """
-    if not sidecar.exists():
-        return None
     try:
-        return dict(json.loads(sidecar.read_text(encoding="utf-8"))["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{sidecar}: expected the sidecar of a video; move it away or give --overwrite") from error
+        data = json.loads(sidecar.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_no_sidecar(sidecar, "text that is no JSON")) from error
+    except OSError as error:
+        raise ValueError(_no_sidecar(sidecar, f"what cannot be read ({error.strerror})")) from error
+    settings = data.get("settings") if isinstance(data, dict) else None
+    if not isinstance(settings, dict):
+        raise ValueError(_no_sidecar(sidecar, "JSON without a mapping `settings`"))
+    return settings
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """`name: old -> new` for each setting that differs, nested ones by dotted name, joined by commas."""
+def _no_sidecar(file: Path, came: str) -> str:
+    return f"{file}: expected the sidecar of a video, got {came}; move it away or give --overwrite"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, most: int = 4) -> str:
+    """`name: old -> new` for each setting that differs, the prompt first, nested ones by dotted name, joined by commas.
+
+    Beyond `most` they are counted.
+    """
     before, after = _flat(old), _flat(new)
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names)
+    names = [name for name in {"prompt": None, **before, **after} if before.get(name) != after.get(name)]
+    shown = [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names[:most]]
+    return ", ".join([*shown, *([f"{len(names) - most} more"] if len(names) > most else [])])
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in data.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

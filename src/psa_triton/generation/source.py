@@ -13,7 +13,7 @@ from typing import Any
 import diffusers
 
 from psa_triton.builtin import tiny_wan_path
-from psa_triton.models import MODELS, ModelSpec, recognise
+from psa_triton.models import MODELS, ModelSpec, model_key, recognise
 from psa_triton.names import unknown_name
 from psa_triton.presets import VideoScale, load_presets_file
 
@@ -80,7 +80,8 @@ def find_source(
     """The model that a name or a folder stands for; a folder with a known model gets that model's settings.
 
     Args:
-        model: a key of `models`, or the path of a folder as `DiffusionPipeline.save_pretrained` writes it.
+        model: a key of `models`, the name of its preset section, or the path of a folder as
+            `DiffusionPipeline.save_pretrained` writes it.
         models: the known models by key.
         weights: a pipeline folder, or a repository on the hub, to take in place of the key's own.
         otherwise: settings for a folder whose model is not known; None for none.
@@ -89,6 +90,8 @@ def find_source(
         ValueError: neither a key nor a folder, a folder that is not a pipeline's, or a folder and `weights`.
         FileNotFoundError: `weights` is no folder, or the built-in model is asked for and not part of this installation.
     """
+    if model not in models and not Path(model).is_dir():
+        model = model_key(model)
     if model not in models:
         if not Path(model).is_dir():
             raise ValueError(f"{unknown_name('model', model, models)}; nor is it the path of a folder")
@@ -133,9 +136,10 @@ def _folder_source(folder: str, models: Mapping[str, ModelSpec], otherwise: Mode
 
 
 def _recognise_folder(path: Path, index: dict[str, Any], models: Mapping[str, ModelSpec]) -> ModelSpec | None:
-    second = index.get("transformer_2") or [None]
+    second = index.get("transformer_2")
+    has_second = isinstance(second, list) and second[:1] not in ([], [None])
     transformer = _read_json(path / "transformer" / "config.json")
-    section = recognise(transformer, two_transformers=second[0] is not None)
+    section = recognise(transformer, two_transformers=has_second)
     return next((spec for spec in models.values() if spec.preset_section == section), None)
 
 
@@ -143,9 +147,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"model: expected a pipeline folder as diffusers saves it, but there is no {file}")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"model: {file} is no JSON: {error}") from error
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"model: {file} is no JSON: {error}; copy it again from where the model is from") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"model: expected a mapping in {file}, got {type(data).__name__}")
+    return data
 
 
 def video_scale(source: ModelSource) -> VideoScale | None:

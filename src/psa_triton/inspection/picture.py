@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from psa_triton.files import Write, write_file
 from psa_triton.inspection.exact import spread_evenly
 from psa_triton.inspection.frames import FrameMap, frame_map
 from psa_triton.inspection.inspect import HeadInspection, Inspection
@@ -40,14 +42,15 @@ _LEAST_MASS: Final = 1e-6
 """Colours of importance go no deeper than this."""
 
 
-def draw(inspection: Inspection, head: HeadInspection, title: str, path: Path) -> None:
-    """Write the picture as PNG, complete or not at all.
+def draw(inspection: Inspection, head: HeadInspection, title: str, path: Path, write: Write = write_file) -> None:
+    """Write the picture as PNG.
 
     Args:
         inspection: the call.
         head: one of its heads.
         title: what call it is.
         path: of the file.
+        write: what writes it.
     """
     from matplotlib.figure import Figure
 
@@ -61,9 +64,9 @@ def draw(inspection: Inspection, head: HeadInspection, title: str, path: Path) -
     else:
         _draw_call(figure, inspection, head)
     _add_legend(figure, levels_in_use([head]), queries=bool(maps))
-    part = path.with_name(f"{path.stem}.part.png")
-    figure.savefig(part, dpi=100)
-    part.replace(path)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    write(path, buffer.getvalue())
 
 
 def _figures(inspection: Inspection, head: HeadInspection) -> str:

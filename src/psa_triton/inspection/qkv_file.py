@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from psa_triton.files import Write, write_file
 from psa_triton.inspection.inputs import AttentionInputs, Grid
 
 
@@ -36,10 +36,20 @@ class QKVFile:
         if grid is None and "grid" in self.header:
             grid = read_grid(self.header["grid"])
         if prefix_tokens is None:
-            prefix_tokens = int(self.header.get("prefix_tokens", 0))
+            prefix_tokens = self.number("prefix_tokens")
         q, k, v = (self.tensors.get(name) for name in "qkv")
         assert q is not None and k is not None
         return AttentionInputs(q=q, k=k, v=v, grid=grid, prefix_tokens=prefix_tokens, is_causal=is_causal)
+
+    def number(self, name: str) -> int:
+        """A count in the header; 0 where it is not there.
+
+        Raises:
+            ValueError: it is no count.
+        """
+        if not (text := self.header.get(name, "0")).isdecimal():
+            raise ValueError(f"qkv: expected a count as {name} in the file's header, got {text!r}")
+        return int(text)
 
 
 def read_grid(text: str) -> Grid:
@@ -78,13 +88,11 @@ def read_qkv(path: Path, device: torch.device) -> QKVFile:
         raise ValueError(f"qkv: expected a safetensors file, got {path} ({error})") from error
 
 
-def write_qkv(path: Path, inputs: AttentionInputs, header: Mapping[str, str]) -> None:
-    """Write q, k, v, their grid and prefix, and more words for the header, complete or not at all."""
+def write_qkv(path: Path, inputs: AttentionInputs, header: Mapping[str, str], write: Write = write_file) -> None:
+    """Write q, k, v, their grid and prefix, and more words for the header, by `write`."""
     known = {"prefix_tokens": str(inputs.prefix_tokens)}
     if inputs.grid is not None:
         known["grid"] = ",".join(map(str, inputs.grid))
     named = {"q": inputs.q, "k": inputs.k, "v": inputs.v}
     tensors = {name: x.cpu().contiguous() for name, x in named.items() if x is not None}
-    part = path.with_name(f"{path.name}.part")
-    save_file(tensors, part, metadata={**header, **known})
-    os.replace(part, path)
+    write(path, save(tensors, metadata={**header, **known}))

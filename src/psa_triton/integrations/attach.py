@@ -7,18 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
+from psa_triton.integrations.wrappers import held_models, library, unwrap
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, ModelMixin
-    from transformers import PreTrainedModel
-
     from psa_triton.integrations.diffusers import OnLevels
     from psa_triton.integrations.diffusers import PSAHandle as DiffusionHandle
     from psa_triton.integrations.transformers import PSAHandle as LanguageHandle
 
 
 def apply_psa(
-    model: DiffusionPipeline | ModelMixin | PreTrainedModel,
+    model: Any,
     config_or_preset: PSAConfig | str | None = None,
     *,
     scheduler: Any = None,
@@ -29,17 +27,17 @@ def apply_psa(
     time_layers: bool = False,
     on_levels: OnLevels | None = None,
 ) -> DiffusionHandle | LanguageHandle:
-    """Attach PSA to a model until the handle's `remove`.
+    """Attach PSA to a model until the handle's `remove`, or `remove_psa`.
 
     `psa_triton.integrations.diffusers.apply_psa` and `psa_triton.integrations.transformers.apply_psa` say in full what
     is done to the model.
 
     Args:
-        model: a diffusers pipeline or transformer (Wan, Wan VACE, CogVideoX), or a transformers model, whose text
-            layers then prefill with PSA.
+        model: a diffusers pipeline or transformer (Wan, Wan VACE, CogVideoX), or a transformers model or pipeline,
+            whose text layers then prefill with PSA; also wrapped by PEFT, `DistributedDataParallel` and the like.
         config_or_preset: a configuration; a preset's name in the section of the model; "SECTION/PRESET"; None for the
             default preset of the model.
-        scheduler: diffusion only: tells the denoising step; by default the pipeline's.
+        scheduler: diffusion only: tells the denoising step outside of a pipeline's call; by default the pipeline's.
         impl: implementation of the operator, as in `psa_attention`.
         min_tokens: shorter sequences run dense.
         dense_last_steps: diffusion only: number of denoising steps at the end that run dense.
@@ -61,20 +59,23 @@ def apply_psa(
         "time_layers": time_layers,
     }
     diffusion = {"scheduler": scheduler, "dense_last_steps": dense_last_steps, "on_levels": on_levels}
-    if not _is_language_model(model):
-        from psa_triton.integrations import diffusers
+    inner = unwrap(model)
+    match library(inner):
+        case "diffusers":
+            from psa_triton.integrations import diffusers
 
-        return diffusers.apply_psa(model, config_or_preset, **common, **diffusion)
-    if given := [name for name, value in diffusion.items() if value]:
-        raise ValueError(f"{given[0]}: belongs to diffusion models, and this is a {type(model).__name__}; leave it out")
-    from psa_triton.integrations import transformers
+            return diffusers.apply_psa(model, config_or_preset, **common, **diffusion)
+        case "transformers":
+            if given := [name for name, value in diffusion.items() if value]:
+                raise ValueError(
+                    f"{given[0]}: belongs to diffusion models, and this is a {type(inner).__name__}; leave it out"
+                )
+            from psa_triton.integrations import transformers
 
-    return transformers.apply_psa(model, config_or_preset, **common)
-
-
-def _is_language_model(model: object) -> bool:
-    """Whether it is a transformers model, told without importing transformers."""
-    return any(
-        base.__name__ == "PreTrainedModel" and base.__module__.startswith("transformers.")
-        for base in type(model).__mro__
-    )
+            return transformers.apply_psa(model, config_or_preset, **common)
+        case None:
+            inside = next((name for name, part in held_models(model) if library(part) is not None), None)
+            advice = "" if inside is None else f"; there is one in it: pass its `{inside}`"
+            raise TypeError(
+                f"model: expected a model or pipeline of diffusers or transformers, got {type(inner).__name__}{advice}"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from psa_triton.presets.errors import PresetError
-from psa_triton.presets.loading import PresetsFile, load_preset, load_presets_file, shipped_presets
+from psa_triton.presets.loading import PresetsFile, load_preset, load_presets_file, parse_presets, shipped_presets
 from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, VideoScale, presets_json_schema
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "VideoScale",
     "load_preset",
     "load_presets_file",
+    "parse_presets",
     "presets_json_schema",
     "shipped_presets",
 ]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from psa_triton.config import BudgetRow, SimThresholds
-from psa_triton.names import unknown_name
+from psa_triton.mistakes import keys, mistake
 from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, VideoScale
 
 _PRESETS: dict[int | str, type[BaseModel]] = {"psa": PsaPreset, "dense": DensePreset}
@@ -45,34 +45,21 @@ def mistakes_of(error: ValidationError) -> list[str]:
 
 def _mistake(details: ErrorDetails) -> str:
     path = _dotted(details["loc"])
-    given = details["input"]
-    if isinstance(given, tuple):  # PSAConfig turns the file's lists into tuples before it checks them.
-        given = list(given)
     match details["type"]:
-        case "extra_forbidden":
-            return f"{path}: {unknown_name('key', str(details['loc'][-1]), _known_keys(details['loc']))}"
-        case "missing" if isinstance(details["loc"][-1], int):
-            return f"{_dotted(details['loc'][:-1])}: expected more values, got {given!r}"
-        case "missing":
-            return f"{path}: this key is required"
         case "union_tag_not_found":
             return f"{path}.type: this key is required: psa or dense"
         case "union_tag_invalid":
-            return f"{path}.type: expected psa or dense, got {given['type']!r}"
-        case "model_type" | "dict_type" | "model_attributes_type":
-            return f"{path}: expected a mapping, got {given!r}"
-        case "tuple_type":
-            return f"{path}: expected a list, got {given!r}"
+            return f"{path}.type: expected psa or dense, got {details['input']['type']!r}"
         case "value_error":
             return _own_message(path, str(details["ctx"]["error"]))
         case _:
-            return f"{path}: {details['msg'].replace('Input should be', 'expected')}, got {given!r}"
+            return mistake(path, details, _known_keys(details["loc"]))
 
 
 def _own_message(path: str, message: str) -> str:
     """Checks across keys are reported on the preset and start with the key at fault: move that key into the path."""
     key, colon, rest = message.partition(": ")
-    if colon and key in {known.partition(".")[0] for known in _keys(PsaPreset)}:
+    if colon and key in {known.partition(".")[0] for known in keys(PsaPreset)}:
         return f"{path}.{key}: {rest}"
     return f"{path}: {message}"
 
@@ -87,8 +74,5 @@ def _dotted(location: Sequence[int | str]) -> str:
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:
     parents = [part for part in location[:-1] if isinstance(part, str)]  # a list's entries go by its name
-    return _keys(ModelSection if len(location) == 2 else _PARENTS[parents[-1]])
-
-
-def _keys(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
+    parent = ModelSection if len(location) == 2 else _PARENTS.get(parents[-1]) if parents else None
+    return [] if parent is None else keys(parent)

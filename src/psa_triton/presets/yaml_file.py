@@ -18,17 +18,27 @@ def read_mapping(path: Path) -> dict[Any, Any]:
         PresetError: the file cannot be read, is no YAML, is no mapping, or has a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return parse_mapping(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise PresetError(path, [f"cannot be read ({error.strerror}); give the path of a presets file"]) from error
     except UnicodeDecodeError as error:
         raise PresetError(path, [f"expected YAML in UTF-8, got other bytes ({error.reason})"]) from error
+
+
+def parse_mapping(text: str, path: Path) -> dict[Any, Any]:
+    """The mapping in the text of a YAML file.
+
+    Raises:
+        PresetError: with `path`: it is no YAML, is no mapping, or has a key twice.
+    """
     try:
         data = yaml.safe_load(text)
         twice = list(_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader)))
     except (yaml.YAMLError, ValueError) as error:
         # ValueError: a scalar that looks like a date or number and is none, such as 2024-13-45.
         raise PresetError(path, [f"expected YAML, got text that does not parse: {error}"]) from error
+    except RecursionError as error:
+        raise PresetError(path, ["expected YAML, got brackets or mappings too deep to be a presets file"]) from error
     if not isinstance(data, dict):
         came = "an empty file" if data is None else type(data).__name__
         raise PresetError(path, [f"expected a mapping of model sections, got {came}"])

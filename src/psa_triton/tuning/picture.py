@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psa_triton.files import Write, write_file
 from psa_triton.tuning.allocation import Allocation, Cell
 from psa_triton.tuning.curve import DENSE
 from psa_triton.tuning.plan import RunPart
@@ -24,8 +26,9 @@ def draw(
     uniform: Allocation,
     title: str,
     path: Path,
+    write: Write = write_file,
 ) -> None:
-    """Write the picture as PNG, complete or not at all; the same for the same numbers.
+    """Write the picture as PNG; the same for the same numbers.
 
     Args:
         cells: every layer in every part, with its curve.
@@ -34,6 +37,7 @@ def draw(
         uniform: what one budget for all gives at the same cost.
         title: what was tuned.
         path: of the file.
+        write: what writes it.
     """
     from matplotlib.figure import Figure
 
@@ -42,9 +46,9 @@ def draw(
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     _draw_curves(left, cells, parts, allocation, uniform)
     _draw_budgets(right, cells, parts, allocation)
-    part = path.with_name(f"{path.stem}.part.png")
-    figure.savefig(part, dpi=100, metadata={"Software": None})
-    part.replace(path)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    write(path, buffer.getvalue())
 
 
 def _draw_curves(

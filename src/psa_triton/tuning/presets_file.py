@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,8 @@ from typing import NamedTuple
 import yaml
 
 from psa_triton.config import PSAConfig
-from psa_triton.presets import PresetsFile, load_presets_file, shipped_presets
+from psa_triton.files import Write, write_file
+from psa_triton.presets import PresetsFile, load_presets_file, parse_presets, shipped_presets
 
 _HEADER = "# My presets: `psa presets validate FILE` checks them, `psa generate --config FILE` uses them.\n\n"
 _PRESETS = "attention_configs"
@@ -70,23 +70,17 @@ def file_with_preset(path: Path, section: str, name: str, config: PSAConfig, *, 
     return _put(text, path, section, name, config)
 
 
-def write_presets(path: Path, text: str, section: str, name: str, config: PSAConfig) -> None:
-    """Write the text, complete or not at all.
+def write_presets(path: Path, text: str, section: str, name: str, config: PSAConfig, write: Write = write_file) -> None:
+    """Write the text, by `write`.
 
     Raises:
         ValueError: read back, it would say something else than the file does now and `config`; nothing is written.
     """
     before = load_presets_file(path) if path.exists() else None
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(text.encode())
-    try:
-        after = load_presets_file(part)
-        if after.preset(section, name).config() != config or not _others_kept(before, after, section, name):
-            raise ValueError(f"output: lines cannot be added to {path} as it is written; name another file")
-    except ValueError:
-        part.unlink()
-        raise
-    os.replace(part, path)
+    after = parse_presets(text, path)
+    if after.preset(section, name).config() != config or not _others_kept(before, after, section, name):
+        raise ValueError(f"output: lines cannot be added to {path} as it is written; name another file")
+    write(path, text.encode())
 
 
 def _others_kept(before: PresetsFile | None, after: PresetsFile, section: str, name: str) -> bool:

@@ -27,6 +27,5 @@ def choose_attention(preset: str | None = None, *, file: Path | None = None, imp
     section = QWEN2_5_VL.preset_section
     if preset is not None and "/" in preset:
         section, _, preset = preset.partition("/")
-    presets = load_presets_file(file)
-    name = preset or presets.section(section).default_attention
-    return Attention(name=f"{section}/{name}", config=presets.preset(section, name).config(), impl=impl)
+    name, config = load_presets_file(file).attention(section, preset)
+    return Attention(name=name, config=config, impl=impl)

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from psa_triton.models import QWEN2_5_VL
+from psa_triton.models import QWEN2_5_VL, model_key
 from psa_triton.understanding.patches import Patcher
 
 MODEL_TYPES = ("qwen2_5_vl", "qwen2_vl")
@@ -67,7 +67,7 @@ def find_checkpoint(model: str, *, max_pixels: int | None = None) -> Checkpoint:
     """A model's configuration, tokenizer and image settings.
 
     Args:
-        model: `qwen2.5-vl-7b`, a folder as transformers saves it, or a repository on the hub.
+        model: `qwen2.5-vl-7b` or its preset section, a folder as transformers saves it, or a repository on the hub.
         max_pixels: of an image, or of each frame; None for the model's own.
 
     Raises:
@@ -75,7 +75,7 @@ def find_checkpoint(model: str, *, max_pixels: int | None = None) -> Checkpoint:
         OSError: the files are not on this machine and cannot be fetched, or some are missing.
         ValueError: the model is of another kind, has no chat template, or `max_pixels` is too small.
     """
-    if model == QWEN2_5_VL.key:
+    if not Path(model).is_dir() and model_key(model) == QWEN2_5_VL.key:
         model = QWEN2_5_VL.hub_id
     folder = Path(model) if Path(model).is_dir() else _fetch(model, _SMALL_FILES)
     if not (folder / "config.json").is_file():

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import torch
-from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel, WanVACETransformer3DModel
 from diffusers.utils.torch_utils import is_compiled_module
 from torch.utils.hooks import RemovableHandle
 
@@ -16,11 +16,15 @@ from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.diffusers import cogvideox, wan
+from psa_triton.integrations.diffusers.pipelines import is_pipeline, transformers_of
 from psa_triton.integrations.diffusers.processor import PSAProcessor
 from psa_triton.integrations.diffusers.rules import DenseRules
 from psa_triton.integrations.diffusers.scale import check_video_scale
 from psa_triton.integrations.diffusers.state import ForwardState, OnLevels
 from psa_triton.integrations.diffusers.stats import PSAStats, Recorder
+from psa_triton.integrations.diffusers.steps import Schedule
+from psa_triton.integrations.removal import ATTACHED_ALREADY, ATTACHMENT
+from psa_triton.integrations.wrappers import held_models, library, unwrap
 from psa_triton.models import recognise
 from psa_triton.presets import load_preset, load_presets_file
 
@@ -45,10 +49,14 @@ _FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Attachment:
-    """The attention layers of one transformer with the processors they got, and its hooks."""
+    """The attention layers of one transformer with the processors they got, and its hooks.
 
+    The transformer keeps it, so that a copy has one of its own, of its own layers and hooks.
+    """
+
+    transformer: Transformer
     state: ForwardState
     hooks: list[RemovableHandle]
     processors: list[tuple[Any, PSAProcessor]]
@@ -63,12 +71,21 @@ class _Attachment:
             if attn.processor is not processor:
                 raise RuntimeError(
                     f"the attention processor of layer {layer} was replaced by a {type(attn.processor).__name__} after "
-                    "apply_psa; call remove() on its handle, then change processors (e.g. fuse_qkv_projections), then "
-                    "apply_psa again"
+                    "apply_psa; call remove() on its handle or psa_triton.remove_psa(model), then change processors "
+                    "(e.g. fuse_qkv_projections), then apply_psa again"
                 )
 
+    def end(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Hook after each forward, failed ones too."""
+        self.state.end(output)
+
     def detach(self) -> None:
-        """Undo. A processor that someone replaced in the meantime is theirs and stays."""
+        """Undo; again is fine. A processor that someone replaced in the meantime is theirs and stays.
+
+        Raises:
+            RuntimeError: if the transformer runs in another thread.
+        """
+        self.state.detach()
         for attn, processor in self.processors:
             if attn.processor is processor:
                 attn.set_processor(processor.dense)
@@ -76,7 +93,8 @@ class _Attachment:
             hook.remove()
         # Code that was compiled with the hooks may go on calling them.
         self.processors.clear()
-        self.state.detach()
+        if vars(self.transformer).get(ATTACHMENT) is self:
+            delattr(self.transformer, ATTACHMENT)
 
 
 class PSAHandle:
@@ -100,10 +118,16 @@ class PSAHandle:
         self._recorder.reset()
 
     def remove(self) -> None:
-        """Put the processors back that were there before, and remove every hook. Again is fine."""
-        for attachment in self._attachments:
-            attachment.detach()
-        self._attachments = []
+        """Put the processors back that were there before, and remove every hook. Again is fine.
+
+        Copies of the model that were made in the meantime stay attached: `psa_triton.remove_psa` detaches them.
+
+        Raises:
+            RuntimeError: if a transformer is running in another thread.
+        """
+        while self._attachments:
+            self._attachments[-1].detach()
+            self._attachments.pop()
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +139,7 @@ class PSAHandle:
 
 
 def apply_psa(
-    pipe_or_transformer: DiffusionPipeline | Transformer,
+    pipe_or_transformer: Any,
     config_or_preset: PSAConfig | str | None = None,
     *,
     scheduler: Any = None,
@@ -134,17 +158,24 @@ def apply_psa(
     run on reordered tokens too, since what is cached in one step is used in others.)
 
     LoRAs may be loaded, fused and unloaded at any time, and caches and offloading enabled. `torch.compile` comes after
-    attaching; the attention layers stay outside its graphs, so that `fullgraph=True` is not for it. With gradient
-    checkpointing run each backward before the next forward. Context parallelism is enabled by the transformer's
-    `enable_parallelism`, before or after attaching, with a `ContextParallelConfig(ulysses_degree=...)`;
-    `ulysses_anything=True` lets tokens and heads be any number, and CogVideoX wants
-    `cp_plan=cogvideox_context_parallel_plan()`. Densities in the statistics are of the process's own heads then.
+    attaching; the attention layers stay outside its graphs, so that `fullgraph=True` is not for it. Pipelines may share
+    the transformer, and threads run it at the same time: the step is read off the scheduler of the pipeline whose call
+    is running. Copies of the model are attached as well, count for themselves and tell `on_levels` nothing;
+    `psa_triton.remove_psa` detaches them.
+
+    Context parallelism is enabled by the transformer's `enable_parallelism`, before or after attaching, with a
+    `ContextParallelConfig(ulysses_degree=...)`; `ulysses_anything=True` (diffusers 0.37) lets tokens and heads be any
+    number, and CogVideoX wants `cp_plan=cogvideox_context_parallel_plan()`. Densities in the statistics are of the
+    process's own heads then.
 
     Args:
-        pipe_or_transformer: a pipeline with a `transformer` (and perhaps a `transformer_2`), or a transformer.
+        pipe_or_transformer: a pipeline, modular or not, with a `transformer`, a `transformer_2` or both; or a
+            transformer. A transformer may be wrapped by PEFT, `DistributedDataParallel` or the like.
         config_or_preset: a configuration; a preset's name in the section of the recognised model; "SECTION/PRESET";
             None for the default preset of the recognised model.
-        scheduler: tells the denoising step; by default the pipeline's, whichever it has at the time.
+        scheduler: tells the denoising step of forwards outside of a pipeline's call; by default the pipeline's,
+            whichever it has at the time. If steps matter (`warmup_steps`, `dense_last_steps`, a `budget_table`), a
+            forward whose step cannot be told raises a ValueError.
         impl: implementation of the operator, as in `psa_attention`.
         min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than two key blocks, and on a CPU
             those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a GPU
@@ -168,12 +199,17 @@ def apply_psa(
     transformers = _transformers(pipe_or_transformer)
     for name, transformer in transformers.items():
         _check_unattached(name, transformer)
-    config = _config(pipe_or_transformer, config_or_preset, transformers)
+        _check_uncompiled(name, transformer)
+    pipe = pipe_or_transformer if is_pipeline(pipe_or_transformer) else None
+    transformers = {name: unwrap(transformer) for name, transformer in transformers.items()}
+    config = _config(pipe, config_or_preset, transformers)
     rules = DenseRules(config, min_tokens, dense_last_steps, frozenset(dense_layers))
     for transformer in transformers.values():
         rules.check(layers=layer_count(transformer))
-    read_scheduler = _scheduler_reader(pipe_or_transformer, scheduler)
-    if rules.need_steps and read_scheduler() is None:
+    if scheduler is not None and not hasattr(scheduler, "timesteps"):
+        raise TypeError(f"scheduler: expected a diffusers scheduler with timesteps, got {type(scheduler).__name__}")
+    schedule = Schedule(pipe, scheduler)
+    if rules.need_steps and schedule.scheduler is None:
         raise ValueError(
             f"scheduler: expected one, as warmup_steps = {config and config.warmup_steps} and dense_last_steps = "
             f"{dense_last_steps}, or the {config and len(config.budget_table)} rows of budget_table, go by the "
@@ -187,7 +223,7 @@ def apply_psa(
     attachments = [
         _attach(
             transformer,
-            ForwardState(name, rules, read_scheduler=read_scheduler, recorder=recorder, impl=impl, on_levels=on_levels),
+            ForwardState(name, rules, schedule=schedule, recorder=recorder, impl=impl, on_levels=on_levels),
         )
         for name, transformer in transformers.items()
     ]
@@ -196,21 +232,24 @@ def apply_psa(
 
 def _attach(transformer: Transformer, state: ForwardState) -> _Attachment:
     family = _family(transformer)
-    attachment = _Attachment(state, family.register_hooks(transformer, state), [])
+    attachment = _Attachment(transformer, state, family.register_hooks(transformer, state), [])
     attachment.hooks.append(transformer.register_forward_pre_hook(attachment.check))
+    attachment.hooks.append(transformer.register_forward_hook(attachment.end, always_call=True))
     for layer, attn in enumerate(family.attentions(transformer)):
         processor = family.processor(attn.processor, layer, state)
         attn.set_processor(processor)
         attachment.processors.append((attn, processor))
+    setattr(transformer, ATTACHMENT, attachment)
     return attachment
 
 
-def layer_count(transformer: Transformer) -> int:
+def layer_count(transformer: Any) -> int:
     """Attention layers that PSA attaches to; those of VACE's control blocks come last.
 
     Raises:
         TypeError: a transformer that is not supported.
     """
+    transformer = unwrap(transformer)
     return len(_family(transformer).attentions(transformer))
 
 
@@ -218,47 +257,54 @@ def _family(transformer: Any) -> _Family:
     for model, family in _FAMILIES.items():
         if isinstance(transformer, model):
             return family
+    raise _unsupported(transformer)
+
+
+def _unsupported(target: Any) -> TypeError:
+    if library(target) == "transformers":
+        return TypeError(
+            f"pipe_or_transformer: expected a diffusion model, got {type(target).__name__} of transformers; pass it to "
+            "psa_triton.apply_psa or psa_triton.integrations.transformers.apply_psa"
+        )
     known = ", ".join(model.__name__ for model in _FAMILIES)
-    raise TypeError(
+    inside = next((name for name, part in held_models(target) if isinstance(part, tuple(_FAMILIES))), None)
+    advice = "" if inside is None else f"; it has one: pass its `{inside}`"
+    return TypeError(
         f"pipe_or_transformer: expected a transformer of class {known}, or a pipeline with one, "
-        f"got {type(transformer).__name__}"
+        f"got {type(target).__name__}{advice}"
     )
 
 
-def _transformers(target: Any) -> dict[str, Transformer]:
-    """The supported transformers of a pipeline by the names they have there."""
-    if not isinstance(target, DiffusionPipeline):
-        _check_uncompiled("transformer", target)
-        _family(target)
+def _transformers(target: Any) -> dict[str, Any]:
+    """The supported transformers of a pipeline by the names they have there, as it holds them: wrapped perhaps."""
+    if not is_pipeline(target):
+        _family(unwrap(target))
         return {"transformer": target}
-    named = {name: getattr(target, name, None) for name in ("transformer", "transformer_2")}
-    found = {name: module for name, module in named.items() if module is not None}
+    found = transformers_of(target, tuple(_FAMILIES))
     if not found:
-        raise TypeError(f"pipe_or_transformer: expected a pipeline with a transformer, got {type(target).__name__}")
-    for name, module in found.items():
-        _check_uncompiled(name, module)
-        _family(module)
+        raise TypeError(
+            f"pipe_or_transformer: expected a pipeline with a transformer, got {type(target).__name__} without one, "
+            "or that has not loaded it (load_components of a modular pipeline)"
+        )
+    for transformer in found.values():
+        _family(unwrap(transformer))
     return found
 
 
-def _check_uncompiled(name: str, target: Any) -> None:
-    modules = target.modules() if isinstance(target, torch.nn.Module) else []
-    if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in modules):
+def _check_uncompiled(name: str, target: torch.nn.Module) -> None:
+    if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in target.modules()):
         raise ValueError(
             f"pipe_or_transformer: its {name} is compiled already, and compiled code does not see hooks and processors "
             "that come later; call apply_psa first, then compile"
         )
 
 
-def _check_unattached(name: str, transformer: Transformer) -> None:
-    if any(isinstance(attn.processor, PSAProcessor) for attn in _family(transformer).attentions(transformer)):
-        raise ValueError(
-            f"pipe_or_transformer: PSA is attached to its {name} already; call remove() on the handle that apply_psa "
-            "returned, or use that handle in a `with` block"
-        )
+def _check_unattached(name: str, target: torch.nn.Module) -> None:
+    if ATTACHMENT in vars(unwrap(target)):
+        raise ValueError(f"pipe_or_transformer: PSA is attached to its {name} already; {ATTACHED_ALREADY}")
 
 
-def _config(target: Any, config_or_preset: Any, transformers: dict[str, Transformer]) -> PSAConfig | None:
+def _config(pipe: Any, config_or_preset: Any, transformers: dict[str, Transformer]) -> PSAConfig | None:
     """The configuration asked for; None for a dense preset."""
     if isinstance(config_or_preset, PSAConfig):
         return config_or_preset
@@ -271,27 +317,18 @@ def _config(target: Any, config_or_preset: Any, transformers: dict[str, Transfor
         section, _, preset = config_or_preset.partition("/")
         return load_preset(section, preset)
     section = _section(config_or_preset, transformers)
-    if isinstance(target, DiffusionPipeline):
-        check_video_scale(target, section, load_presets_file().section(section).video_scale)
+    if pipe is not None:
+        check_video_scale(pipe, section, load_presets_file().section(section).video_scale)
     return load_preset(section, config_or_preset)
 
 
 def _section(preset: str | None, transformers: dict[str, Transformer]) -> str:
     transformer = next(iter(transformers.values()))
     described = {**transformer.config, "_class_name": type(transformer).__name__}
-    section = recognise(described, two_transformers=len(transformers) > 1)
+    section = recognise(described, two_transformers="transformer_2" in transformers)
     if section is None:
         raise ValueError(
             f"config_or_preset: got {preset!r}, but this {type(transformer).__name__} is no known checkpoint, "
             "so it has no presets; pass a PSAConfig, or 'SECTION/PRESET' to borrow a known model's preset"
         )
     return section
-
-
-def _scheduler_reader(target: Any, scheduler: Any) -> Callable[[], Any]:
-    """Reads the scheduler in use: a pipeline's may be swapped at any time."""
-    if scheduler is None:
-        return lambda: getattr(target, "scheduler", None)
-    if not hasattr(scheduler, "timesteps"):
-        raise TypeError(f"scheduler: expected a diffusers scheduler with timesteps, got {type(scheduler).__name__}")
-    return lambda: scheduler

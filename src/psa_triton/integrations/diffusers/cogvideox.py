@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.integrations.diffusers.arguments import Call, argument, with_argument
-from psa_triton.integrations.diffusers.parallel import head_parallel
 from psa_triton.integrations.diffusers.processor import PSAProcessor, project_out, project_qkv
 from psa_triton.integrations.diffusers.state import ForwardState
 
@@ -61,41 +61,47 @@ def attentions(transformer: CogVideoXTransformer3DModel) -> list[Attention]:
     return [block.attn1 for block in transformer.transformer_blocks]
 
 
-def register_hooks(transformer: CogVideoXTransformer3DModel, state: ForwardState) -> list[RemovableHandle]:
-    """Follow each forward, permuting its rotary tables, and the visual tokens before the first block; restore last."""
+@dataclass(frozen=True)
+class _Hooks:
+    """What permutes the visual tokens of a forward, and their rotary tables, before the first block; restores last."""
+
+    state: ForwardState
 
     @torch.compiler.disable
-    def begin(module: CogVideoXTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def begin(self, module: CogVideoXTransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         latent = argument(args, kwargs, 0, "hidden_states")
         _, frames, _, height, width = latent.shape
         patch, patch_t = module.config.patch_size, module.config.patch_size_t or 1
         attention_kwargs = argument(args, kwargs, 6, "attention_kwargs") or {}
-        state.begin(
+        self.state.begin(
+            module,
             argument(args, kwargs, 2, "timestep"),
             (frames // patch_t, height // patch, width // patch),
             latent.device,
             prefix_tokens=argument(args, kwargs, 1, "encoder_hidden_states").shape[1],
             masked=attention_kwargs.get("attention_mask") is not None,
-            cached=module.is_cache_enabled,
-            parallel=head_parallel(module),
         )
         rotary = argument(args, kwargs, 5, "image_rotary_emb")
         if rotary is None:
             return args, kwargs
-        return with_argument(args, kwargs, 5, "image_rotary_emb", tuple(state.permute(x, dim=0) for x in rotary))
+        return with_argument(args, kwargs, 5, "image_rotary_emb", tuple(self.state.permute(x, dim=0) for x in rotary))
 
-    def permute_tokens(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def permute_tokens(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         tokens = argument(args, kwargs, 0, "hidden_states")
-        return with_argument(args, kwargs, 0, "hidden_states", state.permute(tokens, dim=1))
+        return with_argument(args, kwargs, 0, "hidden_states", self.state.permute(tokens, dim=1))
 
-    def restore_tokens(module: torch.nn.Module, args: tuple[Any, ...], output: Joint) -> Joint:
+    def restore_tokens(self, module: torch.nn.Module, args: tuple[Any, ...], output: Joint) -> Joint:
         visual, text = output
-        return state.restore(visual, dim=1), text
+        return self.state.restore(visual, dim=1), text
 
+
+def register_hooks(transformer: CogVideoXTransformer3DModel, state: ForwardState) -> list[RemovableHandle]:
+    """Follow each forward, permuting its rotary tables, and the visual tokens before the first block; restore last."""
+    hooks = _Hooks(state)
     return [
-        transformer.register_forward_pre_hook(begin, with_kwargs=True),
-        transformer.transformer_blocks[0].register_forward_pre_hook(permute_tokens, with_kwargs=True),
-        transformer.transformer_blocks[-1].register_forward_hook(restore_tokens),
+        transformer.register_forward_pre_hook(hooks.begin, with_kwargs=True),
+        transformer.transformer_blocks[0].register_forward_pre_hook(hooks.permute_tokens, with_kwargs=True),
+        transformer.transformer_blocks[-1].register_forward_hook(hooks.restore_tokens),
     ]
 
 

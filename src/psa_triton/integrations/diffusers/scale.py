@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from psa_triton.integrations.wrappers import unwrap
 from psa_triton.presets import VideoScale
 
 
 def pipeline_scale(pipe: Any) -> VideoScale:
     """The compression of a Wan or CogVideoX pipeline's VAE times the patch size of its transformer."""
-    config = pipe.transformer.config
+    transformers = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    config = unwrap(next(part for part in transformers if part is not None)).config
     if isinstance(config.patch_size, int):  # CogVideoX; one patch a latent frame where there is no `patch_size_t`
         time, height, width = config.get("patch_size_t") or 1, config.patch_size, config.patch_size
     else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +18,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
-from psa_triton.integrations.diffusers.parallel import HeadParallel
+from psa_triton.integrations.diffusers.parallel import HeadParallel, head_parallel
 from psa_triton.integrations.diffusers.rules import DenseRules
 from psa_triton.integrations.diffusers.stats import CallKey, LevelRecord, Recorder
-from psa_triton.integrations.diffusers.steps import denoising_step
+from psa_triton.integrations.diffusers.steps import Schedule
 from psa_triton.levels import read_density
 from psa_triton.ordering import TokenOrder, grid_order
 
@@ -56,16 +57,22 @@ class _Forward:
     order: Callable[..., TokenOrder] | None = None
 
 
+_OUTSIDE = _Forward()
+
+
 class ForwardState:
     """The forward under way in one transformer: its denoising step, grid, token order, and whether it is sparse.
 
-    It holds until the next forward begins, so that blocks recomputed by gradient checkpointing see the same.
-    `torch.compile` leaves it out of its graphs: they would be compiled anew for each step.
+    Every thread has its own: several pipelines may run one transformer at the same time. A forward holds from `begin`
+    to `end`, and again in its backward, so that blocks recomputed by gradient checkpointing see the same, in whichever
+    thread that runs. `torch.compile` leaves all of it out of its graphs: they would be compiled anew for each step.
+
+    A copy, as of a copied transformer, has the same rules and no forward, no counts and no `on_levels`.
 
     Args:
         name: of the transformer in the pipeline.
         rules: the attention to run, and what runs dense.
-        read_scheduler: gives the scheduler in use now; None where no scheduler is known.
+        schedule: tells the step of a forward.
         recorder: where calls and gathers are counted.
         impl: implementation of the operator, as in `psa_attention`.
         on_levels: told of every sparse call, outside its seconds.
@@ -76,60 +83,119 @@ class ForwardState:
         name: str,
         rules: DenseRules,
         *,
-        read_scheduler: Callable[[], Any],
+        schedule: Schedule,
         recorder: Recorder,
         impl: Impl,
         on_levels: OnLevels | None = None,
     ) -> None:
         self._name = name
         self._rules = rules
-        self._read_scheduler = read_scheduler
+        self._schedule = schedule
         self._recorder = recorder
         self._impl = impl
         self._on_levels = on_levels
-        self._now = _Forward()
         self._detached = False
+        self._forget()
 
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._thread = threading.local()
+        self._running: set[threading.Thread] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_lock", "_thread", "_running", "_on_levels"}
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _on_levels=None)
+        self._forget()
+
+    @property
+    def _now(self) -> _Forward:
+        """The forward of this thread."""
+        return getattr(self._thread, "forward", _OUTSIDE)
+
+    @torch.compiler.disable
     def begin(
         self,
+        transformer: Any,
         timestep: torch.Tensor | float,
         grid: tuple[int, int, int],
         device: torch.device,
         *,
         prefix_tokens: int = 0,
         masked: bool = False,
-        cached: bool = False,
-        parallel: HeadParallel | None = None,
     ) -> None:
-        """Note what the forward that starts now works on.
+        """Note what the forward that starts now in this thread works on.
+
+        With a step cache dense steps are reordered as well: block outputs that it keeps from one step to the next are
+        only of use in the order they were made in.
 
         Args:
+            transformer: that is called.
             timestep: as the transformer gets it: a scalar, `[B]`, or `[B, N]` with one entry a token.
             grid: visual tokens as (frames, height, width).
             device: where it runs.
             prefix_tokens: text tokens in the attended sequence.
             masked: whether an attention mask comes along.
-            cached: whether a step cache keeps block outputs from one step to the next. They are only of use in the
-                order they were made in, so dense steps are reordered as well.
-            parallel: how tokens are shared between processes.
+
+        Raises:
+            ValueError: if the rules go by the step and it cannot be told, or tokens are shared between processes in a
+                form that sparse attention cannot take part in.
         """
         if self._detached:
             return
-        step, steps = None, 0
-        scheduler = self._read_scheduler()
-        if scheduler is not None:
-            step, steps = denoising_step(timestep, scheduler.timesteps), len(scheduler.timesteps)
+        step, steps = self._step(transformer, timestep)
         visual_tokens = math.prod(grid)
         reason = self._rules.of_forward(step, steps, prefix_tokens + visual_tokens, device.type, masked)
-        order = None if masked or (reason and not cached) else self._grid_order(grid)
+        order = None if masked or (reason and not transformer.is_cache_enabled) else self._grid_order(grid)
         progress = step / steps if step is not None else 0.0
-        self._now = _Forward(reason, step, progress, timestep, grid, visual_tokens, parallel, order)
-        self._recorder.forwards += 1
+        parallel = head_parallel(transformer)
+        with self._lock:
+            if self._detached:
+                return
+            self._running.add(threading.current_thread())
+            self._thread.forward = _Forward(reason, step, progress, timestep, grid, visual_tokens, parallel, order)
+        self._recorder.count("forwards")
+
+    @torch.compiler.disable
+    def end(self, output: Any) -> None:
+        """The forward of this thread is over, with this output; None if it failed."""
+        forward = self._now
+        self._thread.forward = _OUTSIDE
+        self._running.discard(threading.current_thread())
+        if output is None or forward is _OUTSIDE or not torch.is_grad_enabled():
+            return
+
+        def resume(_: torch.Tensor) -> None:
+            self._thread.forward = _OUTSIDE if self._detached else forward
+
+        for x in output.values() if isinstance(output, Mapping) else output:
+            if isinstance(x, torch.Tensor) and x.requires_grad:
+                x.register_hook(resume)
 
     def detach(self) -> None:
-        """Do nothing from now on: compiled code may go on calling the hooks that were removed."""
-        self._detached = True
-        self._now = _Forward()
+        """Do nothing from now on: compiled code may go on calling the hooks that were removed.
+
+        Raises:
+            RuntimeError: if a forward runs in another thread: it would go on with half of its hooks.
+        """
+        with self._lock:
+            if any(thread.is_alive() for thread in self._running - {threading.current_thread()}):
+                raise RuntimeError(
+                    f"{self._name}: a forward is running in another thread, and PSA cannot be detached in the middle "
+                    "of it; wait until it is done"
+                )
+            self._detached = True
+            self._thread = threading.local()
+
+    def _step(self, transformer: Any, timestep: torch.Tensor | float) -> tuple[int | None, int]:
+        try:
+            return self._schedule.step(transformer, timestep)
+        except ValueError:
+            if self._rules.need_steps:
+                raise
+            return None, 0
 
     @property
     def parallel(self) -> HeadParallel | None:
@@ -146,7 +212,7 @@ class ForwardState:
         """`x` with its visual tokens, along `dim`, in the order of this forward; `x` itself if there is none."""
         if self._now.order is None:
             return x
-        self._recorder.gathers += 1
+        self._recorder.count("gathers")
         return self._now.order(device=x.device).apply(x, dim=dim)
 
     @torch.compiler.disable
@@ -158,7 +224,7 @@ class ForwardState:
         now = self._now
         if now.order is None:
             return x
-        self._recorder.gathers += 1
+        self._recorder.count("gathers")
         order = now.order(device=x.device)
         if now.parallel is None:
             return order.restore(x, dim=dim)

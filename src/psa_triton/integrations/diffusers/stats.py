@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -119,7 +120,8 @@ class CallKey(NamedTuple):
 class Recorder:
     """Adds up calls per `CallKey`, so that memory is bounded by layers x steps however long a run is.
 
-    Densities stay tensors on their device until `stats` is called: recording never waits for the device.
+    Densities stay tensors on their device until `stats` is called: recording never waits for the device. Threads may
+    record at the same time; a copy starts from nothing.
 
     Args:
         estimation_cost: multiply-adds of the importance estimator as a share of dense attention's.
@@ -129,13 +131,15 @@ class Recorder:
     def __init__(self, estimation_cost: float, timed: bool) -> None:
         self.timed = timed
         self._estimation_cost = estimation_cost
-        self.reset()
+        self._totals: Totals[CallKey] = Totals()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.forwards = 0
-        self.gathers = 0
-        self._totals: Totals[CallKey] = Totals()
+        self._totals.reset()
+
+    def count(self, event: Literal["forwards", "gathers"]) -> None:
+        """Count a transformer forward, or a tensor that a hook permuted or restored."""
+        self._totals.count(event)
 
     def add(self, key: CallKey, density: torch.Tensor | float, seconds: float) -> None:
         """Add one attention call; `density` is a scalar."""
@@ -143,8 +147,9 @@ class Recorder:
 
     def stats(self) -> PSAStats:
         """A snapshot; waits for the device."""
-        records = tuple(self._record(key, total) for key, total in self._totals.by_key.items())
-        return PSAStats(self._summary(records), records)
+        totals, events = self._totals.snapshot()
+        records = tuple(self._record(key, total) for key, total in totals.items())
+        return PSAStats(self._summary(records, events), records)
 
     def _record(self, key: CallKey, total: Total) -> AttentionRecord:
         sparse = key.reason is None
@@ -158,12 +163,12 @@ class Recorder:
             seconds=total.seconds if self.timed else None,
         )
 
-    def _summary(self, records: tuple[AttentionRecord, ...]) -> AttentionSummary:
+    def _summary(self, records: tuple[AttentionRecord, ...], events: Counter[str]) -> AttentionSummary:
         sparse = [record for record in records if record.sparse]
         dense = [record for record in records if not record.sparse]
         return AttentionSummary(
-            forwards=self.forwards,
-            gathers=self.gathers,
+            forwards=events["forwards"],
+            gathers=events["gathers"],
             sparse_calls=sum(record.calls for record in sparse),
             dense_calls=sum(record.calls for record in dense),
             sparse_density=mean_over_work(sparse, "density"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -35,7 +36,7 @@ class QKVTap:
     """
 
     def __init__(self, pipe: DiffusionPipeline) -> None:
-        self._call: tuple[Any, Call] | None = None
+        self._thread = threading.local()
         self._hooks: list[RemovableHandle] = []
         for name in ("transformer", "transformer_2"):
             if (transformer := getattr(pipe, name, None)) is not None:
@@ -43,16 +44,17 @@ class QKVTap:
                 self._hooks += [module.register_forward_pre_hook(self._note, with_kwargs=True) for module in modules]
 
     def read(self) -> QKV:
-        """q, k and v of the call under way, `[B, H, N, D]` each, rotary embedding applied, in the forward's order.
+        """q, k and v of this thread's call under way, `[B, H, N, D]` each, rotary embedding applied, in its order.
 
         The layer's projections are computed a second time for it.
 
         Raises:
             RuntimeError: no attention that PSA is attached to has been called.
         """
-        if self._call is None:
+        call: tuple[Any, Call] | None = getattr(self._thread, "call", None)
+        if call is None:
             raise RuntimeError("read: expected an attention call under way; call it from on_levels of apply_psa")
-        module, (args, kwargs) = self._call
+        module, (args, kwargs) = call
         state = _Reading()
         # The processor itself knows how its model makes q, k and v; all that it asks of its state, `_Reading` has.
         type(module.processor)(module.processor.dense, 0, cast(ForwardState, state))(module, *args, **kwargs)
@@ -62,7 +64,7 @@ class QKVTap:
         """Take the hooks away."""
         for hook in self._hooks:
             hook.remove()
-        self._call = None
+        self._thread = threading.local()
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +77,7 @@ class QKVTap:
     @torch.compiler.disable
     def _note(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if isinstance(module.processor, PSAProcessor):
-            self._call = module, (args, kwargs)
+            self._thread.call = module, (args, kwargs)
 
 
 class _Reading:

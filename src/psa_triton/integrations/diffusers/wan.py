@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.integrations.diffusers.arguments import Call, argument, with_argument
-from psa_triton.integrations.diffusers.parallel import head_parallel
 from psa_triton.integrations.diffusers.processor import PSAProcessor, project_out, project_qkv
 from psa_triton.integrations.diffusers.state import ForwardState
 
@@ -48,40 +48,43 @@ def attentions(transformer: WanTransformer3DModel) -> list[WanAttention]:
     return [block.attn1 for block in transformer.blocks]
 
 
-def register_hooks(
-    transformer: WanTransformer3DModel | WanVACETransformer3DModel, state: ForwardState
-) -> list[RemovableHandle]:
-    """Follow each forward, and permute what goes into the first block along the token axis; restore after the last.
+@dataclass(frozen=True)
+class _Hooks:
+    """What permutes the tokens of a forward, and all that goes by tokens, on the way into the blocks; restores after.
 
     With one timestep per token (TI2V) its modulation of the blocks is a tensor per token too. The one of the output
     layer is not touched: that layer comes after the tokens are back in place.
     """
 
+    state: ForwardState
+
     @torch.compiler.disable
     def begin(
-        module: WanTransformer3DModel | WanVACETransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        module: WanTransformer3DModel | WanVACETransformer3DModel,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         latent = argument(args, kwargs, 0, "hidden_states")
         *_, frames, height, width = latent.shape
         p_t, p_h, p_w = module.config.patch_size
-        state.begin(
-            argument(args, kwargs, 1, "timestep"),
-            (frames // p_t, height // p_h, width // p_w),
-            latent.device,
-            cached=module.is_cache_enabled,
-            parallel=head_parallel(module),
-        )
+        grid = (frames // p_t, height // p_h, width // p_w)
+        self.state.begin(module, argument(args, kwargs, 1, "timestep"), grid, latent.device)
 
-    def permute_rotary(module: torch.nn.Module, args: tuple[Any, ...], output: Rotary) -> Rotary:
+    @torch.compiler.disable
+    def permute_rotary(self, module: torch.nn.Module, args: tuple[Any, ...], output: Rotary) -> Rotary:
+        state = self.state
         if not state.reorders:
             return output
         # Where tokens are shared between processes, `output` is one share of the tables in the tokens' own order.
         cos, sin = output if state.parallel is None else type(module).forward(module, *args)
         return state.permute_share(cos, dim=1), state.permute_share(sin, dim=1)
 
+    @torch.compiler.disable
     def permute_modulation(
-        module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
     ) -> tuple[Any, ...]:
+        state = self.state
         out_modulation, block_modulation, *rest = output
         if not state.reorders or block_modulation.ndim != 3:
             return output
@@ -91,19 +94,30 @@ def register_hooks(
         args, kwargs = with_argument(args, kwargs, 0, "timestep", state.token_timesteps().flatten())
         return out_modulation, type(module).forward(module, *args, **kwargs)[1], *rest
 
-    def permute_tokens(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def permute_tokens(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         tokens = argument(args, kwargs, 0, "hidden_states")
-        return with_argument(args, kwargs, 0, "hidden_states", state.permute(tokens, dim=1))
+        return with_argument(args, kwargs, 0, "hidden_states", self.state.permute(tokens, dim=1))
 
-    def restore_tokens(module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        return state.restore(output, dim=1)
+    def permute_control(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        args, kwargs = self.permute_tokens(module, args, kwargs)
+        control = argument(args, kwargs, 2, "control_hidden_states")
+        return with_argument(args, kwargs, 2, "control_hidden_states", self.state.permute(control, dim=1))
 
+    def restore_tokens(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return self.state.restore(output, dim=1)
+
+
+def register_hooks(
+    transformer: WanTransformer3DModel | WanVACETransformer3DModel, state: ForwardState
+) -> list[RemovableHandle]:
+    """Follow each forward, and permute what goes into the first block along the token axis; restore after the last."""
+    hooks = _Hooks(state)
     return [
-        transformer.register_forward_pre_hook(begin, with_kwargs=True),
-        transformer.rope.register_forward_hook(permute_rotary),
-        transformer.condition_embedder.register_forward_hook(permute_modulation, with_kwargs=True),
-        transformer.blocks[0].register_forward_pre_hook(permute_tokens, with_kwargs=True),
-        transformer.blocks[-1].register_forward_hook(restore_tokens),
+        transformer.register_forward_pre_hook(hooks.begin, with_kwargs=True),
+        transformer.rope.register_forward_hook(hooks.permute_rotary),
+        transformer.condition_embedder.register_forward_hook(hooks.permute_modulation, with_kwargs=True),
+        transformer.blocks[0].register_forward_pre_hook(hooks.permute_tokens, with_kwargs=True),
+        transformer.blocks[-1].register_forward_hook(hooks.restore_tokens),
     ]
 
 
@@ -124,15 +138,9 @@ def register_vace_hooks(transformer: WanVACETransformer3DModel, state: ForwardSt
             f"got {list(transformer.config.vace_layers)}"
         )
 
-    def permute_control(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        for position, name in ((0, "hidden_states"), (2, "control_hidden_states")):
-            tokens = argument(args, kwargs, position, name)
-            args, kwargs = with_argument(args, kwargs, position, name, state.permute(tokens, dim=1))
-        return args, kwargs
-
     return [
         *register_hooks(transformer, state),
-        transformer.vace_blocks[0].register_forward_pre_hook(permute_control, with_kwargs=True),
+        transformer.vace_blocks[0].register_forward_pre_hook(_Hooks(state).permute_control, with_kwargs=True),
     ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,12 +12,34 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
+from psa_triton.integrations.removal import ATTACHED_ALREADY, ATTACHMENT
 from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE
 from psa_triton.integrations.transformers.registration import NAME
 from psa_triton.integrations.transformers.settings import AttachedLayer, Settings
 from psa_triton.integrations.transformers.stats import PSAStats, Recorder
+from psa_triton.integrations.wrappers import held_models, is_language_pipeline, library, unwrap
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import load_preset
+
+
+@dataclass(frozen=True, eq=False)
+class _Attachment:
+    """A text model that runs `psa`, and the layers that know how; the text model keeps it, and so do its copies."""
+
+    text_model: PreTrainedModel
+    previous: str
+    modules: list[nn.Module]
+
+    def detach(self) -> None:
+        """Undo; again is fine. An attention implementation that somebody set in the meantime is theirs and stays."""
+        if not self.modules:
+            return
+        for module in self.modules:
+            delattr(module, LAYER_ATTRIBUTE)
+        self.modules.clear()
+        delattr(self.text_model, ATTACHMENT)
+        if self.text_model.config._attn_implementation == NAME:
+            self.text_model.set_attn_implementation(self.previous)
 
 
 class PSAHandle:
@@ -30,17 +53,11 @@ class PSAHandle:
         self,
         config: PSAConfig | None,
         recorder: Recorder,
-        text_model: PreTrainedModel,
-        previous: str,
-        layers: Mapping[nn.Module, AttachedLayer],
+        attachment: _Attachment,
     ) -> None:
         self.config = config
         self._recorder = recorder
-        self._text_model = text_model
-        self._previous = previous
-        self._modules = list(layers)
-        for module, layer in layers.items():
-            setattr(module, LAYER_ATTRIBUTE, layer)
+        self._attachment = attachment
 
     def stats(self) -> PSAStats:
         """What ran since attaching or the last `reset`: by layer and kind of call, and in sum. Waits for the device."""
@@ -53,15 +70,10 @@ class PSAHandle:
     def remove(self) -> None:
         """Put the attention implementation back that was there before. Again is fine.
 
-        One that somebody set in the meantime is theirs and stays.
+        One that somebody set in the meantime is theirs and stays. Copies of the model that were made in the meantime
+        stay attached: `psa_triton.remove_psa` detaches them.
         """
-        if not self._modules:
-            return
-        for module in self._modules:
-            delattr(module, LAYER_ATTRIBUTE)
-        self._modules = []
-        if self._text_model.config._attn_implementation == NAME:
-            self._text_model.set_attn_implementation(self._previous)
+        self._attachment.detach()
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +85,7 @@ class PSAHandle:
 
 
 def apply_psa(
-    model: PreTrainedModel,
+    model: Any,
     config_or_preset: PSAConfig | str | None = None,
     *,
     impl: Impl = "auto",
@@ -91,7 +103,8 @@ def apply_psa(
     not counted when compiled.
 
     Args:
-        model: any model whose text layers take their attention from transformers' `AttentionInterface`.
+        model: any model whose text layers take their attention from transformers' `AttentionInterface`; one that is
+            wrapped, by PEFT, `torch.compile` or `DistributedDataParallel`, say; or what `transformers.pipeline` makes.
         config_or_preset: a configuration; a preset's name in section `Qwen2.5-VL`; "SECTION/PRESET"; None for the
             default preset of `Qwen2.5-VL`.
         impl: implementation of the operator, as in `psa_attention`.
@@ -107,15 +120,11 @@ def apply_psa(
         ValueError: if PSA is attached already, the model has no exchangeable attention, the configuration has no causal
             form, or a number is out of range.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}")
+    model = _model(model)
     config = _config(config_or_preset)
     settings = Settings(config, impl, min_tokens, frozenset(dense_layers))
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
-        raise ValueError(
-            "model: PSA is attached to it already; call remove() on the handle that apply_psa returned, or use that "
-            "handle in a `with` block"
-        )
+        raise ValueError(f"model: PSA is attached to it already; {ATTACHED_ALREADY}")
     recorder = Recorder(timed=time_layers or (config is not None and config.verbose))
     text_model = _text_model(model)
     previous = text_model.config._attn_implementation
@@ -125,7 +134,26 @@ def apply_psa(
     except ValueError:
         text_model.set_attn_implementation(previous)
         raise
-    return PSAHandle(config, recorder, text_model, previous, layers)
+    for module, layer in layers.items():
+        setattr(module, LAYER_ATTRIBUTE, layer)
+    attachment = _Attachment(text_model, previous, list(layers))
+    setattr(text_model, ATTACHMENT, attachment)
+    return PSAHandle(config, recorder, attachment)
+
+
+def _model(target: Any) -> PreTrainedModel:
+    """The model itself, without wrappers around it."""
+    model = unwrap(target.model if is_language_pipeline(target) else target)
+    if isinstance(model, PreTrainedModel):
+        return model
+    if library(model) == "diffusers":
+        raise TypeError(
+            f"model: expected a transformers PreTrainedModel, got {type(model).__name__} of diffusers; pass it to "
+            "psa_triton.apply_psa or psa_triton.integrations.diffusers.apply_psa"
+        )
+    inside = next((name for name, part in held_models(target) if isinstance(part, PreTrainedModel)), None)
+    advice = "" if inside is None else f"; there is one in it: pass its `{inside}`"
+    raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}{advice}")
 
 
 def _layers(

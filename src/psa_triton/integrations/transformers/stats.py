@@ -97,7 +97,7 @@ class CallKey(NamedTuple):
 
 
 class Recorder:
-    """Adds up the calls of one model.
+    """Adds up the calls of one model. Threads may record at the same time; a copy starts from nothing.
 
     Args:
         timed: whether calls come with their seconds.
@@ -105,11 +105,11 @@ class Recorder:
 
     def __init__(self, timed: bool) -> None:
         self.timed = timed
-        self.reset()
+        self._totals: Totals[CallKey] = Totals()
 
     def reset(self) -> None:
         """Forget everything."""
-        self._totals: Totals[CallKey] = Totals()
+        self._totals.reset()
 
     def add(
         self,
@@ -138,7 +138,7 @@ class Recorder:
 
     def stats(self) -> PSAStats:
         """A snapshot; waits for the device."""
-        records = tuple(self._record(key, total) for key, total in self._totals.by_key.items())
+        records = tuple(self._record(key, total) for key, total in self._totals.snapshot()[0].items())
         return PSAStats(self._summary(records), records)
 
     def _record(self, key: CallKey, total: Total) -> AttentionRecord:

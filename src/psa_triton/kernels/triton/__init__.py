@@ -137,9 +137,9 @@ def _pool_keys(
     """`_pool`, and the spread of its rows if logits are corrected by it."""
     if pool_correction == "none" or coarsest == 1:
         return _pool(k, block_n, coarsest, kept), None
-    return pool_with_spread(k, block_n=block_n, coarsest=coarsest, keep=kept and kept.keep)
+    return pool_with_spread(k, block_n=block_n, coarsest=coarsest, keep=None if kept is None else kept.keep)
 
 
 def _pool(x: Tensor, block_n: int, coarsest: int, kept: KeptRows | None) -> Tensor:
     """The levels from 2 on; `x` itself, which no kernel reads as such, if there are none."""
-    return pool(x, block_n=block_n, coarsest=coarsest, keep=kept and kept.keep) if coarsest > 1 else x
+    return pool(x, block_n=block_n, coarsest=coarsest, keep=None if kept is None else kept.keep) if coarsest > 1 else x

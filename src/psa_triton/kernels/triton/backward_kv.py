@@ -117,7 +117,7 @@ def plan_row_gradient(
     block_rows = attended.block_n >> shift
     tiles = backward_kv_tiles(dim, q.dtype, attended.block_m, block_rows, backend)
     spread, kept = None, attended.kept
-    row_bias, row_last = kept and kept.bias, kept and kept.last
+    row_bias, row_last = (None, None) if kept is None else (kept.bias, kept.last)
     if shift:
         first = pooled_rows(k.shape[2], attended.block_n, 2, 1 << (shift - 1))
         k, v = attended.pooled_k[:, :, first:], attended.pooled_v[:, :, first:]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from psa_triton.models import PRESET_SECTIONS, preset_section
 from psa_triton.names import unknown_name
 
 
@@ -82,11 +83,14 @@ SHAPES: Mapping[str, AttentionShape] = MappingProxyType({shape.name: shape for s
 
 
 def find_shape(name: str) -> AttentionShape:
-    """The shape of that name.
+    """The shape of that name, or the largest of a model, which goes by its key or preset section.
 
     Raises:
-        ValueError: no shape has it; the nearest name and all names are told.
+        ValueError: nothing has that name; the nearest name and all names are told.
     """
-    if name not in SHAPES:
-        raise ValueError(unknown_name("shape", name, SHAPES))
-    return SHAPES[name]
+    if name in SHAPES:
+        return SHAPES[name]
+    of_model = [shape for shape in SHAPES.values() if shape.section == preset_section(name)]
+    if not of_model:
+        raise ValueError(unknown_name("shape", name, {*SHAPES, *PRESET_SECTIONS}))
+    return max(of_model, key=lambda shape: shape.tokens)

@@ -5,6 +5,7 @@ import torch
 
 from psa_triton.bench import SHAPES, find_shape
 from psa_triton.bench.inputs import local_inputs
+from psa_triton.models import PRESET_SECTIONS
 from psa_triton.presets import load_presets_file
 
 
@@ -25,6 +26,25 @@ def test_every_shape_has_presets(name: str) -> None:
 def test_an_unknown_shape_is_told_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="wan21-720p"):
         find_shape("wan21-720")
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        ("wan21_1.3b", "wan21-720p"),
+        ("Wan2.1_1.3b", "wan21-720p"),
+        ("tiny-wan", "tiny-wan"),
+        ("cogvideo_5b_lora", "cogvideo-480p"),
+        ("qwen2.5-vl-7b", "qwen25vl-32k"),
+    ],
+)
+def test_a_model_stands_for_its_largest_shape(model: str, shape: str) -> None:
+    assert find_shape(model).name == shape
+
+
+@pytest.mark.parametrize("key", PRESET_SECTIONS)
+def test_every_model_has_one(key: str) -> None:
+    assert find_shape(key).section == PRESET_SECTIONS[key]
 
 
 def test_shrinking_keeps_the_text_and_the_proportions() -> None:

@@ -1,0 +1,70 @@
+"""What stands around a model: wrappers that call it, and which library it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import nn
+
+
+def unwrap(model: Any) -> Any:
+    """The model inside all wrappers that only call it; the model itself if there are none.
+
+    Known are PEFT's `PeftModel`, what `torch.compile` returns, and wrappers that hold the model as their `module`, as
+    `DistributedDataParallel`, `DataParallel`, `FullyShardedDataParallel` and `AveragedModel` do.
+    """
+    while (inner := _inner(model)) is not None:
+        model = inner
+    return model
+
+
+def _inner(model: Any) -> nn.Module | None:
+    if not isinstance(model, nn.Module):
+        return None
+    if callable(base := getattr(model, "get_base_model", None)):
+        return base()
+    parts = (getattr(model, name, None) for name in ("_orig_mod", "module"))
+    return next((part for part in parts if isinstance(part, nn.Module)), None)
+
+
+Library = Literal["diffusers", "transformers"]
+
+_ROOTS: dict[str, Library] = {
+    "ModelMixin": "diffusers",
+    "DiffusionPipeline": "diffusers",
+    "ModularPipeline": "diffusers",
+    "PreTrainedModel": "transformers",
+    "Pipeline": "transformers",
+}
+"""The classes that every model and pipeline derives from."""
+
+
+def library(model: object) -> Library | None:
+    """The library that a model or pipeline is of, or derived from, told without importing either."""
+    for base in type(model).__mro__:
+        if base.__module__.partition(".")[0] == (found := _ROOTS.get(base.__name__)):
+            return found
+    return None
+
+
+def is_language_pipeline(target: object) -> bool:
+    """Whether it is what `transformers.pipeline` returns, which has a `model`."""
+    return library(target) == "transformers" and not isinstance(target, nn.Module)
+
+
+def parts(target: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that an object holds, with their names: children of a module, components of a pipeline, attributes."""
+    if isinstance(target, nn.Module):
+        yield from target.named_children()
+        return
+    for name, part in getattr(target, "__dict__", {}).items():
+        if isinstance(part, nn.Module):
+            yield name, part
+
+
+def held_models(target: Any) -> Iterator[tuple[str, Any]]:
+    """Every module that an object holds, at any depth, unwrapped, with its path."""
+    for name, part in parts(target):
+        for path, module in part.named_modules(prefix=name):
+            yield path, unwrap(module)

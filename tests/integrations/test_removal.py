@@ -1,0 +1,266 @@
+"""`remove_psa`, and copies: attached as a whole, independent of the original, detached without a handle."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import small_language_models as small
+import torch
+from diffusers import AutoencoderKLWan
+from small_pipelines import (
+    make_cogvideox_inputs,
+    make_cogvideox_pipeline,
+    make_cogvideox_transformer,
+    make_video,
+    make_wan_inputs,
+    make_wan_modular_pipeline,
+    make_wan_pipeline,
+    make_wan_transformer,
+    make_wan_vace_transformer,
+)
+
+import psa_triton
+from psa_triton import PSAConfig, apply_psa, remove_psa
+from psa_triton.integrations.diffusers import LevelRecord
+
+SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
+WARM = SPARSE.replace(warmup_steps=1)
+CAUSAL = SPARSE.replace(use_rearrange=False)
+PIPELINES = pytest.mark.parametrize("make", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+
+
+def reloaded(model: torch.nn.Module) -> torch.nn.Module:
+    """Saved by torch and loaded."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = pytest.mark.parametrize(
+    "copied", [copy.deepcopy, reloaded, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "save", "pickle"]
+)
+
+
+def is_clean(model: torch.nn.Module) -> bool:
+    """Whether no part of it has hooks or anything of this package."""
+    return not any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or any(type(value).__module__.startswith("psa_triton") for value in vars(module).values())
+        for module in model.modules()
+    )
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(**small.text_inputs()).logits
+
+
+@PIPELINES
+def test_a_copied_pipeline(make: Callable) -> None:
+    """It makes the same videos, at its own steps; it counts for itself, and each is detached alone."""
+    pipe = make()
+    dense = make_video(pipe)
+    told: list[LevelRecord] = []
+    handle = apply_psa(pipe, WARM, on_levels=told.append)
+    sparse = make_video(pipe)
+    before, heard = handle.stats(), len(told)
+    assert heard == 2 * 2
+    twin = copy.deepcopy(pipe)
+    twin.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    assert torch.equal(make_video(twin), sparse)
+    assert (handle.stats(), len(told)) == (before, heard)
+    handle.remove()
+    assert torch.equal(make_video(pipe), dense)
+    assert is_clean(pipe.transformer) and not is_clean(twin.transformer)
+    assert torch.equal(make_video(twin), sparse)
+    remove_psa(twin)
+    assert is_clean(twin.transformer)
+    assert torch.equal(make_video(twin), dense)
+
+
+def test_the_other_way_round_the_original_stays_attached() -> None:
+    pipe = make_wan_pipeline(two_transformers=True)
+    handle = apply_psa(pipe, WARM)
+    sparse = make_video(pipe)
+    twin = copy.deepcopy(pipe)
+    remove_psa(twin)
+    assert is_clean(twin.transformer) and is_clean(twin.transformer_2)
+    handle.reset()
+    assert torch.equal(make_video(pipe), sparse)
+    assert handle.stats().summary.sparse_calls == 2 * 2
+    with apply_psa(twin, WARM) as other:
+        assert torch.equal(make_video(twin), sparse)
+        assert other.stats().summary == handle.stats().summary
+
+
+@COPIES
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [(make_wan_transformer, make_wan_inputs), (make_cogvideox_transformer, make_cogvideox_inputs)],
+    ids=["wan", "cogvideox"],
+)
+@torch.no_grad()
+def test_a_copied_transformer(make: Callable, inputs: Callable, copied: Callable) -> None:
+    transformer = make()
+    dense = transformer(**inputs()).sample
+    with apply_psa(transformer, SPARSE, on_levels=lambda record: None) as handle:
+        sparse = transformer(**inputs()).sample
+        handle.reset()
+        twin = copied(transformer)
+        assert torch.equal(twin(**inputs()).sample, sparse)
+        assert handle.stats().summary.forwards == 0
+        with pytest.raises(ValueError, match=r"attached to its transformer already; call remove\(\) .*remove_psa"):
+            apply_psa(twin, SPARSE)
+    assert torch.equal(twin(**inputs()).sample, sparse)
+    again = copied(twin)
+    remove_psa(twin)
+    assert is_clean(twin)
+    assert torch.equal(twin(**inputs()).sample, dense)
+    assert torch.equal(again(**inputs()).sample, sparse)
+
+
+def test_a_copied_vace_transformer() -> None:
+    transformer = make_wan_vace_transformer()
+    apply_psa(transformer, SPARSE)
+    twin = copy.deepcopy(transformer)
+    remove_psa(transformer)
+    assert is_clean(transformer) and not is_clean(twin)
+    remove_psa(twin)
+    assert is_clean(twin)
+
+
+@COPIES
+def test_a_copied_transformer_follows_the_pipeline_that_runs_it(copied: Callable) -> None:
+    """And copies no pipeline: it would be large."""
+    pipe = make_wan_pipeline()
+    apply_psa(pipe, WARM)
+    sparse = make_video(pipe)
+    assert len(pickle.dumps(pipe.transformer)) < 1.1 * len(pickle.dumps(make_wan_transformer())) + 50_000
+    other = make_wan_pipeline(copied(pipe.transformer))
+    assert torch.equal(make_video(other), sparse)
+
+
+def test_a_transformer_from_a_file_outside_of_a_pipeline_knows_no_schedule() -> None:
+    pipe = make_wan_pipeline()
+    apply_psa(pipe, WARM)
+    pipe.scheduler.set_timesteps(3)
+    copied, loaded = copy.deepcopy(pipe.transformer), reloaded(pipe.transformer)
+    inputs = make_wan_inputs(timestep=pipe.scheduler.timesteps[:1])
+    with torch.no_grad():
+        assert torch.equal(copied(**inputs).sample, pipe.transformer(**inputs).sample)
+        with pytest.raises(ValueError, match="scheduler: expected one to tell the denoising step by, got none"):
+            loaded(**inputs)
+
+
+@COPIES
+@pytest.mark.parametrize("make", [small.llama, small.qwen2_5_vl], ids=["llama", "qwen2.5-vl"])
+def test_a_copied_language_model(make: Callable, copied: Callable) -> None:
+    model = small.make_model(make)
+    dense = logits(model)
+    with apply_psa(model, CAUSAL) as handle:
+        sparse = logits(model)
+        before = handle.stats()
+        twin = copied(model)
+        assert torch.equal(logits(twin), sparse)
+        assert handle.stats() == before
+        with pytest.raises(ValueError, match=r"attached to it already; call remove\(\) .*remove_psa"):
+            apply_psa(twin, CAUSAL)
+    assert torch.equal(logits(twin), sparse)
+    remove_psa(twin)
+    assert is_clean(twin) and is_clean(model)
+    assert torch.equal(logits(twin), dense)
+    assert twin.config.to_dict() == model.config.to_dict()
+
+
+def test_language_models_count_every_call_of_every_thread() -> None:
+    model = small.make_model(small.llama)
+    with apply_psa(model, CAUSAL) as handle, ThreadPoolExecutor(4) as threads:
+        expected = logits(model)
+        assert all(torch.equal(found, expected) for found in threads.map(logits, [model] * 12))
+        assert handle.stats().summary.sparse_calls == 2 * 13
+
+
+class TestRemoving:
+    def test_without_the_handle(self) -> None:
+        pipe = make_wan_pipeline(two_transformers=True)
+        dense = make_video(pipe)
+        processors = pipe.transformer.attn_processors
+        handle = apply_psa(pipe, SPARSE)
+        make_video(pipe)
+        psa_triton.remove_psa(pipe)
+        assert is_clean(pipe.transformer) and is_clean(pipe.transformer_2)
+        assert all(pipe.transformer.attn_processors[name] is processors[name] for name in processors)
+        assert torch.equal(make_video(pipe), dense)
+        assert handle.stats().summary.sparse_calls == 2 * 3
+        with apply_psa(pipe, SPARSE):
+            handle.remove()
+            assert not is_clean(pipe.transformer)
+        assert is_clean(pipe.transformer)
+
+    def test_nothing_attached_is_fine(self) -> None:
+        for model in (make_wan_pipeline(), make_cogvideox_transformer(), small.make_model(small.llama)):
+            remove_psa(model)
+            remove_psa(model)
+        remove_psa(make_wan_modular_pipeline({}))
+        remove_psa(torch.nn.Linear(1, 1))
+
+    def test_an_attention_that_was_named_stays(self) -> None:
+        model = small.make_model(small.llama)
+        model.set_attn_implementation("psa")
+        remove_psa(model)
+        assert model.config._attn_implementation == "psa"
+        apply_psa(model, CAUSAL)
+        remove_psa(model)
+        assert model.config._attn_implementation == "psa"
+
+    def test_a_language_model_by_a_part_or_a_whole(self) -> None:
+        model = small.make_model(small.qwen2_5_vl)
+        for attached, removed in [(model, model.model), (model.model.language_model, model)]:
+            apply_psa(attached, CAUSAL)
+            assert not is_clean(model)
+            remove_psa(removed)
+            assert is_clean(model)
+            assert model.config.text_config._attn_implementation == "sdpa"
+
+    def test_after_processors_were_replaced(self) -> None:
+        pipe = make_cogvideox_pipeline()
+        apply_psa(pipe, SPARSE)
+        pipe.transformer.fuse_qkv_projections()
+        with pytest.raises(
+            RuntimeError, match=r"replaced by .* call remove\(\) on its handle or psa_triton.remove_psa"
+        ):
+            make_video(pipe)
+        remove_psa(pipe)
+        assert is_clean(pipe.transformer)
+        make_video(pipe)
+
+    def test_a_second_pipeline_over_the_same_transformer(self) -> None:
+        pipe = make_wan_pipeline()
+        other = type(pipe).from_pipe(pipe)
+        apply_psa(pipe, SPARSE)
+        with pytest.raises(ValueError, match="PSA is attached to its transformer already; .*remove_psa"):
+            apply_psa(other, SPARSE)
+        remove_psa(other)
+        assert is_clean(pipe.transformer)
+
+    def test_other_parts_of_a_pipeline_are_looked_through(self) -> None:
+        model = small.make_model(small.llama)
+        apply_psa(model, CAUSAL)
+        remove_psa(SimpleNamespace(text_encoder=model, vae=AutoencoderKLWan))
+        assert is_clean(model)
+
+    @pytest.mark.parametrize("target", [None, "pipe", SimpleNamespace(a=1)], ids=["none", "text", "object"])
+    def test_what_holds_no_model(self, target: Any) -> None:
+        with pytest.raises(
+            TypeError, match="model: expected a model or pipeline .* got .* without any torch.nn.Module"
+        ):
+            remove_psa(target)

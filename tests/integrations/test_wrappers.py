@@ -1,0 +1,320 @@
+"""Models inside other things: wrappers, compiled modules, pipelines of every kind, and what is said of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import small_language_models as small
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from peft import LoraConfig, PeftMixedModel, get_peft_model
+from small_pipelines import (
+    make_tokenizer,
+    make_video,
+    make_wan_inputs,
+    make_wan_modular_pipeline,
+    make_wan_pipeline,
+    make_wan_transformer,
+)
+from torch import nn
+from transformers import pipeline as language_pipeline
+
+import psa_triton.integrations.diffusers
+import psa_triton.integrations.transformers
+from psa_triton import PSAConfig, apply_psa, load_preset, remove_psa
+from psa_triton.integrations.diffusers import PSAHandle, layer_count
+from psa_triton.integrations.wrappers import unwrap
+
+SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
+WARM = SPARSE.replace(warmup_steps=1)
+CAUSAL = SPARSE.replace(use_rearrange=False)
+VIDEO_CLASSES = "WanTransformer3DModel|CogVideoX"
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+def with_lora(model: nn.Module) -> nn.Module:
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["to_q", "to_v", "q_proj", "v_proj"]))
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    return Accelerator(cpu=True).prepare(model)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "peft": with_lora,
+    "ddp": nn.parallel.DistributedDataParallel,
+    "data-parallel": nn.DataParallel,
+    "accelerate": prepared,
+    "average": torch.optim.swa_utils.AveragedModel,
+    "peft-in-ddp": lambda model: nn.parallel.DistributedDataParallel(with_lora(model)),
+}
+wrappers = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=list(WRAPPERS))
+
+
+def sparse_steps(handle: PSAHandle) -> dict[int | None, bool]:
+    return {record.step: record.sparse for record in handle.stats().records if record.layer == 0}
+
+
+@wrappers
+@torch.no_grad()
+@pytest.mark.usefixtures("one_process")
+def test_a_wrapped_transformer(wrap: Callable) -> None:
+    inputs = make_wan_inputs()
+    dense = make_wan_transformer()(**inputs).sample
+    with apply_psa(make_wan_transformer(), SPARSE) as handle:
+        sparse = handle._attachments[0].transformer(**inputs).sample
+    wrapped = wrap(make_wan_transformer())
+    assert layer_count(wrapped) == 2
+    for detach in (PSAHandle.remove, lambda handle: remove_psa(wrapped)):
+        handle = apply_psa(wrapped, SPARSE)
+        with pytest.raises(ValueError, match="attached to its transformer already"):
+            apply_psa(wrapped, SPARSE)
+        assert torch.equal(wrapped(**inputs).sample, sparse)
+        assert (handle.stats().summary.forwards, handle.stats().summary.sparse_calls) == (1, 2)
+        detach(handle)
+        assert torch.equal(wrapped(**inputs).sample, dense)
+
+
+@wrappers
+@torch.no_grad()
+@pytest.mark.usefixtures("one_process")
+def test_wrapped_after_attaching(wrap: Callable) -> None:
+    transformer, inputs = make_wan_transformer(), make_wan_inputs()
+    dense = transformer(**inputs).sample
+    apply_psa(transformer, SPARSE)
+    sparse = transformer(**inputs).sample
+    wrapped = wrap(transformer)
+    assert torch.equal(wrapped(**inputs).sample, sparse)
+    remove_psa(wrapped)
+    assert torch.equal(wrapped(**inputs).sample, dense)
+
+
+@pytest.mark.parametrize("wrap", [with_lora, prepared], ids=["peft", "accelerate"])
+def test_a_pipeline_whose_transformer_is_wrapped(wrap: Callable) -> None:
+    """Its scheduler is found, of the wrapper as well as of the transformer in it."""
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, WARM):
+        sparse = make_video(pipe)
+    pipe.transformer = wrap(pipe.transformer)
+    with apply_psa(pipe, WARM) as handle:
+        assert torch.equal(make_video(pipe), sparse)
+    assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+    with apply_psa(pipe.transformer, WARM, scheduler=UniPCMultistepScheduler()) as handle:
+        assert torch.equal(make_video(pipe), sparse)
+
+
+def test_a_pipeline_compiled_after_attaching() -> None:
+    """Its scheduler is found through the compiled module; `test_diffusers_composition.py` looks at the results."""
+    pipe = make_wan_pipeline(make_wan_transformer(num_layers=1))
+    handle = apply_psa(pipe, WARM)
+    pipe.transformer = compiled(pipe.transformer)
+    make_video(pipe, steps=2)
+    assert sparse_steps(handle) == {0: False, 1: True}
+    with pytest.raises(ValueError, match="attached to its transformer already"):
+        apply_psa(pipe, WARM)
+    remove_psa(pipe)
+    with pytest.raises(ValueError, match="compiled already.*call apply_psa first, then compile"):
+        apply_psa(pipe, WARM)
+
+
+class TestPipelines:
+    def test_the_second_transformer_alone(self) -> None:
+        parts = make_wan_pipeline(two_transformers=True).components | {"transformer": None}
+        pipe = WanPipeline(**parts, boundary_ratio=1.0)
+        pipe.set_progress_bar_config(disable=True)
+        dense = make_video(pipe)
+        with apply_psa(pipe, WARM) as handle:
+            make_video(pipe)
+        assert {(record.transformer, record.step, record.sparse) for record in handle.stats().records} == {
+            ("transformer_2", step, step > 0) for step in range(3)
+        }
+        assert torch.equal(make_video(pipe), dense)
+
+    @pytest.mark.parametrize("missing", [True, False], ids=["second-alone", "both"])
+    def test_presets_of_two_transformers(self, missing: bool) -> None:
+        with torch.device("meta"):
+            first, second = (WanTransformer3DModel(num_layers=40) for _ in range(2))
+        pipe = make_wan_pipeline()
+        pipe.transformer, pipe.transformer_2 = None if missing else first, second
+        with apply_psa(pipe) as handle:
+            assert handle.config == load_preset("Wan2.2_A14B")
+
+    def test_the_same_transformer_for_both(self) -> None:
+        pipe = make_wan_pipeline(two_transformers=True)
+        pipe.transformer_2 = pipe.transformer
+        with apply_psa(pipe, WARM) as handle:
+            make_video(pipe)
+        assert handle.stats().summary.forwards == 3
+
+    def test_a_modular_pipeline(self) -> None:
+        pipe = make_wan_modular_pipeline({})
+        with pytest.raises(TypeError, match="a pipeline with a transformer, got WanModularPipeline .*load_components"):
+            apply_psa(pipe, WARM)
+        pipe = make_wan_modular_pipeline(make_wan_pipeline().components)
+        options = {"prompt": "a red square", "num_frames": 5, "height": 32, "width": 64, "output_type": "pt"}
+
+        def video() -> torch.Tensor:
+            options["generator"] = torch.Generator().manual_seed(0)
+            return torch.as_tensor(pipe(**options, num_inference_steps=3, output="videos"))
+
+        dense = video()
+        with apply_psa(pipe, WARM, min_tokens=0) as handle:
+            assert not torch.equal(video(), dense)
+        assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+        apply_psa(pipe, WARM)
+        remove_psa(pipe)
+        assert torch.equal(video(), dense)
+
+    def test_components_by_other_names(self) -> None:
+        """Roles are told by class, as components of modular pipelines may be called anything."""
+
+        class Renamed(DiffusionPipeline):
+            def __init__(self, denoiser: WanTransformer3DModel, sampler: UniPCMultistepScheduler) -> None:
+                super().__init__()
+                self.register_modules(denoiser=denoiser, sampler=sampler)
+
+            @torch.no_grad()
+            def __call__(self, steps: int) -> None:
+                self.sampler.set_timesteps(steps)
+                for timestep in self.sampler.timesteps:
+                    self.denoiser(**make_wan_inputs(timestep=timestep[None]))
+
+        pipe = Renamed(make_wan_transformer(), UniPCMultistepScheduler())
+        with apply_psa(pipe, WARM) as handle:
+            pipe(3)
+            assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+            other = Renamed(pipe.denoiser, DPMSolverMultistepScheduler())
+            handle.reset()
+            other(5)
+        assert sparse_steps(handle) == {step: step > 0 for step in range(5)}
+        assert {record.transformer for record in handle.stats().records} == {"denoiser"}
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_language_model() -> None:
+    """It was run before, and sees PSA come."""
+    inputs = small.text_inputs()
+    model = compiled(small.make_model(lambda: small.llama(num_hidden_layers=1)))
+    dense = model(**inputs).logits
+    handle = apply_psa(model, CAUSAL)
+    assert (model(**inputs).logits - dense).abs().max() > 0.01
+    assert handle.stats().summary.sparse_calls == 1
+    remove_psa(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("wrap", [wrap for name, wrap in WRAPPERS.items() if name != "average"])
+@torch.no_grad()
+@pytest.mark.usefixtures("one_process")
+def test_a_wrapped_language_model(wrap: Callable) -> None:
+    inputs = small.text_inputs()
+    model = wrap(small.make_model(small.llama))
+    dense = model(**inputs).logits
+    for detach in ("remove", None):
+        handle = apply_psa(model, CAUSAL)
+        with pytest.raises(ValueError, match="attached to it already"):
+            apply_psa(model, CAUSAL)
+        assert (model(**inputs).logits - dense).abs().max() > 0.01
+        assert handle.stats().summary.sparse_calls == 2
+        handle.remove() if detach else remove_psa(model)
+        assert torch.equal(model(**inputs).logits, dense)
+
+
+def test_a_pipeline_of_transformers() -> None:
+    pipe = language_pipeline("text-generation", small.make_model(small.llama), tokenizer=make_tokenizer())
+    options = {"max_new_tokens": 2, "do_sample": False, "return_tensors": True}
+    with apply_psa(pipe, CAUSAL) as handle:
+        pipe("a red square moving left " * 30, **options)
+    assert handle.stats().summary.sparse_calls == 2
+    apply_psa(pipe, CAUSAL)
+    remove_psa(pipe)
+    assert pipe.model.config._attn_implementation == "sdpa"
+
+
+class Around(nn.Module):
+    """A module of one's own that holds a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Linear(1, 1)
+        self.inside = nn.ModuleDict({"dit": model})
+
+
+class TestRefused:
+    def test_a_module_that_holds_a_transformer(self) -> None:
+        model = Around(make_wan_transformer())
+        with pytest.raises(TypeError, match=r"got Around; there is one in it: pass its `inside.dit`"):
+            apply_psa(model, SPARSE)
+        with pytest.raises(TypeError, match=r"WanTransformer3DModel.*got Around; it has one: pass its `inside.dit`"):
+            psa_triton.integrations.diffusers.apply_psa(model, SPARSE)
+
+    def test_a_module_that_holds_a_language_model(self) -> None:
+        model = Around(small.make_model(small.llama))
+        for attach in (apply_psa, psa_triton.integrations.transformers.apply_psa):
+            with pytest.raises(TypeError, match=r"got Around; there is one in it: pass its `inside.dit`") as told:
+                attach(model, CAUSAL)
+            assert not any(name in str(told.value) for name in VIDEO_CLASSES.split("|"))
+
+    def test_peft_with_adapters_of_many_kinds(self) -> None:
+        mixed = PeftMixedModel(make_wan_transformer(), LoraConfig(target_modules=["to_q"]))
+        with pytest.raises(TypeError, match="got PeftMixedModel; there is one in it: pass its `base_model.model`"):
+            apply_psa(mixed, SPARSE)
+
+    def test_parts_of_a_language_model(self) -> None:
+        model = small.make_model(small.llama)
+        for part in (model.model.layers[0], model.model.layers[0].self_attn, model.lm_head, model.config):
+            with pytest.raises(TypeError, match="model: expected a model or pipeline of diffusers or tr") as told:
+                apply_psa(part, CAUSAL)
+            assert not any(name in str(told.value) for name in VIDEO_CLASSES.split("|"))
+
+    def test_diffusion_models_that_are_not_supported(self) -> None:
+        vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+        with pytest.raises(TypeError, match="expected a transformer of class WanTransformer3DModel.*got Autoencoder"):
+            apply_psa(vae, SPARSE)
+        pipe = make_wan_pipeline()
+        pipe.transformer = vae
+        with pytest.raises(TypeError, match="expected a transformer of class WanTransformer3DModel.*got Autoencoder"):
+            apply_psa(pipe, SPARSE)
+
+    def test_each_library_sends_the_others_models_away(self) -> None:
+        with pytest.raises(TypeError, match="got LlamaForCausalLM of transformers; pass it to psa_triton.app") as told:
+            psa_triton.integrations.diffusers.apply_psa(with_lora(small.make_model(small.llama)), CAUSAL)
+        assert "Wan" not in str(told.value)
+        with pytest.raises(TypeError, match="got WanPipeline of diffusers; pass it to psa_triton.apply_psa"):
+            psa_triton.integrations.transformers.apply_psa(make_wan_pipeline(), CAUSAL)
+
+    @pytest.mark.parametrize("option", [{"scheduler": object()}, {"dense_last_steps": 1}], ids=["scheduler", "last"])
+    def test_options_of_diffusion_models_name_the_model_in_the_wrapper(self, option: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="belongs to diffusion models, and this is a LlamaForCausalLM"):
+            apply_psa(with_lora(small.make_model(small.llama)), CAUSAL, **option)
+
+
+def test_unwrapping_finds_the_model_and_leaves_others_alone() -> None:
+    model = make_wan_transformer()
+    assert unwrap(model) is model
+    assert unwrap(compiled(nn.DataParallel(with_lora(model)))) is model
+    for other in (None, 3, "module", nn.Linear(1, 1), make_wan_pipeline()):
+        assert unwrap(other) is other
