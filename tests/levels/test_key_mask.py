@@ -32,6 +32,7 @@ CHOICES = {
 }
 EACH = pytest.mark.parametrize("name", list(CHOICES))
 IMPLS = pytest.mark.parametrize("impl", ["cpu"])
+"""GPU kernels are compared with these, see the last test: the interpreter takes long."""
 
 
 def tensors(batch=1, queries=96, keys=180, dim=16, seed=0):
@@ -206,3 +207,18 @@ def test_a_budget_is_of_the_keys_that_are_there(impl, is_causal):
     )
     assert (found <= least.clamp(min=BUDGET.level_budget) + 1e-6).all()
     assert (found > 0.3).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_causal"),
+    [("topk", True), ("thresholdbound", False), ("first block", True), ("budget of a head", True)],
+)
+def test_gpu_kernels_choose_the_same_levels(name, is_causal):
+    pytest.importorskip("triton")
+    q, k, v = tensors(2, queries=64, keys=150)
+    key_mask = mask_of(2, 150, 0.5)
+    key_mask[0, :40] = key_mask[1, 64:96] = False
+    found, expected = (
+        choose(name, q, k, v, impl=impl, is_causal=is_causal, key_mask=key_mask) for impl in ("triton", "cpu")
+    )
+    assert torch.equal(found, expected)

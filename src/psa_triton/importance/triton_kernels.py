@@ -17,6 +17,7 @@ from torch import Tensor
 from psa_triton.dots import current_backend, dim_tile, dot, dot_precision
 from psa_triton.importance.rows import BlockGrid, Estimate
 from psa_triton.importance.tiles import scoring_tiles
+from psa_triton.kept import first_kept
 from psa_triton.launch import Launch
 from psa_triton.pyramid.triton_kernels import plan_pool
 
@@ -54,10 +55,12 @@ def plan_score_blocks(
     launches = []
     if key_rows.group > 1:
         means = k.new_empty(*k.shape[:2], len(key_rows.tokens), k.shape[3])
-        launches.append(plan_pool(k, means, block_n=key_rows.group, finest=key_rows.group, coarsest=key_rows.group))
+        keep = None if grid.key_mask is None else grid.key_mask.to(torch.int8).contiguous()
+        sizes = dict(block_n=key_rows.group, finest=key_rows.group, coarsest=key_rows.group)
+        launches.append(plan_pool(k, means, **sizes, keep=keep))
         k = means
     query_tokens = q.new_empty(*q.shape[:2], *query_rows.tokens.shape, dtype=torch.int32)
-    key_tokens = k.new_empty(*k.shape[:2], *key_rows.tokens.shape, dtype=torch.int32)
+    key_tokens = k.new_empty(*k.shape[:2], *key_rows.tokens.shape[-2:], dtype=torch.int32)
     launches.append(_plan_resolve_tokens(q, query_rows.tokens, query_tokens))
     launches.append(_plan_resolve_tokens(k, key_rows.tokens, key_tokens))
 
@@ -70,6 +73,7 @@ def plan_score_blocks(
         key_tokens=key_tokens,
         newest=query_rows.newest,
         needs=key_rows.needs.contiguous(),
+        log_count=None if key_rows.log_count is None else (key_rows.log_count * math.log2(math.e)).contiguous(),
         log_sums=log_sums,
         mass=importance,
     )
@@ -80,13 +84,24 @@ def plan_score_blocks(
 
 
 def _plan_resolve_tokens(x: Tensor, tokens: Tensor, resolved: Tensor) -> Launch:
-    """Write `tokens [R, w]` for every head of `x` to `resolved [B, H, R, w]`, -1 in rows that hold NaN or inf."""
+    """Write `tokens`, `[R, w]` or `[B, R, w]`, for every head of `x` to `resolved [B, H, R, w]`.
+
+    It is -1 in rows that hold NaN or inf.
+    """
     batch, heads, _, dim = x.shape
-    rows, width = tokens.shape
+    rows, width = tokens.shape[-2:]
     return Launch(
         _resolve_tokens_kernel,
         (triton.cdiv(rows, _RESOLVED), batch * heads),
-        dict(x=x, tokens=tokens.contiguous(), resolved=resolved, heads=heads, rows=rows, **_strides("x", x)),
+        dict(
+            x=x,
+            tokens=tokens.contiguous(),
+            resolved=resolved,
+            heads=heads,
+            rows=rows,
+            stride_tb=rows * width if tokens.dim() == 3 else 0,
+            **_strides("x", x),
+        ),
         dict(DIM=dim, DIM_TILE=dim_tile(dim), WIDTH=width, TILE=_RESOLVED),
     )
 
@@ -94,7 +109,7 @@ def _plan_resolve_tokens(x: Tensor, tokens: Tensor, resolved: Tensor) -> Launch:
 def _plan_score(tensors: dict[str, Tensor], estimate: Estimate, grid: BlockGrid, reduce: str, scale: float) -> Launch:
     q, k = tensors["q"], tensors["k"]
     query_rows, key_rows = estimate.query_rows, estimate.key_rows
-    (rows, width), columns = query_rows.tokens.shape, len(key_rows.tokens)
+    (rows, width), columns = query_rows.tokens.shape, key_rows.tokens.shape[-2]
     batch, heads, _, dim = q.shape
     tiles = scoring_tiles(dim, width, q.dtype)
     return Launch(
@@ -110,6 +125,7 @@ def _plan_score(tensors: dict[str, Tensor], estimate: Estimate, grid: BlockGrid,
             columns=columns,
             queries=grid.query_tokens,
             keys=grid.key_tokens,
+            stride_needs=columns if key_rows.needs.dim() == 2 else 0,
             **_strides("q", q),
             **_strides("k", k),
         ),
@@ -133,10 +149,19 @@ def _plan_score(tensors: dict[str, Tensor], estimate: Estimate, grid: BlockGrid,
 
 
 def _plan_normalise(mass: Tensor, grid: BlockGrid) -> Launch:
+    first_keys = None
+    if grid.key_mask is not None:
+        first_keys = first_kept(grid.key_mask, grid.block_n).clamp_(max=grid.key_tokens).int()
     return Launch(
         _normalise_kernel,
         (mass.numel() // grid.key_blocks,),
-        dict(mass=mass, queries=grid.query_tokens, keys=grid.key_tokens),
+        dict(
+            mass=mass,
+            first_keys=first_keys,
+            rows_per_item=mass.shape[1] * mass.shape[2],
+            queries=grid.query_tokens,
+            keys=grid.key_tokens,
+        ),
         dict(BLOCK_M=grid.block_m, BLOCK_N=grid.block_n, CAUSAL=grid.is_causal, CHUNK=_CHUNK),
     )
 
@@ -152,6 +177,7 @@ def _resolve_tokens_kernel(
     resolved,
     heads,
     rows,
+    stride_tb,
     stride_xb,
     stride_xh,
     stride_xn,
@@ -165,6 +191,7 @@ def _resolve_tokens_kernel(
     head = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, DIM_TILE)
     x += (head // heads) * stride_xb + (head % heads) * stride_xh
+    tokens += (head // heads) * stride_tb
     resolved += head * rows * WIDTH
     inside = (r[:, None] < rows) & (d[None, :] < DIM)
     exponent = tl.zeros((TILE,), tl.int32)  # the largest of a row; that of NaN and inf has all bits set
@@ -185,6 +212,7 @@ def _score_kernel(
     key_tokens,
     newest,
     needs,
+    log_count,
     log_sums,
     mass,
     scale,
@@ -195,6 +223,7 @@ def _score_kernel(
     columns,
     queries,
     keys,
+    stride_needs,
     stride_qb,
     stride_qh,
     stride_qn,
@@ -226,6 +255,9 @@ def _score_kernel(
     k += b * stride_kb + h // group * stride_kh
     query_tokens += head * rows * WIDTH
     key_tokens += (b * (heads // group) + h // group) * columns * WIDTH
+    needs += b * stride_needs
+    if log_count is not None:
+        log_count += b * columns
     log_sums += head * rows
     blocks = tl.cdiv(keys, BLOCK_N)
     mass += head * tl.cdiv(queries, BLOCK_M) * blocks
@@ -254,7 +286,11 @@ def _score_kernel(
 
         # A row that is not finite is read as zeros. Its probability is that of logit 0, its pairs' mass is inf.
         is_spoiled = tl.load(key_tokens + c * WIDTH, mask=c < columns, other=0) < 0
-        bias = tl.where(c < columns - 1, 0.0, tl.where(c < columns, last_log_count, float("-inf")))
+        if log_count is not None:
+            bias = tl.load(log_count + c, mask=c < columns, other=float("-inf"))
+            is_spoiled = is_spoiled & (bias > float("-inf"))  # a row without a kept key stands for nothing
+        else:
+            bias = tl.where(c < columns - 1, 0.0, tl.where(c < columns, last_log_count, float("-inf")))
         if REDUCE != "none":
             bias = tl.where(is_spoiled, float("inf"), bias)
         logits = products * scale + bias[None, :]
@@ -318,29 +354,50 @@ def _blocks_in_sight(last, queries, keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.con
 
 @triton.jit
 def _normalise_kernel(
-    mass, queries, keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, CHUNK: tl.constexpr
+    mass,
+    first_keys,
+    rows_per_item,
+    queries,
+    keys,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """One row of `mass`, in place: see `scoring._normalise`. What is not in sight was not written before."""
     row = tl.program_id(0)
     blocks = tl.cdiv(keys, BLOCK_N)
-    in_sight = _blocks_in_sight(row % tl.cdiv(queries, BLOCK_M) + 1, queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
+    i = row % tl.cdiv(queries, BLOCK_M)
+    in_sight = _blocks_in_sight(i + 1, queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
+    limit = tl.minimum((i + 1) * BLOCK_M, queries) - 1 + keys - queries if CAUSAL else keys - 1
+    visible = in_sight
+    if first_keys is not None:
+        first_keys += (row // rows_per_item).to(tl.int64) * blocks
+        visible = 0
     mass += row.to(tl.int64) * blocks
     total = 0.0
     spoiled = 0
     for first in range(0, in_sight, CHUNK):
         j = first + tl.arange(0, CHUNK)
-        x = tl.load(mass + j, mask=j < in_sight, other=0.0)
+        is_seen = j < in_sight
+        if first_keys is not None:
+            is_seen = is_seen & (tl.load(first_keys + j, mask=is_seen, other=0) <= limit)
+            visible += tl.sum(is_seen.to(tl.int32))
+        x = tl.load(mass + j, mask=is_seen, other=0.0)
         is_finite = x < float("inf")
         total += tl.sum(tl.where(is_finite, x, 0.0))
         spoiled += tl.sum((~is_finite).to(tl.int32))
 
     is_scored = total > 0.0
-    whole = spoiled + tl.where(is_scored, 1.0, (in_sight - spoiled).to(tl.float32) / blocks)
+    whole = spoiled + tl.where(is_scored, 1.0, (visible - spoiled).to(tl.float32) / blocks)
     whole = tl.maximum(whole, 1.0e-30)  # nothing is in sight
     total = tl.where(is_scored, total, 1.0)
     for first in range(0, blocks, CHUNK):
         j = first + tl.arange(0, CHUNK)
-        x = tl.load(mass + j, mask=j < in_sight, other=0.0)
+        is_seen = j < in_sight
+        if first_keys is not None:
+            is_seen = is_seen & (tl.load(first_keys + j, mask=is_seen, other=0) <= limit)
+        x = tl.load(mass + j, mask=is_seen, other=0.0)
         share = tl.where(is_scored, x / total, 1.0 / blocks)
         share = tl.where(x < float("inf"), share, 1.0)
-        tl.store(mass + j, tl.where(j < in_sight, share / whole, 0.0), mask=j < blocks)
+        tl.store(mass + j, tl.where(is_seen, share / whole, 0.0), mask=j < blocks)
