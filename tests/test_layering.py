@@ -38,8 +38,8 @@ LAYERS = [
     "ordering",  # grid -> token order
     "importance",  # q, k -> importance of key blocks
     "levels",  # importance -> levels
-    "schedule",  # levels -> unit lists
-    "kernels",  # pyramid and unit lists -> output
+    "schedule",  # levels -> lists of rows
+    "kernels",  # pyramid and lists -> output
     "attention",  # the whole operator
     "integrations",  # the operator inside diffusers' and transformers' models
     "builtin",  # the built-in model
