@@ -14,11 +14,13 @@ from accuracy import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.library import opcheck
 
-from psa_triton.kernels import pyramid_attention
+from psa_triton.kernels import ops, pyramid_attention
 
 IMPLS = ["reference", "cpu", "triton"]
 FAST = ["cpu", "triton"]
+ALL_TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 ALL_LEVELS = (0, 1, 2, 4, 8, 16, 32, 64)
 
 
@@ -216,6 +218,22 @@ def test_lists_that_are_read_in_parts(impl, monkeypatch):
         kwargs = dict(block_m=64, block_n=32, is_causal=is_causal, key_mask=key_mask)
         out = pyramid_attention(q, k, v, levels, impl=impl, **kwargs)
         assert_as_good_as_eager(out, q, k, v, levels, **kwargs)
+
+
+@pytest.mark.parametrize("impl", FAST)
+def test_operators(impl):
+    q, k, v = tensors(1, 1, 1, 8, 20, dim=8)
+    levels, key_mask = random_levels(q, k, 16, 16, among=(1, 2)), padding(1, 20)
+    settings = (16, 16, 2, True, 0.25, "none")
+    # Every other test runs the interpreter again, which takes long.
+    tests = ("test_schema", "test_faketensor") if impl == "triton" else ALL_TESTS
+    opcheck(ops.attend, (q, k, v, levels, *settings, True, impl, key_mask), test_utils=tests)
+    out, lse = ops.attend(q, k, v, levels, *settings, True, impl, key_mask)
+    opcheck(
+        ops.attend_backward,
+        (torch.ones_like(q), lse, q, k, v, out, lse, levels, *settings, impl, key_mask),
+        test_utils=tests,
+    )
 
 
 @pytest.mark.parametrize(
