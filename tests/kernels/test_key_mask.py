@@ -127,10 +127,10 @@ SLOW = [pytest.param("triton", dtype, marks=pytest.mark.slow) for dtype in DTYPE
     [(64, ALL_LEVELS, "none"), (32, (0, 1, 2, 4, 8), "isotropic")],
     ids=["coarse", "corrected"],
 )
-def test_forward_and_backward(impl, dtype, is_causal, n, among, pool_correction):
+def test_forward_and_backward(bfloat16_is_rounded, impl, dtype, is_causal, n, among, pool_correction):
     # The interpreter takes long: there one item has all kinds of holes.
-    key_mask = everything_at_once(110) if impl == "triton" else padding(5, 150)
-    q, k, v = tensors(len(key_mask), 2, 1, 40, key_mask.shape[1], dim=32, dtype=dtype)
+    key_mask = everything_at_once(101) if impl == "triton" else padding(5, 150)
+    q, k, v = tensors(len(key_mask), 2, 1, 20, key_mask.shape[1], dim=16, dtype=dtype)
     levels = random_levels(q, k, 32, n, among=among)
     kwargs = dict(block_m=32, block_n=n, is_causal=is_causal, pool_correction=pool_correction, key_mask=key_mask)
     clean = [x.clone().requires_grad_() for x in (q, k, v)]
@@ -138,7 +138,8 @@ def test_forward_and_backward(impl, dtype, is_causal, n, among, pool_correction)
     assert_as_good_as_eager(out.detach(), q, k, v, levels, **kwargs)
     grad_out = normal_like(out)
     grads = torch.autograd.grad(out, clean, grad_out)
-    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, **kwargs)
+    slack = 3.0 if dtype == torch.float32 else 1.6  # few numbers, whose sums are taken in another order
+    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, slack=slack, **kwargs)
     hidden = ~key_mask[:, None, :, None].expand_as(k)
     assert (grads[1][hidden] == 0).all() and (grads[2][hidden] == 0).all()
 
@@ -195,8 +196,8 @@ class TestBits:
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 def test_an_item_without_any_key_sees_nothing(impl, is_causal):
-    q, k, v = (x.requires_grad_() for x in tensors(2, 2, 2, 40, 40, dim=16))
-    key_mask = torch.stack([torch.zeros(40, dtype=torch.bool), torch.ones(40, dtype=torch.bool)])
+    q, k, v = (x.requires_grad_() for x in tensors(2, 1, 1, 20, 24, dim=8))
+    key_mask = torch.stack([torch.zeros(24, dtype=torch.bool), torch.ones(24, dtype=torch.bool)])
     levels = random_levels(q, k, 16, 16, among=(1, 2, 8))
     out, lse = pyramid_attention(
         q, k, v, levels, block_m=16, block_n=16, is_causal=is_causal, key_mask=key_mask, impl=impl, return_lse=True
