@@ -95,9 +95,17 @@ def backward(dtype: torch.dtype, dim: int, *, block_n: int = 64, group: int = 1,
     pyramid_attention_backward(q, q, k, v, q, lse, levels, **attention_settings(block_n, **settings))
 
 
-def attention_settings(block_n: int, *, is_causal: bool = False, pool_correction: str = "none") -> dict[str, Any]:
+def attention_settings(
+    block_n: int, *, is_causal: bool = False, pool_correction: str = "none", masked: bool = False
+) -> dict[str, Any]:
     return dict(
-        block_m=128, block_n=block_n, coarsest=8, is_causal=is_causal, scale=1.0, pool_correction=pool_correction
+        block_m=128,
+        block_n=block_n,
+        coarsest=8,
+        is_causal=is_causal,
+        scale=1.0,
+        pool_correction=pool_correction,
+        key_mask=meta(1, TOKENS, dtype=torch.bool) if masked else None,
     )
 
 
@@ -106,11 +114,16 @@ def attention_inputs(dtype: torch.dtype, dim: int, block_n: int, group: int) -> 
     return video(dtype, dim), k, v, meta(1, HEADS, -(-TOKENS // 128), -(-TOKENS // block_n), dtype=torch.int8)
 
 
-def importance(dtype: torch.dtype, dim: int, *, method: str = "sampled", is_causal: bool = False) -> None:
+def importance(
+    dtype: torch.dtype, dim: int, *, method: str = "sampled", is_causal: bool = False, masked: bool = False
+) -> None:
     from psa_triton.importance import block_importance
 
     x = video(dtype, dim)
-    block_importance(x, x, block_m=128, block_n=64, method=method, is_causal=is_causal, impl="triton")
+    key_mask = meta(1, TOKENS, dtype=torch.bool) if masked else None
+    block_importance(
+        x, x, block_m=128, block_n=64, method=method, is_causal=is_causal, key_mask=key_mask, impl="triton"
+    )
 
 
 def selection(dtype: torch.dtype, dim: int, *, mode: str) -> None:
@@ -145,11 +158,14 @@ VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {
     "forward, n=32": partial(forward, block_n=32),
     "forward, causal": partial(forward, block_n=128, is_causal=True, group=4),
     "forward, corrected": partial(forward, pool_correction="isotropic"),
+    "forward, masked": partial(forward, is_causal=True, masked=True),
     "backward, n=32": partial(backward, block_n=32),
     "backward, causal": partial(backward, block_n=128, is_causal=True, group=4),
     "backward, corrected": partial(backward, pool_correction="isotropic"),
+    "backward, masked": partial(backward, is_causal=True, masked=True),
     "pooled": partial(importance, method="pooled"),
     "antidiagonal": partial(importance, method="antidiagonal"),
+    "antidiagonal, masked": partial(importance, method="antidiagonal", is_causal=True, masked=True),
     "selection by rank": partial(selection, mode="topk"),
     "selection by mass": partial(selection, mode="thresholdbound"),
     "budget": allocation,

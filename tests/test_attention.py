@@ -167,6 +167,7 @@ def test_the_public_names_are_those_of_the_documentation():
         "load_preset",
         "psa_attention",
         "pyramid_attention",
+        "remove_psa",
         "select_levels",
     }
     assert all(callable(getattr(psa_triton, name)) for name in psa_triton.__all__)

@@ -109,6 +109,24 @@ def test_one_graph(name, is_causal):
         assert torch.equal(got, want)
 
 
+def test_mapped():
+    """Over masks alone, over tensors and masks, and the gradient of either."""
+    q, k, v = tensors()
+    masks = torch.stack([mask(), mask().flip(1)])
+    kwargs = dict(config=CONFIGS["corrected"], grid=GRID)
+    found = torch.vmap(lambda keep: psa_attention(q, k, v, key_mask=keep, **kwargs))(masks)
+    assert torch.equal(found, torch.stack([psa_attention(q, k, v, key_mask=keep, **kwargs) for keep in masks]))
+
+    def loss(k, keep):
+        return psa_attention(q, k, v, key_mask=keep, **kwargs).square().sum()
+
+    keys = torch.stack([k, k.flip(2)])
+    found = torch.vmap(torch.func.grad(loss))(keys, masks)
+    for got, x, keep in zip(found, keys, masks, strict=True):
+        torch.testing.assert_close(got, torch.func.grad(loss)(x, keep))
+        assert (got[~keep[:, None, :, None].expand_as(got)] == 0).all()
+
+
 def test_errors():
     q, k, v = tensors()
     with pytest.raises(ValueError, match=r"key_mask: expected \[batch, keys\] = \(2, 189\), got \(189,\)"):

@@ -35,7 +35,7 @@ def as_key_mask(attn_mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
         )
     full = (*q.shape[:3], k.shape[2])
     pairs = zip(reversed(attn_mask.shape), reversed(full), strict=False)
-    if attn_mask.dim() > 4 or any(size not in (1, wanted) for size, wanted in pairs):
+    if attn_mask.dim() > 4 or any(size != 1 and size != wanted for size, wanted in pairs):
         raise ValueError(
             f"attn_mask: expected a shape that broadcasts with [batch, query heads, queries, keys] = {full}, "
             f"got {tuple(attn_mask.shape)}"

@@ -228,6 +228,7 @@ def test_a_compiled_language_model() -> None:
 
 @pytest.mark.parametrize("wrap", [wrap for name, wrap in WRAPPERS.items() if name != "average"])
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own use of transformers
 @pytest.mark.usefixtures("one_process")
 def test_a_wrapped_language_model(wrap: Callable) -> None:
     inputs = small.text_inputs()

@@ -14,11 +14,13 @@ from accuracy import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.library import opcheck
 
-from psa_triton.kernels import pyramid_attention
+from psa_triton.kernels import ops, pyramid_attention
 
 IMPLS = ["reference", "cpu", "triton"]
 FAST = ["cpu", "triton"]
+ALL_TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 ALL_LEVELS = (0, 1, 2, 4, 8, 16, 32, 64)
 
 
@@ -125,10 +127,10 @@ SLOW = [pytest.param("triton", dtype, marks=pytest.mark.slow) for dtype in DTYPE
     [(64, ALL_LEVELS, "none"), (32, (0, 1, 2, 4, 8), "isotropic")],
     ids=["coarse", "corrected"],
 )
-def test_forward_and_backward(impl, dtype, is_causal, n, among, pool_correction):
+def test_forward_and_backward(bfloat16_is_rounded, impl, dtype, is_causal, n, among, pool_correction):
     # The interpreter takes long: there one item has all kinds of holes.
-    key_mask = everything_at_once(110) if impl == "triton" else padding(5, 150)
-    q, k, v = tensors(len(key_mask), 2, 1, 40, key_mask.shape[1], dim=32, dtype=dtype)
+    key_mask = everything_at_once(101) if impl == "triton" else padding(5, 150)
+    q, k, v = tensors(len(key_mask), 2, 1, 20, key_mask.shape[1], dim=16, dtype=dtype)
     levels = random_levels(q, k, 32, n, among=among)
     kwargs = dict(block_m=32, block_n=n, is_causal=is_causal, pool_correction=pool_correction, key_mask=key_mask)
     clean = [x.clone().requires_grad_() for x in (q, k, v)]
@@ -136,7 +138,8 @@ def test_forward_and_backward(impl, dtype, is_causal, n, among, pool_correction)
     assert_as_good_as_eager(out.detach(), q, k, v, levels, **kwargs)
     grad_out = normal_like(out)
     grads = torch.autograd.grad(out, clean, grad_out)
-    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, **kwargs)
+    slack = 3.0 if dtype == torch.float32 else 1.6  # few numbers, whose sums are taken in another order
+    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, slack=slack, **kwargs)
     hidden = ~key_mask[:, None, :, None].expand_as(k)
     assert (grads[1][hidden] == 0).all() and (grads[2][hidden] == 0).all()
 
@@ -193,8 +196,8 @@ class TestBits:
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 def test_an_item_without_any_key_sees_nothing(impl, is_causal):
-    q, k, v = (x.requires_grad_() for x in tensors(2, 2, 2, 40, 40, dim=16))
-    key_mask = torch.stack([torch.zeros(40, dtype=torch.bool), torch.ones(40, dtype=torch.bool)])
+    q, k, v = (x.requires_grad_() for x in tensors(2, 1, 1, 20, 24, dim=8))
+    key_mask = torch.stack([torch.zeros(24, dtype=torch.bool), torch.ones(24, dtype=torch.bool)])
     levels = random_levels(q, k, 16, 16, among=(1, 2, 8))
     out, lse = pyramid_attention(
         q, k, v, levels, block_m=16, block_n=16, is_causal=is_causal, key_mask=key_mask, impl=impl, return_lse=True
@@ -215,6 +218,22 @@ def test_long_lists_with_little_left(impl):
         kwargs = dict(block_m=64, block_n=32, is_causal=is_causal, key_mask=key_mask)
         out = pyramid_attention(q, k, v, levels, impl=impl, **kwargs)
         assert_as_good_as_eager(out, q, k, v, levels, **kwargs)
+
+
+@pytest.mark.parametrize("impl", FAST)
+def test_operators(impl):
+    q, k, v = tensors(1, 1, 1, 8, 20, dim=8)
+    levels, key_mask = random_levels(q, k, 16, 16, among=(1, 2)), padding(1, 20)
+    settings = (16, 16, 2, True, 0.25, "none")
+    # Every other test runs the interpreter again, which takes long.
+    tests = ("test_schema", "test_faketensor") if impl == "triton" else ALL_TESTS
+    opcheck(ops.attend, (q, k, v, levels, *settings, True, impl, key_mask), test_utils=tests)
+    out, lse = ops.attend(q, k, v, levels, *settings, True, impl, key_mask)
+    opcheck(
+        ops.attend_backward,
+        (torch.ones_like(q), lse, q, k, v, out, lse, levels, *settings, impl, key_mask),
+        test_utils=tests,
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def plan_score_blocks(
     if key_rows.group > 1:
         means = k.new_empty(*k.shape[:2], len(key_rows.tokens), k.shape[3])
         keep = None if grid.key_mask is None else grid.key_mask.to(torch.int8).contiguous()
-        sizes = dict(block_n=key_rows.group, finest=key_rows.group, coarsest=key_rows.group)
-        launches.append(plan_pool(k, means, **sizes, keep=keep))
+        group = key_rows.group
+        launches.append(plan_pool(k, means, block_n=group, finest=group, coarsest=group, keep=keep))
         k = means
     query_tokens = q.new_empty(*q.shape[:2], *query_rows.tokens.shape, dtype=torch.int32)
     key_tokens = k.new_empty(*k.shape[:2], *key_rows.tokens.shape[-2:], dtype=torch.int32)
@@ -66,7 +66,7 @@ def plan_score_blocks(
 
     log_sums = q.new_empty(query_tokens.shape[:3], dtype=torch.float32)
     importance = q.new_empty(*q.shape[:2], grid.query_blocks, grid.key_blocks, dtype=torch.float32)
-    tensors = dict(
+    tensors: dict[str, Tensor | None] = dict(
         q=q,
         k=k,
         query_tokens=query_tokens,
@@ -106,8 +106,11 @@ def _plan_resolve_tokens(x: Tensor, tokens: Tensor, resolved: Tensor) -> Launch:
     )
 
 
-def _plan_score(tensors: dict[str, Tensor], estimate: Estimate, grid: BlockGrid, reduce: str, scale: float) -> Launch:
+def _plan_score(
+    tensors: dict[str, Tensor | None], estimate: Estimate, grid: BlockGrid, reduce: str, scale: float
+) -> Launch:
     q, k = tensors["q"], tensors["k"]
+    assert q is not None and k is not None
     query_rows, key_rows = estimate.query_rows, estimate.key_rows
     (rows, width), columns = query_rows.tokens.shape, key_rows.tokens.shape[-2]
     batch, heads, _, dim = q.shape
