@@ -24,8 +24,8 @@ class FakeCuda:
         (torch.zeros(1, dtype=torch.float64), "cpu"),
         (FakeCuda(torch.bfloat16), "triton"),
         (FakeCuda(torch.float32), "triton"),
-        (FakeCuda(torch.float64), "reference"),
-        (torch.zeros(1, device="meta"), "reference"),
+        (FakeCuda(torch.float64), "torch"),
+        (torch.zeros(1, device="meta"), "torch"),
     ],
     ids=["cpu", "cpu float64", "gpu", "gpu float32", "gpu float64", "other"],
 )
@@ -34,7 +34,7 @@ def test_auto_takes_the_fastest_that_can_run(x, expected):
 
 
 def test_an_unknown_name_is_an_error():
-    with pytest.raises(ValueError, match="impl: expected 'auto' or one of reference, cpu, triton, got 'gpu'"):
+    with pytest.raises(ValueError, match="impl: expected 'auto' or one of reference, torch, cpu, triton, got 'gpu'"):
         resolve_impl("gpu", torch.zeros(1))
 
 
@@ -57,6 +57,6 @@ def test_new_enough_tritons(version):
 @pytest.mark.parametrize(("version", "came"), [(None, "none is installed"), ("3.5.1", "3.5.1 is installed")])
 def test_a_missing_or_old_triton_is_an_error_that_names_the_version_wanted(version, came, monkeypatch):
     monkeypatch.setattr(impl, "_TRITON_PROBLEM", triton_problem(version))
-    for name in ("triton", "auto"):
-        with pytest.raises(ImportError, match=rf"needs triton >= 3\.6 and {came}; run pip install 'triton>=3.6'"):
-            resolve_impl(name, FakeCuda(torch.float32))
+    with pytest.raises(ImportError, match=rf"needs triton >= 3\.6 and {came}; run pip install 'triton>=3.6'"):
+        resolve_impl("triton", FakeCuda(torch.float32))
+    assert resolve_impl("auto", FakeCuda(torch.float32)) == "torch"

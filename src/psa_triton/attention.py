@@ -62,7 +62,7 @@ def psa_attention(
             A key left out is as if it were not there, whatever it and its value hold, and gets no gradient; blocks are
             cut by position as ever, and a row that sees no key gives zeros.
         scale: factor of the logits, `D ** -0.5` by default.
-        impl: `auto`, `reference`, `cpu` or `triton`; see `pyramid_attention`.
+        impl: `auto`, `reference`, `torch`, `cpu` or `triton`; see `pyramid_attention`.
         generator: randomises the sampling of the importance estimate; without it the result is the same every time.
         attn_mask, dropout_p, enable_gqa: what `scaled_dot_product_attention` takes. A mask, bool or added to the logits
             (0, or -inf or at most -1e4), that leaves out the same keys for every head and query becomes a `key_mask`;

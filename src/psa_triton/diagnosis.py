@@ -17,6 +17,7 @@ from psa_triton.config import PSAConfig
 from psa_triton.impl import IMPLEMENTATIONS, Impl, resolve_impl
 from psa_triton.inputs import DTYPES
 from psa_triton.kernels import pyramid_attention
+from psa_triton.kernels.gathered.ways import LONG_LIST, choose_way
 from psa_triton.machine import hardware
 from psa_triton.presets import load_presets_file
 
@@ -141,7 +142,8 @@ def _try_attention(device: torch.device, dtype: torch.dtype, dim: int) -> Findin
     if not error <= _TOLERANCE[dtype]:
         detail = f"{impl}: error {error:.1e} against the definition, expected at most {_TOLERANCE[dtype]:.0e}"
         return Finding("attention", name, "problem", detail, "report it, with all that this command shows")
-    return Finding("attention", name, "ok", f"{impl} (error {error:.0e})")
+    way = f", {choose_way(dtype, device, LONG_LIST).name}" if impl == "cpu" else ""
+    return Finding("attention", name, "ok", f"{impl}{way} (error {error:.0e})")
 
 
 def _relative_error(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, impl: Impl) -> float:

@@ -10,10 +10,10 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-Impl = Literal["auto", "reference", "cpu", "triton"]
+Impl = Literal["auto", "reference", "torch", "cpu", "triton"]
 
-IMPLEMENTATIONS: Final = ("reference", "cpu", "triton")
-"""Plain torch, written to be read; threads over torch's CPU operators; GPU kernels."""
+IMPLEMENTATIONS: Final = ("reference", "torch", "cpu", "triton")
+"""The definition, written to be read; torch's operations, on any device; the same as suits a CPU; GPU kernels."""
 
 TRITON_WANTED: Final = "3.6"
 """Oldest Triton that the GPU kernels run on."""
@@ -24,19 +24,20 @@ TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 def resolve_impl(impl: Impl, x: Tensor) -> Impl:
     """The implementation that runs on tensors like `x`: `impl`, or the fastest that can if it is `auto`.
 
-    `auto` is `cpu` on CPU tensors, `triton` on CUDA and ROCm tensors, and `reference` elsewhere and for float64, which
-    GPU kernels do not compute in.
+    `auto` is `cpu` on CPU tensors and `triton` on CUDA and ROCm tensors; `torch` on other devices, where Triton is missing
+    or too old (on Windows, say), and on a GPU for float64, which its kernels do not compute in.
 
     Raises:
         ValueError: an unknown implementation, or one that cannot run on such tensors, and why.
-        ImportError: the GPU kernels are wanted and Triton is missing or too old.
+        ImportError: the GPU kernels are asked for and Triton is missing or too old.
     """
     if impl not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(f"impl: expected 'auto' or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl == "auto":
         if x.device.type == "cpu":
             return "cpu"
-        impl = "triton" if x.device.type == "cuda" and x.dtype in TRITON_DTYPES else "reference"
+        has_kernels = x.device.type == "cuda" and x.dtype in TRITON_DTYPES and _TRITON_PROBLEM is None
+        impl = "triton" if has_kernels else "torch"
     if impl == "cpu" and x.device.type != "cpu":
         raise ValueError(f"impl: 'cpu' expects CPU tensors, got {x.device}; move them, or use impl='auto'")
     if impl == "triton":
@@ -52,7 +53,7 @@ def is_interpreting() -> bool:
 def _check_triton(x: Tensor) -> None:
     if x.dtype not in TRITON_DTYPES:
         known = ", ".join(str(dtype).removeprefix("torch.") for dtype in TRITON_DTYPES)
-        raise ValueError(f"impl: 'triton' computes in {known}, got {x.dtype}; use impl='reference'")
+        raise ValueError(f"impl: 'triton' computes in {known}, got {x.dtype}; use impl='torch'")
     if x.device.type not in ("cuda", "meta") and not is_interpreting():
         raise ValueError(f"impl: 'triton' expects CUDA or ROCm tensors, got {x.device}; move them, or use impl='auto'")
     if _TRITON_PROBLEM is not None:
@@ -76,7 +77,7 @@ def triton_problem(installed: str | None) -> str | None:
     came = "none is installed" if installed is None else f"{installed} is installed"
     return (
         f"impl: 'triton' needs triton >= {TRITON_WANTED} and {came}; "
-        f"run pip install 'triton>={TRITON_WANTED}', or use impl='reference' (slow)"
+        f"run pip install 'triton>={TRITON_WANTED}', or use impl='torch'"
     )
 
 

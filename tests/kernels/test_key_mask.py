@@ -19,7 +19,7 @@ from torch.library import opcheck
 from psa_triton.kernels import ops, pyramid_attention
 
 IMPLS = ["reference", "cpu", "triton"]
-FAST = ["cpu", "triton"]
+FAST = ["torch", "cpu", "triton"]
 ALL_TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 ALL_LEVELS = (0, 1, 2, 4, 8, 16, 32, 64)
 

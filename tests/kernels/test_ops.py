@@ -12,7 +12,7 @@ from psa_triton.kernels import ops
 from psa_triton.levels.choice import _choose_levels_op
 from psa_triton.ordering.order import _traced_grid_order
 
-IMPLS = ["cpu", "triton"]
+IMPLS = ["torch", "cpu", "triton"]
 CORRECTIONS = ["none", "isotropic"]
 
 

@@ -18,7 +18,7 @@ from accuracy import (
 
 from psa_triton.kernels import pyramid_attention
 
-FAST = ["cpu", "triton"]
+FAST = ["torch", "cpu", "triton"]
 ALL_LEVELS = (0, 1, 2, 4, 8, 16, 32)
 
 

@@ -59,7 +59,7 @@ class TestOracle:
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("impl", ["cpu", "triton"])
+@pytest.mark.parametrize("impl", ["torch", "cpu", "triton"])
 class TestFast:
     @pytest.mark.parametrize(
         ("queries", "keys", "m", "n"),
@@ -118,7 +118,7 @@ class TestFast:
             assert (out[:, :, :32] == 0).all()
 
 
-@pytest.mark.parametrize("impl", ["cpu", "triton"])
+@pytest.mark.parametrize("impl", ["torch", "cpu", "triton"])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_agrees_with_the_oracle_whatever_the_shape(impl, data):

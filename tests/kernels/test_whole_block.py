@@ -11,7 +11,7 @@ from accuracy import assert_as_good_as_eager, assert_gradients_as_good_as_eager,
 from psa_triton import PSAConfig, pyramid_attention
 from psa_triton.attention import sparse_attention
 
-FAST = ["cpu", "triton"]
+FAST = ["torch", "cpu", "triton"]
 BLOCKS = [32, 64]
 
 

@@ -74,7 +74,7 @@ PresetsPath = Annotated[
 ]
 # The words are those of `psa_triton.impl.Impl`, whose module needs torch; a test holds them together.
 Implementation = Annotated[
-    Literal["auto", "reference", "cpu", "triton"],
+    Literal["auto", "reference", "torch", "cpu", "triton"],
     _option("--impl", "Implementation of the sparse operator.", _ATTENTION),
 ]
 MinTokens = Annotated[

@@ -87,7 +87,7 @@ def pyramid_attention(
             position as ever, and a group is the mean of its kept tokens and counts them; one without any is not read.
             Gradients of keys and values left out are zeros.
         impl: `reference` (any device, slow), `cpu`, `triton` (CUDA and ROCm), or `auto`, the fastest that can run. All
-            are differentiable. Only `reference` and `cpu` compute in float64.
+            are differentiable. All but `triton` compute in float64.
         return_lse: also return the log-sum-exp of the logits.
 
     Returns:

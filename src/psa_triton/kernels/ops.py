@@ -33,7 +33,7 @@ def attend(
     impl: str,
     key_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`kernels.pyramid_attention` by `impl`, `cpu` or `triton`.
+    """`kernels.pyramid_attention` by `impl`, `torch`, `cpu` or `triton`.
 
     Args:
         coarsest: no level is coarser than this.
@@ -58,7 +58,8 @@ def attend(
 
         out, lse = triton.pyramid_attention(q, k, v, levels, coarsest=coarsest, **settings)
         return out, lse if want_lse else lse.new_empty(0)
-    out, wanted = gathered.pyramid_attention(q, k, v, levels, return_lse=want_lse, **settings)
+    way = gathered.FUSED if impl == "torch" else None
+    out, wanted = gathered.pyramid_attention(q, k, v, levels, return_lse=want_lse, way=way, **settings)
     return out, out.new_empty(0, dtype=_wide(q.dtype)) if wanted is None else wanted
 
 

@@ -39,7 +39,7 @@ def select_levels(
         min_full_ratio: share of a row's blocks that stays at level 1 whatever their mass; `topk` ignores it.
         key_blocks: int64 `[B]`, how many blocks `importance [B, ..., nq, nk]` is of, where a key mask leaves whole
             blocks out; the caller has given these the least importance. None: all `nk` of them.
-        impl: `triton` (a GPU kernel), `reference` or `cpu` (the same torch code), or `auto`; see `resolve_impl`. All
+        impl: `triton` (a GPU kernel), any other (the same torch code), or `auto`; see `resolve_impl`. All
             give the same levels. Rows of more than 4096 blocks, and float64, always take the torch code.
 
     Returns:

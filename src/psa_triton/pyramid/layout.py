@@ -65,10 +65,12 @@ class RowTables:
 
     count: torch.Tensor
     """int64 [P]: number of tokens averaged in the row."""
-    log_count: torch.Tensor
-    """float64 [P]: ln of it; -inf on rows without a token."""
     last_token: torch.Tensor
     """int64 [P]: position of the last of these tokens; larger than any position on rows without one."""
+
+    def log_count(self, dtype: torch.dtype) -> torch.Tensor:
+        """`[P]` of `dtype`: ln of the counts; -inf on rows without a token."""
+        return self.count.to(dtype).log()
 
 
 @lru_cache(maxsize=32)
@@ -82,7 +84,7 @@ def kept_row_tables(layout: PyramidLayout, keep: torch.Tensor) -> RowTables:
     keep = torch.nn.functional.pad(keep, (0, layout.blocks * layout.block_n - layout.tokens))
     count = torch.cat([kept_count(keep, level) for level in layout.levels])
     last_token = torch.cat([last_kept(keep, level) for level in layout.levels])
-    return RowTables(count, count.double().log(), last_token)
+    return RowTables(count, last_token)
 
 
 def pyramid_layout(tokens: int, block_n: int, coarsest: int) -> PyramidLayout:

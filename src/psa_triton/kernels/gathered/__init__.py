@@ -6,5 +6,6 @@ cache. `ways.py` says how a stack is computed on which processor.
 
 from psa_triton.kernels.gathered.backward import pyramid_attention_backward
 from psa_triton.kernels.gathered.forward import pyramid_attention
+from psa_triton.kernels.gathered.ways import FUSED
 
-__all__ = ["pyramid_attention", "pyramid_attention_backward"]
+__all__ = ["FUSED", "pyramid_attention", "pyramid_attention_backward"]

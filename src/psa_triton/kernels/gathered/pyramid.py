@@ -33,7 +33,9 @@ class Pyramid:
     """`[P + S]`, float32 (float64 for float64), where logits are corrected by it; see `pyramid.spread`."""
     layout: PyramidLayout
     tables: RowTables
-    """`[P + S]`, log counts in the dtype of sums. Nothing ends before every token: a causal mask hides none of it."""
+    """`[P + S]`. Nothing ends before every token: a causal mask hides none of it."""
+    log_count: torch.Tensor
+    """`[P + S]`, of `tables`, in the dtype of sums."""
     kept: torch.Tensor | None = None
     """int64 `[P]`, tokens of each row where a key mask leaves some of this head out; else None."""
 
@@ -49,7 +51,8 @@ class Pyramid:
         else:
             tables = kept_row_tables(self.layout, keep)
             self.kept = tables.count
-        self.tables = _with_nothing(tables, step_size(self.layout), wide(k[:0]).dtype)
+        self.tables = _with_nothing(tables, step_size(self.layout))
+        self.log_count = self.tables.log_count(wide(k[:0]).dtype)
         write_pyramid(k, self.layout, self.keys, self.kept)
         write_pyramid(v, self.layout, self.values, self.kept)
         if self.spread is not None:
@@ -67,12 +70,9 @@ def empty_pyramid(k: torch.Tensor, levels: torch.Tensor, block_n: int, pool_corr
     keys, values = k.new_empty(2, layout.rows + more, k.shape[3])
     keys[layout.rows :], values[layout.rows :] = 0.0, 0.0
     spread = wide(k[:0]).new_empty(layout.rows + more) if pool_correction == "isotropic" else None
-    return Pyramid(keys, values, spread, layout, row_tables(layout, k.device))
+    tables = _with_nothing(row_tables(layout, k.device), more)
+    return Pyramid(keys, values, spread, layout, tables, tables.log_count(wide(k[:0]).dtype))
 
 
-def _with_nothing(tables: RowTables, step: int, dtype: torch.dtype) -> RowTables:
-    return RowTables(
-        F.pad(tables.count, (0, step)),
-        F.pad(tables.log_count, (0, step), value=-torch.inf).to(dtype),
-        F.pad(tables.last_token, (0, step), value=-1),
-    )
+def _with_nothing(tables: RowTables, step: int) -> RowTables:
+    return RowTables(F.pad(tables.count, (0, step)), F.pad(tables.last_token, (0, step), value=-1))

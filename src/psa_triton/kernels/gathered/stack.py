@@ -110,7 +110,7 @@ def gather(pyramid: Pyramid, steps: torch.Tensor, limit: torch.Tensor | None) ->
     def pick(table: torch.Tensor) -> torch.Tensor:
         return in_steps(table, pyramid).index_select(0, chosen).view(len(steps), -1, *table.shape[1:])
 
-    log_count = pick(pyramid.tables.log_count)
+    log_count = pick(pyramid.log_count)
     return Stack(
         steps=steps,
         keys=pick(pyramid.keys),

@@ -9,12 +9,14 @@ import torch
 
 from psa_triton.products import has_wide_vectors, multiplies
 
-_LONG_LIST: Final = 1024
+LONG_LIST: Final = 1024
 """Rows from which on a list is worth a task of its own in Python."""
 _CACHE: Final = 3 << 20
 """Bytes of gathered keys and values that a thread works on at a time: what fits into the caches that it has."""
 
 
+_DEVICE: Final = 256 << 20
+"""Bytes of a stack on another device: enough to fill it, and a small part of its memory."""
 _LEAST: Final = 2 << 20
 """Bytes of a stack that are little whatever else there is; beyond them a stack is a part of its pyramid."""
 
@@ -52,7 +54,7 @@ def choose_way(dtype: torch.dtype, device: torch.device, rows: float) -> Way:
         device: where they are.
         rows: that a query block reads, on average.
     """
-    if device.type != "cpu" or rows < _LONG_LIST:
+    if device.type != "cpu" or rows < LONG_LIST:
         return FUSED
     return PRODUCTS if products_outrun_attention(dtype) else FUSED
 
@@ -67,12 +69,17 @@ def products_outrun_attention(dtype: torch.dtype) -> bool:
 
 def stack_rows(way: Way, keys: torch.Tensor) -> int:
     """Rows of the pyramid `keys [P, D]` that the lists of a stack have together."""
-    bytes_at_once = min(way.stack_bytes * torch.get_num_threads(), max(keys.nbytes // 4, _LEAST))
-    return bytes_at_once // (2 * keys.shape[1] * keys.element_size())
+    if keys.device.type != "cpu":
+        return _DEVICE // _row_bytes(keys)
+    return min(way.stack_bytes * torch.get_num_threads(), max(keys.nbytes // 4, _LEAST)) // _row_bytes(keys)
 
 
 def gradient_rows(dtype: torch.dtype, keys: torch.Tensor) -> int:
     """`stack_rows` of the gradient, which Python threads share: products of single blocks where these are fast."""
     if keys.device.type == "cpu" and products_outrun_attention(dtype):
         return 0
-    return _GRADIENT_CACHE // (2 * keys.shape[1] * keys.element_size())
+    return (_GRADIENT_CACHE if keys.device.type == "cpu" else _DEVICE // 4) // _row_bytes(keys)
+
+
+def _row_bytes(keys: torch.Tensor) -> int:
+    return 2 * keys.shape[1] * keys.element_size()

@@ -49,7 +49,7 @@ def expected_errors(
         block_n: tokens of a key block.
         scale: of the logits.
         key_mask: bool `[B, Nk]`, which keys are there; None if all are. A block without one has no errors.
-        impl: `triton` (a GPU kernel), `reference` or `cpu` (the same torch code), or `auto`; see `resolve_impl`.
+        impl: `triton` (a GPU kernel), any other (the same torch code), or `auto`; see `resolve_impl`.
 
     Returns:
         float32 `[B, Hq, nk, S + 1]` in the order of `ladder(block_n)`, finite; 0 at level 1.

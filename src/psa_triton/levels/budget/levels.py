@@ -48,7 +48,7 @@ def budget_levels(
         keep_first_block: likewise.
         scope: among which rows the budget is shared: each has its own, or all `row`s of a `head` or of all heads of a
             `layer` (one batch entry) have one, so that rows of peaked attention leave more to the others.
-        impl: `triton` (a GPU kernel), `reference` or `cpu` (the same torch code), or `auto`; see `resolve_impl`. All
+        impl: `triton` (a GPU kernel), any other (the same torch code), or `auto`; see `resolve_impl`. All
             give the same levels. Rows of more than 4096 blocks always take the torch code.
 
     Returns:
