@@ -24,8 +24,8 @@ TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 def resolve_impl(impl: Impl, x: Tensor) -> Impl:
     """The implementation that runs on tensors like `x`: `impl`, or the fastest that can if it is `auto`.
 
-    `auto` is `cpu` on CPU tensors and `triton` on CUDA and ROCm tensors; `torch` on other devices, where Triton is missing
-    or too old (on Windows, say), and on a GPU for float64, which its kernels do not compute in.
+    `auto` is `cpu` on CPU tensors and `triton` on CUDA and ROCm tensors; `torch` on other devices, where Triton is
+    missing or too old (on Windows, say), and on a GPU for float64, which its kernels do not compute in.
 
     Raises:
         ValueError: an unknown implementation, or one that cannot run on such tensors, and why.
