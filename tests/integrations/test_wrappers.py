@@ -36,6 +36,9 @@ from psa_triton import PSAConfig, apply_psa, load_preset, remove_psa
 from psa_triton.integrations.diffusers import PSAHandle, layer_count
 from psa_triton.integrations.wrappers import unwrap
 
+# PEFT's own use of transformers.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 WARM = SPARSE.replace(warmup_steps=1)
 CAUSAL = SPARSE.replace(use_rearrange=False)
@@ -228,7 +231,6 @@ def test_a_compiled_language_model() -> None:
 
 @pytest.mark.parametrize("wrap", [wrap for name, wrap in WRAPPERS.items() if name != "average"])
 @torch.no_grad()
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's own use of transformers
 @pytest.mark.usefixtures("one_process")
 def test_a_wrapped_language_model(wrap: Callable) -> None:
     inputs = small.text_inputs()
