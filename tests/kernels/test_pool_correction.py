@@ -174,7 +174,7 @@ def test_a_key_that_is_not_finite_spoils_no_query_before_its_group(impl, value):
     clean = corrected(q, k, v, levels, **kwargs)
     k[0, 0, 33, 3] = value
     out = corrected(q, k, v, levels, **kwargs)
-    assert torch.equal(out[0, 0, :35], clean[0, 0, :35])
+    torch.testing.assert_close(out[0, 0, :35], clean[0, 0, :35])  # to rounding: another way may mend them
     assert torch.equal(out[0, 1], clean[0, 1])
     assert not out[0, 0, 35:].isfinite().all(-1).any()
 

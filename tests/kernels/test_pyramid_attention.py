@@ -159,7 +159,7 @@ class TestNonFinite:
         clean = self.run(impl, q, k, v, is_causal=True)
         {"k": k, "v": v}[where][0, 0, 50, 1] = value
         out = self.run(impl, q, k, v, is_causal=True)
-        assert torch.equal(out[0, 0, :50], clean[0, 0, :50])
+        torch.testing.assert_close(out[0, 0, :50], clean[0, 0, :50])  # to rounding: another way may mend them
         assert torch.equal(out[0, 1], clean[0, 1])
         dense = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True)[0, 0, 50:]
         spoiled = ~dense.isfinite().all(-1)  # not every row: where the logit is -inf the key weighs nothing
@@ -189,7 +189,7 @@ class TestErrors:
             (dict(scale=math.nan), ValueError, "scale: expected a finite number"),
             (dict(block_m=12), ValueError, "block_m: expected a power of two"),
             (dict(block_n=4), ValueError, "block_n: expected a power of two"),
-            (dict(impl="cuda"), ValueError, "impl: expected 'auto' or one of reference, cpu, triton, got 'cuda'"),
+            (dict(impl="cuda"), ValueError, "impl: expected 'auto' or one of reference, torch, cpu, triton, got"),
         ],
     )  # fmt: skip
     def test_bad_input_is_named(self, change, error, message):

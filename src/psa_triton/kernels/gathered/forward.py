@@ -104,11 +104,8 @@ def _attend_stack(heads: _Heads, blocks: QueryBlocks, fused: bool, numbers: torc
     stack = gather(heads.pyramid, steps, limit)
     q = blocks.take(heads.q, numbers)
     if fused:
-        out = _fused(q, stack, heads.scale)
-        # What is not finite may have come through a weight that the mask made 0, since 0 * nan is nan.
-        if stack.frontier is None or out.isfinite().all():
-            blocks.put(heads.out, numbers, out)
-            return
+        blocks.put(heads.out, numbers, _fused(q, stack, heads.scale))
+        return
     out, lse = _by_products(q, stack, heads.scale, want_lse=heads.lse is not None)
     blocks.put(heads.out, numbers, out)
     if heads.lse is not None and lse is not None:
@@ -126,9 +123,15 @@ def _fused(q: torch.Tensor, stack: Stack, scale: float) -> torch.Tensor:
     out = F.scaled_dot_product_attention(
         q[:, None], stack.keys[:, None], stack.values[:, None], attn_mask=bias[:, None].to(q.dtype), scale=scale
     )[:, 0]
-    if stack.frontier is not None and stack.frontier.empty is not None:
+    if stack.frontier is None:
+        return out
+    if stack.frontier.empty is not None:
         out = out.masked_fill(stack.frontier.empty[..., None], 0.0)
-    return out
+    finite = out.isfinite().all(-1, keepdim=True)
+    if finite.all():
+        return out
+    # What is not finite may have come through a weight that the mask made 0, since 0 * nan is nan.
+    return torch.where(finite, out, _by_products(q, stack, scale, want_lse=False)[0].to(out.dtype))
 
 
 def _by_products(
