@@ -11,8 +11,8 @@ from psa_triton.products import has_wide_vectors, multiplies
 
 LONG_LIST: Final = 1024
 """Rows from which on a list is worth a task of its own in Python."""
-_CACHE: Final = 3 << 20
-"""Bytes of gathered keys and values that a thread works on at a time: what fits into the caches that it has."""
+_CACHE: Final = 8 << 20
+"""Bytes of gathered keys and values for each thread of a call: few calls, of which most stays in the cache."""
 
 
 _DEVICE: Final = 256 << 20
@@ -71,7 +71,7 @@ def stack_rows(way: Way, keys: torch.Tensor) -> int:
     """Rows of the pyramid `keys [P, D]` that the lists of a stack have together."""
     if keys.device.type != "cpu":
         return _DEVICE // _row_bytes(keys)
-    return min(way.stack_bytes * torch.get_num_threads(), max(keys.nbytes // 4, _LEAST)) // _row_bytes(keys)
+    return min(way.stack_bytes * torch.get_num_threads(), max(keys.nbytes // 2, _LEAST)) // _row_bytes(keys)
 
 
 def gradient_rows(dtype: torch.dtype, keys: torch.Tensor) -> int:
