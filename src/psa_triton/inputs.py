@@ -15,15 +15,18 @@ MOST_HEADS: Final = 128
 """No known model has more heads: tensors with more, and fewer tokens than this, have the two mixed up."""
 
 
-def check_attention_inputs(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
+def check_attention_inputs(q: Tensor, k: Tensor, *values: Tensor) -> None:
     """Check that `q [B, Hq, Nq, D]`, `k` and `v [B, Hkv, Nk, D]` belong together. B, Hq, Nq and Nk may be 0.
+
+    Args:
+        q, k: queries and keys.
+        values: `v`, if there are values.
 
     Raises:
         TypeError: an argument that is no dense tensor, a dtype that is not supported, or dtypes or devices that differ.
         ValueError: a rank, size or head count that does not fit, or heads and tokens that look mixed up.
     """
-    named = [("q", q), ("k", k)] + ([] if v is None else [("v", v)])
-    for name, x in named:
+    for name, x in zip("qkv", (q, k, *values), strict=False):
         _check_tensor(name, x)
         if x.dtype != q.dtype or x.device != q.device:
             raise TypeError(
@@ -43,8 +46,9 @@ def check_attention_inputs(q: Tensor, k: Tensor, v: Tensor | None = None) -> Non
         )
     if (heads % key_heads if key_heads else heads) != 0:
         raise ValueError(f"q: expected a multiple of k's {key_heads} heads, got {heads}{_mixed_up(q, k)}")
-    if v is not None and v.shape != k.shape:
-        raise ValueError(f"v: expected the shape of k, {tuple(k.shape)}, got {tuple(v.shape)}")
+    for v in values:
+        if v.shape != k.shape:
+            raise ValueError(f"v: expected the shape of k, {tuple(k.shape)}, got {tuple(v.shape)}")
     if min(heads, key_heads) > MOST_HEADS >= max(q.shape[2], k.shape[2]) > 0:
         raise ValueError(
             f"q: expected [batch, heads, tokens, channels], got {tuple(q.shape)}{_mixed_up(q, k)}; "

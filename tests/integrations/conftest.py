@@ -13,3 +13,4 @@ sys.path.insert(0, str(Path(__file__).parent))
 def short_sequences_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU sequences of a test's length would all run dense; `test_diffusers_rules.py` tests that they do."""
     monkeypatch.setattr("psa_triton.integrations.diffusers.rules.BREAK_EVEN", {})
+    monkeypatch.setattr("psa_triton.integrations.diffusers.rules.MIN_KEY_BLOCKS", 2)

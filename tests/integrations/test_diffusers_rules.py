@@ -16,7 +16,7 @@ from small_pipelines import (
 from psa_triton.config import PSAConfig
 from psa_triton.generation import find_source, load_pipeline
 from psa_triton.integrations.diffusers import apply_psa, check_video_scale, pipeline_scale
-from psa_triton.integrations.diffusers.rules import BREAK_EVEN, DenseRules
+from psa_triton.integrations.diffusers.rules import BREAK_EVEN, MIN_KEY_BLOCKS, DenseRules
 from psa_triton.presets import VideoScale, load_presets_file
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
@@ -25,14 +25,15 @@ SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)
 @pytest.fixture
 def break_even(short_sequences_sparse: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psa_triton.integrations.diffusers.rules.BREAK_EVEN", BREAK_EVEN)
+    monkeypatch.setattr("psa_triton.integrations.diffusers.rules.MIN_KEY_BLOCKS", MIN_KEY_BLOCKS)
 
 
 @pytest.mark.parametrize(
     ("device", "block_n", "min_tokens", "least"),
     [
         pytest.param("cpu", 128, None, 1024, id="cpu"),
-        pytest.param("cuda", 128, None, 256, id="gpu-two-key-blocks"),
-        pytest.param("cuda", 32, None, 64, id="gpu-small-key-blocks"),
+        pytest.param("cuda", 128, None, 1024, id="gpu-eight-key-blocks"),
+        pytest.param("cuda", 32, None, 256, id="gpu-small-key-blocks"),
         pytest.param("cpu", 128, 300, 300, id="asked-for"),
         pytest.param("cuda", 128, 300, 300, id="asked-for-on-a-gpu"),
     ],

@@ -93,6 +93,13 @@ class TestExpectedErrors:
         assert (found[..., 0] > 0).all()
         assert (found[..., 1:] == 0).all()
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+    def test_of_any_dtype(self, dtype):
+        inputs = [x.to(dtype) for x in tensors()]
+        found = expected_errors(*inputs, block_n=32, scale=0.25)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected_errors(*(x.float() for x in inputs), block_n=32, scale=0.25))
+
     def test_grouped_heads_equal_repeated_ones(self):
         q, k, v = tensors()
         repeated = expected_errors(

@@ -109,6 +109,50 @@ def test_same_input_same_order_whatever_the_random_state() -> None:
     assert torch.equal(*orders)
 
 
+@pytest.mark.parametrize("kind", ["noise", "smooth", "still"])
+@pytest.mark.parametrize("method", ["SemanticAware", "Hybrid"])
+def test_rounding_of_the_input_changes_nothing(method: Any, kind: str) -> None:
+    changed = 0
+    for seed in range(20):
+        for grid in ((2, 8, 10), (4, 8, 8), (4, 10, 16)):
+            generator = torch.Generator().manual_seed(seed)
+            x = torch.randn(1, 2, grid[0] * grid[1] * grid[2], 16, generator=generator)
+            if kind == "smooth":
+                x = x + x.cumsum(2) / 4
+            if kind == "still":  # all frames are equal
+                x = x[:, :, : grid[1] * grid[2]].repeat(1, 1, grid[0], 1)
+            near = x * (1 + 1e-7 * torch.randn(x.shape, generator=generator))
+            first, second = (semantic_order(y, method=method, grid=grid).permutation for y in (x, near))
+            changed += not torch.equal(first, second)
+    # A token may stand halfway between two centroids, but hardly any does.
+    assert changed <= 1
+
+
+def test_two_clusters_keep_the_order_of_the_sequence() -> None:
+    # They are equally far from their mean, whichever way one looks: what stands first stays first.
+    centres = torch.tensor([[3.0, -1.0], [-2.0, 4.0]])
+    for first in (0, 1):
+        label = torch.full((1, 1, 200), first)
+        label[..., 100:] = 1 - first
+        order = semantic_order(blobs(centres, label), method="SemanticAware")
+        assert torch.equal(order.permutation.flatten(), torch.arange(200))
+
+
+def test_of_equal_tokens_the_order_is_that_of_the_sequence() -> None:
+    x = torch.ones(1, 1, 700, 8) * torch.tensor([1.0, 1e-3, 7.0, 0.1, 3.3, 0.7, 1e3, 0.0])
+    noise = 1 + 1e-7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    for y in (x, x * noise):
+        assert torch.equal(semantic_order(y, method="SemanticAware").permutation.flatten(), torch.arange(700))
+
+
+def test_an_item_does_not_depend_on_the_others() -> None:
+    x = torch.randn(3, 2, 700, 8, generator=torch.Generator().manual_seed(0))
+    x = x * torch.tensor([1, 1e3, 1e-3])[:, None, None, None]
+    together = semantic_order(x, method="SemanticAware").permutation
+    for i in range(3):
+        assert torch.equal(semantic_order(x[i : i + 1].clone(), method="SemanticAware").permutation[0], together[i])
+
+
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1, 2, 1000, 16, generator=torch.Generator().manual_seed(0))
     whole = semantic_order(x, method="SemanticAware").permutation

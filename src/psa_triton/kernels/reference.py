@@ -48,7 +48,7 @@ def pyramid_attention(
     keep = torch.ones(len(k), tokens, dtype=torch.bool, device=k.device) if key_mask is None else key_mask
     # Zeros in place of keys that are left out: they add nothing to a sum, and get no gradient.
     k_wide, v_wide = (
-        x.to(wide).masked_fill(~keep[:, None, :, None], 0.0).repeat_interleave(heads // k.shape[1], dim=1)
+        x.to(wide).masked_fill(~keep[:, None, :, None], 0.0).repeat_interleave(heads // max(1, k.shape[1]), dim=1)
         for x in (k, v)
     )
 

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from psa_triton.config import PSAConfig
 
-MIN_KEY_BLOCKS = 2
-"""A sequence of fewer key blocks than this runs dense: with a single block there is nothing to choose from."""
+MIN_KEY_BLOCKS = 8
+"""A sequence of fewer key blocks than this runs dense.
+
+From eight on the presets are about as close to dense attention as on long sequences; of two to six blocks the cheaper
+ones lose half of the output or more, since one block is all that they read (`benchmarks/few_blocks.py`).
+"""
 
 BREAK_EVEN = {"cpu": 1024}
 """Tokens from which on PSA takes less time than dense attention, by type of device (`benchmarks/break_even.py`).

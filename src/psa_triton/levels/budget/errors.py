@@ -93,6 +93,8 @@ def _distance_from_centre(means: Tensor, is_there: Tensor | None) -> Tensor:
 
 def _mean_square(q: Tensor) -> Tensor:
     """Mean square of the finite queries' channels, float32 `[B, Hq]`."""
+    # torch widens as it sums, but does not narrow.
+    q = q.float() if q.dtype == torch.float64 else q
     squares = torch.linalg.vector_norm(q, dim=-1, dtype=torch.float32).square()
     finite = squares.isfinite()
     return squares.masked_fill(~finite, 0).sum(-1) / finite.sum(-1).clamp(min=1) / q.shape[-1]
