@@ -39,7 +39,7 @@ class AttentionInputs:
     """Whether query `i` sees keys up to `i + Nk - Nq` alone."""
 
     def __post_init__(self) -> None:
-        check_attention_inputs(self.q, self.k, self.v)
+        check_attention_inputs(self.q, self.k, *(() if self.v is None else (self.v,)))
         for name, x in (("q", self.q), ("k", self.k), ("v", self.v)):
             if x is not None and not torch.isfinite(x).all():
                 raise ValueError(f"{name}: expected finite numbers, got some NaN or inf")

@@ -29,6 +29,8 @@ _ITERATIONS = 3
 _POWER_ITERATIONS = 8
 # Largest number of distances held at once, 64 MiB of float32.
 _DISTANCES = 1 << 24
+# Share of a channel's mean that a token may be away from it by rounding alone.
+_ROUNDING = 1e-6
 # Two centroids are equally near if their distances differ by less than this share: some hundred roundings of float32.
 _TIE = 1e-5
 
@@ -127,9 +129,14 @@ register_folding(_cluster_places)
 
 
 def _centred(x: Tensor) -> Tensor:
-    """`x` in float32 without what all tokens of a head have in common, which would blur their distances."""
+    """`x` in float32 without what all tokens of a head have in common, which would blur their distances.
+
+    Of channels that are the same but for rounding nothing is left: it would be all that clusters are made of.
+    """
     finite = torch.nan_to_num(x.float(), nan=0.0, posinf=0.0, neginf=0.0).contiguous()
-    return finite - finite.mean(2, keepdim=True)
+    mean = finite.mean(2, keepdim=True)
+    centred = finite - mean
+    return centred.masked_fill_(centred.abs() <= _ROUNDING * mean.abs(), 0.0)
 
 
 def _ordered_clusters(x: Tensor) -> Tensor:
