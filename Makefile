@@ -47,8 +47,8 @@ slow: dev data
 	$(BIN)/python -m pytest -q -m slow
 
 # The tests that meet other projects' code, on their newest releases and on the oldest that pyproject.toml allows.
-OTHERS := tests/generation tests/integrations tests/kernels tests/understanding tests/test_attention.py \
-	tests/test_attention_triton.py tests/test_package.py tests/test_presets.py tests/test_video.py
+OTHERS := tests/tools/generation tests/integrations tests/kernels tests/tools/understanding tests/test_attention.py \
+	tests/test_attention_triton.py tests/test_package.py tests/test_presets.py tests/tools/test_video.py
 
 test-newest:
 	$(PYTHON) -m venv .venv-newest

@@ -25,7 +25,8 @@ from diffusers import WanPipeline
 from torch import Tensor, nn
 
 from psa_triton import PSAConfig, load_preset
-from psa_triton.generation import (
+from psa_triton.ordering import grid_order
+from psa_triton.tools.generation import (
     DENSE,
     Attention,
     DenseParts,
@@ -35,8 +36,7 @@ from psa_triton.generation import (
     load_pipeline,
     make_requests,
 )
-from psa_triton.machine import hardware, versions
-from psa_triton.ordering import grid_order
+from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 MODEL: Final = "tiny-wan"

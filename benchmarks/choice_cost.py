@@ -20,11 +20,11 @@ import torch.nn.functional as F
 
 from psa_triton import PSAConfig, block_importance
 from psa_triton.attention import level_choice
-from psa_triton.bench.clock import median_seconds
 from psa_triton.importance.rows import BlockGrid
 from psa_triton.levels import choose_levels
 from psa_triton.levels.budget import budget_levels, expected_errors
-from psa_triton.machine import hardware, versions
+from psa_triton.tools.bench.clock import median_seconds
+from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}

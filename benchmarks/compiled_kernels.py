@@ -41,7 +41,7 @@ from triton.runtime import driver
 
 from psa_triton.impl import is_interpreting
 from psa_triton.launch import Launch
-from psa_triton.machine import hardware, versions
+from psa_triton.tools.machine import hardware, versions
 
 HEADS, TOKENS = 12, 75_600
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -147,11 +147,7 @@ def allocation(dtype: torch.dtype, dim: int, *, block_n: int = 64) -> None:
     triton_kernels.prices_above(meta(1, HEADS, rows, dtype=torch.float32), weights, rates, prices)
 
 
-PATHS: dict[str, Callable[[torch.dtype, int], None]] = {
-    "forward": forward,
-    "backward": backward,
-    "sampled": importance,
-}
+PATHS: dict[str, Callable[[torch.dtype, int], None]] = {"forward": forward, "backward": backward, "sampled": importance}
 """What is launched for a dtype and a head dimension."""
 
 VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {

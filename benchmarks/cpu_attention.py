@@ -26,7 +26,7 @@ from rich.table import Table
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.attention import level_choice
 from psa_triton.levels import choose_levels, read_density
-from psa_triton.machine import hardware, versions
+from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 HEADS, DIM = 2, 128

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from psa_triton.machine import hardware, versions
 from psa_triton.products import linear
+from psa_triton.tools.machine import hardware, versions
 
 QUERIES, KEYS, DIM, SDPA_TOKENS = 128, 4096, 128, 4096
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from psa_triton import PSAConfig, load_preset
 from psa_triton.attention import sparse_attention
 from psa_triton.levels import read_density
-from psa_triton.machine import hardware
+from psa_triton.tools.machine import hardware
 
 RESULTS = Path(__file__).parent / "results"
 BLOCK_M: Final = 64

@@ -36,7 +36,7 @@ from psa_triton import PSAConfig, block_importance, pyramid_attention, select_le
 from psa_triton.attention import level_choice
 from psa_triton.importance import estimation_cost
 from psa_triton.levels import choose_levels, exempt_levels, read_density
-from psa_triton.machine import hardware, versions
+from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 TOTAL: Final = 0.15
@@ -192,12 +192,7 @@ def _by_shares(x: Inputs, method: Method, importance: Tensor, factor: float) -> 
 def _read(x: Inputs, method: Method, levels: Tensor) -> Tensor:
     queries, keys = x.tokens
     return read_density(
-        levels,
-        block_m=x.block_m,
-        block_n=method.block_n,
-        query_tokens=queries,
-        key_tokens=keys,
-        is_causal=x.is_causal,
+        levels, block_m=x.block_m, block_n=method.block_n, query_tokens=queries, key_tokens=keys, is_causal=x.is_causal
     )
 
 

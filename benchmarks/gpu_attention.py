@@ -29,7 +29,7 @@ from gpu.measure import DENSITIES, SMALL_DENSITIES, measure_dense, measure_flex,
 from gpu.report import markdown
 
 from psa_triton.impl import is_interpreting
-from psa_triton.machine import hardware, versions
+from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 DTYPE = torch.bfloat16

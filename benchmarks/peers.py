@@ -21,8 +21,8 @@ from peer.problem import BLOCK_M, LeftOut, Problem, make_problem, share_read
 from tensors.vit import GRID, vit_tensors
 from torch import Tensor
 
-from psa_triton.bench.clock import median_seconds
-from psa_triton.machine import hardware, versions
+from psa_triton.tools.bench.clock import median_seconds
+from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_GRID = (4, 16, 16)

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from psa_triton import PSAConfig
 from psa_triton.integrations.transformers import apply_psa
-from psa_triton.machine import hardware, versions
+from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -28,7 +28,7 @@ from psa_triton.attention import level_choice
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.transformers import apply_psa
 from psa_triton.levels import choose_levels, read_density
-from psa_triton.machine import hardware, versions
+from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -23,7 +23,7 @@ from real.measure import Point, measure_method
 from real.report import SHOWN_COST, draw, markdown
 from real.sample import take_sample
 
-from psa_triton.machine import hardware, versions
+from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
 COSTS = (0.06, 0.10, SHOWN_COST, 0.30)

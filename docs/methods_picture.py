@@ -12,8 +12,8 @@ import torch
 from matplotlib.figure import Figure
 
 from psa_triton import PSAConfig
-from psa_triton.evaluation.measures import psnr
-from psa_triton.generation import DENSE, Attention, find_source, generate_video, load_pipeline, make_requests
+from psa_triton.tools.evaluation.measures import psnr
+from psa_triton.tools.generation import DENSE, Attention, find_source, generate_video, load_pipeline, make_requests
 
 COST = 0.1
 PROMPT = "a green ring moving right"

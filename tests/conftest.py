@@ -18,7 +18,7 @@ if not Path("/dev/nvidiactl").exists() and not Path("/dev/kfd").exists():
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from psa_triton.generation import ModelSource, VideoRequest
+    from psa_triton.tools.generation import ModelSource, VideoRequest
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import WanPipeline, WanTransformer3DModel
     from recipe import TEXT_DIM, make_scheduler, make_text_encoder, make_tokenizer
 
-    from psa_triton.builtin import LinearVideoCodec
+    from psa_triton.tools.builtin import LinearVideoCodec
 
     folder = tmp_path_factory.mktemp("models") / "small-wan"
     tokenizer = make_tokenizer()
@@ -66,7 +66,7 @@ def failing_prompt() -> str:
 
 @pytest.fixture(scope="session")
 def source(pipeline_folder: Path) -> ModelSource:
-    from psa_triton.generation import find_source
+    from psa_triton.tools.generation import find_source
 
     return find_source(str(pipeline_folder))
 
@@ -75,7 +75,7 @@ def source(pipeline_folder: Path) -> ModelSource:
 def pipe(source: ModelSource) -> DiffusionPipeline:
     import torch
 
-    from psa_triton.generation import load_pipeline
+    from psa_triton.tools.generation import load_pipeline
 
     return load_pipeline(source, device=torch.device("cpu"), dtype=torch.float32, width=64, height=64)
 
@@ -83,7 +83,7 @@ def pipe(source: ModelSource) -> DiffusionPipeline:
 @pytest.fixture(scope="session")
 def request_320() -> VideoRequest:
     """A video of 5x8x8 = 320 tokens: ten key blocks of 32."""
-    from psa_triton.generation import VideoRequest
+    from psa_triton.tools.generation import VideoRequest
 
     return VideoRequest(
         prompt="a red square moving left",

@@ -187,11 +187,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "none": (dict(v=None), TypeError, "v: expected a tensor, got NoneType"),
     "sparse": (dict(q=Q.to_sparse()), TypeError, "q: expected a dense tensor, got a sparse_coo"),
     "nested": (dict(v=NESTED), TypeError, "v: expected a dense tensor, got a nested"),
-    "jagged": (
-        dict(q=JAGGED),
-        TypeError,
-        "q: expected a dense tensor, got a nested",
-    ),
+    "jagged": (dict(q=JAGGED), TypeError, "q: expected a dense tensor, got a nested"),
     "complex": (dict(q=Q.to(torch.complex64)), TypeError, "q: expected one of float32, bfloat16, float16, float64"),
     "integers": (dict(k=Q.long()), TypeError, "k: expected one of float32"),
     "bools": (dict(v=Q > 0), TypeError, "v: expected one of float32"),

@@ -18,10 +18,10 @@ import yaml
 from typer.core import TyperCommand
 from typer.testing import CliRunner
 
-from psa_triton.cli.app import app as psa
 from psa_triton.models import MODELS, QWEN2_5_VL
 from psa_triton.presets import load_presets_file, shipped_presets
 from psa_triton.presets.yaml_file import read_mapping
+from psa_triton.tools.cli.app import app as psa
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("", "configs", "docs", "examples", "qwen2.5-vl-example", "src/psa_triton")

@@ -14,15 +14,12 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "psa_triton"
 
-LAYERS = [
+LIBRARY = [
     "names",  # messages for unknown names
-    "files",  # files written whole, folders looked at, names taken
-    "machine",  # versions and hardware
     "mistakes",  # what pydantic finds wrong, in words
     "ratios",  # levels, and the shares of blocks that get them
     "config",  # one description of an attention
     "models",  # the checkpoints, and their preset sections
-    "shapes",  # their attention layers
     "presets",  # attention_config.yaml -> config
     "kept",  # what a key mask leaves of blocks
     "inputs",  # checks of q, k, v
@@ -42,6 +39,13 @@ LAYERS = [
     "kernels",  # pyramid and lists -> output
     "attention",  # the whole operator
     "integrations",  # the operator inside diffusers' and transformers' models
+]
+# The package's own __init__ hands out names of all layers; nothing inside imports it.
+
+TOOLS = [
+    "files",  # files written whole, folders looked at, names taken
+    "machine",  # versions and hardware
+    "shapes",  # attention layers of the known checkpoints
     "builtin",  # the built-in model
     "video",  # frames <-> files
     "generation",  # prompt -> frames
@@ -52,9 +56,8 @@ LAYERS = [
     "bench",  # times of attention on this machine
     "diagnosis",  # what runs on this machine
     "cli",  # the psa command
-    "__main__",  # the same for python -m
 ]
-# The package's own __init__ hands out names of all layers; nothing inside imports it.
+LAYERS = [*LIBRARY, *(f"tools.{name}" for name in TOOLS), "__main__"]
 
 
 def module_name(file: Path) -> str:
@@ -63,9 +66,11 @@ def module_name(file: Path) -> str:
 
 
 def layer(module: str) -> str | None:
-    """The layer of `psa_triton.LAYER...`; None for other libraries."""
+    """The layer of `psa_triton.LAYER...` or `psa_triton.tools.LAYER...`; None for other libraries."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "psa_triton" and len(parts) > 1 else None
+    if parts[0] != "psa_triton" or len(parts) == 1:
+        return None
+    return ".".join(parts[1:3]) if parts[1] == "tools" else parts[1]
 
 
 def imported_modules(file: Path, source: str) -> set[str]:
@@ -90,7 +95,11 @@ def forbidden_imports(file: Path, source: str) -> list[str]:
     return [module for module in sorted(imported_modules(file, source)) if layer(module) not in allowed]
 
 
-FILES = sorted(file for file in PACKAGE.rglob("*.py") if file != PACKAGE / "__init__.py")
+FILES = sorted(
+    file
+    for file in PACKAGE.rglob("*.py")
+    if file.parent not in (PACKAGE, PACKAGE / "tools") or file.name != "__init__.py"
+)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
@@ -120,10 +129,19 @@ def test_the_oracle_imports_torch_alone() -> None:
     assert libraries - {"__future__"} == {"torch"}
 
 
-@pytest.mark.parametrize("module", ["config", "presets", "presets.explain", "models", "shapes", "cli.app"])
-def test_importing_does_not_load_torch(module: str) -> None:
-    heavy = "{'torch', 'diffusers', 'transformers'}"
-    script = f"import sys, psa_triton.{module}; print(sorted({heavy} & set(sys.modules)))"
+def loaded(modules: str, libraries: set[str]) -> str:
+    """Which of `libraries` a process has loaded once it has imported `modules`."""
+    script = f"import sys, {modules}; print(sorted({libraries} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["config", "presets", "presets.explain", "models", "tools.shapes", "tools.cli.app"])
+def test_importing_does_not_load_torch(module: str) -> None:
+    assert loaded(f"psa_triton.{module}", {"torch", "diffusers", "transformers"}) == "[]"
+
+
+def test_the_operator_needs_torch_pydantic_and_yaml_alone() -> None:
+    modules = ", ".join(f"psa_triton.{name}" for name in LIBRARY if name != "integrations")
+    assert loaded(modules, {"accelerate", "av", "diffusers", "matplotlib", "transformers", "typer"}) == "[]"

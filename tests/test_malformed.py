@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from safetensors.torch import save, save_file
 
 from psa_triton.config import PSAConfig
-from psa_triton.evaluation.case import Case, read_finished
-from psa_triton.generation import VideoRequest, find_source, plan_jobs, read_prompts
-from psa_triton.generation.lora import find_lora, load_lora
-from psa_triton.inspection import read_qkv
 from psa_triton.presets import PresetError, load_presets_file
+from psa_triton.tools.evaluation.case import Case, read_finished
+from psa_triton.tools.generation import VideoRequest, find_source, plan_jobs, read_prompts
+from psa_triton.tools.generation.lora import find_lora, load_lora
+from psa_triton.tools.inspection import read_qkv
 
 
 def check_words(error: BaseException, *expected: str) -> None:
@@ -152,11 +152,7 @@ PRESET_FILES: list[tuple[str | bytes, str, str]] = [
     (SECTION.replace("attention: a", "attention: b"), "Mine.default_attention", "unknown preset 'b'"),
     (SECTION.replace("attention: a", "attention: [a]"), "Mine.default_attention", "expected a valid string"),
     (SECTION.replace("width_divisor: 16", "width_divisor: 0"), "Mine.video_scale.width_divisor", "got 0"),
-    (
-        SECTION.replace("width_divisor: 16", "width: 16"),
-        "Mine.video_scale.width",
-        "unknown key 'width'",
-    ),
+    (SECTION.replace("width_divisor: 16", "width: 16"), "Mine.video_scale.width", "unknown key 'width'"),
     (SECTION.replace(", depth_divisor: 4", ""), "Mine.video_scale.depth_divisor", "this key is required"),
     (SECTION.replace("    a: {type: psa}\n", ""), "Mine.attention_configs", "expected a mapping, got None"),
     (SECTION.replace("\n    a: {type: psa}", " {}"), "Mine.attention_configs", "at least 1 item"),
@@ -315,10 +311,7 @@ LORAS: dict[str, tuple[bytes | dict[str, torch.Tensor], str]] = {
         {f"{LAYER}.lora_A.weight": torch.ones(64), f"{LAYER}.lora_B.weight": torch.ones(64)},
         "got [64] and [64]",
     ),
-    "integers": (
-        {f"{LAYER}.lora_A.weight": A.int(), f"{LAYER}.lora_B.weight": B},
-        "finite numbers",
-    ),
+    "integers": ({f"{LAYER}.lora_A.weight": A.int(), f"{LAYER}.lora_B.weight": B}, "finite numbers"),
     "NaN": ({f"{LAYER}.lora_A.weight": A * torch.nan, f"{LAYER}.lora_B.weight": B}, "got NaN or infinity"),
     "infinity": ({f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B / 0}, "got NaN or infinity"),
 }

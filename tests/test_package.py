@@ -51,7 +51,7 @@ def python(installed: Path, tmp_path: Path) -> Run:
 
 def test_wheel_holds_the_presets_and_the_model(wheel: Path) -> None:
     files = set(zipfile.ZipFile(wheel).namelist())
-    model = CHECKOUT / "src" / "psa_triton" / "builtin" / "tiny-wan"
+    model = CHECKOUT / "src" / "psa_triton" / "tools" / "builtin" / "tiny-wan"
     weights = [str(file.relative_to(CHECKOUT / "src")) for file in model.rglob("*") if file.is_file()]
     assert any(file.endswith(".safetensors") for file in weights)
     assert {f"psa_triton/{file}" for file in SHIPPED} | set(weights) <= files
@@ -68,7 +68,7 @@ def test_presets_are_read_from_the_installed_package(python: Run, installed: Pat
 
 
 def test_command_runs_from_another_folder(python: Run) -> None:
-    done = python("-m", "psa_triton.cli.app", "presets", "list")
+    done = python("-m", "psa_triton.tools.cli.app", "presets", "list")
     assert done.returncode == 0, done.stderr
     assert "tiny-wan" in done.stdout
 
@@ -76,7 +76,7 @@ def test_command_runs_from_another_folder(python: Run) -> None:
 def test_the_demo_runs_from_the_installed_package(python: Run, tmp_path: Path) -> None:
     # As `make demo`, with fewer steps: five are warm-up, the sixth is sparse.
     options = ["--model", "tiny-wan", "--prompt", "a red square moving left", "--steps", "6", "--output_dir", "demo"]
-    done = python("-m", "psa_triton.cli.app", "compare", *options)
+    done = python("-m", "psa_triton.tools.cli.app", "compare", *options)
     assert done.returncode == 0, done.stderr
     assert "psa_balanced did" in done.stdout
     made = {file.name for file in (tmp_path / "demo").iterdir()}

@@ -71,7 +71,9 @@ def export(checkpoint: Path, output: Path, shift: float) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "work" / "checkpoint.pt")
-    parser.add_argument("--output", type=Path, default=ROOT.parent / "src" / "psa_triton" / "builtin" / "tiny-wan")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT.parent / "src" / "psa_triton" / "tools" / "builtin" / "tiny-wan"
+    )
     parser.add_argument("--shift", type=float, required=True, help="flow shift of the scheduler, as trained")
     args = parser.parse_args()
     size = export(args.checkpoint, args.output, args.shift)

@@ -10,7 +10,7 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from psa_triton.builtin.codec import LinearVideoCodec
+from psa_triton.tools.builtin.codec import LinearVideoCodec
 
 WORDS = (*COLOURS, *SHAPES, *DIRECTIONS, "a", "moving", "going")
 SPECIAL = ("<pad>", "</s>", "<unk>")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from clips import COLOURS, DIRECTIONS, HELD_OUT, HUES, SHAPES, SUBJECTS, Subject, coverage
 
-import psa_triton.builtin  # noqa: F401 - lets diffusers find the codec
+import psa_triton.tools.builtin  # noqa: F401 - lets diffusers find the codec
 
 _LEAST_OBJECT = 0.004  # of the frame's pixels; less is no object
 

@@ -16,8 +16,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from peer.problem import LeftOut
-from psa_triton.evaluation import PSNR_CAP
-from psa_triton.generation import (
+from psa_triton.tools.evaluation import PSNR_CAP
+from psa_triton.tools.generation import (
     DENSE,
     Attention,
     GeneratedVideo,

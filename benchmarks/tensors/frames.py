@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from psa_triton.video import read_video
+from psa_triton.tools.video import read_video
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from diffusers import WanPipeline
 from safetensors import safe_open
 from torch import Tensor
 
-from psa_triton.generation import DENSE, VideoRequest, find_source, generate_video, load_pipeline, make_requests
+from psa_triton.tools.generation import DENSE, VideoRequest, find_source, generate_video, load_pipeline, make_requests
 from tensors.bundle import AttentionTensors, cached
 from tensors.rotary import rotate
 

@@ -3,7 +3,7 @@
 `--help` shows every option.
 """
 
-from psa_triton.cli.script import make_understanding_script
+from psa_triton.tools.cli.script import make_understanding_script
 
 app = make_understanding_script()
 

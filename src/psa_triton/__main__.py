@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psa_triton.cli.app import main
+from psa_triton.tools.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -91,8 +91,7 @@ class PSAConfig(BaseModel):
     tile_n: Literal[16, 32, 64, 128] = 32
     """Rows a GPU kernel may load at a time: a hint to the kernel, with no influence on the result."""
     mask_ratios: MaskRatios = Field(
-        default={1: (0.0, 0.1), 2: (0.1, 0.15), 4: (0.15, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)},
-        validate_default=True,
+        default={1: (0.0, 0.1), 2: (0.1, 0.15), 4: (0.15, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}, validate_default=True
     )
     """Share `[lo, hi)` of a row's blocks (topk) or importance mass (thresholdbound) that each level gets."""
     mask_mode: MaskMode = "topk"

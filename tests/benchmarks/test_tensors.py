@@ -19,7 +19,7 @@ from psa_triton.ordering import grid_order
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-    from psa_triton.generation import VideoRequest
+    from psa_triton.tools.generation import VideoRequest
 
 GRID = (2, 8, 8)
 

@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import (
-    CogVideoXTransformer3DModel,
-    ContextParallelConfig,
-    DiffusionPipeline,
-    WanTransformer3DModel,
-)
+from diffusers import CogVideoXTransformer3DModel, ContextParallelConfig, DiffusionPipeline, WanTransformer3DModel
 from small_pipelines import (
     make_cogvideox_pipeline,
     make_cogvideox_transformer,

@@ -53,12 +53,7 @@ _TEXT = {
     "pad_token_id": VOCABULARY - 1,
 }
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
-_TOKENS = {
-    "image_token_id": IMAGE,
-    "video_token_id": VIDEO,
-    "vision_start_token_id": START,
-    "vision_end_token_id": END,
-}
+_TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 _QWEN_VISION = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": 2, "patch_size": 4}
 
 

@@ -14,10 +14,10 @@ from small_pipelines import (
 )
 
 from psa_triton.config import PSAConfig
-from psa_triton.generation import find_source, load_pipeline
 from psa_triton.integrations.diffusers import apply_psa, check_video_scale, pipeline_scale
 from psa_triton.integrations.diffusers.rules import BREAK_EVEN, MIN_KEY_BLOCKS, DenseRules
 from psa_triton.presets import VideoScale, load_presets_file
+from psa_triton.tools.generation import find_source, load_pipeline
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 

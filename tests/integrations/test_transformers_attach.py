@@ -275,11 +275,7 @@ def test_decoder_of_an_encoder_decoder() -> None:
     with apply_psa(model, PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)}, use_rearrange=False)) as handle:
         torch.testing.assert_close(logits(model, inputs), dense, rtol=1e-5, atol=2e-5)
         calls = {(record.part, record.queries, record.keys, record.reason) for record in handle.stats().records}
-    assert calls == {
-        ("text", 200, 200, None),
-        ("text", 200, 300, "not causal"),
-        ("other", 300, 300, "not causal"),
-    }
+    assert calls == {("text", 200, 200, None), ("text", 200, 300, "not causal"), ("other", 300, 300, "not causal")}
 
 
 class TestOneNameForBothLibraries:

@@ -139,8 +139,5 @@ def test_gradients_are_those_of_sdpa() -> None:
 
 def test_continuous_batching_is_refused() -> None:
     """By transformers, which knows what can work on its paged cache."""
-    with (
-        apply_psa(model("llama"), FULL),
-        pytest.raises(ValueError, match="psa.* is not supported"),
-    ):
+    with apply_psa(model("llama"), FULL), pytest.raises(ValueError, match="psa.* is not supported"):
         model("llama").generate_batch([prompt[0].tolist() for prompt in prompts()])

@@ -5,14 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import (
-    DTYPES,
-    assert_gradients_as_good_as_eager,
-    normal_like,
-    oracle_gradients,
-    random_levels,
-    tensors,
-)
+from accuracy import DTYPES, assert_gradients_as_good_as_eager, normal_like, oracle_gradients, random_levels, tensors
 
 from psa_triton.kernels import gathered, pyramid_attention
 from psa_triton.kernels.gathered.unpool import unpool_gradient

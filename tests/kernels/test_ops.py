@@ -84,12 +84,7 @@ def test_gradients_of_the_output_alone_the_log_sum_exp_alone_and_both(impl):
 @pytest.mark.parametrize("impl", ["auto", "triton"])
 @pytest.mark.parametrize(
     ("call", "correction"),
-    [
-        ({}, "none"),
-        ({}, "isotropic"),
-        ({"grid": (3, 4, 8), "prefix_tokens": 4}, "none"),
-        ({"is_causal": True}, "none"),
-    ],
+    [({}, "none"), ({}, "isotropic"), ({"grid": (3, 4, 8), "prefix_tokens": 4}, "none"), ({"is_causal": True}, "none")],
     ids=["plain", "corrected", "ordered", "causal"],
 )
 def test_the_whole_operator_compiles_without_a_graph_break(call, correction, impl):

@@ -57,13 +57,7 @@ def check(config: PSAConfig, queries: int, keys: int, *, is_causal: bool, impl: 
     position = torch.arange(queries) + (keys - queries if is_causal else keys)
     assert (out != 0).any(-1)[..., position >= 0].all(), "a query that sees a key reads nothing"
     importance = block_importance(
-        q,
-        k,
-        block_m=config.block_m,
-        block_n=config.block_n,
-        method=config.importance,
-        is_causal=is_causal,
-        impl=impl,
+        q, k, block_m=config.block_m, block_n=config.block_n, method=config.importance, is_causal=is_causal, impl=impl
     )
     most = levels.gather(-1, importance.argmax(-1, keepdim=True)).squeeze(-1)
     sees = position[config.block_m - 1 :: config.block_m] >= 0

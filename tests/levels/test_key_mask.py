@@ -210,8 +210,7 @@ def test_a_budget_is_of_the_keys_that_are_there(impl, is_causal):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_causal"),
-    [("topk", True), ("thresholdbound", False), ("first block", True), ("budget", True)],
+    ("name", "is_causal"), [("topk", True), ("thresholdbound", False), ("first block", True), ("budget", True)]
 )
 def test_gpu_kernels_choose_the_same_levels(name, is_causal):
     pytest.importorskip("triton")

@@ -8,7 +8,7 @@ from diffusers import WanPipeline
 from export_tiny_wan import LARGEST_BYTES, build_pipeline, export, folder_bytes
 from recipe import make_text_encoder, make_tokenizer, make_transformer
 
-from psa_triton.generation import find_source
+from psa_triton.tools.generation import find_source
 
 
 @pytest.fixture(scope="module")

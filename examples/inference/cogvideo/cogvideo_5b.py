@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from psa_triton.cli.script import make_script
+from psa_triton.tools.cli.script import make_script
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model_configs.py"
 

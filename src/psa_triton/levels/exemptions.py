@@ -64,12 +64,7 @@ def exempt_levels(
 
 
 def serve_first_queries(
-    levels: Tensor,
-    block_m: int,
-    block_n: int,
-    query_tokens: int,
-    key_tokens: int,
-    key_mask: Tensor | None = None,
+    levels: Tensor, block_m: int, block_n: int, query_tokens: int, key_tokens: int, key_mask: Tensor | None = None
 ) -> None:
     """Level 1, in place, for the last block that a query sees under a causal mask, if it would read nothing otherwise.
 

@@ -91,10 +91,7 @@ def _whole(grid: tuple[int, int, int]) -> Tensor:
         # From end to end of so short an edge the walk would run up the long one and back, always thin: walk along the
         # long one instead, all of it but a last odd layer.
         even = length - 1
-        boxes = [
-            [0, 0, even, stride, *a, *other],
-            [even * a[0] * other[0], even * stride, *a, *other, 1, stride],
-        ]
+        boxes = [[0, 0, even, stride, *a, *other], [even * a[0] * other[0], even * stride, *a, *other, 1, stride]]
     return torch.tensor(boxes, dtype=torch.int64, device="cpu").T
 
 

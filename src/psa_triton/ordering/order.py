@@ -77,8 +77,7 @@ class TokenOrder:
             return self
         prefix = torch.arange(tokens, device=self.permutation.device).expand(*self.permutation.shape[:-1], tokens)
         return TokenOrder(
-            torch.cat([prefix, self.permutation + tokens], dim=-1),
-            torch.cat([prefix, self.inverse + tokens], dim=-1),
+            torch.cat([prefix, self.permutation + tokens], dim=-1), torch.cat([prefix, self.inverse + tokens], dim=-1)
         )
 
     def apply(self, x: Tensor, dim: int = -2) -> Tensor:

@@ -222,8 +222,7 @@ def apply_psa(
     )
     attachments = [
         _attach(
-            transformer,
-            ForwardState(name, rules, schedule=schedule, recorder=recorder, impl=impl, on_levels=on_levels),
+            transformer, ForwardState(name, rules, schedule=schedule, recorder=recorder, impl=impl, on_levels=on_levels)
         )
         for name, transformer in transformers.items()
     ]

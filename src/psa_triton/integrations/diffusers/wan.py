@@ -60,10 +60,7 @@ class _Hooks:
 
     @torch.compiler.disable
     def begin(
-        self,
-        module: WanTransformer3DModel | WanVACETransformer3DModel,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, module: WanTransformer3DModel | WanVACETransformer3DModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         latent = argument(args, kwargs, 0, "hidden_states")
         *_, frames, height, width = latent.shape

@@ -49,12 +49,7 @@ class PSAHandle:
         config: the attention in use; None where the preset is dense.
     """
 
-    def __init__(
-        self,
-        config: PSAConfig | None,
-        recorder: Recorder,
-        attachment: _Attachment,
-    ) -> None:
+    def __init__(self, config: PSAConfig | None, recorder: Recorder, attachment: _Attachment) -> None:
         self.config = config
         self._recorder = recorder
         self._attachment = attachment

@@ -23,14 +23,7 @@ UNKNOWN: Final = 1e12
 
 
 def expected_errors(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    block_n: int,
-    scale: float,
-    key_mask: Tensor | None = None,
-    impl: Impl = "auto",
+    q: Tensor, k: Tensor, v: Tensor, *, block_n: int, scale: float, key_mask: Tensor | None = None, impl: Impl = "auto"
 ) -> Tensor:
     """Squared error of the output per squared attention mass on a key block, at each level of the ladder.
 

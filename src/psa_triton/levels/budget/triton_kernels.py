@@ -203,16 +203,7 @@ def _allocate_kernel(
 
 @triton.jit
 def _prices_above_kernel(
-    weights,
-    rates,
-    prices,
-    given,
-    out,
-    blocks,
-    heads,
-    stride_prices,
-    STEPS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    weights, rates, prices, given, out, blocks, heads, stride_prices, STEPS: tl.constexpr, WIDTH: tl.constexpr
 ):
     head = tl.program_id(1).to(tl.int64)
     row = head * tl.num_programs(0) + tl.program_id(0)

@@ -1,0 +1,54 @@
+"""Peak memory of one attention beside its inputs and output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def scratch_bytes(attention: Callable[[], Tensor], device: torch.device) -> int | None:
+    """Extra bytes at the peak of a call, without its output; None where the system does not tell.
+
+    On a CPU the resident memory of the process counts, so call it in a fresh one: see `in_fresh_process`.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        out = attention()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before - out.nbytes)
+    if device.type != "cpu" or not _CLEAR.exists():
+        return None
+    _CLEAR.write_text("5")  # the peak starts again from what is resident now
+    before = _peak_resident()
+    out = attention()
+    return max(0, _peak_resident() - before - out.nbytes)
+
+
+def in_fresh_process(request: dict[str, Any]) -> dict[str, int | None]:
+    """What `python -m psa_triton.tools.bench.measure` prints for `request`: bytes by name of the attention.
+
+    Raises:
+        subprocess.CalledProcessError: it fails; its last lines are the error's `stderr`.
+    """
+    command = [sys.executable, "-m", "psa_triton.tools.bench.measure", json.dumps(request)]
+    # glibc keeps freed tensors for later; with this they go back at once, so that the peak is of memory in use.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _peak_resident() -> int:
+    return next(int(line.split()[1]) * 1024 for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))

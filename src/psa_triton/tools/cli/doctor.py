@@ -1,0 +1,56 @@
+"""`psa doctor`: what of this library runs here, and what to do about the rest."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from psa_triton.tools.diagnosis import Finding
+
+_MARKS = {"ok": "ok", "optional": "-", "problem": "PROBLEM"}
+_INDENT = " " * 10
+_WIDTH = 80
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Look at packages, devices and implementations, by trying them; exit code 1 if something needed does not work."""
+    # Here and not above: torch takes seconds to import.
+    from psa_triton.tools.diagnosis import diagnose
+
+    findings = diagnose()
+    problems = [finding for finding in findings if finding.state == "problem"]
+    if as_json:
+        typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        typer.echo("\n".join(_lines(findings)))
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        typer.echo(count if problems else "All that is needed works.")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _lines(findings: Sequence[Finding]) -> list[str]:
+    """A line a finding, under its topic; what to do stands in a line of its own and is never broken, to be copied."""
+    lines: list[str] = []
+    for row, finding in enumerate(findings):
+        if row == 0 or findings[row - 1].topic != finding.topic:
+            lines += ([""] if row else []) + [finding.topic]
+        mark = f"  {_MARKS[finding.state]}".ljust(len(_INDENT))
+        text = f"{finding.name}: {finding.detail}"
+        lines += textwrap.wrap(
+            text,
+            _WIDTH,
+            initial_indent=mark,
+            subsequent_indent=f"{_INDENT}  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        if finding.remedy:
+            lines.append(f"{_INDENT}  {finding.remedy}")
+    return [*lines, ""]

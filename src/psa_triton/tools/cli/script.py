@@ -1,0 +1,45 @@
+"""The scripts of `examples/inference` and `qwen2.5-vl-example`: a `psa` command with defaults of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from psa_triton.tools.cli.app import DASH_OR_UNDERSCORE
+from psa_triton.tools.cli.errors import errors_in_one_line
+from psa_triton.tools.cli.generate import Defaults, make_generate
+from psa_triton.tools.cli.understand import make_understand
+
+
+class _Script(TyperCommand):
+    """A command that shows an error in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with errors_in_one_line(debug=False):
+            return super().invoke(ctx)
+
+
+def make_script(*models: str, configs: Path) -> typer.Typer:
+    """The command of a script: the options of `psa generate`, dense unless asked otherwise, a new folder for each run.
+
+    Args:
+        models: keys of the models to choose from; the first is the default.
+        configs: the `model_configs.py` that holds the settings people edit.
+    """
+    defaults = Defaults(model=models[0], keys=models, configs=configs, use_psa=False, warm_up=True, timestamp=True)
+    return _script(make_generate(defaults), epilog=f"Models: {', '.join(models)}.")
+
+
+def make_understanding_script() -> typer.Typer:
+    """The command of a script: the options of `psa understand`, dense unless asked otherwise."""
+    return _script(make_understand(use_psa=False))
+
+
+def _script(function: Callable[..., None], *, epilog: str | None = None) -> typer.Typer:
+    app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, context_settings=DASH_OR_UNDERSCORE)
+    app.command(cls=_Script, epilog=epilog)(function)
+    return app

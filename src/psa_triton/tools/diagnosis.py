@@ -1,0 +1,176 @@
+"""What of this library runs on this machine, found out by trying: packages, devices, implementations, video files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from psa_triton.attention import sparse_attention
+from psa_triton.config import PSAConfig
+from psa_triton.impl import IMPLEMENTATIONS, Impl, resolve_impl
+from psa_triton.inputs import DTYPES
+from psa_triton.kernels import pyramid_attention
+from psa_triton.kernels.gathered.ways import LONG_LIST, choose_way
+from psa_triton.presets import load_presets_file
+from psa_triton.tools.machine import hardware
+
+State = Literal["ok", "optional", "problem"]
+
+_DISTRIBUTION: Final = "psa-triton"
+_HEAD_DIMS: Final = (64, 128)
+_CONFIG: Final = PSAConfig(block_m=32, block_n=32, use_rearrange=False)
+# Error of a whole attention against float64, relative to the largest output: a few roundings of each dtype.
+_TOLERANCE: Final = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        topic: `package`, `device`, `attention`, `video` or `presets`.
+        name: what was looked at.
+        state: `ok`; `optional` where something is missing that only some uses need; `problem` where it is needed.
+        detail: what was found.
+        remedy: what to run or change; empty where nothing is to be done.
+    """
+
+    topic: str
+    name: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """The fields, for JSON."""
+        return asdict(self)
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything; takes a few seconds, on a GPU also the time to compile the kernels once."""
+    return [*find_packages(), *find_devices(), *find_attention(), find_video_encoder(), find_presets()]
+
+
+def find_packages(requirements: list[str] | None = None) -> Iterator[Finding]:
+    """Each package that this library asks for (by default as its installed metadata says), and what is installed.
+
+    A package of an extra is optional, but for Triton on a machine with a GPU.
+    """
+    wanted = importlib.metadata.requires(_DISTRIBUTION) or [] if requirements is None else requirements
+    yield Finding("package", "python", "ok", platform.python_version())
+    for requirement in map(Requirement, wanted):
+        extra = _extra_of(requirement)
+        if extra == "dev" or not _applies(requirement, extra):
+            continue
+        yield _find_package(requirement, extra)
+
+
+def _find_package(requirement: Requirement, extra: str | None) -> Finding:
+    needed = extra is None or (extra == "triton" and torch.cuda.is_available())
+    missing: State = "problem" if needed else "optional"
+    asked = f"{requirement.name}{requirement.specifier}"
+    remedy = f"pip install '{_DISTRIBUTION}[{extra}]'" if extra else f"pip install '{asked}'"
+    try:
+        installed = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("package", requirement.name, missing, f"not installed, wanted {asked}", remedy)
+    # Local builds such as 2.13.0+cpu satisfy what 2.13.0 does.
+    if not requirement.specifier.contains(Version(installed).public, prereleases=True):
+        return Finding("package", requirement.name, missing, f"{installed}, wanted {asked}", remedy)
+    return Finding("package", requirement.name, "ok", installed)
+
+
+def _extra_of(requirement: Requirement) -> str | None:
+    """The extra whose requirement this is: metadata say it as a marker `extra == "NAME"`."""
+    if requirement.marker is None:
+        return None
+    names = importlib.metadata.metadata(_DISTRIBUTION).get_all("Provides-Extra") or []
+    if requirement.marker.evaluate({"extra": ""}):
+        return None
+    return next((name for name in names if requirement.marker.evaluate({"extra": name})), "dev")
+
+
+def _applies(requirement: Requirement, extra: str | None) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""})
+
+
+def find_devices() -> Iterator[Finding]:
+    """The CPU and each GPU."""
+    cpu = hardware(torch.device("cpu"))
+    yield Finding("device", "cpu", "ok", f"{cpu['cpu']}, {cpu['threads']} threads")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        why = f"torch {torch.__version__} is built for {built or 'CPUs alone'}"
+        yield Finding("device", "cuda", "optional", f"no GPU in sight; {why}")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        yield Finding("device", f"cuda:{index}", "ok", f"{detail}, compute capability {_capability(properties)}")
+
+
+def _capability(properties: Any) -> str:
+    return f"{properties.major}.{properties.minor}"
+
+
+def find_attention() -> Iterator[Finding]:
+    """Which implementation `impl="auto"` runs for each device, dtype and head dimension, tried on small tensors."""
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    for device in map(torch.device, devices):
+        for dtype in DTYPES:
+            for dim in _HEAD_DIMS:
+                yield _try_attention(device, dtype, dim)
+
+
+def _try_attention(device: torch.device, dtype: torch.dtype, dim: int) -> Finding:
+    """Run the operator and hold it against the reference in float64, for the levels that it chose."""
+    name = f"{device}, {str(dtype).removeprefix('torch.')}, head dimension {dim}"
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 200, dim, generator=generator).to(device, dtype) for _ in range(3))
+    try:
+        impl = resolve_impl("auto", q)
+        error = _relative_error(q, k, v, impl)
+    except Exception as failure:  # whatever goes wrong is what there is to tell
+        reason = str(failure).partition("\n")[0] or type(failure).__name__
+        return Finding("attention", name, "problem", f"fails: {reason}", f"use impl={IMPLEMENTATIONS[0]!r} (slow)")
+    if not error <= _TOLERANCE[dtype]:
+        detail = f"{impl}: error {error:.1e} against the definition, expected at most {_TOLERANCE[dtype]:.0e}"
+        return Finding("attention", name, "problem", detail, "report it, with all that this command shows")
+    way = f", {choose_way(dtype, device, LONG_LIST).name}" if impl == "cpu" else ""
+    return Finding("attention", name, "ok", f"{impl}{way} (error {error:.0e})")
+
+
+def _relative_error(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, impl: Impl) -> float:
+    out, levels = sparse_attention(q, k, v, _CONFIG, impl=impl)
+    exact = pyramid_attention(
+        q.double(), k.double(), v.double(), levels, block_m=_CONFIG.block_m, block_n=_CONFIG.block_n, impl="reference"
+    )
+    return float((out.double() - exact).abs().max() / exact.abs().max())
+
+
+def find_video_encoder() -> Finding:
+    """Whether videos can be written as H.264."""
+    import av
+
+    try:
+        av.Codec("libx264", "w")
+    except av.codec.codec.UnknownCodecError:
+        remedy = "pip install --force-reinstall --only-binary av av"
+        return Finding("video", "H.264 encoder", "problem", f"PyAV {av.__version__} has no libx264", remedy)
+    return Finding("video", "H.264 encoder", "ok", f"libx264 in PyAV {av.__version__}")
+
+
+def find_presets() -> Finding:
+    """Whether the presets file that comes with the library can be read; people edit it in a checkout."""
+    try:
+        file = load_presets_file()
+    except ValueError as mistakes:
+        return Finding("presets", "attention_config.yaml", "problem", str(mistakes), "correct the file")
+    count = sum(len(section.attention_configs) for section in file.sections.values())
+    return Finding("presets", "attention_config.yaml", "ok", f"{count} presets of {len(file.sections)} models")

@@ -1,0 +1,152 @@
+"""Comparisons of several prompts and seeds as means and standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from psa_triton.tools.evaluation.measures import MEASURES
+
+Entry = Mapping[str, Any]
+"""A video's part of a saved case: its `cost`, and its `fidelity` to the dense one unless it is that."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A row of the table.
+
+    Attributes:
+        label: what people call it.
+        form: format of its values.
+    """
+
+    label: str
+    form: str
+
+
+QUANTITIES: Mapping[str, Quantity] = {
+    "attention_density": Quantity("density of sparse attention", ".1%"),
+    "attention_density_with_estimation": Quantity("  with cost of estimation", ".1%"),
+    "run_density_with_estimation": Quantity("  over the whole run", ".1%"),
+    "attention_seconds": Quantity("self-attention, s", ".2f"),
+    "transformer_seconds": Quantity("transformer, s", ".2f"),
+    "total_seconds": Quantity("total, s", ".2f"),
+    "attention_speedup": Quantity("self-attention, times as fast", ".2f"),
+    "total_speedup": Quantity("total, times as fast", ".2f"),
+    **{name: Quantity(measure.label, f".{measure.digits}f") for name, measure in MEASURES.items()},
+}
+"""What is averaged, in the order of the table."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """Mean over the cases.
+
+    Attributes:
+        mean: of the cases that have a value.
+        standard_error: of the mean; None for a single case.
+        count: cases with a value.
+    """
+
+    mean: float
+    standard_error: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """All cases of one way to attend.
+
+    Attributes:
+        label: of the way.
+        role: `dense`, `ceiling` or `psa`.
+        averages: by name of the quantity; None where no case has a value.
+        notes: what to know of a quantity, by its name.
+    """
+
+    label: str
+    role: str
+    averages: Mapping[str, Average | None]
+    notes: Mapping[str, str]
+
+    def mean(self, quantity: str) -> float | None:
+        """Mean of a quantity; None where there is none."""
+        average = self.averages[quantity]
+        return None if average is None else average.mean
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def summarise(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Averages over saved cases: dense, dense again, then each candidate; the same number of columns for all rows.
+
+    Args:
+        cases: as `case_data` makes them; a video that failed is missing in its case, and in the averages.
+    """
+    columns = []
+    for role, label in _ways(cases):
+        pairs = [(case["dense"], entry) for case in cases if (entry := _entry(case, role, label)) is not None]
+        values = [_values(dense, entry) for dense, entry in pairs]
+        averages = {name: _average([value[name] for value in values]) for name in QUANTITIES}
+        notes = {name: note for _, entry in pairs for name, note in _notes(role, entry).items()}
+        columns.append(Column(label, role, averages, notes))
+    return columns
+
+
+def _ways(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Role and label of every column, in the order in which they come."""
+    found: dict[tuple[str, str], None] = {}
+    for case in cases:
+        found["dense", "dense"] = None
+        if case["ceiling"] is not None:
+            found["ceiling", case["ceiling"]["label"]] = None
+        found.update({("psa", entry["label"]): None for entry in case["candidates"]})
+    return list(found)
+
+
+def _entry(case: Mapping[str, Any], role: str, label: str) -> Entry | None:
+    if role == "dense":
+        return case["dense"]
+    if role == "ceiling":
+        return case["ceiling"]
+    return next((entry for entry in case["candidates"] if entry["label"] == label), None)
+
+
+def _notes(role: str, entry: Entry) -> dict[str, str]:
+    """What to know of a video's numbers, or why there are none."""
+    scores = entry.get("fidelity", {})
+    notes = {name: score["note"] for name, score in scores.items() if score["note"] is not None}
+    if role == "psa" and entry["cost"]["attention_density"] is None:
+        reasons = ", ".join(entry["cost"]["dense_reasons"])
+        notes["attention_density"] = f"{entry['label']} ran dense throughout ({reasons})"
+    return notes
+
+
+def _values(dense: Entry, entry: Entry) -> dict[str, float | None]:
+    cost, fidelity = entry["cost"], entry.get("fidelity", {})
+    seconds = {"attention_seconds": _attention_seconds(cost)}
+    reference = {**dense["cost"], "attention_seconds": _attention_seconds(dense["cost"])}
+    speedups = {
+        "attention_speedup": reference["attention_seconds"] / seconds["attention_seconds"],
+        "total_speedup": reference["total_seconds"] / cost["total_seconds"],
+    }
+    scores = {name: score["mean"] for name, score in fidelity.items()}
+    known = {**cost, **seconds, **(speedups if entry is not dense else {}), **scores}
+    return {name: known.get(name) for name in QUANTITIES}
+
+
+def _attention_seconds(cost: Mapping[str, float]) -> float:
+    return cost["sparse_attention_seconds"] + cost["dense_attention_seconds"]
+
+
+def _average(values: Sequence[float | None]) -> Average | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    error = stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
+    return Average(fmean(known), error, len(known))

@@ -1,0 +1,133 @@
+"""Which attention a video is made with: a preset, or dense."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from psa_triton.config import PSAConfig
+from psa_triton.impl import Impl
+from psa_triton.integrations.diffusers import OnLevels, PSAHandle, apply_psa, check_video_scale
+from psa_triton.presets import VideoScale, load_presets_file
+from psa_triton.tools.generation.source import ModelSource
+
+DENSE_NAME = "dense"
+# Any section's dense preset tells apply_psa to measure and change nothing.
+_DENSE_PRESET = "tiny-wan/baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseParts:
+    """What runs dense though attention is sparse, besides the warm-up of the configuration."""
+
+    min_tokens: int | None = 0
+    """Shorter sequences; None for those that PSA is no faster on, by type of device."""
+    dense_last_steps: int = 0
+    """Denoising steps at the end."""
+    dense_layers: tuple[int, ...] = ()
+    """Blocks of the transformer, by index, in every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """How the self-attention of the transformer is computed."""
+
+    name: str
+    """SECTION/PRESET, or `dense`."""
+    config: PSAConfig | None
+    """None for dense attention."""
+    impl: Impl = "auto"
+    """Implementation of the sparse operator."""
+    dense_parts: DenseParts = DenseParts()
+    """What runs dense all the same."""
+    video_scale: VideoScale | None = None
+    """What the presets file says of the model; None for another model's preset, or none."""
+
+    @property
+    def has_dense_steps(self) -> bool:
+        """Whether some steps of a run are dense, if it has enough of them."""
+        return self.config is None or self.config.warmup_steps > 0 or self.dense_parts.dense_last_steps > 0
+
+    def without_dense_steps(self) -> Attention:
+        """The same from the first step to the last: for runs of one step that shall do what most steps do."""
+        if self.config is None:
+            return self
+        parts = replace(self.dense_parts, dense_last_steps=0)
+        return replace(self, config=self.config.replace(warmup_steps=0), dense_parts=parts)
+
+    def attach(
+        self, pipe: DiffusionPipeline, *, time_layers: bool = False, on_levels: OnLevels | None = None
+    ) -> PSAHandle:
+        """Attach it to a pipeline as `apply_psa` does; dense attention is measured and nothing more.
+
+        Raises:
+            ValueError: `video_scale` is not the pipeline's, or `dense_parts` are out of range.
+        """
+        if self.video_scale is not None:
+            check_video_scale(pipe, self.name.partition("/")[0], self.video_scale)
+        return apply_psa(
+            pipe,
+            _DENSE_PRESET if self.config is None else self.config,
+            impl=self.impl,
+            **asdict(self.dense_parts),
+            time_layers=time_layers,
+            on_levels=on_levels,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a sidecar, with all of the configuration that has a part in the result."""
+        config = None if self.config is None else self.config.model_dump(mode="json", exclude={"verbose"})
+        parts = {**asdict(self.dense_parts), "dense_layers": list(self.dense_parts.dense_layers)}
+        return {"preset": self.name, "impl": self.impl, "config": config, **parts}
+
+
+DENSE = Attention(name=DENSE_NAME, config=None)
+
+
+def choose_attention(
+    source: ModelSource,
+    preset: str | None = None,
+    *,
+    file: Path | None = None,
+    impl: Impl = "auto",
+    dense_parts: DenseParts = DenseParts(),
+) -> Attention:
+    """The attention of a preset.
+
+    Args:
+        source: the model; its section of the presets file is searched.
+        preset: a preset of that section; "SECTION/PRESET" for another model's; `dense` for none; None for the
+            model's default.
+        file: a presets file of the user's own; None for the one that comes with the library.
+        impl: implementation of the sparse operator.
+        dense_parts: what runs dense all the same.
+
+    Raises:
+        ValueError: the file has mistakes, the preset does not exist, or the model is unknown and no section is named.
+    """
+    if preset == DENSE_NAME:
+        return DENSE
+    spec = source.spec
+    section = None if spec is None else spec.preset_section
+    if preset is not None and "/" in preset:
+        section, _, preset = preset.partition("/")
+    if section is None:
+        raise ValueError(
+            f"attention_preset: {source.name} is no model I know, so it has no presets: give SECTION/PRESET to borrow "
+            "a known model's (see `psa presets list`), or --dense"
+        )
+    presets = load_presets_file(file)
+    if preset is None and spec is not None:
+        preset = spec.preset
+    name, config = presets.attention(section, preset)
+    own = spec is not None and name.startswith(f"{spec.preset_section}/")
+    return Attention(
+        name=name,
+        config=config,
+        impl=impl,
+        dense_parts=dense_parts,
+        video_scale=presets.section(section).video_scale if own else None,
+    )

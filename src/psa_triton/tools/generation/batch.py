@@ -1,0 +1,244 @@
+"""Many videos in one folder: those that are there already are kept, and one that fails does not stop the rest.
+
+Several processes may write into one folder: each takes a video's name before it makes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from psa_triton.tools.files import Hold, TakenError, check_room, staged
+from psa_triton.tools.generation.request import VideoRequest
+from psa_triton.tools.generation.sidecar import differences, json_bytes, read_settings
+from psa_triton.tools.generation.single import GeneratedVideo, OnStep
+from psa_triton.tools.video import encode_video, expected_bytes
+
+logger = logging.getLogger("psa_triton")
+
+_SIDECAR = re.compile(r"video_\d{4,}\.json")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video to make.
+
+    Attributes:
+        path: the mp4, `video_NNNN.mp4`; its sidecar has the same name and ends in `.json`.
+        request: what to make.
+        settings: everything that determines the video, as `settings_of` gives it.
+        replaces: whether it takes the place of a video that is there; else it gets another number.
+    """
+
+    path: Path
+    request: VideoRequest
+    settings: dict[str, Any]
+    replaces: bool = False
+
+    @property
+    def sidecar(self) -> Path:
+        """The JSON file beside the video."""
+        return self.path.with_suffix(".json")
+
+    @property
+    def room(self) -> int:
+        """Bytes that both files take, roughly."""
+        return expected_bytes(self.request.width, self.request.height, self.request.num_frames)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that could not be made, and why."""
+
+    job: Job
+    error: Exception
+
+
+def plan_jobs(
+    folder: Path, requests: Sequence[VideoRequest], settings: Sequence[dict[str, Any]], *, overwrite: bool = False
+) -> tuple[list[Job], list[Job]]:
+    """What is left to do, and what is done already.
+
+    A request is done where `video_NNNN.mp4` stands beside a sidecar of the same settings, whatever its number. Every
+    other request gets the next number that is free. The sidecar is placed before the video gets its name, so a sidecar
+    alone is a run that was cut short: the same request is done again under that number, others leave it.
+
+    Args:
+        folder: of the videos.
+        requests: what to make.
+        settings: of each, as `settings_of` gives them.
+        overwrite: do all of them, request `i` as number `i`, whatever is there.
+
+    Returns:
+        Jobs to do, jobs that are done.
+
+    Raises:
+        ValueError: a sidecar is damaged, so that it cannot be told what it belongs to.
+    """
+    if overwrite:
+        paths = (_path(folder, number) for number in count())
+        return [Job(*each, replaces=True) for each in zip(paths, requests, settings, strict=False)], []
+    made = {path: found for path in _videos(folder) if (found := read_settings(path.with_suffix(".json"))) is not None}
+    taken = frozenset(made)
+    free = (path for path in map(partial(_path, folder), count()) if path not in taken and not path.exists())
+    todo: list[Job] = []
+    done: list[Job] = []
+    for request, wanted in zip(requests, settings, strict=True):
+        same = [path for path, found in made.items() if not differences(found, wanted)]
+        path = next((path for path in same if path.exists()), same[0] if same else None)
+        job = Job(path or next(free), request, wanted)
+        made.pop(job.path, None)
+        (done if job.path.exists() else todo).append(job)
+    return todo, done
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"video_{number:04d}.mp4"
+
+
+def _following(path: Path) -> Path:
+    return _path(path.parent, int(path.stem.removeprefix("video_")) + 1)
+
+
+def _videos(folder: Path) -> list[Path]:
+    """Where videos are, or were to be: the mp4 of every sidecar."""
+    return sorted(file.with_suffix(".mp4") for file in folder.glob("video_*.json") if _SIDECAR.fullmatch(file.name))
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    make: Callable[[Sequence[VideoRequest], OnStep], Sequence[GeneratedVideo]],
+    *,
+    batch_size: int = 1,
+    describe: Callable[[], dict[str, Any]],
+    on_start: Callable[[Sequence[Job]], OnStep],
+    on_end: Callable[[Job, GeneratedVideo | Failure], None],
+) -> list[Failure]:
+    """Make videos, `batch_size` at a time, each with its sidecar.
+
+    Args:
+        jobs: what to do.
+        make: makes videos together.
+        batch_size: how many together. Where a batch fails, its videos are made one by one, so that one bad prompt, or
+            too little memory, costs no other video.
+        describe: gives what else a sidecar holds, such as versions and hardware.
+        on_start: told before each batch; what it returns is told of each denoising step.
+        on_end: told after each video how it went.
+
+    Returns:
+        The videos that failed. Any error fails just its video; an interrupt (Ctrl-C) stops the run.
+    """
+    failures = []
+    for first in range(0, len(jobs), batch_size):
+        for job, outcome in _run_batch(jobs[first : first + batch_size], make, describe, on_start):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            on_end(job, outcome)
+    return failures
+
+
+def _run_batch(
+    batch: Sequence[Job],
+    make: Callable[[Sequence[VideoRequest], OnStep], Sequence[GeneratedVideo]],
+    describe: Callable[[], dict[str, Any]],
+    on_start: Callable[[Sequence[Job]], OnStep],
+) -> Iterator[tuple[Job, GeneratedVideo | Failure]]:
+    """Makes videos under names that are taken first; those that cannot be written anyway are not made."""
+    with ExitStack() as names:
+        taken = []
+        for job in batch:
+            try:
+                check_room(job.path.parent, job.room)
+                taken.append(_take(job, names))
+            except OSError as error:
+                yield job, Failure(job, error)
+        if taken:
+            yield from _make_batch(taken, make, describe, on_start, names)
+
+
+def _make_batch(
+    batch: Sequence[Job],
+    make: Callable[[Sequence[VideoRequest], OnStep], Sequence[GeneratedVideo]],
+    describe: Callable[[], dict[str, Any]],
+    on_start: Callable[[Sequence[Job]], OnStep],
+    names: ExitStack,
+) -> Iterator[tuple[Job, GeneratedVideo | Failure]]:
+    on_step = on_start(batch)
+    try:
+        videos = make([job.request for job in batch], on_step)
+    except Exception as error:
+        logger.debug("%s failed", ", ".join(str(job.path) for job in batch), exc_info=True)
+        if len(batch) == 1:
+            yield batch[0], Failure(batch[0], error)
+            return
+        reason = str(error).partition("\n")[0]
+        logger.warning("a batch of %d videos failed (%s); they are made one by one", len(batch), reason)
+        for job in batch:
+            yield from _make_batch([job], make, describe, on_start, names)
+        return
+    for job, video in zip(batch, videos, strict=True):
+        try:
+            # Whoever does not take names, such as a person, may have put a file there meanwhile.
+            place = job if _is_open(job) else _take(replace(job, path=_following(job.path)), names)
+            _save(place, video, describe())
+        except Exception as error:
+            logger.debug("%s could not be saved", job.path, exc_info=True)
+            yield job, Failure(job, error)
+        else:
+            yield place, video
+
+
+def _take(job: Job, names: ExitStack) -> Job:
+    """The job under a name that is this process's own: by now another may have the planned one.
+
+    Raises:
+        TakenError: another process is making the same video, or has the name that is to be replaced.
+        FileExistsError: another process has made the same video meanwhile.
+    """
+    request = sha256(json_bytes(job.settings)).hexdigest()
+    here = job
+    while True:
+        try:
+            hold = Hold(here.path, request)
+        except TakenError as taken:
+            if job.replaces or taken.purpose == request:
+                raise
+        else:
+            if _is_open(here):
+                names.enter_context(hold)
+                return here
+            hold.release()
+            if here.path.exists() and _is_same(here):
+                raise FileExistsError(f"{here.path} was made by another process meanwhile")
+        here = replace(here, path=_following(here.path))
+
+
+def _is_open(job: Job) -> bool:
+    """Whether a video may be put there: nothing is, or what is left of the same request."""
+    if job.replaces:
+        return True
+    return not job.path.exists() and (not job.sidecar.exists() or _is_same(job))
+
+
+def _is_same(job: Job) -> bool:
+    """Whether the sidecar there is of the same request."""
+    try:
+        found = read_settings(job.sidecar)
+    except ValueError:
+        return False
+    return found is not None and not differences(found, job.settings)
+
+
+def _save(job: Job, video: GeneratedVideo, described: dict[str, Any]) -> None:
+    """The sidecar, then the video: see `plan_jobs`."""
+    with staged() as files:
+        files.write(job.sidecar, json_bytes({"settings": job.settings, "cost": video.cost.as_dict(), **described}))
+        files.write(job.path, encode_video(video.frames, fps=job.request.fps))

@@ -1,0 +1,119 @@
+"""The JSON file beside a video: what it was made with, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psa_triton.tools.files import write_file
+from psa_triton.tools.generation.attention import Attention
+from psa_triton.tools.generation.lora import Lora
+from psa_triton.tools.generation.request import VideoRequest
+from psa_triton.tools.generation.source import ModelSource
+from psa_triton.tools.machine import hardware, versions
+
+
+def settings_of(
+    source: ModelSource,
+    request: VideoRequest,
+    attention: Attention,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    lora: Lora | None = None,
+) -> dict[str, Any]:
+    """Everything that determines a video, as plain data: two videos of equal settings are the same video."""
+    return {
+        "model": source.name,
+        "weights": source.weights,
+        "lora": None if lora is None else lora.as_dict(),
+        **asdict(request),
+        "attention": attention.as_dict(),
+        "device": device.type,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What a result is reported with: versions, hardware, command line, date in UTC."""
+    return {
+        "versions": versions(),
+        "hardware": hardware(device),
+        "command": command_line(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def command_line() -> str:
+    """What was typed; `psa ...` however its module was started."""
+    program = Path(sys.argv[0]).name
+    return shlex.join(["psa" if program in ("app.py", "__main__.py") else program, *sys.argv[1:]])
+
+
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """Content of a JSON file.
+
+    Raises:
+        ValueError: a number is infinite or NaN, which JSON cannot hold.
+    """
+    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write `data`, whole or not at all.
+
+    Raises:
+        OSError: it could not be written.
+        ValueError: a number is infinite or NaN, which JSON cannot hold.
+    """
+    write_file(path, json_bytes(data))
+
+
+def read_settings(sidecar: Path) -> dict[str, Any] | None:
+    """The settings in a sidecar; None if there is no such file.
+
+    Raises:
+        ValueError: it is no sidecar of a video, or cannot be read.
+    """
+    try:
+        data = json.loads(sidecar.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_no_sidecar(sidecar, "text that is no JSON")) from error
+    except OSError as error:
+        raise ValueError(_no_sidecar(sidecar, f"what cannot be read ({error.strerror})")) from error
+    settings = data.get("settings") if isinstance(data, dict) else None
+    if not isinstance(settings, dict):
+        raise ValueError(_no_sidecar(sidecar, "JSON without a mapping `settings`"))
+    return settings
+
+
+def _no_sidecar(file: Path, came: str) -> str:
+    return f"{file}: expected the sidecar of a video, got {came}; move it away or give --overwrite"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, most: int = 4) -> str:
+    """`name: old -> new` for each setting that differs, the prompt first, nested ones by dotted name, joined by commas.
+
+    Beyond `most` they are counted.
+    """
+    before, after = _flat(old), _flat(new)
+    names = [name for name in {"prompt": None, **before, **after} if before.get(name) != after.get(name)]
+    shown = [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names[:most]]
+    return ", ".join([*shown, *([f"{len(names) - most} more"] if len(names) > most else [])])
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

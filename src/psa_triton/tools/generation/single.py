@@ -1,0 +1,211 @@
+"""One video, or several at once, with what it cost."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+
+from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale
+from psa_triton.tools.generation.attention import DENSE, Attention
+from psa_triton.tools.generation.request import VideoRequest
+from psa_triton.tools.generation.source import check_size
+
+OnStep = Callable[[int], None]
+"""Called with the number of denoising steps done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a video cost, in seconds of wall-clock time and in density; videos made together share one cost."""
+
+    total_seconds: float
+    """From prompt to frames."""
+    transformer_seconds: float
+    """In the transformer's forwards."""
+    sparse_attention_seconds: float
+    """In self-attention layers that ran PSA, their projections included."""
+    dense_attention_seconds: float
+    """In self-attention layers that ran dense, their projections included."""
+    attention_density: float | None
+    """Share of keys read by the sparse layers; None if none ran."""
+    attention_density_with_estimation: float | None
+    """The same, with the cost of estimating importance."""
+    run_density: float | None
+    """Over all layers and steps, dense warm-up included."""
+    run_density_with_estimation: float | None
+    """The same, with the cost of estimating importance."""
+
+    dense_reasons: tuple[str, ...]
+    """Why layers ran dense, such as `warm-up` or `dense preset`."""
+    videos: int = 1
+    """How many videos were made together at this cost."""
+
+    @property
+    def attention_seconds(self) -> float:
+        """In self-attention layers, sparse and dense."""
+        return self.sparse_attention_seconds + self.dense_attention_seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a sidecar."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class GeneratedVideo:
+    """A video and its cost.
+
+    Attributes:
+        frames: `[F, H, W, 3]` float32 in [0, 1].
+        cost: what it took.
+        stats: the same per layer and step.
+    """
+
+    frames: NDArray[np.float32]
+    cost: Cost
+    stats: PSAStats
+
+
+def generate_video(
+    pipe: DiffusionPipeline,
+    request: VideoRequest,
+    attention: Attention,
+    *,
+    on_step: OnStep | None = None,
+    on_levels: OnLevels | None = None,
+) -> GeneratedVideo:
+    """Make one video; see `generate_videos`."""
+    return generate_videos(pipe, [request], attention, on_step=on_step, on_levels=on_levels)[0]
+
+
+def generate_videos(
+    pipe: DiffusionPipeline,
+    requests: Sequence[VideoRequest],
+    attention: Attention,
+    *,
+    on_step: OnStep | None = None,
+    on_levels: OnLevels | None = None,
+) -> list[GeneratedVideo]:
+    """Make videos together, in one run of the pipeline.
+
+    Each is what it would be alone, to rounding: its noise comes from its own seed.
+
+    Args:
+        pipe: a Wan or CogVideoX pipeline; it is left as it came.
+        requests: what to make; they differ in prompt and seed alone.
+        attention: how self-attention is computed.
+        on_step: told after each denoising step.
+        on_levels: told what each sparse attention call read.
+
+    Raises:
+        ValueError: the requests differ in more, the size does not fit the model, or the model made values that are not
+            finite.
+    """
+    first = requests[0]
+    if any(replace(request, prompt=first.prompt, seed=first.seed) != first for request in requests):
+        raise ValueError("requests: expected them to differ in prompt and seed alone")
+    check_size(first.width, first.height, first.num_frames, pipeline_scale(pipe))
+    with attention.attach(pipe, time_layers=True, on_levels=on_levels) as handle, _transformer_clock(pipe) as clock:
+        began = _now(pipe.device)
+        videos = np.asarray(pipe(**_arguments(pipe, requests, on_step)).frames, dtype=np.float32)
+        total = _now(pipe.device) - began
+        stats = handle.stats()
+    if not np.isfinite(videos).all():
+        raise ValueError("the model made values that are not finite; try --dtype float32 or bfloat16")
+    cost = _cost(stats, total, clock.seconds, len(videos))
+    return [GeneratedVideo(frames, cost, stats) for frames in videos]
+
+
+def warm_up(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention: Attention) -> None:
+    """One untimed step each of what a run will do, so that its times hold nothing that is done only once.
+
+    Args:
+        pipe: a Wan or CogVideoX pipeline.
+        requests: as many as are to be made together.
+        attention: how self-attention is computed; where it has dense steps, dense attention is run as well.
+    """
+    short = [replace(request, num_inference_steps=1) for request in requests]
+    if attention.has_dense_steps:
+        generate_videos(pipe, short, DENSE)
+    if attention.config is not None:
+        generate_videos(pipe, short, attention.without_dense_steps())
+
+
+def _arguments(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], on_step: OnStep | None) -> dict[str, Any]:
+    """Keyword arguments of the pipeline's call. A setting the pipeline has not is left out where it is None."""
+    arguments = asdict(requests[0])
+    del arguments["seed"], arguments["fps"]
+    arguments["prompt"] = [request.prompt for request in requests]
+    if arguments["guidance_scale_2"] is None:
+        del arguments["guidance_scale_2"]
+    unknown = arguments.keys() - inspect.signature(type(pipe).__call__).parameters.keys()
+    if unknown:
+        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(sorted(unknown))}")
+
+    def step_ended(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(step + 1)
+        return tensors
+
+    generator = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+    return {**arguments, "generator": generator, "output_type": "np", "callback_on_step_end": step_ended}
+
+
+def _cost(stats: PSAStats, total: float, transformer: float, videos: int) -> Cost:
+    summary = stats.summary
+    return Cost(
+        total_seconds=total,
+        transformer_seconds=transformer,
+        sparse_attention_seconds=summary.sparse_seconds or 0.0,
+        dense_attention_seconds=summary.dense_seconds or 0.0,
+        attention_density=summary.sparse_density,
+        attention_density_with_estimation=summary.sparse_density_with_estimation,
+        run_density=summary.run_density,
+        run_density_with_estimation=summary.run_density_with_estimation,
+        dense_reasons=tuple(sorted({record.reason for record in stats.records if record.reason is not None})),
+        videos=videos,
+    )
+
+
+class _Clock:
+    """Seconds spent in a module's forwards."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def start(self, module: torch.nn.Module, *_: Any) -> None:
+        self._began = _now(next(module.parameters()).device)
+
+    def stop(self, module: torch.nn.Module, *_: Any) -> None:
+        self.seconds += _now(next(module.parameters()).device) - self._began
+
+
+@contextmanager
+def _transformer_clock(pipe: DiffusionPipeline) -> Iterator[_Clock]:
+    """Times the forwards of a pipeline's transformers (one, or one for high and one for low noise)."""
+    clock, hooks = _Clock(), []
+    for name in ("transformer", "transformer_2"):
+        if (transformer := getattr(pipe, name, None)) is not None:
+            hooks.append(transformer.register_forward_pre_hook(clock.start))
+            hooks.append(transformer.register_forward_hook(clock.stop))
+    try:
+        yield clock
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, after all work queued on an accelerator is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

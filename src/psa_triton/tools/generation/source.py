@@ -1,0 +1,182 @@
+"""Which model a name or a folder stands for, what it is run with, and which video sizes it can make."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+
+from psa_triton.models import MODELS, ModelSpec, model_key, recognise
+from psa_triton.names import unknown_name
+from psa_triton.presets import VideoScale, load_presets_file
+from psa_triton.tools.builtin import tiny_wan_path
+
+_FPS_OF_UNKNOWN_MODELS = 16
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model to load."""
+
+    name: str
+    """A key of the registry, or the full path of a folder with a model that was asked for by its folder."""
+    location: str
+    """Where diffusers finds it: a folder, or a repository on the Hugging Face hub."""
+    pipeline: str
+    """Name of the pipeline class in diffusers."""
+    spec: ModelSpec | None
+    """What it is run with; None for a folder with an unknown model."""
+
+    @property
+    def short_name(self) -> str:
+        """Key, or name of the folder: a name for files."""
+        return Path(self.name).name
+
+    @property
+    def weights(self) -> str:
+        """Where the weights come from, the same on every machine where it is not a folder."""
+        return "built-in" if self.spec is not None and self.spec.hub_id is None else self.location
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is on this machine, as a folder."""
+        return Path(self.location).is_dir()
+
+    def default(self, setting: str) -> Any:
+        """What a setting is if nobody asks for anything else.
+
+        Args:
+            setting: a field of `ModelSpec` such as `width`. Unknown models get the default of their pipeline's call.
+
+        Raises:
+            ValueError: the model is unknown and its pipeline has no default either.
+        """
+        if self.spec is not None:
+            return getattr(self.spec, setting)
+        if setting == "fps":
+            return _FPS_OF_UNKNOWN_MODELS
+        parameters = inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters
+        if setting == "guidance_scale_2":
+            return None
+        if (value := parameters[setting].default) is None:
+            raise ValueError(f"{setting}: {self.name} is no model I know, so it has no default: give --{setting}")
+        return value
+
+
+def find_source(
+    model: str,
+    *,
+    models: Mapping[str, ModelSpec] = MODELS,
+    weights: str | None = None,
+    otherwise: ModelSpec | None = None,
+) -> ModelSource:
+    """The model that a name or a folder stands for; a folder with a known model gets that model's settings.
+
+    Args:
+        model: a key of `models`, the name of its preset section, or the path of a folder as
+            `DiffusionPipeline.save_pretrained` writes it.
+        models: the known models by key.
+        weights: a pipeline folder, or a repository on the hub, to take in place of the key's own.
+        otherwise: settings for a folder whose model is not known; None for none.
+
+    Raises:
+        ValueError: neither a key nor a folder, a folder that is not a pipeline's, or a folder and `weights`.
+        FileNotFoundError: `weights` is no folder, or the built-in model is asked for and not part of this installation.
+    """
+    if model not in models and not Path(model).is_dir():
+        model = model_key(model)
+    if model not in models:
+        if not Path(model).is_dir():
+            raise ValueError(f"{unknown_name('model', model, models)}; nor is it the path of a folder")
+        if weights is not None:
+            raise ValueError(f"model_path: expected it with a known model's name, got it with the folder {model}")
+        return _folder_source(model, models, otherwise)
+    spec = models[model] if weights is None else replace(models[model], hub_id=weights)
+    if spec.hub_id is None:
+        return ModelSource(name=model, location=str(tiny_wan_path()), pipeline=spec.pipeline, spec=spec)
+    return ModelSource(name=model, location=_location(spec.hub_id, spec), pipeline=spec.pipeline, spec=spec)
+
+
+def _location(weights: str, spec: ModelSpec) -> str:
+    """A folder that is here as its full path, a repository as it is."""
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        _check_pipeline(folder, _read_json(folder / "model_index.json"), spec)
+        return str(folder.resolve())
+    if _HUB_ID.fullmatch(weights) is None:
+        raise FileNotFoundError(f"model_path: there is no pipeline folder {folder.absolute()}")
+    return weights
+
+
+def _check_pipeline(folder: Path, index: dict[str, Any], spec: ModelSpec) -> None:
+    if (found := index.get("_class_name")) != spec.pipeline:
+        raise ValueError(f"model: expected a {spec.pipeline} as {spec.key} is, got a {found} in {folder}")
+
+
+def _folder_source(folder: str, models: Mapping[str, ModelSpec], otherwise: ModelSpec | None) -> ModelSource:
+    path = Path(folder).resolve()
+    index = _read_json(path / "model_index.json")
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str) or not hasattr(diffusers, pipeline):
+        raise ValueError(f"model: {path / 'model_index.json'} names the pipeline {pipeline!r}, which diffusers has not")
+    spec = _recognise_folder(path, index, models)
+    if spec is None and otherwise is not None:
+        _check_pipeline(path, index, otherwise)
+        spec = otherwise
+    if spec is not None:
+        spec = replace(spec, hub_id=str(path))
+    return ModelSource(name=str(path), location=str(path), pipeline=pipeline, spec=spec)
+
+
+def _recognise_folder(path: Path, index: dict[str, Any], models: Mapping[str, ModelSpec]) -> ModelSpec | None:
+    second = index.get("transformer_2")
+    has_second = isinstance(second, list) and second[:1] not in ([], [None])
+    transformer = _read_json(path / "transformer" / "config.json")
+    section = recognise(transformer, two_transformers=has_second)
+    return next((spec for spec in models.values() if spec.preset_section == section), None)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"model: expected a pipeline folder as diffusers saves it, but there is no {file}")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"model: {file} is no JSON: {error}; copy it again from where the model is from") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"model: expected a mapping in {file}, got {type(data).__name__}")
+    return data
+
+
+def video_scale(source: ModelSource) -> VideoScale | None:
+    """Pixels and frames that a token of a known model stands for; else None."""
+    return None if source.spec is None else load_presets_file().section(source.spec.preset_section).video_scale
+
+
+def check_size(width: int, height: int, num_frames: int, scale: VideoScale) -> None:
+    """Check that a video is made of whole tokens; diffusers would round it with no more than a warning.
+
+    Raises:
+        ValueError: naming the size at fault and the nearest that fit.
+    """
+    for name, value, divisor in (("width", width, scale.width_divisor), ("height", height, scale.height_divisor)):
+        if value < 1 or value % divisor:
+            raise ValueError(
+                f"{name}: expected a multiple of {divisor}, got {value}; {_nearest(value, divisor, 0)} fits"
+            )
+    frames = scale.depth_divisor
+    if num_frames < 1 or num_frames % frames != 1 % frames:
+        near = _nearest(num_frames, frames, 1)
+        raise ValueError(f"num_frames: expected 1 + a multiple of {frames}, got {num_frames}; {near} fits")
+
+
+def _nearest(value: int, divisor: int, remainder: int) -> int:
+    least = remainder or divisor
+    return max(least, round((value - remainder) / divisor) * divisor + remainder)

@@ -1,0 +1,165 @@
+"""One attention call, looked at: levels, importance, where the exact attention lies, and what sparse attention lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from psa_triton.attention import level_choice
+from psa_triton.config import PSAConfig
+from psa_triton.impl import Impl
+from psa_triton.importance import block_importance, estimation_cost
+from psa_triton.levels import choose_levels, read_density
+from psa_triton.tools.inspection.exact import sample_exactly
+from psa_triton.tools.inspection.inputs import AttentionInputs, Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadInspection:
+    """One head of an attention call; tensors are on the CPU."""
+
+    head: int
+    """Its index."""
+    levels: Tensor
+    """int8 `[nq, nk]`."""
+    importance: Tensor
+    """As the configuration estimates it: float32 `[nq, nk]`, rows sum to 1."""
+    density: float
+    """Groups read / keys visible."""
+    mass: Tensor | None
+    """Exact attention mass of key blocks, float32 `[sampled, nk]`, rows sum to 1; None if no blocks were sampled."""
+    error: float | None
+    """L2 norm of sparse minus exact output over that of the exact one, sampled blocks; None without them or values."""
+    query_places: Tensor
+    """int64 `[Nq]`: the token that stands at each position of the order in which queries are cut into blocks."""
+    key_places: Tensor
+    """int64 `[Nk]`: likewise of keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Some heads of one attention call."""
+
+    config: PSAConfig
+    """Its blocks cut the sequence."""
+    grid: Grid | None
+    """Visual tokens as (frames, height, width); None where there are none."""
+    prefix_tokens: int
+    """Text tokens before them."""
+    is_causal: bool
+    """Whether a causal mask applies."""
+    estimation_cost: float
+    """Multiply-adds of the importance estimate as a share of dense attention's."""
+    sampled: tuple[int, ...]
+    """Query blocks whose exact attention was computed."""
+    heads: tuple[HeadInspection, ...]
+    """In the order asked for."""
+
+
+class _Blocks(TypedDict):
+    block_m: int
+    block_n: int
+    is_causal: bool
+
+
+@torch.no_grad()
+def inspect_attention(
+    inputs: AttentionInputs,
+    config: PSAConfig,
+    *,
+    heads: Sequence[int] | None = None,
+    levels: Tensor | None = None,
+    query_blocks: int = 16,
+    impl: Impl = "auto",
+) -> Inspection:
+    """Look at one attention call.
+
+    Args:
+        inputs: a batch of one.
+        config: how attention is made sparse.
+        heads: query heads to look at; None for all.
+        levels: those that the call read, int8 `[1, Hq, nq, nk]`; None to choose them as `psa_attention` does.
+        query_blocks: how many query blocks, spread evenly, to compute exact attention of; 0 for none. That costs their
+            share of dense attention.
+        impl: implementation of the sparse operator.
+
+    Raises:
+        ValueError: a batch of several, a head that does not exist, or inputs that `config` cannot be used with.
+    """
+    if inputs.q.shape[0] != 1:
+        raise ValueError(f"inputs: expected a batch of one, got {inputs.q.shape[0]}; take one by batch_entry")
+    chosen = choose_indexes("heads", heads, inputs.q.shape[1])
+    inputs.check(config)
+    for_q, for_k = inputs.orders(config)
+    q, k, v = for_q.apply(inputs.q), for_k.apply(inputs.k), None if inputs.v is None else for_k.apply(inputs.v)
+    if levels is None:
+        levels = _choose_levels(q, k, v, inputs, config, impl)
+    group = q.shape[1] // k.shape[1]
+    key_heads = [head // group for head in chosen]
+    q, k, v, levels = q[:, chosen], k[:, key_heads], None if v is None else v[:, key_heads], levels[:, chosen]
+    blocks = _Blocks(block_m=config.block_m, block_n=config.block_n, is_causal=inputs.is_causal)
+    importance = block_importance(q, k, method=config.importance, impl=impl, **blocks)
+    densities = read_density(levels, query_tokens=q.shape[2], key_tokens=k.shape[2], **blocks)
+    exact = None
+    if query_blocks:
+        exact = sample_exactly(
+            q, k, v, levels, config, query_blocks=query_blocks, is_causal=inputs.is_causal, impl=impl
+        )
+    return Inspection(
+        config=config,
+        grid=inputs.grid,
+        prefix_tokens=inputs.prefix_tokens,
+        is_causal=inputs.is_causal,
+        estimation_cost=estimation_cost(config.importance, config.block_m, config.block_n),
+        sampled=() if exact is None else exact.blocks,
+        heads=tuple(
+            HeadInspection(
+                head=head,
+                levels=levels[0, place].cpu(),
+                importance=importance[0, place].cpu(),
+                density=float(densities[0, place]),
+                mass=None if exact is None else exact.mass[place],
+                error=None if exact is None or exact.errors is None else exact.errors[place],
+                query_places=_places(for_q.permutation, head),
+                key_places=_places(for_k.permutation, head // group),
+            )
+            for place, head in enumerate(chosen)
+        ),
+    )
+
+
+def choose_indexes(name: str, asked: Sequence[int] | None, count: int) -> list[int]:
+    """Those asked for, checked; all by default.
+
+    Raises:
+        ValueError: naming those that do not exist, and what does.
+    """
+    if asked is None:
+        return list(range(count))
+    if unknown := [index for index in asked if not 0 <= index < count]:
+        raise ValueError(f"{name}: expected indexes from 0 to {count - 1}, got {', '.join(map(str, unknown))}")
+    return list(asked)
+
+
+def _choose_levels(
+    q: Tensor, k: Tensor, v: Tensor | None, inputs: AttentionInputs, config: PSAConfig, impl: Impl
+) -> Tensor:
+    """As `psa_attention` does, of all heads: they may share a budget."""
+    return choose_levels(
+        q,
+        k,
+        level_choice(config),
+        scale=q.shape[-1] ** -0.5,
+        v=v,
+        prefix_tokens=inputs.prefix_tokens,
+        is_causal=inputs.is_causal,
+        impl=impl,
+    )
+
+
+def _places(permutation: Tensor, head: int) -> Tensor:
+    return (permutation if permutation.ndim == 1 else permutation[0, head]).cpu()

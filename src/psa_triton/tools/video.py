@@ -1,0 +1,182 @@
+"""Frames to and from mp4 files, and videos beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from psa_triton.tools.files import write_file
+
+Frames = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8]
+"""`[F, H, W, 3]` RGB: floats in [0, 1], or uint8."""
+
+_CODEC = "libx264"
+_QUALITY = "16"  # x264's constant rate factor: below 18 the loss is hard to see
+_GAP = 8  # pixels between videos that stand side by side
+
+
+@dataclass(frozen=True)
+class Video:
+    """What a video file holds.
+
+    Attributes:
+        frames: `[F, H, W, 3]` uint8, RGB.
+        fps: frames per second.
+    """
+
+    frames: NDArray[np.uint8]
+    fps: float
+
+
+def to_uint8(frames: Frames) -> NDArray[np.uint8]:
+    """Frames as bytes; floats are clipped to [0, 1] and rounded.
+
+    Raises:
+        TypeError: frames are neither floats nor uint8.
+        ValueError: the shape is not `[F, H, W, 3]` with at least one frame, or a value is NaN or infinite.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise ValueError(f"frames: expected [F, H, W, 3] with at least one frame, got {list(frames.shape)}")
+    if frames.dtype == np.uint8:
+        return frames.astype(np.uint8, copy=False)
+    if not np.issubdtype(frames.dtype, np.floating):
+        raise TypeError(f"frames: expected floats in [0, 1] or uint8, got {frames.dtype}")
+    if not np.isfinite(frames).all():
+        raise ValueError("frames: expected finite values, got NaN or infinity")
+    return (frames.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def write_video(path: str | Path, frames: Frames, *, fps: float) -> None:
+    """Write an mp4 as `encode_video` makes it; `path` is never half a video.
+
+    Raises:
+        OSError: it could not be written.
+        TypeError, ValueError: as `encode_video`.
+    """
+    write_file(Path(path), encode_video(frames, fps=fps))
+
+
+def encode_video(frames: Frames, *, fps: float) -> bytes:
+    """Frames as an mp4 (H.264, yuv420p: what every player shows).
+
+    Args:
+        frames: `[F, H, W, 3]` RGB, floats in [0, 1] or uint8; H and W even.
+        fps: frames per second.
+
+    Raises:
+        TypeError: frames are neither floats nor uint8.
+        ValueError: a wrong shape, a side that is not even, values that are not finite, or fps <= 0.
+    """
+    pixels = to_uint8(frames)
+    height, width = pixels.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"frames: yuv420p needs an even height and width, got {height}x{width}")
+    if fps <= 0:
+        raise ValueError(f"fps: expected a number above 0, got {fps}")
+    # In memory: it is small beside its frames, and how much room it takes is known before it is written.
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = cast(av.VideoStream, container.add_stream(_CODEC, rate=rate, options={"crf": _QUALITY}))
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in pixels:
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            # Converted before the encoder has it: what it converts itself races with its threads.
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def expected_bytes(width: int, height: int, num_frames: int) -> int:
+    """Size of an mp4 of such a video, roughly: a sixteenth of a byte a pixel is what the built-in model's take."""
+    return width * height * num_frames // 16 + (8 << 10)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """An image `[H, W, 3]` as a PNG file's content."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read_video(path: str | Path) -> Video:
+    """Read every frame of a video file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no video in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no video file {path}")
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            return Video(np.stack(frames), float(stream.average_rate or 0))
+    except (av.error.InvalidDataError, IndexError) as error:
+        raise ValueError(f"{path}: expected a video file, got one without readable video") from error
+
+
+def enlarge(frames: Frames, min_height: int) -> NDArray[np.uint8]:
+    """Frames magnified by the least whole factor that makes them `min_height` pixels high; every pixel stays a square.
+
+    Args:
+        frames: `[F, H, W, 3]`.
+        min_height: pixels; frames at least this high come back as they are.
+    """
+    pixels = to_uint8(frames)
+    factor = max(1, -(-min_height // pixels.shape[1]))
+    return pixels.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def side_by_side(videos: Mapping[str, Frames], *, min_height: int = 256) -> NDArray[np.uint8]:
+    """One video of several, left to right, each under its label.
+
+    Args:
+        videos: frames by label, all of one shape.
+        min_height: small videos are magnified to at least this height, pixels.
+
+    Returns:
+        `[F, H', W', 3]` uint8, sides even.
+
+    Raises:
+        ValueError: there are no videos, or their shapes differ.
+    """
+    if not videos:
+        raise ValueError("videos: expected at least one, got none")
+    shapes = {label: frames.shape for label, frames in videos.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"videos: expected one shape for all, got {shapes}")
+    columns = [_with_heading(enlarge(frames, min_height), label) for label, frames in videos.items()]
+    gap = np.zeros_like(columns[0][:, :, :_GAP])
+    joined = np.concatenate([part for column in columns for part in (gap, column)][1:], axis=2)
+    odd_height, odd_width = joined.shape[1] % 2, joined.shape[2] % 2
+    return np.pad(joined, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)))
+
+
+def heading(text: str, width: int, height: int = 24) -> NDArray[np.uint8]:
+    """White `text` on black, shrunk where it is too wide: `[height, width, 3]` uint8."""
+    image = Image.new("RGB", (width, height))
+    draw = ImageDraw.Draw(image)
+    size = float(height) * 2 / 3
+    font = ImageFont.load_default(size)
+    if (wide := draw.textlength(text, font) + 8) > width:
+        font = ImageFont.load_default(size * width / wide)
+    draw.text((4, height / 2), text, fill="white", font=font, anchor="lm")
+    return np.asarray(image)
+
+
+def _with_heading(pixels: NDArray[np.uint8], label: str) -> NDArray[np.uint8]:
+    strip = heading(label, pixels.shape[2])
+    return np.concatenate([np.broadcast_to(strip, (len(pixels), *strip.shape)), pixels], axis=1)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from psa_triton.attention import psa_attention
+from psa_triton.config import PSAConfig
+from psa_triton.presets import load_presets_file
+from psa_triton.tools.bench import Settings, find_shape, measure
+from psa_triton.tools.bench.inputs import local_inputs
+
+CPU = torch.device("cpu")
+CONFIGS = [
+    pytest.param(PSAConfig(pool_correction="isotropic"), id="pool_correction"),
+    pytest.param(PSAConfig(pool_correction="isotropic", block_n=32, mask_ratios={8: (0, 0.5), 32: (0.5, 1)}), id="32"),
+    *(
+        pytest.param(config, id=f"{section}/{name}")
+        for section, presets in load_presets_file().sections.items()
+        for name, preset in presets.attention_configs.items()
+        if section in ("CogVideo_5b", "tiny-wan", "Qwen2.5-VL") and (config := preset.config()) is not None
+    ),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_kernel_and_choice_of_levels_together_are_the_operator(config: PSAConfig) -> None:
+    """What is timed apart must be what runs together: no setting is lost on the way."""
+    causal = config.importance == "antidiagonal" or config.keep_first_block
+    shape = find_shape("qwen25vl-32k" if causal else "cogvideo-480p").with_heads(1).shrunk(1000)
+    settings = Settings(config=config, device=CPU, dtype=torch.float32)
+    tensors = local_inputs(shape, device=CPU, dtype=torch.float32)
+    levels = measure._choose(shape, settings, *tensors)
+    found = measure._attend(shape, settings, tensors, levels)
+    plain = config.replace(use_rearrange=False)
+    expected = psa_attention(*tensors, plain, prefix_tokens=shape.prefix_tokens, is_causal=shape.is_causal)
+    torch.testing.assert_close(found, expected)

@@ -1,0 +1,93 @@
+"""The built-in model shows what its prompt asks for, dense and with PSA; every clip is read back from its pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from clips import HELD_OUT, SUBJECTS, TRAINED, Subject, make_clips
+from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from score import Score, generate, score
+
+from psa_triton import apply_psa
+from psa_triton.models import find_model
+from psa_triton.tools.builtin import LinearVideoCodec, tiny_wan_path
+
+SEEDS = (11, 12)
+PROMPTS = [*HELD_OUT, *TRAINED[::5], *TRAINED[2::5], *TRAINED[4::5]]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> WanPipeline:
+    return WanPipeline.from_pretrained(tiny_wan_path())
+
+
+def settings() -> dict[str, object]:
+    spec = find_model("tiny-wan")
+    names = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale")
+    return {name: getattr(spec, name) for name in names}
+
+
+def test_the_folder_is_small_and_holds_no_pickles() -> None:
+    files = [f for f in tiny_wan_path().rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 16 * 2**20
+    assert {f.suffix for f in files} <= {".json", ".safetensors", ".md"}
+    assert (tiny_wan_path() / "README.md").is_file()
+
+
+def test_it_is_a_pipeline_of_real_classes(pipe: WanPipeline, tmp_path: Path) -> None:
+    assert type(pipe.transformer) is WanTransformer3DModel
+    assert type(pipe.scheduler) is UniPCMultistepScheduler
+    assert type(pipe.vae) is LinearVideoCodec
+    assert pipe.transformer.config.attention_head_dim == 64
+    frames, size = settings()["num_frames"], settings()["width"]
+    assert ((frames - 1) // 4 + 1) * (size // 8) ** 2 >= 1024  # type: ignore[operator]
+    pipe.save_pretrained(tmp_path / "saved")
+    again = WanPipeline.from_pretrained(tmp_path / "saved")
+    for name, weight in pipe.transformer.state_dict().items():
+        assert torch.equal(again.transformer.state_dict()[name], weight)
+
+
+def test_the_codec_keeps_what_it_encodes(pipe: WanPipeline) -> None:
+    clip = make_clips(list(SUBJECTS[:6]), 13, 96, 96, torch.Generator().manual_seed(3))
+    decoded = pipe.vae.decode(pipe.vae.encode(clip)).sample
+    assert decoded.shape == clip.shape
+    psnr = 10 * torch.log10(4 / (decoded - clip).square().mean())
+    assert psnr > 30
+
+
+def test_clips_are_read_right() -> None:
+    clips = make_clips(list(SUBJECTS), 13, 96, 96, torch.Generator().manual_seed(4))
+    truth = score(list(SUBJECTS), list((clips / 2 + 0.5).permute(0, 2, 3, 4, 1)))
+    assert truth == Score(1.0, 1.0, 1.0, 72)
+    # The same clips for other subjects: a score can be low.
+    wrong = score([SUBJECTS[-1 - i] for i in range(72)], list((clips / 2 + 0.5).permute(0, 2, 3, 4, 1)))
+    assert wrong.colour < 0.5 and wrong.direction < 0.5
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds"),
+    [
+        pytest.param(PROMPTS[::4], SEEDS[:1], id="12 clips"),
+        pytest.param(PROMPTS, SEEDS, id="96 clips", marks=pytest.mark.slow),
+    ],
+)
+def test_videos_show_what_was_asked_for_dense_and_with_psa(
+    pipe: WanPipeline, prompts: list[Subject], seeds: tuple[int, ...]
+) -> None:
+    assert len(set(prompts)) == len(prompts)
+    assert set(prompts) & set(HELD_OUT)
+
+    def scores() -> dict[str, float]:
+        each = [score(prompts, generate(pipe, prompts, seed, **settings())) for seed in seeds]
+        return {name: sum(getattr(s, name) for s in each) / len(each) for name in ("colour", "shape", "direction")}
+
+    dense = scores()
+    with apply_psa(pipe, "psa_balanced") as handle:
+        sparse = scores()
+        summary = handle.stats().summary
+    assert summary.sparse_density is not None and summary.sparse_density < 0.6
+    assert dense["colour"] >= 0.9 and dense["direction"] >= 0.9 and dense["shape"] >= 0.75, dense
+    for name, value in dense.items():
+        assert sparse[name] >= value - 0.03, (name, dense, sparse)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from psa_triton.tools.cli.app import app
+from psa_triton.tools.video import read_video
+
+PRESET = "CogVideo_5b/psa_4steps"  # no warm-up
+OTHER = "tiny-wan/psa_balanced"
+FAST = ("--no-warm-up", "--ceiling", "none", "--steps", "6")
+
+
+@pytest.fixture
+def compare(pipeline_folder: Path, tmp_path: Path):
+    """Runs `psa compare` on the small pipeline, into `tmp_path / "out"`."""
+
+    def run(*options: str) -> Result:
+        small = ["--width", "64", "--height", "64", "--num_frames", "17", "--guidance-scale", "1"]
+        model = ["--model", str(pipeline_folder), "--output_dir", str(tmp_path / "out")]
+        return CliRunner().invoke(app, ["compare", *model, *small, *options])
+
+    return run
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "comparison.json").read_text())
+
+
+def test_dense_and_sparse_are_made_from_one_noise_and_reported(compare, tmp_path: Path) -> None:
+    result = compare("--prompt", "a red square moving left", "--attention_preset", OTHER, "--steps", "6")
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "out"
+    assert sorted(file.name for file in out.iterdir()) == [
+        *("case.json", "comparison.json", "comparison.md", "dense.mp4", "frames.png"),
+        *("psa.mp4", "report.html", "side_by_side.mp4"),
+    ]
+    dense, sparse = (read_video(out / name).frames for name in ("dense.mp4", "psa.mp4"))
+    assert dense.shape == sparse.shape == (17, 64, 64, 3)
+    saved = summary_of(out)
+    assert saved["versions"]["diffusers"]
+    (case,) = saved["cases"]
+    (candidate,) = case["candidates"]
+    assert candidate["attention"]["preset"] == OTHER
+    assert case["dense"]["cost"]["run_density"] == 1
+    assert 0 < candidate["cost"]["attention_density"] < candidate["cost"]["run_density"] < 1
+    assert 10 < candidate["fidelity"]["psnr"]["mean"] < 100
+    assert 10 < case["ceiling"]["fidelity"]["psnr"]["mean"] < 100
+    for words in ("self-attention, s", "PSNR to dense, dB", "psa_balanced did", "dense in bfloat16 is"):
+        assert words in result.output
+
+
+def test_prompts_times_seeds_have_folders_of_their_own_and_a_mean(compare, tmp_path: Path) -> None:
+    prompts = ("--prompt", "a red square", "--prompt", "a blue ring", "--seed", "7", "--num-seeds", "2")
+    result = compare(*prompts, "--attention_preset", PRESET, "--attention_preset", OTHER, *FAST)
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "out"
+    saved = summary_of(out)
+    assert [(case["settings"]["prompt"], case["settings"]["seed"]) for case in saved["cases"]] == [
+        *(("a red square", 7), ("a red square", 8), ("a blue ring", 7), ("a blue ring", 8))
+    ]
+    assert (out / "prompt_0001_seed_8" / "psa_4steps.mp4").is_file()
+    assert (out / "prompt_0000_seed_7" / "report.html").is_file()
+    dense, four, balanced = saved["summary"]
+    assert [dense["label"], four["label"], balanced["label"]] == ["dense", "psa_4steps", "psa_balanced"]
+    assert four["averages"]["psnr"]["count"] == 4
+    assert four["averages"]["psnr"]["standard_error"] > 0
+    assert "means over 4 cases" in result.output
+    assert " ± " in (out / "comparison.md").read_text()
+
+
+def test_started_again_it_keeps_what_is_done(compare, tmp_path: Path) -> None:
+    options = ("--prompt", "a red square", "--attention_preset", OTHER, *FAST)
+    assert compare(*options).exit_code == 0
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.mp4")}
+    again = compare(*options)
+    assert again.exit_code == 0
+    assert "finished before, kept" in again.output
+    assert "psa_balanced did" in again.output
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.mp4")} == made
+    other = compare(*options, "--fps", "9")
+    assert other.exit_code == 1
+    assert "made with other settings (fps" in other.output
+    assert compare(*options, "--fps", "9", "--overwrite").exit_code == 0
+
+
+def test_one_prompt_that_fails_costs_no_other(compare, tmp_path: Path, failing_prompt: str) -> None:
+    prompts = ("--prompt", failing_prompt, "--prompt", "a blue ring")
+    result = compare(*prompts, "--attention_preset", PRESET, *FAST)
+    assert result.exit_code == 1
+    assert "1 failed:" in result.output
+    assert f"({failing_prompt}): IndexError" in result.output
+    saved = summary_of(tmp_path / "out")
+    assert [case["name"] for case in saved["cases"]] == ["prompt_0001_seed_42"]
+    assert [entry["name"] for entry in saved["failed"]] == ["prompt_0000_seed_42"]
+
+
+def test_dense_layers_and_last_steps_are_taken(compare, tmp_path: Path) -> None:
+    options = ("--attention_preset", PRESET, "--dense_layers", "0", "--dense_last_steps", "2")
+    assert compare("--prompt", "a red square", *options, *FAST).exit_code == 0
+    (case,) = summary_of(tmp_path / "out")["cases"]
+    assert {"dense layer", "last steps"} & set(case["candidates"][0]["cost"]["dense_reasons"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param([], "expected a prompt", id="no-prompt"),
+        pytest.param(["--prompt", "x"], "give SECTION/PRESET", id="no-preset"),
+        pytest.param(["--prompt", "x", "--attention-preset", "tiny-wan/baseline"], "which is dense", id="dense"),
+        pytest.param(["--prompt", "x", *["--attention-preset", PRESET] * 2], "twice", id="twice"),
+        pytest.param(["--prompt", "x", "--seed", "1", "--seed", "1"], "seed: expected each once", id="same-seeds"),
+        pytest.param(
+            ["--prompt", "x", "--seed", "1", "--seed", "2", "--num-seeds", "2"], "at most one --seed", id="two-ways"
+        ),
+    ],
+)
+def test_bad_options_are_one_line_and_make_nothing(compare, options: list[str], message: str, tmp_path: Path) -> None:
+    result = compare(*options)
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert not (tmp_path / "out").exists()

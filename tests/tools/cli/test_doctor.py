@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from psa_triton.tools.cli.app import app
+from psa_triton.tools.diagnosis import Finding
+
+
+def psa(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"}, prog_name="psa")
+
+
+def test_shows_what_runs_and_succeeds() -> None:
+    result = psa("doctor")
+    assert result.exit_code == 0, result.output
+    assert "cpu, bfloat16, head dimension 128" in result.stdout
+    assert "All that is needed works." in result.stdout
+
+
+def test_json_for_scripts() -> None:
+    findings = json.loads(psa("doctor", "--json").stdout)
+    assert {"topic": "device", "name": "cpu"}.items() <= next(f for f in findings if f["topic"] == "device").items()
+
+
+def test_a_problem_shows_its_remedy_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Finding("package", "av", "problem", "not installed, wanted av>=14", "pip install 'av>=14'")
+    monkeypatch.setattr("psa_triton.tools.diagnosis.diagnose", lambda: [problem])
+    result = psa("doctor")
+    assert result.exit_code == 1
+    assert "PROBLEM" in result.stdout
+    assert "pip install 'av>=14'" in result.stdout
+    assert "1 problem" in result.stdout
+    assert psa("doctor", "--json").exit_code == 1
+
+
+def test_what_is_optional_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = Finding("package", "lpips", "optional", "not installed", "pip install 'psa-triton[lpips]'")
+    monkeypatch.setattr("psa_triton.tools.diagnosis.diagnose", lambda: [missing])
+    assert psa("doctor").exit_code == 0
+
+
+def test_at_80_columns_commands_are_whole_and_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    remedy = "pip install --force-reinstall --only-binary av --index-url https://an.index.of.packages/simple 'av>=14'"
+    detail = "something that takes more words to say than there is room for in one line of eighty columns"
+    findings = [Finding("package", "av", "problem", detail, remedy), Finding("device", "cpu", "ok", "a processor")]
+    monkeypatch.setattr("psa_triton.tools.diagnosis.diagnose", lambda: findings)
+    lines = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "80"}).stdout.splitlines()
+    assert [line.strip() for line in lines].count(remedy) == 1
+    assert all(len(line) <= 80 for line in lines if line.strip() != remedy)
+    words = " ".join(" ".join(lines).split())
+    assert f"package PROBLEM av: {detail}" in words and "device ok cpu: a processor" in words

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from psa_triton.tools.cli.app import app
+from psa_triton.tools.generation import Processes
+from psa_triton.tools.video import read_video
+
+PRESET = "tiny-wan/psa_balanced"  # five warm-up steps
+NO_WARM_UP = "CogVideo_5b/psa_4steps"
+
+
+@pytest.fixture
+def generate(pipeline_folder: Path, tmp_path: Path):
+    """Runs `psa generate` on the small pipeline, into `tmp_path / "out" / "small-wan"`."""
+
+    def run(*options: str, min_tokens: str | None = "0") -> Result:
+        size = ["--width", "64", "--height", "64", "--num_frames", "17", "--steps", "6", "--guidance-scale", "1"]
+        few = [] if min_tokens is None else ["--min_tokens", min_tokens]
+        model = ["--model", str(pipeline_folder), "--output_dir", str(tmp_path / "out")]
+        return CliRunner().invoke(app, ["generate", *model, *size, *few, *options])
+
+    return run
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> None:
+    result = generate("--prompt", "a red square moving left", "--attention_preset", PRESET, "--seed", "5")
+    assert result.exit_code == 0, result.output
+    assert names(tmp_path / "out" / "small-wan") == ["video_0000.json", "video_0000.mp4"]
+    video = read_video(tmp_path / "out" / "small-wan" / "video_0000.mp4")
+    assert (video.frames.shape, video.fps) == ((17, 64, 64, 3), 16)
+    sidecar = json.loads((tmp_path / "out" / "small-wan" / "video_0000.json").read_text())
+    settings, cost = sidecar["settings"], sidecar["cost"]
+    assert (settings["seed"], settings["num_inference_steps"], settings["attention"]["preset"]) == (5, 6, PRESET)
+    assert settings["attention"]["config"]["warmup_steps"] == 5
+    # One of six steps is sparse; the whole run is dense but for that.
+    assert cost["run_density"] == pytest.approx((5 + cost["attention_density"]) / 6)
+    assert cost["attention_density"] < cost["attention_density_with_estimation"] < 1
+    assert sidecar["hardware"]["device"] == "cpu"
+    assert "density" in result.output
+
+
+def test_steps_and_layers_that_run_dense_are_in_the_sidecar(generate, tmp_path: Path) -> None:
+    options = ("--prompt", "a red square", "--attention_preset", NO_WARM_UP)
+    result = generate(*options, "--dense_last_steps", "2", "--dense_layers", "1")
+    assert result.exit_code == 0, result.output
+    sidecar = json.loads((tmp_path / "out" / "small-wan" / "video_0000.json").read_text())
+    attention, cost = sidecar["settings"]["attention"], sidecar["cost"]
+    assert (attention["dense_last_steps"], attention["dense_layers"], attention["min_tokens"]) == (2, [1], 0)
+    assert cost["dense_reasons"] == ["dense layer", "last steps"]
+    # Of two layers in six steps, one layer was sparse in four.
+    assert cost["run_density"] == pytest.approx((8 + 4 * cost["attention_density"]) / 12)
+    changed = generate(*options, "--dense_last_steps", "2")
+    assert changed.exit_code == 0, changed.output
+    assert "video_0001.mp4: " in changed.output, "another video, which gets the next number"
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "least"), [(None, 1024), ("321", 321)], ids=["break-even of a CPU", "--min_tokens"]
+)
+def test_short_sequences_run_dense(min_tokens: str | None, least: int, generate, tmp_path: Path) -> None:
+    result = generate("--prompt", "a red square", "--attention_preset", NO_WARM_UP, min_tokens=min_tokens)
+    assert result.exit_code == 0, result.output
+    assert f"all of it dense (fewer than {least} tokens)" in result.output
+
+
+def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
+    generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_weights(*_: object, **__: object) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("psa_triton.tools.generation.launched_processes", lambda: nullcontext(Processes(count=2)))
+    monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_weights)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square\na blue ring\na green cross\n")
+    result = generate("--prompt-file", str(prompts), "--dense")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[:-1] == [
+        "process 0 makes none of its videos: OSError: the disk is gone",
+        "2 of 3 videos failed:",
+        "  video_0000.mp4 (a red square): OSError: the disk is gone",
+        "  video_0002.mp4 (a green cross): OSError: the disk is gone",
+    ]
+
+
+def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square\n# no\n\na blue ring\n")
+    options = ("--prompt-file", str(prompts), "--attention-preset", PRESET)
+    assert generate(*options).exit_code == 0
+    out = tmp_path / "out" / "small-wan"
+    before = {name: (out / name).stat().st_mtime_ns for name in names(out)}
+    assert len(before) == 4
+    (out / "video_0001.mp4").unlink()
+
+    again = generate(*options)
+    assert again.exit_code == 0
+    assert "video_0000.mp4: finished before, skipped" in again.output
+    assert (out / "video_0000.mp4").stat().st_mtime_ns == before["video_0000.mp4"]
+    assert len(read_video(out / "video_0001.mp4").frames) == 17
+
+    third = generate(*options)
+    assert third.output.count("finished before, skipped") == 2
+    assert f"0 made, 2 skipped, 0 failed; 0.0 s; files in {out}" in third.output
+    seeds = [json.loads((out / f"video_000{i}.json").read_text())["settings"]["seed"] for i in (0, 1)]
+    assert seeds == [42, 43]
+
+
+def test_new_requests_get_the_next_number_and_the_same_one_is_found_again(generate, tmp_path: Path) -> None:
+    """The second command of a newcomer: another prompt, and no other folder."""
+    out = tmp_path / "out" / "small-wan"
+    for number, options in enumerate((("a red square",), ("a blue ring",), ("a red square", "--seed", "7"))):
+        result = generate("--prompt", *options, "--dense")
+        assert result.exit_code == 0, result.output
+        assert f"video_000{number}.mp4: " in result.output and "1 made, 0 skipped" in result.output
+    again = generate("--prompt", "a blue ring", "--dense")
+    assert "video_0001.mp4: finished before, skipped" in again.output
+    made = [json.loads((out / f"video_000{number}.json").read_text())["settings"] for number in range(3)]
+    assert [(x["prompt"], x["seed"]) for x in made] == [("a red square", 42), ("a blue ring", 42), ("a red square", 7)]
+    assert len(names(out)) == 6
+
+    assert generate("--prompt", "a green cross", "--dense", "--seed", "9", "--overwrite").exit_code == 0
+    sidecar = json.loads((out / "video_0000.json").read_text())
+    assert (sidecar["settings"]["prompt"], sidecar["settings"]["seed"]) == ("a green cross", 9)
+    assert sidecar["settings"]["attention"]["config"] is None
+    assert sidecar["cost"]["run_density"] == 1
+    assert len(names(out)) == 6
+
+
+def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path: Path, failing_prompt: str) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"a red square\n{failing_prompt}\na blue ring\n")
+    result = generate("--prompt-file", str(prompts), "--dense")
+    assert result.exit_code == 1
+    assert "1 of 3 videos failed:" in result.output
+    assert f"video_0001.mp4 ({failing_prompt}): IndexError" in result.output
+    made = names(tmp_path / "out" / "small-wan")
+    assert made == ["video_0000.json", "video_0000.mp4", "video_0002.json", "video_0002.mp4"]
+    assert "2 made, 0 skipped, 1 failed; " in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param([], "expected a prompt", id="no-prompt"),
+        pytest.param(["--prompt", " "], "expected a prompt", id="blank-prompt"),
+        pytest.param(["--prompt", "x", "--prompt_file", "y"], "got both", id="prompt-and-file"),
+        pytest.param(["--prompt_file", "nothing.txt"], "there is no file nothing.txt", id="no-file"),
+        pytest.param(["--prompt", "x"], "give SECTION/PRESET", id="unknown-model-without-preset"),
+        pytest.param(["--prompt", "x", "--model", "tiny-wam"], "did you mean 'tiny-wan'", id="model"),
+        pytest.param(
+            ["--prompt", "x", "--dense", "--attention-preset", PRESET], "got dense attention", id="dense-preset"
+        ),
+        pytest.param(["--prompt", "x", "--attention-preset", "tiny-wan/psa"], "unknown preset 'psa'", id="preset"),
+        pytest.param(["--prompt", "x", "--dense", "--device", "gpu"], "device: 'gpu'", id="device"),
+        pytest.param(["--prompt", "x", "--dense", "--steps", "0"], "num_inference_steps", id="steps"),
+        pytest.param(["--prompt", "x", "--dense_layers", "3-"], "dense_layers: expected indexes such", id="layers"),
+        pytest.param(
+            ["--prompt", "x", "--attention-preset", PRESET, "--dense_layers", "0-2"],
+            "dense_layers: expected indexes from 0 to 1, got [2]",
+            id="too-many-layers",
+        ),
+        pytest.param(
+            ["--prompt", "x", "--attention-preset", PRESET, "--dense_last_steps", "-1"],
+            "dense_last_steps: expected 0 or more",
+            id="last-steps",
+        ),
+    ],
+)
+def test_bad_options_are_one_line_and_make_nothing(generate, options: list[str], message: str, tmp_path: Path) -> None:
+    result = generate(*options)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert result.output.startswith("error: ")
+    assert result.output.count("\n") == 1
+    assert names(tmp_path / "out" / "small-wan") == []
+
+
+def test_a_size_that_does_not_fit_makes_no_video(generate, tmp_path: Path) -> None:
+    result = generate("--prompt", "x", "--dense", "--width", "60")
+    assert result.exit_code == 1
+    assert "width: expected a multiple of 8, got 60; 64 fits" in result.output
+    assert names(tmp_path / "out" / "small-wan") == []
+
+
+def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline_folder: Path, tmp_path: Path) -> None:
+    options = ["--width", "64", "--height", "64", "--num-frames", "5", "--steps", "1", "--prompt", "a red square"]
+    command = [sys.executable, "-m", "psa_triton", "generate", "--model", str(pipeline_folder), "--dense"]
+    source = str(Path(__file__).parents[3] / "src")
+    done = subprocess.run(
+        [*command, *options, "--output_dir", "out"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    line, summary = done.stdout.splitlines()
+    assert line.startswith("out/small-wan/video_0000.mp4: ")
+    assert line.endswith("dense (dense preset)")
+    assert re.fullmatch(
+        r"1 made, 0 skipped, 0 failed; \d+\.\d s, mean density .* 100.0%; files in out/small-wan", summary
+    )
+    assert len(read_video(tmp_path / "out" / "small-wan" / "video_0000.mp4").frames) == 5

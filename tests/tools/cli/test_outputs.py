@@ -1,0 +1,232 @@
+"""What the commands leave behind when a disk is full, two of them write into one folder, or one is interrupted.
+
+Each loads the small pipeline, most in this process; what is true of two processes is tried with two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from psa_triton.tools.cli.app import app
+from psa_triton.tools.cli.progress import VideoProgress
+from psa_triton.tools.files import Hold
+from psa_triton.tools.generation import OnStep
+from psa_triton.tools.video import read_video
+
+SOURCE = Path(__file__).parents[3] / "src"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
+SIZE = ("--width", "64", "--height", "64", "--guidance-scale", "1")
+SPARSE = ("--attention-preset", "CogVideo_5b/psa_4steps")
+WRITING = {
+    "generate": ("--prompt", "a red square", "--dense", "--steps", "1"),
+    "compare": ("--prompt", "a red square", *SPARSE, "--ceiling", "none", "--no-warm-up", "--steps", "1"),
+    "inspect": (
+        *("--prompt", "a red square", *SPARSE, "--num-inference-steps", "3", "--steps", "1", "--save-qkv"),
+        *("--layers", "0", "--heads", "0", "--query-blocks", "1"),
+    ),
+    "tune": (
+        *("--prompt", "a red square", "--attention-preset", "tiny-wan/psa_budget", "--warmup-steps", "0"),
+        *("--steps", "1", "--query-blocks", "1"),
+    ),
+}
+"""The commands that load a model and write, with what makes them quick."""
+
+
+def line(command: str, model: Path, out: Path, *more: str, frames: int = 5) -> list[str]:
+    """A command line that writes into the folder `out`."""
+    to = ["--output", str(out / "my.yaml")] if command == "tune" else ["--output-dir", str(out)]
+    return [command, "--model", str(model), *to, *SIZE, "--num-frames", str(frames), *WRITING[command], *more]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "psa_triton", *arguments]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path, *, leave: int) -> None:
+    (disk / "ballast").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize - leave))
+
+
+def no_model(*_: object, **__: object) -> None:
+    raise AssertionError("the model was loaded")
+
+
+@pytest.mark.parametrize("fault", ["full", "file", "read-only"])
+@pytest.mark.parametrize("command", [*WRITING, "bench"])
+def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
+    command: str, fault: str, pipeline_folder: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
+    monkeypatch.setattr("psa_triton.tools.bench.measure_scaling", no_model)
+    out = disk if command == "tune" else disk / "out"
+    if fault == "full":
+        fill(disk, leave=8 << 10)
+    elif fault == "file":
+        out = disk / "file" / "out"
+        (disk / "file").write_bytes(b"mine")
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    before = names(disk)
+    bench = ["bench", "--shape", "tiny-wan", "--output-dir", str(out)]
+    result = run(*(bench if command == "bench" else line(command, pipeline_folder, out)))
+    assert result.exit_code == 1, result.output
+    (told,) = result.output.splitlines()
+    assert told.startswith("error: output"), told
+    assert str(out) in told and "[Errno" not in told
+    expected = {"full": "of room for the results", "file": "is a file", "read-only": "read-only file system"}[fault]
+    assert expected in told or (command == "tune" and fault == "file" and "there is no folder" in told)
+    assert names(disk) == before
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(
+    command: str, pipeline_folder: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is full: each time a little more fits, until all does."""
+    out = disk if command == "tune" else disk / "out"
+    whole: list[str] = []
+    for module in ("psa_triton.tools.files", "psa_triton.tools.generation.batch", "psa_triton.tools.cli.compare_run"):
+        monkeypatch.setattr(f"{module}.check_room", lambda *_, **__: None)
+    for room in (8, 100, 4000):
+        (disk / "ballast").unlink(missing_ok=True)
+        fill(disk, leave=room << 10)
+        result = run(*line(command, pipeline_folder, out, frames=17))
+        (disk / "ballast").unlink()
+        if result.exit_code == 0:
+            whole = names(disk)
+            break
+        assert result.exit_code == 1
+        assert "could not be written: no room: it needs" in result.output, result.output
+        assert names(disk) == []
+    assert whole, "4 MB are enough"
+    assert not any(name.endswith((".part", ".lock")) for name in whole)
+    assert room > 8, "some runs were short of room"
+
+
+def test_two_processes_with_two_prompts_lose_no_video(pipeline_folder: Path, tmp_path: Path) -> None:
+    prompts = ("a red square", "a blue ring")
+    running = [start(line("generate", pipeline_folder, tmp_path, "--prompt", prompt)) for prompt in prompts]
+    ends = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0], ends
+    out = tmp_path / pipeline_folder.name
+    assert names(out) == [f"video_000{i}.{kind}" for i in range(2) for kind in ("json", "mp4")]
+    found = {json.loads((out / f"video_000{i}.json").read_text())["settings"]["prompt"] for i in range(2)}
+    assert found == set(prompts)
+
+
+@pytest.mark.parametrize("command", ["compare", "inspect", "tune", "bench"])
+def test_a_second_one_is_told_who_writes(
+    command: str, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
+    monkeypatch.setattr("psa_triton.tools.bench.measure_scaling", no_model)
+    bench = ["bench", "--shape", "tiny-wan", "--output-dir", str(tmp_path)]
+    with Hold(tmp_path / "my.yaml" if command == "tune" else tmp_path):
+        second = run(*(bench if command == "bench" else line(command, pipeline_folder, tmp_path)))
+    assert second.exit_code == 1
+    assert f"is being written by process {os.getpid()} on " in second.output
+    assert names(tmp_path) == []
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals, int], None]:
+    """Sends this process a signal at the end of a denoising step, counted over all videos of a run."""
+
+    def at(stop: signal.Signals, step: int) -> None:
+        begin, ended = VideoProgress.start_video, count(1)
+
+        def start_video(progress: VideoProgress, name: str, steps: int) -> OnStep:
+            on_step = begin(progress, name, steps)
+
+            def end_step(done: int) -> None:
+                on_step(done)
+                if next(ended) == step:
+                    signal.raise_signal(stop)
+
+            return end_step
+
+        monkeypatch.setattr(VideoProgress, "start_video", start_video)
+
+    return at
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda stop: stop.name)
+def test_an_interrupted_batch_says_what_is_made_and_goes_on(
+    stop: signal.Signals, pipeline_folder: Path, tmp_path: Path, interrupted: Callable[[signal.Signals, int], None]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red square\na blue ring\na green cross\n")
+    command = line("generate", pipeline_folder, tmp_path)
+    command[command.index("--prompt") : command.index("--prompt") + 2] = ["--prompt-file", str(prompts)]
+    out = tmp_path / pipeline_folder.name
+    interrupted(stop, 2)
+    before = signal.getsignal(stop)
+    result = run(*command)
+    assert result.exit_code == 128 + stop
+    assert result.stderr == (
+        "interrupted: 1 of 3 videos made (video_0000.mp4); not made: 'a blue ring', 'a green cross'; the same command "
+        f"goes on with these; files in {out}\n"
+    )
+    assert names(out) == ["video_0000.json", "video_0000.mp4"]
+    assert len(read_video(out / "video_0000.mp4").frames) == 5
+    assert signal.getsignal(stop) is before
+    again = run(*command)
+    assert again.exit_code == 0 and "2 made, 1 skipped, 0 failed" in again.output
+
+
+@pytest.mark.parametrize("command", ["compare", "inspect", "tune"])
+def test_an_interrupt_leaves_nothing(
+    command: str, pipeline_folder: Path, tmp_path: Path, interrupted: Callable[[signal.Signals, int], None]
+) -> None:
+    interrupted(signal.SIGINT, 3 if command == "inspect" else 1)  # inspect has drawn what it looks at by then
+    result = run(*line(command, pipeline_folder, tmp_path if command == "tune" else tmp_path / "out"))
+    assert result.exit_code == 130, result.output
+    expected = "0 of 1 cases made; not made: 'a red square'" if command == "compare" else "nothing was written"
+    assert result.stderr.startswith(f"interrupted: {expected}; the same command ")
+    assert result.stderr.count("\n") == 1
+    assert names(tmp_path) == []
+
+
+def test_ctrl_c_on_a_program(pipeline_folder: Path, tmp_path: Path) -> None:
+    process = start(line("generate", pipeline_folder, tmp_path, "--steps", "2000"))
+    lock = tmp_path / pipeline_folder.name / ".video_0000.mp4.lock"
+    for _ in range(1200):
+        if lock.exists():
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130, told
+    assert told.startswith("interrupted: 0 of 1 videos made; not made: 'a red square'; the same command goes on")
+    assert names(tmp_path) == []

@@ -1,0 +1,212 @@
+"""`psa understand` and the script of `qwen2.5-vl-example`, on a small model and real files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from typer.main import get_command
+from typer.testing import CliRunner, Result
+
+from psa_triton.presets import shipped_presets
+from psa_triton.tools.cli.app import app as psa
+from psa_triton.tools.understanding import read_media
+
+CHECKOUT = Path(__file__).parents[3]
+SCRIPT = CHECKOUT / "qwen2.5-vl-example" / "src" / "inference.py"
+OPTIONS = [
+    *("--type", "--input", "--prompt", "--use-psa", "--max-tokens", "--preprocess-frames", "--model", "--dtype"),
+    *("--device", "--attention-preset", "--config", "--impl", "--max-pixels"),
+]
+NUMBER = r"\d+\.\d+"
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def script() -> typer.Typer:
+    spec = importlib.util.spec_from_file_location("inference", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.app
+
+
+@pytest.fixture
+def understand(qwen_folder: Path) -> Run:
+    """Runs `psa understand` with a question to the small model."""
+
+    def run(*options: str) -> Result:
+        few = ("--model", str(qwen_folder), "--prompt", "What moves?", "--max-tokens", "8")
+        return CliRunner().invoke(psa, ["understand", *few, *options])
+
+    return run
+
+
+@pytest.fixture
+def video(clips: Path) -> tuple[str, ...]:
+    """Options for 600 visual tokens of a real clip: five query blocks."""
+    return ("--type", "video", "--input", str(clips / "carphone_pristine.mp4"), "--preprocess-frames", "40")
+
+
+@pytest.fixture
+def picture(clips: Path, tmp_path: Path) -> str:
+    from PIL import Image
+
+    Image.fromarray(read_media(clips / "bikes.mp4", "video", num_frames=1).frames[0]).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> str:
+    """A presets file of the user's own, with a preset that reads less than the shipped one."""
+    sections = yaml.safe_load(shipped_presets().read_text(encoding="utf-8"))
+    attentions = sections["Qwen2.5-VL"]["attention_configs"]
+    attentions["sparse"] = attentions["psa_balanced"] | {
+        "use_sim_mask": False,
+        "mask_mode": "topk",
+        "mask_ratios": {1: [0.0, 0.2], 4: [0.2, 0.5], 0: [0.5, 1.0]},
+    }
+    path = tmp_path / "presets.yaml"
+    path.write_text(yaml.safe_dump(sections), encoding="utf-8")
+    return str(path)
+
+
+def summary(result: Result) -> list[str]:
+    """The lines under the answer."""
+    assert result.exit_code == 0, result.output
+    return result.output.rstrip("\n").split("\n")[-4:]
+
+
+def test_a_question_about_a_video(understand: Run, video: tuple[str, ...], presets: str) -> None:
+    result = understand(*video, "--config", presets, "--attention-preset", "sparse")
+    seen, prompt, answer, attention = summary(result)
+    assert seen == "video: 40 of 120 frames, 20x10x12 patches, 600 visual tokens"
+    assert re.fullmatch(rf"prompt: 632 tokens, prefill {NUMBER} s", prompt)
+    assert re.fullmatch(rf"answer: \d tokens, {NUMBER} tokens/s", answer)
+    density = re.fullmatch(
+        rf"attention: Qwen2.5-VL/sparse; sparse in 2 of 2 layers of the prefill, density there ({NUMBER})%, "
+        rf"({NUMBER})% with estimation",
+        attention,
+    )
+    without, with_estimation = map(float, density.groups())
+    assert 50 < without < with_estimation < 100
+
+
+def test_a_question_about_an_image(understand: Run, picture: str) -> None:
+    seen, prompt, _, attention = summary(understand("--input", picture))
+    assert seen == "image: 1 image, 1x10x24 patches, 60 visual tokens"
+    assert prompt.startswith("prompt: 92 tokens, ")
+    assert attention == "attention: Qwen2.5-VL/psa_balanced; all of the prefill was dense: fewer than 384 tokens"
+
+
+def test_the_default_preset_is_sparse_and_changes_nothing_that_matters(understand: Run, video: tuple[str, ...]) -> None:
+    """Keys of random weights are unlike, so that the similarity cap keeps every block at level 1."""
+    sparse, dense = understand(*video), understand(*video, "--dense")
+    assert summary(sparse)[3].startswith("attention: Qwen2.5-VL/psa_balanced; sparse in 2 of 2 layers")
+    assert summary(dense)[3] == "attention: dense"
+    assert sparse.output.split("\n\nvideo: ")[0] == dense.output.split("\n\nvideo: ")[0]
+
+
+def test_fewer_pixels_are_fewer_tokens(understand: Run, picture: str) -> None:
+    assert summary(understand("--input", picture, "--max_pixels", "7840"))[0].endswith(" 8 visual tokens")
+
+
+def test_an_answer_of_one_token(understand: Run, picture: str) -> None:
+    assert summary(understand("--input", picture, "--max_tokens", "1"))[2] == "answer: 1 tokens"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(["--input", "nothing.png"], "input: there is no file nothing.png", id="no-file"),
+        pytest.param(["--input", "README"], "expected an image, got README", id="no-image"),
+        pytest.param(["--input", "README", "--type", "video"], "the video README cannot be read", id="no-video"),
+        pytest.param(["--input", "PICTURE", "--type", "video"], "it needs type image", id="image-as-video"),
+        pytest.param(["--input", "CLIP"], "a video needs type video", id="video-as-image"),
+        pytest.param(["--input", "PICTURE", "--preprocess-frames", "4"], "with an image", id="frames-of-image"),
+        pytest.param(["--input", "PICTURE", "--prompt", " "], "expected a question", id="blank-prompt"),
+        pytest.param(["--input", "PICTURE", "--prompt", "x " * 999], "do not fit into the model's context", id="long"),
+        pytest.param(["--input", "PICTURE", "--max-tokens", "2048"], "context of 2048", id="long-answer"),
+        pytest.param(["--input", "PICTURE", "--max-pixels", "9"], "max_pixels: expected at least", id="pixels"),
+        pytest.param(["--input", "PICTURE", "--model", "/no/folder"], "model: there is no folder", id="no-model"),
+        pytest.param(["--input", "PICTURE", "--model", "GPT2"], "got the gpt2 ", id="no-vision-model"),
+        pytest.param(["--input", "PICTURE", "--attention-preset", "psa"], "unknown preset 'psa'", id="preset"),
+        pytest.param(["--input", "PICTURE", "--dense", "--config", "x"], "got dense attention", id="dense-config"),
+        pytest.param(["--input", "PICTURE", "--config", "x"], "x: cannot be read", id="no-presets-file"),
+        pytest.param(["--input", "PICTURE", "--device", "gpu"], "device: 'gpu'", id="device"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    understand: Run, options: list[str], message: str, picture: str, clips: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "README").write_text("nothing to see")
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    files = {"PICTURE": picture, "CLIP": str(clips / "bikes.mp4"), "GPT2": str(tmp_path / "gpt2")}
+    with contextlib.chdir(tmp_path):
+        result = understand(*(files.get(option, option) for option in options))
+    assert result.exit_code == 1
+    assert result.output.startswith("error: ")
+    assert message in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_model_without_its_weights_is_one_line(understand: Run, qwen_folder: Path, picture: str, tmp_path: Path):
+    bare = shutil.copytree(qwen_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    result = understand("--input", picture, "--model", str(bare))
+    assert result.exit_code == 1
+    assert result.output.startswith(f"error: model: {bare} cannot be loaded: ")
+    assert result.output.count("\n") == 1
+
+
+def test_every_option_can_be_written_with_a_dash_and_an_underscore(script: typer.Typer) -> None:
+    known = {name for option in get_command(script).params for name in option.opts}
+    assert set(OPTIONS) <= known
+    for option in ("--max-tokens", "--max_tokens"):
+        # The option before it has been understood if this one is complained of.
+        result = CliRunner().invoke(script, [option, "3", "--no-such-option"])
+        assert result.exit_code == 2
+        assert "no-such-option" in result.stderr
+
+
+def test_the_script_is_dense_unless_asked(
+    script: typer.Typer, qwen_folder: Path, video: tuple[str, ...], presets: str
+) -> None:
+    few = ("--model", str(qwen_folder), "--prompt", "What moves?", "--max_tokens", "2", *video)
+    names = {
+        (): "dense",
+        ("--use_psa",): "Qwen2.5-VL/psa_balanced; ",
+        ("--attention_preset", "psa_balanced"): "Qwen2.5-VL/psa_balanced; ",
+        ("--use-psa", "--config", presets, "--attention-preset", "sparse"): "Qwen2.5-VL/sparse; ",
+    }
+    for options, name in names.items():
+        assert summary(CliRunner().invoke(script, [*few, *options]))[3].startswith(f"attention: {name}")
+
+
+def test_the_script_runs_as_a_program_and_prints_nothing_but_its_lines(
+    qwen_folder: Path, video: tuple[str, ...], tmp_path: Path
+) -> None:
+    options = ("--model", str(qwen_folder), "--prompt", "What moves?", "--use-psa", "--max-tokens", "8")
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *options, *video],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    answer, _, lines = done.stdout.partition("\n\nvideo: ")
+    assert answer
+    assert len(lines.splitlines()) == 4

@@ -1,0 +1,65 @@
+"""A comparison of the small pipeline's videos, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from psa_triton.config import PSAConfig
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from psa_triton.tools.evaluation import Case, Comparison
+    from psa_triton.tools.generation import Attention, VideoRequest
+
+
+@pytest.fixture(scope="session")
+def sparse() -> Attention:
+    """Of ten key blocks two are read in full and three in pairs: a density of .2 + .3 / 2."""
+    from psa_triton.tools.generation import Attention
+
+    ratios = {1: (0, 0.2), 2: (0.2, 0.5), 0: (0.5, 1)}
+    return Attention(name="hand/half", config=PSAConfig(block_m=64, block_n=32, mask_ratios=ratios, warmup_steps=1))
+
+
+@pytest.fixture(scope="session")
+def full() -> Attention:
+    """Reads everything."""
+    from psa_triton.tools.generation import Attention
+
+    return Attention(name="hand/full", config=PSAConfig(block_m=64, block_n=32, mask_ratios={1: (0, 1)}))
+
+
+@pytest.fixture(scope="session")
+def comparison(pipe: DiffusionPipeline, request_320: VideoRequest, sparse: Attention, full: Attention) -> Comparison:
+    """Dense, dense in bfloat16, `sparse` and `full`."""
+    import torch
+
+    from psa_triton.tools.evaluation import choose_ceiling, compare_attentions
+
+    ceiling = choose_ceiling("dtype", torch.device("cpu"), torch.float32)
+    return compare_attentions(pipe, request_320, [sparse, full], ceiling=ceiling)
+
+
+@pytest.fixture(scope="session")
+def model() -> dict[str, Any]:
+    """Settings of a model, for a case."""
+    return {"model": "small", "weights": "small-wan", "lora": None, "device": "cpu", "dtype": "float32"}
+
+
+@pytest.fixture
+def described() -> dict[str, Any]:
+    """What else a file holds."""
+    return {"versions": {"torch": "2"}, "hardware": {"cpu": "a CPU"}, "command": "psa compare", "date": "today"}
+
+
+@pytest.fixture
+def case(tmp_path: Path, request_320: VideoRequest, sparse: Attention, full: Attention, model: dict[str, Any]) -> Case:
+    """The only case of a run, into `tmp_path / "out"`."""
+    from psa_triton.tools.evaluation import plan_cases
+
+    (only,) = plan_cases(tmp_path / "out", [request_320], [42], [sparse, full], ceiling=None, model=model)
+    return only

@@ -1,0 +1,135 @@
+"""Cases as folders: what is written, and what a run that is started again keeps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from psa_triton.tools.evaluation import Case, Comparison, plan_cases, read_finished, write_case, write_summary
+from psa_triton.tools.evaluation.compare import MissingVideo
+from psa_triton.tools.generation import Attention, VideoRequest
+from psa_triton.tools.video import read_video
+
+
+def test_prompts_times_seeds(
+    tmp_path: Path, request_320: VideoRequest, sparse: Attention, full: Attention, model: dict[str, Any]
+) -> None:
+    prompts = [request_320, replace(request_320, prompt="a blue ring")]
+    cases = plan_cases(tmp_path, prompts, [7, 9], [sparse, full], ceiling=None, model=model)
+    assert [case.name for case in cases] == [
+        *("prompt_0000_seed_7", "prompt_0000_seed_9", "prompt_0001_seed_7", "prompt_0001_seed_9")
+    ]
+    assert [(case.request.prompt, case.request.seed) for case in cases[1:3]] == [
+        (request_320.prompt, 9),
+        ("a blue ring", 7),
+    ]
+    assert cases[0].folder == tmp_path / "prompt_0000_seed_7"
+    assert cases[0].settings["attentions"]["half"]["preset"] == "hand/half"
+
+
+def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
+    case: Case, comparison: Comparison, described: dict[str, Any]
+) -> None:
+    data = write_case(case, comparison, described)
+    assert sorted(file.name for file in case.folder.iterdir()) == [
+        *("case.json", "dense.mp4", "frames.png", "full.mp4", "half.mp4", "report.html", "side_by_side.mp4")
+    ]
+    assert read_video(case.folder / "half.mp4").frames.shape == (17, 64, 64, 3)
+    joined = read_video(case.folder / "side_by_side.mp4").frames
+    assert len(joined) == 17
+    assert joined.shape[2] > 3 * 256, "three videos of 64 pixels, magnified"
+    with Image.open(case.folder / "frames.png") as sheet:
+        assert sheet.height > 5 * 160, "five rows"
+    assert json.loads(case.file.read_text()) == json.loads(json.dumps(data))
+    assert data["settings"]["seed"] == 42
+    assert data["date"] == "today"
+    assert [entry["label"] for entry in data["candidates"]] == ["half", "full"]
+    assert data["candidates"][0]["cost"]["attention_density"] == pytest.approx(0.35)
+    assert data["candidates"][0]["cost"]["level_choice_seconds"] > 0
+    assert len(data["candidates"][0]["fidelity"]["psnr"]["frames"]) == 17
+    assert data["ceiling"]["label"] == "dense in bfloat16"
+
+
+def test_a_single_attention_is_called_psa(
+    tmp_path: Path,
+    request_320: VideoRequest,
+    sparse: Attention,
+    comparison: Comparison,
+    model: dict[str, Any],
+    described: dict[str, Any],
+) -> None:
+    (only,) = plan_cases(tmp_path, [request_320], [42], [sparse], ceiling=None, model=model)
+    write_case(only, replace(comparison, candidates=comparison.candidates[:1]), described)
+    assert (tmp_path / "psa.mp4").is_file()
+
+
+def test_what_is_done_is_kept(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
+    assert read_finished(case) is None
+    data = write_case(case, comparison, described)
+    assert read_finished(case) == json.loads(json.dumps(data))
+    assert read_finished(case, overwrite=True) is None
+
+
+def test_a_case_that_lacks_a_video_is_done_again(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
+    missing = MissingVideo("full", RuntimeError("out of memory"))
+    partly = replace(comparison, candidates=comparison.candidates[:1], missing=(missing,))
+    data = write_case(case, partly, described)
+    assert data["missing"] == [{"label": "full", "error": "RuntimeError: out of memory"}]
+    assert (case.folder / "half.mp4").is_file(), "named as if the other were there"
+    assert read_finished(case) is None
+
+
+def test_a_case_cut_short_changes_nothing(
+    tmp_path: Path, case: Case, comparison: Comparison, described: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(case, comparison, described)
+    before = read_finished(case)
+    assert before is not None
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("psa_triton.tools.evaluation.files.write_case_report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_case(case, comparison, described)
+    assert read_finished(case) == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_other_settings_are_not_written_over(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
+    write_case(case, comparison, described)
+    other = replace(case, settings={**case.settings, "num_inference_steps": 9})
+    with pytest.raises(ValueError, match=r"num_inference_steps: 2 -> 9\); give --overwrite"):
+        read_finished(other)
+    assert read_finished(other, overwrite=True) is None
+
+
+def test_the_summary_of_a_run(
+    tmp_path: Path,
+    request_320: VideoRequest,
+    sparse: Attention,
+    full: Attention,
+    comparison: Comparison,
+    model: dict[str, Any],
+    described: dict[str, Any],
+) -> None:
+    cases = plan_cases(tmp_path, [request_320], [1, 2], [sparse, full], ceiling=None, model=model)
+    written = [write_case(case, comparison, described) for case in cases]
+    failed = [{"name": "prompt_0001_seed_1", "error": "ValueError: no"}]
+    write_summary(tmp_path, written, failed, described)
+    saved = json.loads((tmp_path / "comparison.json").read_text())
+    assert saved["schema_version"] == 2
+    assert saved["failed"] == failed
+    assert [column["label"] for column in saved["summary"]] == ["dense", "dense in bfloat16", "half", "full"]
+    half = saved["summary"][2]["averages"]["psnr"]
+    assert (half["count"], half["standard_error"]) == (2, 0)
+    assert saved["measures"]["st_lpips"]["closer"] == "lower"
+    assert "| PSNR to dense, dB |" in (tmp_path / "comparison.md").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "prompt_0000_seed_1/report.html" in page
+    assert not list(tmp_path.rglob("*.part"))

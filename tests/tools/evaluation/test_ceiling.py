@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch.nn.attention import SDPBackend
+
+from psa_triton.tools.evaluation import Ceiling, CeilingKind, choose_ceiling
+from psa_triton.tools.generation import DENSE, VideoRequest, generate_video
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "dtype", "label"),
+    [
+        ("auto", CPU, torch.float32, "dense in bfloat16"),
+        ("auto", CUDA, torch.bfloat16, "dense by SDPA's efficient attention backend"),
+        ("auto", CUDA, torch.float32, "dense in bfloat16"),
+        ("dtype", CUDA, torch.bfloat16, "dense in float32"),
+        ("backend", CPU, torch.float32, "dense by SDPA's math backend"),
+        ("backend", CUDA, torch.float32, "dense by SDPA's math backend"),
+    ],
+    ids=str,
+)
+def test_the_other_way_is_named(kind: CeilingKind, device: torch.device, dtype: torch.dtype, label: str) -> None:
+    assert choose_ceiling(kind, device, dtype).label == label
+
+
+def test_none_is_none() -> None:
+    assert choose_ceiling("none", CPU, torch.float32) is None
+    assert set(get_args(CeilingKind)) == {"auto", "backend", "dtype", "none"}
+
+
+def test_another_dtype_changes_the_video_and_leaves_the_weights(
+    pipe: DiffusionPipeline, request_320: VideoRequest
+) -> None:
+    before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    first = generate_video(pipe, request_320, DENSE).frames
+    with Ceiling("dtype", "cpu", torch.float32).entered(pipe):
+        assert pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+        assert pipe.transformer.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
+        second = generate_video(pipe, request_320, DENSE).frames
+    assert 0 < np.abs(first - second).max() < 0.2
+    after = pipe.transformer.state_dict()
+    assert {name: tensor.dtype for name, tensor in after.items()} == dict.fromkeys(before, torch.float32)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    np.testing.assert_array_equal(generate_video(pipe, request_320, DENSE).frames, first)
+
+
+def test_weights_come_back_after_an_error(pipe: DiffusionPipeline) -> None:
+    with pytest.raises(RuntimeError, match="stop"), Ceiling("dtype", "cpu", torch.float32).entered(pipe):
+        raise RuntimeError("stop")
+    assert pipe.transformer.dtype == torch.float32
+
+
+def test_another_backend_is_the_one_that_runs(pipe: DiffusionPipeline) -> None:
+    q = torch.rand(1, 1, 4, 8)
+    with Ceiling("backend", "cpu", torch.float32).entered(pipe):
+        assert torch._fused_sdp_choice(q, q, q) == SDPBackend.MATH.value
+    assert torch._fused_sdp_choice(q, q, q) != SDPBackend.MATH.value

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from diffusers import DiffusionPipeline
+
+from psa_triton.tools.evaluation import Ceiling, Comparison, compare_attentions, label_attentions
+from psa_triton.tools.generation import DENSE, Attention, VideoRequest, generate_video
+
+
+def test_the_dense_video_is_the_one_that_dense_generation_makes(
+    comparison: Comparison, pipe: DiffusionPipeline
+) -> None:
+    alone = generate_video(pipe, comparison.request, DENSE)
+    np.testing.assert_array_equal(comparison.dense.frames, alone.frames)
+    assert comparison.dense.cost.run_density == 1
+
+
+def test_reading_everything_gives_the_dense_video_and_reading_less_does_not(comparison: Comparison) -> None:
+    sparse, full = comparison.candidates
+    assert full.fidelity.mean("psnr") > 60
+    assert full.video.cost.attention_density == pytest.approx(1)
+    assert sparse.fidelity.mean("psnr") < full.fidelity.mean("psnr")
+    assert not np.array_equal(sparse.video.frames, comparison.dense.frames)
+
+
+def test_densities_by_hand(comparison: Comparison) -> None:
+    cost = comparison.candidates[0].video.cost
+    assert cost.attention_density == pytest.approx(0.35)
+    assert cost.run_density == pytest.approx((1 + 0.35) / 2), "one of two steps is warm-up"
+    assert cost.attention_density_with_estimation > 0.35
+    assert 0 < cost.attention_seconds < cost.transformer_seconds < cost.total_seconds
+
+
+def test_what_was_read_is_recorded_and_choosing_it_is_timed(comparison: Comparison) -> None:
+    sparse, full = comparison.candidates
+    assert sparse.recording.calls == 2, "two layers, of two steps one is sparse"
+    assert full.recording.calls == 4
+    assert sparse.level_choice_seconds > 0
+    assert not comparison.missing
+
+
+def test_dense_again_is_nearer_than_sparse_and_not_the_same(comparison: Comparison) -> None:
+    assert comparison.ceiling.label == "dense in bfloat16"
+    again = comparison.ceiling.fidelity.mean("psnr")
+    assert comparison.candidates[0].fidelity.mean("psnr") < again < 100
+
+
+def test_an_attention_that_fails_costs_no_other(
+    pipe: DiffusionPipeline, request_320: VideoRequest, sparse: Attention
+) -> None:
+    broken = replace(sparse, name="hand/broken", config=sparse.config.replace(block_m=64, use_sim_mask=True))
+    broken = replace(broken, dense_parts=replace(broken.dense_parts, dense_layers=(7,)))
+    done = compare_attentions(pipe, replace(request_320, num_frames=5), [broken, sparse])
+    assert [candidate.label for candidate in done.candidates] == ["half"]
+    (missing,) = done.missing
+    assert missing.label == "broken"
+    assert "dense_layers" in str(missing.error)
+
+
+def test_a_second_dense_run_that_fails_costs_no_other(
+    pipe: DiffusionPipeline, request_320: VideoRequest, full: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no such backend")
+
+    monkeypatch.setattr(Ceiling, "entered", refuse)
+    ceiling = Ceiling("backend", "cpu", pipe.transformer.dtype)
+    done = compare_attentions(pipe, replace(request_320, num_frames=5), [full], ceiling=ceiling)
+    assert done.ceiling is None
+    assert [missing.label for missing in done.missing] == [ceiling.label]
+    assert len(done.candidates) == 1
+
+
+def test_progress_is_told_for_every_video(pipe: DiffusionPipeline, request_320: VideoRequest, full: Attention) -> None:
+    told: list[object] = []
+
+    def start(label: str) -> object:
+        told.append(label)
+        return told.append
+
+    compare_attentions(
+        pipe, replace(request_320, num_frames=5), [full], on_start=start, on_end=lambda: told.append("end")
+    )
+    assert told == ["dense", 1, 2, "end", "full", 1, 2, "end"]
+
+
+def test_labels_are_preset_names_and_full_where_those_are_the_same(full: Attention) -> None:
+    a, b, c = (replace(full, name=name) for name in ("x/one", "y/one", "y/two"))
+    assert label_attentions([a, b, c]) == ["x/one", "y/one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [([], "at least one"), (["dense"], "which is dense"), (["hand/full", "hand/full"], "hand/full twice")],
+    ids=["none", "dense", "twice"],
+)
+def test_what_is_not_worth_comparing_is_refused(names: list[str], message: str, full: Attention) -> None:
+    with pytest.raises(ValueError, match=message):
+        label_attentions([DENSE if name == "dense" else full for name in names])

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+import torch
+
+from psa_triton.tools.evaluation import MEASURES, PSNR_CAP, fidelity
+from psa_triton.tools.evaluation.measures import Fidelity, Score
+from psa_triton.tools.evaluation.measures.ffmpeg_vmaf import vmaf
+from psa_triton.tools.evaluation.measures.perceptual import find_weights, st_lpips
+from psa_triton.tools.evaluation.measures.pixels import ms_ssim
+from psa_triton.tools.evaluation.measures.score import NotMeasured
+
+needs_weights = pytest.mark.skipif(find_weights() is None, reason="stlpips-pytorch, which holds weights, is missing")
+
+
+def has_vmaf() -> bool:
+    try:
+        vmaf(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
+    except NotMeasured:
+        return False
+    return True
+
+
+needs_vmaf = pytest.mark.skipif(not has_vmaf(), reason="no ffmpeg with libvmaf (pip install imageio-ffmpeg)")
+
+
+def grey(*values: float) -> torch.Tensor:
+    """One frame a value."""
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 16, 24, 3).clone()
+
+
+def pictures(*shape: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames `shape` of noise, and the same with a little more of it."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(shape, generator=generator)
+    return first, (first + noise * torch.randn(shape, generator=generator)).clamp(0, 1)
+
+
+def test_psnr_by_hand_frame_by_frame() -> None:
+    # Errors of .1 and .01 everywhere: mean squares of 1e-2 and 1e-4.
+    scores = fidelity(grey(0.5, 0.5), grey(0.6, 0.49))
+    assert scores.scores["psnr"].frames == pytest.approx((20.0, 40.0), abs=1e-3)
+    assert scores.mean("psnr") == pytest.approx(30.0, abs=1e-3)
+
+
+def test_ssim_of_plain_frames_by_hand() -> None:
+    # Without variance SSIM is its luminance term, with c1 = (.01)^2.
+    scores = fidelity(grey(0.5, 0.2), grey(0.6, 0.2))
+    expected = (2 * 0.5 * 0.6 + 1e-4) / (0.5**2 + 0.6**2 + 1e-4)
+    assert scores.scores["ssim"].frames == pytest.approx((expected, 1.0), abs=1e-4)
+
+
+def test_psnr_of_noise_is_that_of_its_mean_square() -> None:
+    reference, video = pictures(3, 16, 16, 3)
+    expected = [-10 * math.log10(float(x)) for x in (reference - video).square().mean((1, 2, 3))]
+    assert fidelity(reference, video).scores["psnr"].frames == pytest.approx(expected, rel=1e-4)
+
+
+def test_equal_frames_have_the_capped_psnr_and_do_not_swallow_the_others() -> None:
+    scores = fidelity(grey(0.5, 0.5), grey(0.5, 0.6))
+    assert scores.scores["psnr"].frames == pytest.approx((PSNR_CAP, 20.0), abs=1e-3)
+    assert scores.scores["ssim"].frames[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("side", "scales"), [(44, 3), (98, 3), (99, 4), (175, 4), (176, 5)])
+def test_ms_ssim_takes_as_many_scales_as_fit(side: int, scales: int) -> None:
+    score = ms_ssim(*pictures(2, 3, side, side))
+    assert len(score.frames) == 2
+    assert 0.5 < score.mean < 1
+    assert score.note == (None if scales == 5 else f"{scales} scales instead of 5, as frames are small")
+
+
+def test_ms_ssim_weights_sum_to_one() -> None:
+    """Of plain frames only the coarsest scale differs from 1: its luminance to the power of its weight."""
+    luminance = (2 * 0.5 * 0.6 + 1e-4) / (0.5**2 + 0.6**2 + 1e-4)
+    score = ms_ssim(torch.full((1, 3, 64, 64), 0.5), torch.full((1, 3, 64, 64), 0.6))
+    assert score.mean == pytest.approx(luminance ** (0.3001 / (0.0448 + 0.2856 + 0.3001)), abs=1e-4)
+
+
+def test_a_measure_that_cannot_be_taken_says_why_and_stops_no_other() -> None:
+    scores = fidelity(grey(0.5), grey(0.6))
+    assert scores.scores["ms_ssim"] == Score((), "frames of 16 pixels are too small for 3 scales")
+    assert scores.mean("ms_ssim") is None
+    assert scores.mean("psnr") == pytest.approx(20, abs=1e-3)
+    assert set(scores.as_dict()) == set(MEASURES)
+
+
+def test_plain_data_holds_mean_frames_and_note() -> None:
+    data = Fidelity({"psnr": Score((30.0, 40.0), "a note")}).as_dict()
+    assert data == {"psnr": {"mean": 35.0, "frames": [30.0, 40.0], "note": "a note"}}
+
+
+@needs_weights
+def test_st_lpips_is_that_of_its_authors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their code runs with stand-ins for three packages that it imports and does not use here."""
+    for name in ("torchvision", "torchvision.models", "IPython", "torchsummary"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["torchvision"].models = sys.modules["torchvision.models"]
+    sys.modules["IPython"].embed = sys.modules["torchsummary"].summary = None
+    theirs = importlib.import_module("stlpips_pytorch.stlpips").LPIPS(
+        net="alex", variant="shift_tolerant", verbose=False
+    )
+    reference, video = pictures(5, 3, 40, 48)
+    with torch.no_grad():
+        expected = theirs(reference, video, normalize=True).flatten().tolist()
+    assert st_lpips(reference, video).frames == pytest.approx(expected, rel=1e-5)
+    assert st_lpips(reference, reference).mean == 0
+
+
+def test_without_weights_st_lpips_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psa_triton.tools.evaluation.measures.perceptual.find_spec", lambda _: None)
+    with pytest.raises(NotMeasured, match=r"psa-triton\[lpips\]"):
+        st_lpips(*pictures(1, 3, 32, 32))
+
+
+@needs_vmaf
+def test_vmaf_falls_with_noise() -> None:
+    reference, little = pictures(3, 3, 64, 80, noise=0.02)
+    _, much = pictures(3, 3, 64, 80, noise=0.3)
+    same, near, far = (vmaf(reference, video) for video in (reference, little, much))
+    assert len(same.frames) == 3
+    assert same.mean > near.mean > far.mean
+    assert same.mean > 90
+    assert "1080" in same.note
+
+
+def test_without_ffmpeg_vmaf_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from psa_triton.tools.evaluation.measures.ffmpeg_vmaf import _ffmpeg
+
+    _ffmpeg.cache_clear()
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(NotMeasured, match=r"psa-triton\[vmaf\]"):
+        vmaf(*pictures(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("reference", "video", "error", "message"),
+    [
+        pytest.param(grey(0.5), grey(0.5, 0.5), ValueError, "reference's shape", id="frame-count"),
+        pytest.param(grey(0.5), grey(1.5), ValueError, r"video: expected values in \[0, 1\]", id="range"),
+        pytest.param(grey(math.nan), grey(0.5), ValueError, "reference: expected values", id="nan"),
+        pytest.param(grey(0.5), grey(0.5).mul(255).byte(), TypeError, "uint8", id="bytes"),
+        pytest.param(grey(0.5)[0], grey(0.5)[0], ValueError, r"\[F, H, W, 3\]", id="rank"),
+        pytest.param(grey(0.5)[:, :8], grey(0.5)[:, :8], ValueError, "11 pixels", id="smaller-than-window"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(
+    reference: torch.Tensor, video: torch.Tensor, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        fidelity(reference, video)

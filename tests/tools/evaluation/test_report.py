@@ -1,0 +1,121 @@
+"""The report as a file: complete, self-contained, and its data what the run recorded."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from psa_triton.tools.evaluation import CallSite, Case, Comparison, write_case
+from psa_triton.tools.evaluation.case import case_data
+from psa_triton.tools.evaluation.frame_images import encode_frames
+from psa_triton.tools.evaluation.report import write_case_report
+from psa_triton.tools.evaluation.report_data import case_view
+from psa_triton.tools.video import to_uint8
+
+
+def data_of(page: str) -> dict[str, Any]:
+    """The data that a page holds."""
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(block.group(1))
+
+
+def image(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+
+
+def test_one_file_holds_everything(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
+    write_case(case, comparison, described)
+    page = (case.folder / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"<!--[A-Z]+-->", page), "all parts are filled in"
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert "default-src 'none'" in page
+    data = data_of(page)
+    assert data["title"] == comparison.request.prompt
+    assert data["command"] == "psa compare"
+    assert data["table"]["header"] == ["dense", "dense in bfloat16", "half", "full"]
+
+
+def test_text_cannot_end_the_block_of_data(
+    case: Case, comparison: Comparison, described: dict[str, Any], tmp_path: Path
+) -> None:
+    prompt = "</script><script>alert(1)</script> <!--DATA--> & é"
+    evil = replace(case, settings={**case.settings, "prompt": prompt})
+    write_case_report(tmp_path / "r.html", case_data(evil, comparison, described), comparison)
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert data_of(page)["title"] == prompt
+
+
+def test_small_frames_are_kept_exactly(comparison: Comparison) -> None:
+    view = case_view(comparison)["video"]
+    assert view["exact"]
+    assert (view["width"], view["height"], view["count"]) == (64, 64, 17)
+    for label, frames in (("dense", comparison.dense.frames), ("half", comparison.candidates[0].video.frames)):
+        assert np.array_equal(image(view["frames"][label][5]), to_uint8(frames)[5])
+
+
+def test_frames_that_do_not_fit_are_compressed() -> None:
+    noise = np.random.default_rng(0).random((3, 64, 64, 3), dtype=np.float32)
+    assert encode_frames({"a": noise}).exact
+    images = encode_frames({"a": noise}, max_bytes=3000)
+    assert not images.exact
+    assert image(images.videos["a"][2]).shape == (64, 64, 3)
+
+
+def test_densities_of_all_layers_heads_and_steps(comparison: Comparison) -> None:
+    half, full = (case_view(comparison)["reads"][label] for label in ("half", "full"))
+    assert half["layers"] == [{"transformer": "transformer", "layer": layer} for layer in (0, 1)]
+    assert half["density"] == [["warm-up", [0.35, 0.35]], ["warm-up", [0.35, 0.35]]]
+    assert full["density"] == [[[1.0, 1.0], [1.0, 1.0]]] * 2
+
+
+def test_level_maps_are_those_of_the_run(comparison: Comparison) -> None:
+    """Read as the page reads them: codes of 4 bits, rows of whole bytes."""
+    candidate = comparison.candidates[0]
+    read = case_view(comparison)["reads"]["half"]
+    assert [(entry["layer"], entry["step"], entry["heads"]) for entry in read["maps"]["index"]] == [
+        (0, 1, [0, 1]),
+        (1, 1, [0, 1]),
+    ]
+    codes = np.frombuffer(zlib.decompress(base64.b64decode(read["maps"]["codes"])), np.uint8)
+    second = read["maps"]["index"][1]
+    layout = read["layout"]
+    row_bytes = -(-layout["key_blocks"] // 2)
+    start = second["offset"] + (1 * layout["query_blocks"] + 3) * row_bytes
+    row = codes[start : start + row_bytes]
+    levels = [2 ** (code - 1) if code else 0 for byte in row for code in (byte & 15, byte >> 4)]
+    expected = candidate.recording.maps[CallSite("transformer", 1, 1)].levels(1)[3]
+    assert levels == expected.tolist()
+
+
+def test_the_token_order_is_the_runs(comparison: Comparison) -> None:
+    layout = case_view(comparison)["reads"]["half"]["layout"]
+    order = np.frombuffer(zlib.decompress(base64.b64decode(layout["order"])), np.int32)
+    assert order.tolist() == comparison.candidates[0].recording.layout.order.permutation.tolist()
+
+
+def test_costs_add_up(comparison: Comparison) -> None:
+    dense, half, _ = case_view(comparison)["costs"]
+    cost = comparison.candidates[0].video.cost
+    assert sum(half["seconds"].values()) == pytest.approx(cost.total_seconds, abs=1e-3)
+    assert half["seconds"]["choosing levels"] > 0
+    assert dense["work"] == {"choosing levels": 0, "sparse attention": 0, "dense attention": pytest.approx(1)}
+    assert half["work"]["dense attention"] == pytest.approx(0.5), "warm-up is one of two steps"
+    assert half["work"]["sparse attention"] == pytest.approx(0.35 / 2)
+    assert sum(half["work"].values()) == pytest.approx(cost.run_density_with_estimation, abs=1e-5)
+
+
+def test_a_case_without_a_sparse_video_has_a_report(case: Case, comparison: Comparison, described: dict) -> None:
+    write_case(case, replace(comparison, candidates=(), ceiling=None), described)
+    data = data_of((case.folder / "report.html").read_text(encoding="utf-8"))
+    assert list(data["case"]["video"]["frames"]) == ["dense"]

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from psa_triton.integrations.diffusers.stats import Recorder
+from psa_triton.tools.files import Hold
+from psa_triton.tools.generation import Cost, Failure, GeneratedVideo, Job, OnStep, VideoRequest, plan_jobs, run_jobs
+from psa_triton.tools.video import read_video
+
+COST = Cost(
+    total_seconds=2.0,
+    transformer_seconds=1.5,
+    sparse_attention_seconds=0.5,
+    dense_attention_seconds=0.25,
+    attention_density=0.2,
+    attention_density_with_estimation=0.25,
+    run_density=0.6,
+    run_density_with_estimation=0.625,
+    dense_reasons=("warm-up",),
+)
+NOTHING_RAN = Recorder(estimation_cost=0.0, timed=False).stats()
+
+
+def make_jobs(folder: Path, *prompts: str, steps: int = 4) -> list[Job]:
+    requests = [
+        VideoRequest(
+            prompt=prompt,
+            seed=index,
+            width=32,
+            height=32,
+            num_frames=5,
+            num_inference_steps=steps,
+            guidance_scale=1,
+            fps=8,
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+    return [
+        Job(folder / f"video_{request.seed:04d}.mp4", request, {"prompt": request.prompt, "how": {"steps": steps}})
+        for request in requests
+    ]
+
+
+def paint(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+    """Grey videos, quickly; the prompt `bad` fails all that are made with it."""
+    if any(request.prompt == "bad" for request in requests):
+        raise RuntimeError("no such paint")
+    on_step(1)
+    return [GeneratedVideo(np.full((5, 32, 32, 3), 0.5, np.float32), COST, NOTHING_RAN) for _ in requests]
+
+
+def plan(jobs: list[Job], *, overwrite: bool = False) -> list[str]:
+    """Names of the videos that are left to do."""
+    requests, settings = [job.request for job in jobs], [job.settings for job in jobs]
+    todo, done = plan_jobs(jobs[0].path.parent, requests, settings, overwrite=overwrite)
+    assert len(todo) + len(done) == len(jobs)
+    return [job.path.name for job in todo]
+
+
+def run(jobs: list[Job], batch_size: int = 1) -> tuple[list[Failure], list[str]]:
+    """The failures, and the order of what was told."""
+    told: list[str] = []
+
+    def start(batch: Sequence[Job]) -> OnStep:
+        told.append(f"start {' '.join(job.path.name for job in batch)}")
+        return lambda done: told.append(f"step {done}")
+
+    def end(job: Job, outcome: GeneratedVideo | Failure) -> None:
+        told.append(f"{type(outcome).__name__} {job.path.name}")
+
+    failures = run_jobs(
+        jobs, paint, batch_size=batch_size, describe=lambda: {"date": "today"}, on_start=start, on_end=end
+    )
+    return failures, told
+
+
+def test_each_video_gets_a_sidecar_and_nothing_else_is_left(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path / "new" / "folder", "one", "two")
+    assert run(jobs)[0] == []
+    names = [file.name for file in sorted((tmp_path / "new" / "folder").iterdir())]
+    assert names == ["video_0000.json", "video_0000.mp4", "video_0001.json", "video_0001.mp4"]
+    assert len(read_video(jobs[1].path).frames) == 5
+    sidecar = json.loads(jobs[1].sidecar.read_text())
+    assert sidecar["settings"] == {"prompt": "two", "how": {"steps": 4}}
+    assert sidecar["cost"]["attention_density"] == 0.2
+    assert sidecar["date"] == "today"
+
+
+def test_a_failure_does_not_stop_the_rest(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "one", "bad", "three")
+    failures, told = run(jobs)
+    assert [(failure.job, str(failure.error)) for failure in failures] == [(jobs[1], "no such paint")]
+    assert told == [
+        *("start video_0000.mp4", "step 1", "GeneratedVideo video_0000.mp4"),
+        *("start video_0001.mp4", "Failure video_0001.mp4"),
+        *("start video_0002.mp4", "step 1", "GeneratedVideo video_0002.mp4"),
+    ]
+    assert not jobs[1].path.exists()
+    assert plan(jobs) == ["video_0001.mp4"]
+
+
+def test_a_failed_batch_is_made_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    jobs = make_jobs(tmp_path, "one", "bad", "three", "four", "five")
+    with caplog.at_level(logging.WARNING, logger="psa_triton"):
+        failures, told = run(jobs, batch_size=2)
+    assert [failure.job for failure in failures] == [jobs[1]]
+    assert told == [
+        "start video_0000.mp4 video_0001.mp4",
+        *("start video_0000.mp4", "step 1", "GeneratedVideo video_0000.mp4"),
+        *("start video_0001.mp4", "Failure video_0001.mp4"),
+        *("start video_0002.mp4 video_0003.mp4", "step 1"),
+        *("GeneratedVideo video_0002.mp4", "GeneratedVideo video_0003.mp4"),
+        *("start video_0004.mp4", "step 1", "GeneratedVideo video_0004.mp4"),
+    ]
+    assert [job.path.exists() for job in jobs] == [True, False, True, True, True]
+    assert caplog.messages == ["a batch of 2 videos failed (no such paint); they are made one by one"]
+
+
+def test_finished_videos_are_not_made_again(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "one", "two")
+    assert plan(jobs) == ["video_0000.mp4", "video_0001.mp4"]
+    run(jobs[:1])
+    assert plan(jobs) == ["video_0001.mp4"]
+    assert plan(jobs, overwrite=True) == ["video_0000.mp4", "video_0001.mp4"]
+
+
+def test_other_requests_get_the_next_numbers_that_are_free(tmp_path: Path) -> None:
+    run(make_jobs(tmp_path, "one", "bad", "three"))
+    (tmp_path / "video_0003.mp4").write_bytes(b"somebody's video")
+    assert plan(make_jobs(tmp_path, "three", "four", "five", "one")) == ["video_0001.mp4", "video_0004.mp4"]
+    assert plan(make_jobs(tmp_path, "one", steps=8)) == ["video_0001.mp4"], "one setting more makes another video"
+
+
+def test_what_a_run_cut_short_leaves_is_done_again_by_the_same_request_alone(tmp_path: Path) -> None:
+    (job,) = make_jobs(tmp_path, "one")
+    run([job])
+    job.path.unlink()  # cut short between sidecar and video
+    assert plan(make_jobs(tmp_path, "other")) == ["video_0001.mp4"]
+    assert plan(make_jobs(tmp_path, "one", "other")) == ["video_0000.mp4", "video_0001.mp4"]
+    run([job])
+    assert plan([job]) == []
+    assert len(read_video(job.path).frames) == 5
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["video_0000.json", "video_0000.mp4"]
+
+
+def test_a_name_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "one", "two")
+    with Hold(jobs[0].path, "another request"):
+        failures, told = run(jobs)
+    assert failures == []
+    assert [line for line in told if line.startswith("Gen")] == [
+        "GeneratedVideo video_0001.mp4",
+        "GeneratedVideo video_0002.mp4",
+    ]
+    for number, prompt in ((1, "one"), (2, "two")):
+        assert json.loads((tmp_path / f"video_000{number}.json").read_text())["settings"]["prompt"] == prompt
+
+
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    (job,) = make_jobs(tmp_path, "one")
+
+    def slowly(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+        job.path.write_bytes(b"somebody's video")
+        return paint(requests, on_step)
+
+    ended: list[str] = []
+    run_jobs([job], slowly, describe=dict, on_start=lambda _: print, on_end=lambda job, _: ended.append(job.path.name))
+    assert ended == ["video_0001.mp4"]
+    assert job.path.read_bytes() == b"somebody's video"
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["video_0000.mp4", "video_0001.json", "video_0001.mp4"]
+
+
+def test_the_same_video_is_not_made_by_two(tmp_path: Path) -> None:
+    """The second is told who makes it; once it is there, that it is."""
+    (job,) = make_jobs(tmp_path, "one")
+    waiting: list[list[Failure]] = []
+
+    def meanwhile(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+        waiting.append(run([job])[0])
+        return paint(requests, on_step)
+
+    run_jobs([job], meanwhile, describe=dict, on_start=lambda _: print, on_end=lambda job, _: None)
+    assert "video_0000.mp4 is being written by process" in str(waiting[0][0].error)
+    ((late,), _) = run([job])
+    assert "video_0000.mp4 was made by another process meanwhile" in str(late.error)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["video_0000.json", "video_0000.mp4"]
+
+
+def test_a_video_that_cannot_be_saved_fails_alone_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = make_jobs(tmp_path, "one", "two")
+
+    def full(frames: object, *, fps: float) -> bytes:
+        raise OSError("no room")
+
+    monkeypatch.setattr("psa_triton.tools.generation.batch.encode_video", full)
+    failures, told = run(jobs, batch_size=2)
+    assert [str(failure.error) for failure in failures] == ["no room", "no room"]
+    assert told.count("step 1") == 1, "what cannot be saved is not made again one by one"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_room_no_video_is_made(tmp_path: Path) -> None:
+    (job,) = make_jobs(tmp_path, "one")
+    huge = replace(job, request=replace(job.request, num_frames=1 << 40))
+    failures, told = run([huge])
+    assert "of room for the results" in str(failures[0].error)
+    assert told == ["Failure video_0000.mp4"]
+
+
+def test_an_interrupt_stops_the_run(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, "one", "two")
+
+    def interrupted(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, interrupted, describe=dict, on_start=lambda job: print, on_end=lambda job, outcome: None)
+    assert list(tmp_path.iterdir()) == []

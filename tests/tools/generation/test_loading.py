@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, WanPipeline
+
+from psa_triton.models import find_model
+from psa_triton.tools.builtin import LinearVideoCodec
+from psa_triton.tools.generation import ModelSource, choose_device, choose_dtype, find_source, load_pipeline
+
+CPU = torch.device("cpu")
+
+
+def load(source: ModelSource, **changes: object) -> DiffusionPipeline:
+    settings = {"device": CPU, "dtype": torch.float32, "width": 64, "height": 64}
+    return load_pipeline(source, **settings | changes)
+
+
+def test_a_folder_with_the_linear_codec_loads_and_saves_without_warnings(
+    source: ModelSource, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("diffusers", "transformers"):
+        monkeypatch.setattr(logging.getLogger(library), "propagate", True)
+    first = load(source)
+    first.save_pretrained(tmp_path / "again")
+    second = load(find_source(str(tmp_path / "again")))
+    assert type(second) is WanPipeline
+    assert type(second.vae) is LinearVideoCodec
+    for name in ("vae", "transformer", "text_encoder"):
+        before, after = getattr(first, name).state_dict(), getattr(second, name).state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_the_vae_keeps_float32_where_the_registry_says_so(source: ModelSource) -> None:
+    known = replace(source, spec=find_model("tiny-wan"))
+    assert known.spec.vae_dtype == "float32"
+    pipe = load(known, dtype=torch.bfloat16)
+    assert (pipe.transformer.dtype, pipe.text_encoder.dtype, pipe.vae.dtype) == (
+        *(torch.bfloat16, torch.bfloat16, torch.float32),
+    )
+
+
+@pytest.mark.parametrize(("width", "height", "shift"), [(1280, 720, 5.0), (832, 480, 3.0)])
+def test_the_noise_schedule_follows_the_size(source: ModelSource, width: int, height: int, shift: float) -> None:
+    pipe = load(replace(source, spec=find_model("wan21_1.3b")), width=width, height=height)
+    assert type(pipe.scheduler).__name__ == "UniPCMultistepScheduler"
+    assert pipe.scheduler.config.flow_shift == shift
+    assert pipe.scheduler.config.use_flow_sigmas is True, "the rest is the checkpoint's"
+
+
+def test_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    source = replace(find_source("wan21_1.3b"), location="nobody-here/no-such-model")
+    with pytest.raises(OSError, match=r"hf download nobody-here/no-such-model.*--model PATH"):
+        load(source)
+
+
+def test_a_damaged_folder_is_an_error_that_names_it(pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pipeline_folder, tmp_path / "damaged")
+    for file in (folder / "transformer").glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(OSError, match="damaged: the pipeline could not be loaded"):
+        load(find_source(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "expected"),
+    [("auto", "cpu", torch.float32), ("auto", "cuda", torch.bfloat16), ("float16", "cpu", torch.float16)],
+)
+def test_types(asked: str, device: str, expected: torch.dtype) -> None:
+    assert choose_dtype(asked, torch.device(device)) == expected
+
+
+def test_an_unknown_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="dtype: expected auto or one of float32, bfloat16, float16, got 'int8'"):
+        choose_dtype("int8", CPU)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device: '{device}' cannot be used here"):
+        choose_device(device)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from psa_triton.tools.generation import find_source, make_requests, read_prompts
+
+
+def test_prompts_are_read_one_a_line_without_blanks_and_comments(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffa red square\n\n  # a comment\n  a blue ring \nten # cats\n", encoding="utf-8")
+    assert read_prompts(file) == ["a red square", "a blue ring", "ten # cats"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"# only\n\n", "at least one prompt"), (b"\xff\xfe\x00", "UTF-8")], ids=["none", "binary"]
+)
+def test_a_file_without_prompts_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / "prompts.txt")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="prompt_file: there is no file .*nothing.txt"):
+        read_prompts(tmp_path / "nothing.txt")
+
+
+def test_requests_have_the_models_defaults_where_nothing_is_given_and_a_seed_each() -> None:
+    settings = {"width": 832, "height": 480, "num_frames": None, "guidance_scale": 3.0, "negative_prompt": None}
+    first, second = make_requests(find_source("wan21_14b"), ["one", "two"], seed=7, settings=settings)
+    assert (first.prompt, first.seed, second.prompt, second.seed) == ("one", 7, "two", 8)
+    assert (first.width, first.height, first.num_frames) == (832, 480, 69)
+    assert (first.guidance_scale, first.num_inference_steps, first.fps) == (3.0, 50, 16)
+
+
+def test_two_transformers_have_a_guidance_each() -> None:
+    (request,) = make_requests(find_source("wan22_a14b"), ["one"], seed=0, settings={})
+    assert (request.guidance_scale, request.guidance_scale_2) == (4.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        pytest.param("one", {"width": 100}, "width", id="size"),
+        pytest.param("one", {"num_inference_steps": 0}, "num_inference_steps: expected at least 1", id="steps"),
+        pytest.param("one", {"fps": 0}, "fps: expected at least 1", id="fps"),
+        pytest.param("one", {"guidance_scale": -1.0}, "guidance_scale: expected a number >= 0", id="guidance"),
+        pytest.param("one", {"guidance_scale": float("nan")}, "guidance_scale: expected a number", id="nan"),
+        pytest.param("  ", {}, "prompt: expected some text", id="prompt"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_loaded(prompt: str, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_requests(find_source("wan21_14b"), [prompt], seed=0, settings=settings)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+import psa_triton
+from psa_triton.config import PSAConfig
+from psa_triton.tools.generation import (
+    DENSE,
+    Attention,
+    Lora,
+    ModelSource,
+    VideoRequest,
+    choose_attention,
+    find_source,
+    settings_of,
+    surroundings,
+    write_json,
+)
+from psa_triton.tools.generation.sidecar import command_line, differences
+
+CPU = torch.device("cpu")
+
+
+def test_settings_name_everything_that_determines_a_video_and_survive_json(
+    source: ModelSource, request_320: VideoRequest, tmp_path: Path
+) -> None:
+    attention = choose_attention(source, "tiny-wan/psa_balanced")
+    settings = settings_of(source, request_320, attention, device=CPU, dtype=torch.bfloat16)
+    assert settings["model"] == settings["weights"] == source.location
+    assert settings["lora"] is None
+    assert settings["attention"]["config"]["block_n"] == 32
+    assert (settings["device"], settings["dtype"], settings["seed"]) == ("cpu", "bfloat16", 42)
+    write_json(tmp_path / "s.json", {"settings": settings})
+    assert differences(json.loads((tmp_path / "s.json").read_text())["settings"], settings) == ""
+
+
+def test_a_changed_seed_attention_or_type_is_a_difference(source: ModelSource, request_320: VideoRequest) -> None:
+    def settings(request: VideoRequest, dtype: torch.dtype) -> dict:
+        return settings_of(source, request, DENSE, device=CPU, dtype=dtype)
+
+    before = settings(request_320, torch.float32)
+    after = settings(replace(request_320, seed=1), torch.float16)
+    assert differences(before, after) == "seed: 42 -> 1, dtype: 'float32' -> 'float16'"
+
+
+def test_the_built_in_model_and_a_lora_are_named_the_same_on_every_machine(request_320: VideoRequest) -> None:
+    lora = Lora(path="GYP666/BLADE/x.safetensors", file=Path("/here/x.safetensors"), sha256="ab")
+    settings = settings_of(find_source("tiny-wan"), request_320, DENSE, device=CPU, dtype=torch.float32, lora=lora)
+    assert (settings["model"], settings["weights"]) == ("tiny-wan", "built-in")
+    assert settings["lora"] == {"path": "GYP666/BLADE/x.safetensors", "sha256": "ab"}
+
+
+def test_verbose_is_no_part_of_what_determines_a_video() -> None:
+    quiet, loud = (Attention(name="a/b", config=PSAConfig(verbose=verbose)) for verbose in (False, True))
+    assert quiet.as_dict() == loud.as_dict()
+
+
+def test_differences_are_found_in_nested_added_and_removed_settings() -> None:
+    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}) == (
+        "a.c: 2 -> 5, d: 3 -> None, e: None -> 4"
+    )
+
+
+def test_a_number_that_json_has_not_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "s.json", {"psnr": math.inf})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_surroundings_name_versions_hardware_command_and_date() -> None:
+    found = surroundings(CPU)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["psa_triton"] == psa_triton.__version__
+    assert found["hardware"]["cpu"]
+    assert (found["hardware"]["gpu"], found["hardware"]["threads"]) == (None, torch.get_num_threads())
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(found["date"])).total_seconds()) < 60
+    assert found["command"]
+
+
+def test_the_command_is_psa_however_its_module_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["src/psa_triton/tools/cli/app.py", "generate", "--prompt", "a red ring"])
+    assert command_line() == "psa generate --prompt 'a red ring'"
+    monkeypatch.setattr("sys.argv", ["examples/wan21_14b.py", "--use_psa"])
+    assert command_line() == "wan21_14b.py --use_psa"

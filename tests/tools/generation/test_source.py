@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+
+from psa_triton.integrations.diffusers import pipeline_scale
+from psa_triton.presets import VideoScale
+from psa_triton.tools.generation import ModelSource, find_source
+from psa_triton.tools.generation.source import check_size, video_scale
+
+SIXTEEN = VideoScale(width_divisor=16, height_divisor=16, depth_divisor=4)
+
+
+def write_folder(folder: Path, index: dict, transformer: dict) -> Path:
+    """What tells a pipeline folder's model, without weights."""
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "transformer" / "config.json").write_text(json.dumps(transformer))
+    return folder
+
+
+def test_a_key_brings_its_repository_and_defaults() -> None:
+    source = find_source("wan21_1.3b")
+    assert source.location == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    assert (source.default("width"), source.default("height"), source.default("fps")) == (1280, 720, 16)
+    assert not source.is_folder
+
+
+def test_a_folder_with_a_known_model_gets_that_models_settings(tmp_path: Path) -> None:
+    transformer = {
+        "_class_name": "WanTransformer3DModel",
+        "num_attention_heads": 12,
+        "attention_head_dim": 128,
+        "num_layers": 30,
+        "in_channels": 16,
+    }
+    folder = write_folder(tmp_path / "anywhere", {"_class_name": "WanPipeline"}, transformer)
+    source = find_source(str(folder))
+    assert source.spec is not None
+    assert source.spec.key == "wan21_1.3b"
+    assert source.location == str(folder)
+    assert video_scale(source) == SIXTEEN
+
+
+def test_a_folder_with_an_unknown_model_gets_its_pipelines_defaults(source: ModelSource, pipeline_folder: Path) -> None:
+    assert source.spec is None
+    assert source.name == str(pipeline_folder)
+    assert (source.default("num_frames"), source.default("num_inference_steps")) == (81, 50)
+    assert source.default("guidance_scale_2") is None
+    assert video_scale(source) is None
+
+
+def test_an_unknown_model_without_a_default_says_which_option_is_needed(tmp_path: Path) -> None:
+    source = find_source(str(write_folder(tmp_path / "cog", {"_class_name": "CogVideoXPipeline"}, {"num_layers": 1})))
+    with pytest.raises(ValueError, match="give --width"):
+        source.default("width")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        pytest.param(None, "there is no .*model_index.json", id="no-index"),
+        pytest.param("{", "is no JSON", id="broken-index"),
+        pytest.param('{"_class_name": "MadeUpPipeline"}', "'MadeUpPipeline', which diffusers has not", id="class"),
+        pytest.param('{"_class_name": "WanPipeline"}', "there is no .*transformer.config.json", id="no-transformer"),
+    ],
+)
+def test_a_folder_that_is_no_pipeline_is_refused(index: str | None, message: str, tmp_path: Path) -> None:
+    if index is not None:
+        (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(ValueError, match=message):
+        find_source(str(tmp_path))
+
+
+def test_a_name_that_is_neither_key_nor_folder_is_told_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"did you mean 'wan21_14b'.*nor is it the path of a folder"):
+        find_source("wan21_14")
+
+
+def test_scale_of_a_loaded_pipeline(pipe: DiffusionPipeline) -> None:
+    assert pipeline_scale(pipe) == VideoScale(width_divisor=8, height_divisor=8, depth_divisor=4)
+
+
+@pytest.mark.parametrize("size", [(16, 32, 1), (1280, 720, 81), (48, 16, 5)])
+def test_whole_tokens_are_accepted(size: tuple[int, int, int]) -> None:
+    check_size(*size, SIXTEEN)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((100, 64, 17), "width: expected a multiple of 16, got 100; 96 fits"),
+        ((64, 7, 17), "height: expected a multiple of 16, got 7; 16 fits"),
+        ((64, 0, 17), "height: expected a multiple of 16, got 0; 16 fits"),
+        ((64, 64, 16), r"num_frames: expected 1 \+ a multiple of 4, got 16; 17 fits"),
+        ((64, 64, -3), r"num_frames: expected 1 \+ a multiple of 4, got -3; 1 fits"),
+    ],
+    ids=["width", "height", "zero", "frames", "negative"],
+)
+def test_other_sizes_are_refused_with_the_nearest_that_fits(size: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_size(*size, SIXTEEN)

@@ -1,0 +1,195 @@
+"""Files whole or not at all, folders looked at first, names that one process has at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from psa_triton.tools.files import Hold, TakenError, check_room, output_folder, staged, write_file
+
+SOURCE = str(Path(__file__).parents[2] / "src")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "folder" / "a.txt"
+    write_file(file, b"one")
+    write_file(file, b"two")
+    assert file.read_bytes() == b"two"
+    assert names(tmp_path) == ["new", "new/folder", "new/folder/a.txt"]
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "file")
+    write_file(tmp_path / "link", b"content")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "elsewhere" / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_is_left_unfinished_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"before")
+    with pytest.raises(error), staged() as files:
+        files.write(tmp_path / "a", b"after")
+        files.write(tmp_path / "deep" / "er" / "b", b"after")
+        raise error
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"before"
+
+
+def test_of_several_files_the_last_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sees the last one, which tells that all are done, sees files of one kind."""
+    for name in ("a", "last"):
+        (tmp_path / name).write_bytes(b"before")
+    placed = []
+
+    def replace(part: str, path: str) -> None:
+        placed.append((Path(path).name, (tmp_path / "last").exists()))
+        os.rename(part, path)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with staged() as files:
+        files.write(tmp_path / "a", b"after")
+        files.write(tmp_path / "last", b"after")
+        assert (tmp_path / "last").read_bytes() == b"before", "all are written before the first is placed"
+    assert placed == [("a", False), ("last", False)]
+
+
+def test_a_full_disk_leaves_nothing_and_tells_how_much_is_needed(small_disk: Path) -> None:
+    message = r"b could not be written: no room: it needs 40 KiB, \d+ KiB are free; free some"
+    with pytest.raises(OSError, match=message), staged() as files:
+        files.write(small_disk / "folder" / "a", bytes(40 << 10))
+        files.write(small_disk / "folder" / "b", bytes(40 << 10))
+    assert names(small_disk) == []
+
+
+def test_room_is_looked_at_before(small_disk: Path) -> None:
+    with output_folder(small_disk / "out", room=30 << 10):
+        write_file(small_disk / "out" / "a", bytes(30 << 10))
+    message = r"output_dir: expected about 50 KiB of room for the results in \S+/new, found \d+ KiB; free some, or name"
+    with pytest.raises(OSError, match=message), output_folder(small_disk / "new", room=50 << 10):
+        raise AssertionError("not reached")
+    assert names(small_disk) == ["out", "out/a"]
+    with pytest.raises(OSError, match="expected about 1.0 GiB"):
+        check_room(small_disk / "not" / "there", 1 << 30)
+
+
+def test_a_disk_without_any_room_is_told_before(small_disk: Path) -> None:
+    with pytest.raises(OSError):
+        (small_disk / "ballast").write_bytes(bytes(1 << 20))
+    with (
+        pytest.raises(OSError, match=r"output_dir: \S+ cannot be written: no room: "),
+        output_folder(small_disk / "out", room=0),
+    ):
+        raise AssertionError("not reached")
+    assert names(small_disk) == ["ballast"]
+
+
+def test_a_read_only_disk_is_told_before(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with (
+        pytest.raises(OSError, match="cannot be written: read-only file system; name another folder"),
+        output_folder(small_disk / "out", room=0),
+    ):
+        raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("below", ["", "sub", "sub/sub"])
+def test_a_file_in_the_place_of_a_folder_is_told_before(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    with (
+        pytest.raises(OSError, match=r"file\S* cannot be written: .*/file is a file; name another folder"),
+        output_folder(tmp_path / "file" / below, room=0),
+    ):
+        raise AssertionError("not reached")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_name_too_long_is_told_before(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="cannot be written: file name too long"),
+        output_folder(tmp_path / ("x" * 300), room=0),
+    ):
+        raise AssertionError("not reached")
+
+
+def test_folders_made_in_vain_go_and_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in ("mine", "new/er"):
+        with output_folder(tmp_path / folder, room=0):
+            assert (tmp_path / folder).is_dir()
+    assert names(tmp_path) == ["mine"]
+    with output_folder(tmp_path / "new" / "er", room=0):
+        write_file(tmp_path / "new" / "er" / "a", b"")
+    assert names(tmp_path) == ["mine", "new", "new/er", "new/er/a"]
+
+
+def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    script = f"""if True:
+        import resource
+        from pathlib import Path
+        from psa_triton.tools.files import write_file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write_file(Path({str(tmp_path / "a")!r}), bytes(2000))
+        except OSError as error:
+            print(error)
+        """
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": SOURCE}, capture_output=True, text=True)
+    assert done.stdout == f"{tmp_path / 'a'} could not be written: file too large; name another folder\n", done.stderr
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_name_is_held_by_one_process_and_goes_with_it(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "place"
+    if kind == "folder":
+        path.mkdir()
+    script = f"""if True:
+        import sys
+        from pathlib import Path
+        from psa_triton.tools.files import Hold
+        Hold(Path({str(path)!r}), "a red square")
+        print("held", flush=True)
+        sys.stdin.readline()
+        """
+    command, pipes = [sys.executable, "-c", script], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env={"PYTHONPATH": SOURCE}, text=True, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(TakenError, match=rf"place is being written by process {other.pid} on \S+, since ") as taken:
+            Hold(path)
+        assert taken.value.purpose == "a red square"
+        other.kill()
+    with Hold(path):  # what a killed process leaves is nobody's
+        pass
+    assert names(tmp_path) == (["place"] if kind == "folder" else [])
+
+
+def test_a_name_can_be_held_again(tmp_path: Path) -> None:
+    first = Hold(tmp_path / "a")
+    with Hold(tmp_path / "b"), pytest.raises(TakenError):
+        Hold(tmp_path / "a")
+    first.release()
+    Hold(tmp_path / "a").release()
+    assert names(tmp_path) == []

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from psa_triton.tools.video import enlarge, read_video, side_by_side, to_uint8, write_video
+
+
+def solid(*colours: tuple[float, float, float], height: int = 32, width: int = 48) -> np.ndarray:
+    """One frame a colour."""
+    return np.broadcast_to(np.float32(colours)[:, None, None], (len(colours), height, width, 3)).copy()
+
+
+def test_a_written_video_has_the_frames_in_order_with_their_size_colour_and_rate(tmp_path: Path) -> None:
+    frames = solid((1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0.5, 0.5), (1, 1, 1))
+    write_video(tmp_path / "v.mp4", frames, fps=12)
+    video = read_video(tmp_path / "v.mp4")
+    assert video.frames.shape == (5, 32, 48, 3)
+    assert video.frames.dtype == np.uint8
+    assert video.fps == 12
+    np.testing.assert_allclose(video.frames, frames * 255, atol=6)
+
+
+def test_the_file_is_h264_in_yuv420p_with_nothing_left_beside_it(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", solid((0, 0, 0)), fps=8)
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+    assert [file.name for file in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_floats_are_clipped_and_rounded() -> None:
+    frames = np.float32([-0.1, 0.0, 0.501, 1.0, 1.7, 0.25]).reshape(1, 1, 2, 3)
+    assert to_uint8(frames).ravel().tolist() == [0, 0, 128, 255, 255, 64]
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "message"),
+    [
+        pytest.param(np.zeros((2, 32, 32)), ValueError, r"\[F, H, W, 3\]", id="no-channels"),
+        pytest.param(np.zeros((0, 32, 32, 3)), ValueError, "at least one frame", id="no-frames"),
+        pytest.param(np.zeros((1, 33, 32, 3)), ValueError, "even height and width, got 33x32", id="odd-height"),
+        pytest.param(np.full((1, 32, 32, 3), np.nan), ValueError, "finite", id="nan"),
+        pytest.param(np.zeros((1, 32, 32, 3), np.int64), TypeError, "int64", id="integers"),
+    ],
+)
+def test_frames_that_are_no_video_are_refused(
+    frames: np.ndarray, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        write_video(tmp_path / "v.mp4", frames, fps=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_of_zero_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fps"):
+        write_video(tmp_path / "v.mp4", solid((0, 0, 0)), fps=0)
+
+
+def test_a_write_that_fails_keeps_the_earlier_video(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    write_video(path, solid((1, 0, 0)), fps=8)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="finite"):
+        write_video(path, np.full((1, 32, 32, 3), np.inf), fps=8)
+    assert path.read_bytes() == before
+
+
+def test_reading_tells_a_missing_file_from_one_that_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing.mp4"):
+        read_video(tmp_path / "nothing.mp4")
+    (tmp_path / "text.mp4").write_text("not a video at all")
+    with pytest.raises(ValueError, match="text.mp4: expected a video"):
+        read_video(tmp_path / "text.mp4")
+
+
+@pytest.mark.parametrize(("min_height", "factor"), [(1, 1), (2, 1), (3, 2), (4, 2), (7, 4)])
+def test_enlarging_repeats_whole_pixels(min_height: int, factor: int) -> None:
+    frames = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    large = enlarge(frames, min_height)
+    assert large.shape == (1, 2 * factor, 2 * factor, 3)
+    np.testing.assert_array_equal(large[:, ::factor, ::factor], frames)
+    np.testing.assert_array_equal(large[:, factor - 1 :: factor, factor - 1 :: factor], frames)
+
+
+def test_videos_stand_side_by_side_under_their_labels() -> None:
+    left, right = solid((1, 0, 0), (1, 0, 0)), solid((0, 0, 1), (0, 0, 1))
+    joined = side_by_side({"dense": left, "psa": right}, min_height=64)
+    frames, height, width, _ = joined.shape
+    assert frames == 2
+    assert height % 2 == width % 2 == 0
+    heading = height - 64
+    assert (joined[:, heading:, :96] == (255, 0, 0)).all()
+    assert (joined[:, heading:, -96:] == (0, 0, 255)).all()
+    for column in (joined[:, :heading, :96], joined[:, :heading, -96:]):
+        assert 0 < (column > 128).mean() < 0.5, "expected some text on black"
+
+
+def test_side_by_side_needs_videos_of_one_shape() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        side_by_side({"a": solid((0, 0, 0)), "b": solid((0, 0, 0), (0, 0, 0))})
+    with pytest.raises(ValueError, match="at least one"):
+        side_by_side({})

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from psa_triton import PSAConfig
+from psa_triton.tools.generation import DENSE, Attention
+from psa_triton.tools.understanding import (
+    Checkpoint,
+    Prompt,
+    answer_prompt,
+    choose_attention,
+    find_checkpoint,
+    make_prompt,
+    read_media,
+)
+
+TOKENS = 12
+
+
+def shares(**mask_ratios: tuple[float, float]) -> Attention:
+    """The preset's blocks, with fixed shares of them at each level."""
+    config: PSAConfig = choose_attention().config
+    ratios = {int(level[1:]): share for level, share in mask_ratios.items()}
+    return Attention(name="shares", config=config.replace(mask_mode="topk", use_sim_mask=False, mask_ratios=ratios))
+
+
+FULL = {"l1": (0, 1)}
+SPARSE = {"l8": (0, 0.5), "l0": (0.5, 1)}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(qwen_folder: Path) -> Checkpoint:
+    return find_checkpoint(str(qwen_folder))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Checkpoint) -> Any:
+    return checkpoint.load_weights(device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def prompt(checkpoint: Checkpoint, clips: Path) -> Prompt:
+    """600 visual tokens: five query blocks."""
+    media = read_media(clips / "carphone_pristine.mp4", "video", num_frames=40)
+    return make_prompt(checkpoint, media, "What moves?", max_tokens=TOKENS)
+
+
+def expected(model: Any, checkpoint: Checkpoint, prompt: Prompt) -> str:
+    tokens = model.generate(**prompt.inputs, max_new_tokens=TOKENS, do_sample=False)[0, prompt.tokens :]
+    return checkpoint.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_a_dense_answer_is_the_models_own(model: Any, checkpoint: Checkpoint, prompt: Prompt) -> None:
+    pieces: list[str] = []
+    answer = answer_prompt(model, checkpoint.tokenizer, prompt, DENSE, max_tokens=TOKENS, on_text=pieces.append)
+    assert answer.text == "".join(pieces) == expected(model, checkpoint, prompt)
+    assert answer.tokens <= TOKENS
+    assert answer.attention is None
+    assert answer.prefill_seconds > 0
+    assert answer.tokens_per_second == pytest.approx((answer.tokens - 1) / answer.decode_seconds)
+
+
+def test_with_every_level_1_the_answer_is_the_dense_one(model: Any, checkpoint: Checkpoint, prompt: Prompt) -> None:
+    answer = answer_prompt(model, checkpoint.tokenizer, prompt, shares(**FULL), max_tokens=TOKENS)
+    assert answer.text == expected(model, checkpoint, prompt)
+    assert answer.attention.summary.sparse_calls == 2
+    assert answer.attention.summary.sparse_density == 1
+
+
+def test_sparse_prefill_and_dense_decoding(model: Any, checkpoint: Checkpoint, prompt: Prompt) -> None:
+    dense = expected(model, checkpoint, prompt)
+    answer = answer_prompt(model, checkpoint.tokenizer, prompt, shares(**SPARSE), max_tokens=TOKENS)
+    summary = answer.attention.summary
+    assert summary.sparse_calls == 2
+    assert summary.dense_reasons == {"decode": 2 * (answer.tokens - 1)}
+    assert 0.3 < summary.sparse_density < 0.8
+    # PSA is gone from the model.
+    assert expected(model, checkpoint, prompt) == dense
+
+
+def test_the_answer_depends_on_what_is_seen(model: Any, checkpoint: Checkpoint, prompt: Prompt, clips: Path) -> None:
+    other = read_media(clips / "bikes.mp4", "video", num_frames=40)
+    about_other = make_prompt(checkpoint, other, "What moves?", max_tokens=TOKENS)
+    texts = {
+        answer_prompt(model, checkpoint.tokenizer, each, DENSE, max_tokens=TOKENS).text
+        for each in (prompt, about_other)
+    }
+    assert len(texts) == 2
+
+
+def test_an_answer_of_one_token_has_no_speed(model: Any, checkpoint: Checkpoint, prompt: Prompt) -> None:
+    answer = answer_prompt(model, checkpoint.tokenizer, prompt, DENSE, max_tokens=1)
+    assert (answer.tokens, answer.decode_seconds, answer.tokens_per_second) == (1, 0, None)
+
+
+def test_sampling_settings_of_the_checkpoint_are_put_aside(
+    model: Any, checkpoint: Checkpoint, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen2.5-VL's `generation_config.json` asks for sampling; answers are the same on every run all the same."""
+    greedy = answer_prompt(model, checkpoint.tokenizer, prompt, DENSE, max_tokens=TOKENS).text
+    for name, value in {"do_sample": True, "temperature": 5.0, "top_k": 50, "top_p": 0.9}.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert answer_prompt(model, checkpoint.tokenizer, prompt, DENSE, max_tokens=TOKENS).text == greedy
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        (None, "Qwen2.5-VL/psa_balanced"),
+        ("psa_balanced", "Qwen2.5-VL/psa_balanced"),
+        ("Wan2.1_1.3b/psa_balanced", "Wan2.1_1.3b/psa_balanced"),
+        ("dense", "dense"),
+    ],
+)
+def test_choose_attention(preset: str | None, name: str) -> None:
+    attention = choose_attention(preset, impl="reference")
+    assert attention.name == name
+    assert (attention.config is None) == (name == "dense")
+
+
+def test_an_unknown_preset() -> None:
+    with pytest.raises(ValueError, match="unknown preset 'psa_balance'.*psa_balanced"):
+        choose_attention("psa_balance")
+
+
+def test_qwen2_vl_is_asked_in_the_same_way(qwen_folder: Path, clips: Path, tmp_path: Path) -> None:
+    from small_qwen import save_small_qwen2_vl
+
+    checkpoint = find_checkpoint(str(save_small_qwen2_vl(qwen_folder, tmp_path / "small-qwen2")))
+    media = read_media(clips / "carphone_pristine.mp4", "video", num_frames=40)
+    prompt = make_prompt(checkpoint, media, "What moves?", max_tokens=TOKENS)
+    assert "second_per_grid_ts" not in prompt.inputs
+    model = checkpoint.load_weights(device=torch.device("cpu"), dtype=torch.float32)
+    answer = answer_prompt(model, checkpoint.tokenizer, prompt, shares(**FULL), max_tokens=TOKENS)
+    assert answer.text == expected(model, checkpoint, prompt)
+    assert answer.attention.summary.sparse_calls == 2

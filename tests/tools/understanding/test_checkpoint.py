@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from small_qwen import CHAT_TEMPLATE, CONTEXT
+
+from psa_triton.tools.understanding import find_checkpoint
+
+
+@pytest.fixture
+def copy(qwen_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(qwen_folder, tmp_path / "copy"))
+
+
+def test_a_folder(qwen_folder: Path) -> None:
+    checkpoint = find_checkpoint(str(qwen_folder))
+    assert (checkpoint.name, checkpoint.folder) == (str(qwen_folder), qwen_folder)
+    assert checkpoint.context == CONTEXT
+    model = checkpoint.load_weights(device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_chat_template_in_a_file_of_its_own(copy: Path) -> None:
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="has no chat template"):
+        find_checkpoint(str(copy))
+    (copy / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+    assert find_checkpoint(str(copy)).tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_no_folder() -> None:
+    with pytest.raises(FileNotFoundError, match="model: there is no folder /no/such/folder, nor is it"):
+        find_checkpoint("/no/such/folder")
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-vl-7b", "some/model"])
+def test_a_hub_model_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub_id = "Qwen/Qwen2.5-VL-7B-Instruct" if model == "qwen2.5-vl-7b" else model
+    with pytest.raises(OSError, match=f"model: {hub_id} is not on this machine .* run `hf download {hub_id}`"):
+        find_checkpoint(model)
+
+
+def test_a_hub_model_from_the_cache(monkeypatch: pytest.MonkeyPatch, qwen_folder: Path, tmp_path: Path) -> None:
+    """As `hf download some/model` leaves it: files under the commit that `main` names."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--some--model"
+    commit = "0123456789012345678901234567890123456789"
+    shutil.copytree(qwen_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    checkpoint = find_checkpoint("some/model")
+    assert checkpoint.name == "some/model"
+    assert checkpoint.load_weights(device=torch.device("cpu"), dtype=torch.float32).num_parameters() > 0
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model: expected a folder as transformers saves it, .* no .*config\.json"):
+        find_checkpoint(str(tmp_path))
+
+
+def test_a_model_of_another_kind(copy: Path) -> None:
+    (copy / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ValueError, match="model: expected one of qwen2_5_vl, qwen2_vl, got the gpt2 "):
+        find_checkpoint(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        pytest.param("config.json", "expected a folder as transformers saves it", id="config"),
+        pytest.param("preprocessor_config.json", "image processor", id="image-settings"),
+        pytest.param("tokenizer.json", "copy cannot be loaded: .*tokenizer", id="tokenizer"),
+    ],
+)
+def test_a_folder_with_a_part_missing(copy: Path, file: str, message: str) -> None:
+    (copy / file).unlink()
+    with pytest.raises((OSError, ValueError), match=message) as error:
+        find_checkpoint(str(copy))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_a_folder_with_a_part_damaged(copy: Path, file: str) -> None:
+    (copy / file).write_text("{")
+    with pytest.raises(OSError, match="model: .*copy cannot be loaded: ") as error:
+        find_checkpoint(str(copy))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_missing_or_damaged(copy: Path) -> None:
+    checkpoint = find_checkpoint(str(copy))
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(OSError, match="model: .*copy cannot be loaded: ") as error:
+        checkpoint.load_weights(device=torch.device("cpu"), dtype=torch.float32)
+    assert "\n" not in str(error.value)
+    weights.unlink()
+    with pytest.raises(OSError, match="model: .*copy cannot be loaded: .*model.safetensors"):
+        checkpoint.load_weights(device=torch.device("cpu"), dtype=torch.float32)

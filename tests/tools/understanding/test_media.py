@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from psa_triton.tools.understanding import read_media
+from psa_triton.tools.video import read_video, write_video
+
+
+def write_gif(path: Path, frames: int) -> None:
+    images = [Image.new("RGB", (16, 8), (40 * i, 0, 0)) for i in range(frames)]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=100)
+
+
+def turn(path: Path, degrees: int) -> None:
+    """Writes a rotation into an mp4, as a telephone does: into the matrix of its track header."""
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    cos, sin = {90: (0, 1), 180: (-1, 0)}[degrees]
+    one = 1 << 16
+    data[matrix : matrix + 20] = struct.pack(">5i", cos * one, sin * one, 0, -sin * one, cos * one)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "places"),
+    [(1, [0]), (2, [0, 119]), (5, [0, 30, 60, 89, 119]), (None, [0, 17, 34, 51, 68, 85, 102, 119])],
+    ids=["one", "ends", "five", "two-a-second"],
+)
+def test_frames_of_a_real_clip_are_evenly_spread(clips: Path, num_frames: int | None, places: list[int]) -> None:
+    everything = read_video(clips / "carphone_pristine.mp4")
+    media = read_media(clips / "carphone_pristine.mp4", "video", num_frames=num_frames)
+    assert np.array_equal(media.frames, everything.frames[places])
+    assert media.total_frames == 120
+    assert media.fps == pytest.approx(len(places) / 120 * everything.fps)
+
+
+def test_a_clip_with_fewer_frames_than_asked_for_gives_all(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
+    write_video(tmp_path / "short.mp4", pixels, fps=10)
+    media = read_media(tmp_path / "short.mp4", "video", num_frames=64)
+    assert (len(media.frames), media.total_frames, media.fps) == (3, 3, 10)
+
+
+def test_a_clip_that_was_filmed_on_its_side_is_put_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 16, 32, 3), dtype=np.uint8)
+    pixels[:, :, :16] = 255  # the left half is white
+    write_video(tmp_path / "turned.mp4", pixels, fps=10)
+    turn(tmp_path / "turned.mp4", 90)
+    frames = read_media(tmp_path / "turned.mp4", "video").frames
+    assert frames.shape == (2, 32, 16, 3)
+    # Turned a quarter clockwise, left is on top.
+    assert frames[:, :14].mean() > 240
+    assert frames[:, 18:].mean() < 15
+
+
+def test_an_animation_is_a_video(tmp_path: Path) -> None:
+    write_gif(tmp_path / "a.gif", 5)
+    media = read_media(tmp_path / "a.gif", "video", num_frames=3)
+    assert [round(frame[0, 0, 0] / 40) for frame in media.frames] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
+def test_an_image_of_any_kind_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    Image.new("RGB", (20, 10), "white").convert(mode).save(tmp_path / "image.png")
+    media = read_media(tmp_path / "image.png", "image")
+    assert media.frames.shape == (1, 10, 20, 3)
+    assert media.frames.dtype == np.uint8
+    assert (media.frames == 255).all()
+
+
+def test_an_image_is_put_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned clockwise
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    assert read_media(tmp_path / "photo.jpg", "image").frames.shape == (1, 20, 10, 3)
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError, match=r"input: there is no file nothing\.mp4"):
+        read_media("nothing.mp4", "video")
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_file_that_is_neither(tmp_path: Path, kind) -> None:
+    (tmp_path / "notes.txt").write_text("nothing to see")
+    with pytest.raises(ValueError, match=r"input: .*notes\.txt"):
+        read_media(tmp_path / "notes.txt", kind)
+
+
+def test_the_wrong_kind(clips: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10)).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match=r"got the image .*image\.png; it needs type image"):
+        read_media(tmp_path / "image.png", "video")
+    with pytest.raises(ValueError, match=r"got .*bikes\.mp4, which is none; a video needs type video"):
+        read_media(clips / "bikes.mp4", "image")
+
+
+def test_files_with_nothing_in_them(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "empty.avi"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 16
+        stream.pix_fmt = "yuv420p"
+        container.start_encoding()
+    with pytest.raises(ValueError, match="which has no frames"):
+        read_media(tmp_path / "empty.avi", "video")
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(ValueError, match="which has none"):
+        read_media(tmp_path / "sound.wav", "video")
+
+
+def test_damaged_files(clips: Path, tmp_path: Path) -> None:
+    Image.effect_noise((64, 64), 50).save(tmp_path / "image.png")
+    for name, source, kind in (("a.png", tmp_path / "image.png", "image"), ("a.mp4", clips / "bikes.mp4", "video")):
+        data = source.read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(ValueError, match="cannot be read"):
+            read_media(tmp_path / name, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_frames", "message"),
+    [
+        ("video", 0, "num_frames: expected at least 1, got 0"),
+        ("image", 4, "num_frames: expected it with a video"),
+        ("sound", None, "type: expected one of image, video, got 'sound'"),
+    ],
+)
+def test_bad_arguments(clips: Path, kind, num_frames: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_media(clips / "bikes.mp4", kind, num_frames=num_frames)
