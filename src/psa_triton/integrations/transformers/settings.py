@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 import torch
@@ -83,12 +82,17 @@ def check_causal(config: Any) -> None:
         raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use config.replace(attn_impl='auto')")
 
 
-@cache
-def _read_default() -> Settings:
-    return Settings(resolve(section=QWEN2_5_VL.preset_section).config)
+_default: list[Settings] = []
 
 
-@torch.compiler.assume_constant_result
 def default_settings() -> Settings:
     """Of models that name `psa` without `apply_psa`: the paper's for understanding. Read at the first call."""
-    return _read_default()
+    _read_default()
+    return _default[0]
+
+
+@torch.compiler.assume_constant_result  # done while a graph is traced, and no part of it
+def _read_default() -> bool:
+    if not _default:
+        _default.append(Settings(resolve(section=QWEN2_5_VL.preset_section).config))
+    return True
