@@ -17,7 +17,6 @@ from torch import Tensor
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count
-from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.tools.cli.progress import VideoProgress, logging_to
 from psa_triton.tools.cli.target import Target
 from psa_triton.tools.evaluation import CallSite
@@ -145,9 +144,9 @@ class InspectRun:
                     header |= {key: str(value) for key, value in place.items()}
                     write_qkv(self.folder / f"qkv_{place_name(place)}.safetensors", inputs, header, files.write)
 
-            with QKVTap(pipe) as tap, VideoProgress(self.console, 1) as progress:
+            with VideoProgress(self.console, 1) as progress:
                 on_step = progress.start_video(request.prompt, request.num_inference_steps)
-                generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(tap, layers, steps, on_call))
+                generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(layers, steps, on_call))
             if not calls:
                 raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
             settings = settings_of(

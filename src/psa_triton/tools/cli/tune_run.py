@@ -19,7 +19,6 @@ from torch import Tensor
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count
-from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.presets import shipped_presets
 from psa_triton.tools.cli.errors import told_if_interrupted
 from psa_triton.tools.cli.progress import VideoProgress, logging_to
@@ -96,10 +95,10 @@ class TuneRun:
         with self._begun(config, steps) as goal, logging_to(self.console, verbose=False):
             pipe = target.load(requests[0], self.console)
             dense = Attention(name="dense, tapped", config=_READ_ALL, impl=self.base.impl)
-            with QKVTap(pipe) as tap, VideoProgress(self.console, len(requests)) as progress:
+            with VideoProgress(self.console, len(requests)) as progress:
                 for request in requests:
                     on_step = progress.start_video(request.prompt, steps)
-                    probe = Probe(tap, range(layer_count(pipe.transformer)), part_of, on_call)
+                    probe = Probe(range(layer_count(pipe.transformer)), part_of, on_call)
                     generate_video(pipe, request, dense, on_step=on_step, on_levels=probe)
                     progress.end_video()
             tuned, uniform = self._finish(make_cells(measured, chosen), chosen, goal, config, steps)
