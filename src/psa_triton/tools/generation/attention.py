@@ -19,7 +19,7 @@ DENSE_NAME = "dense"
 _DENSE_PRESET = "tiny-wan/baseline"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DenseParts:
     """What runs dense though attention is sparse, besides the warm-up of the configuration."""
 
