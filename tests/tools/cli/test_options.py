@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from psa_triton.impl import Impl
-from psa_triton.models import find_model
+from psa_triton.models import MODELS
 from psa_triton.tools.cli.commands import Compare, Understand
 from psa_triton.tools.cli.options import DenseOptions, PresetOptions
 from psa_triton.tools.cli.target import load, read_dense_parts
@@ -23,7 +23,7 @@ def test_a_model_for_taking_times_is_labelled_so(
     key: str, told: bool, source: ModelSource, request_320: VideoRequest
 ) -> None:
     output = io.StringIO()
-    known = replace(source, name=key, spec=find_model(key))
+    known = replace(source, name=key, spec=MODELS[key])
     load(Target(known, torch.device("cpu"), torch.float32), request_320, Console(file=output))
     assert (f"{key} is for taking times" in output.getvalue()) is told
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from rich.table import Table
 
-from psa_triton.presets import load_presets_file
+from psa_triton.presets import resolve
 from psa_triton.tools.bench import Case, Settings, judge, measure_scaling
 from psa_triton.tools.bench.measure import CHOICE, DENSE, FLEX, FLEX_SPARSE, KERNEL, PSA
 from psa_triton.tools.bench.report import plot, report
@@ -29,12 +29,9 @@ def run(options: Bench) -> None:
         ValueError: an option is wrong, or the preset is dense.
     """
     shape, folder = find_shape(options.shape), options.output_dir
-    section, preset = shape.section, options.attention_preset
-    if preset is not None and "/" in preset:
-        section, _, preset = preset.partition("/")
-    name, config = load_presets_file(options.preset.config).attention(section, preset)
-    if config is None:
-        raise ValueError(f"attention_preset: expected a sparse one to hold against dense attention, got {name}")
+    preset = resolve(options.attention_preset, shape.section, options.preset.config)
+    if (config := preset.config) is None:
+        raise ValueError(f"attention_preset: expected a sparse one to hold against dense attention, got {preset.name}")
     device = choose_device(options.machine.device)
     measured = shape.with_heads(_heads(shape, options.heads, device))
     settings = Settings(
@@ -47,7 +44,7 @@ def run(options: Bench) -> None:
         seconds=options.seconds,
     )
     dtype = str(settings.dtype).removeprefix("torch.")
-    title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {dtype}, {name}"
+    title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {dtype}, {preset.name}"
     console = make_console()
     cases: list[Case] = []
     with output_folder(folder, room=_ROOM), Hold(folder):
@@ -62,7 +59,7 @@ def run(options: Bench) -> None:
             measured,
             cases,
             verdict,
-            preset=name,
+            preset=preset.name,
             config=config.model_dump(mode="json"),
             dtype=dtype,
             repeats=options.repeats,

@@ -16,7 +16,6 @@ from transformers.utils import logging as transformers_logging
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.models import model_key
 from psa_triton.names import unknown_name
-from psa_triton.presets import load_presets_file
 from psa_triton.tools.cli.options import (
     AttentionOptions,
     DenseOptions,
@@ -40,6 +39,7 @@ from psa_triton.tools.generation import (
     configured_models,
     find_source,
     load_pipeline,
+    named_attention,
     read_prompts,
 )
 
@@ -142,13 +142,11 @@ def attention_for_files(preset: str | None, options: PresetOptions, *, files: st
     Raises:
         ValueError: it is not, as `files` tell no model; or there is no such preset.
     """
-    section, _, name = (preset or "").partition("/")
-    if not name:
+    if "/" not in (preset or ""):
         raise ValueError(
             f"attention_preset: expected SECTION/PRESET, as {files}, got {preset!r}; `psa presets list` shows them"
         )
-    found, config = load_presets_file(options.config).attention(section, name)
-    return Attention(name=found, config=config, impl=options.impl)
+    return named_attention(preset, file=options.config, impl=options.impl)
 
 
 def load(target: Target, request: VideoRequest, console: Console) -> DiffusionPipeline:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from psa_triton.integrations.transformers.stats import DECODE
+from psa_triton.models import QWEN2_5_VL
 from psa_triton.tools.cli.commands import Understand
 from psa_triton.tools.cli.console import make_console
 from psa_triton.tools.cli.target import find_place, loading, wanted_attention
-from psa_triton.tools.generation import Attention
+from psa_triton.tools.generation import Attention, named_attention
 from psa_triton.tools.understanding import (
     Answer,
     Media,
     Prompt,
     answer_prompt,
     check_media,
-    choose_attention,
     find_checkpoint,
     make_prompt,
     read_media,
@@ -27,7 +29,9 @@ def run(options: Understand, *, sparse: bool = True) -> None:
         OSError: a file is missing or damaged, or the model is not on this machine and cannot be fetched.
         ValueError: an option is wrong, or the question does not fit into the model's context.
     """
-    attention = wanted_attention(options.attention, choose_attention, sparse=sparse)
+    attention = wanted_attention(
+        options.attention, partial(named_attention, section=QWEN2_5_VL.preset_section), sparse=sparse
+    )
     device, dtype = find_place(options.machine, options.attention.preset.impl)
     check_media(options.input, options.type, num_frames=options.preprocess_frames)
     checkpoint = find_checkpoint(options.model, max_pixels=options.max_pixels)
