@@ -27,7 +27,7 @@ from psa_triton.integrations.diffusers.steps import Schedule
 from psa_triton.integrations.removal import ATTACHED_ALREADY, ATTACHMENT
 from psa_triton.integrations.wrappers import held_models, library, unwrap
 from psa_triton.models import recognise
-from psa_triton.presets import load_preset, load_presets_file
+from psa_triton.presets import DENSE, resolve
 
 Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel | CogVideoXTransformer3DModel
 
@@ -173,7 +173,7 @@ def apply_psa(
         pipe_or_transformer: a pipeline, modular or not, with a `transformer`, a `transformer_2` or both; or a
             transformer. A transformer may be wrapped by PEFT, `DistributedDataParallel` or the like.
         config_or_preset: a configuration; a preset's name in the section of the recognised model; "SECTION/PRESET";
-            None for the default preset of the recognised model.
+            `dense`; None for the default preset of the recognised model.
         scheduler: tells the denoising step of forwards outside of a pipeline's call; by default the pipeline's,
             whichever it has at the time. If steps matter (`warmup_steps`, `dense_last_steps`, a `budget_table`), a
             forward whose step cannot be told raises a ValueError.
@@ -319,22 +319,22 @@ def _config(pipe: Any, config_or_preset: Any, transformers: dict[str, Transforme
             "config_or_preset: expected a PSAConfig, a preset's name, 'SECTION/PRESET' or None, "
             f"got {type(config_or_preset).__name__}"
         )
-    if config_or_preset is not None and "/" in config_or_preset:
-        section, _, preset = config_or_preset.partition("/")
-        return load_preset(section, preset)
+    if config_or_preset == DENSE.name or "/" in (config_or_preset or ""):
+        return resolve(config_or_preset).config
     section = _section(config_or_preset, transformers)
-    if pipe is not None:
-        check_video_scale(pipe, section, load_presets_file().section(section).video_scale)
-    return load_preset(section, config_or_preset)
+    found = resolve(config_or_preset, section)
+    if pipe is not None and found.video_scale is not None:
+        check_video_scale(pipe, section, found.video_scale)
+    return found.config
 
 
 def _section(preset: str | None, transformers: dict[str, Transformer]) -> str:
     transformer = next(iter(transformers.values()))
     described = {**transformer.config, "_class_name": type(transformer).__name__}
-    section = recognise(described, two_transformers="transformer_2" in transformers)
-    if section is None:
+    spec = recognise(described, two_transformers="transformer_2" in transformers)
+    if spec is None:
         raise ValueError(
             f"config_or_preset: got {preset!r}, but this {type(transformer).__name__} is no known checkpoint, "
             "so it has no presets; pass a PSAConfig, or 'SECTION/PRESET' to borrow a known model's preset"
         )
-    return section
+    return spec.preset_section

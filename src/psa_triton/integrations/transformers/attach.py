@@ -20,7 +20,7 @@ from psa_triton.integrations.transformers.settings import AttachedLayer, Setting
 from psa_triton.integrations.transformers.stats import PSAStats, Recorder
 from psa_triton.integrations.wrappers import held_models, is_language_pipeline, library, unwrap
 from psa_triton.models import QWEN2_5_VL
-from psa_triton.presets import load_preset
+from psa_triton.presets import resolve
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +101,8 @@ def apply_psa(
     Args:
         model: any model whose text layers take their attention from transformers' `AttentionInterface`; one that is
             wrapped, by PEFT, `torch.compile` or `DistributedDataParallel`, say; or what `transformers.pipeline` makes.
-        config_or_preset: a configuration; a preset's name in section `Qwen2.5-VL`; "SECTION/PRESET"; None for the
-            default preset of `Qwen2.5-VL`.
+        config_or_preset: a configuration; a preset's name in section `Qwen2.5-VL`; "SECTION/PRESET"; `dense`; None
+            for the default preset of `Qwen2.5-VL`.
         impl: implementation of the operator, as in `psa_attention`.
         min_tokens: sequences of fewer keys run dense; by default those of fewer than three key blocks.
         dense_layers: indexes of the text layers that run dense.
@@ -201,5 +201,4 @@ def _config(config_or_preset: Any) -> PSAConfig | None:
             "config_or_preset: expected a PSAConfig, a preset's name, 'SECTION/PRESET' or None, "
             f"got {type(config_or_preset).__name__}"
         )
-    section, slash, preset = (config_or_preset or "").rpartition("/")
-    return load_preset(section if slash else QWEN2_5_VL.preset_section, preset or None)
+    return resolve(config_or_preset, QWEN2_5_VL.preset_section).config

@@ -6,11 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
+
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.integrations.transformers.stats import Recorder
 from psa_triton.models import QWEN2_5_VL
-from psa_triton.presets import load_preset
+from psa_triton.presets import resolve
 
 MIN_KEY_BLOCKS: Final = 3
 """A sequence of fewer key blocks than this runs dense: the first block and those on the diagonal leave no choice.
@@ -78,5 +80,17 @@ def check_causal(config: Any) -> None:
         raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use config.replace(attn_impl='auto')")
 
 
-DEFAULT_SETTINGS: Final = Settings(load_preset(QWEN2_5_VL.preset_section))
-"""Of models that name `psa` without `apply_psa`: the paper's for understanding."""
+_default: list[Settings] = []
+
+
+def default_settings() -> Settings:
+    """Of models that name `psa` without `apply_psa`: the paper's for understanding. Read at the first call."""
+    _read_default()
+    return _default[0]
+
+
+@torch.compiler.assume_constant_result  # done while a graph is traced, and no part of it
+def _read_default() -> bool:
+    if not _default:
+        _default.append(Settings(resolve(section=QWEN2_5_VL.preset_section).config))
+    return True
