@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from real.measure import measure_method
-from real.methods import GROUPS, Method
+from real_attention import GROUPS
+from real.methods import Method, measure_method
 from real.sample import Sample, take_sample
 from tensors import AttentionTensors
 from tensors.adversarial import adversarial_tensors
