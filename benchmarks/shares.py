@@ -24,12 +24,15 @@ def scaled(weights: Mapping[int, float], factor: float, rest: int = 0) -> Ratios
     return ratios | {rest: (start, 1.0)}
 
 
-def greatest(fits: Callable[[float], bool], most: float) -> float:
-    """The greatest number up to `most` that fits, by halving; smaller ones fit if a greater one does."""
+def bounds(fits: Callable[[float], bool], most: float) -> tuple[float, float]:
+    """A number that fits and a slightly greater one that does not, by halving; smaller ones fit if a greater one does.
+
+    Twice `most` if it fits.
+    """
     if fits(most):
-        return most
+        return most, most
     low, high = 0.0, most
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return low, high

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from shares import greatest, scaled
+from shares import bounds, scaled
 from torch import Tensor
 
 from psa_triton import PSAConfig, block_importance, pyramid_attention, select_levels
@@ -153,7 +153,8 @@ def _by_shares(sample: Sample, method: Method) -> Callable[[float], Tensor]:
         return exempt_levels(chosen, keep_first_block=sample.is_causal, **sizes)
 
     def within(density: float) -> Tensor:
-        return levels(greatest(lambda factor: _read(sample, method, levels(factor)) <= density, 1.0 / shares[1]))
+        fitting, _ = bounds(lambda factor: _read(sample, method, levels(factor)) <= density, 1.0 / shares[1])
+        return levels(fitting)
 
     return within
 

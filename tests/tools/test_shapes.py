@@ -5,8 +5,8 @@ import torch
 
 from psa_triton.models import PRESET_SECTIONS
 from psa_triton.presets import load_presets_file
-from psa_triton.tools.bench import SHAPES, find_shape
 from psa_triton.tools.bench.inputs import local_inputs
+from psa_triton.tools.shapes import SHAPES, find_shape
 
 
 def test_token_counts_are_those_of_the_models() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from psa_triton.config import PSAConfig
-    from psa_triton.tools.bench import Case
+    from psa_triton.tools.bench.measure import Case
 
 _ROOM = 1 << 18
 """Bytes of the numbers and the plot, roughly."""
@@ -56,8 +56,8 @@ def bench(
     # Here and not above: torch takes seconds to import.
     from rich.console import Console
 
-    from psa_triton.tools.bench import Settings, judge, measure_scaling
-    from psa_triton.tools.bench.report import plot, report
+    from psa_triton.tools.bench.measure import Settings, measure_scaling
+    from psa_triton.tools.bench.report import judge, plot, report
     from psa_triton.tools.files import Hold, output_folder, staged
     from psa_triton.tools.generation import choose_device, choose_dtype, surroundings
     from psa_triton.tools.generation.sidecar import json_bytes
