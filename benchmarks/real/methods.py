@@ -85,7 +85,10 @@ def measure_set(inputs: InputSet, methods: Mapping[str, Method], costs: Sequence
 
 
 def measure_method(sample: Sample, method: Method, costs: Iterable[float]) -> list[Point]:
-    """A point for every wanted total cost: the most that it pays for, or the least there is."""
+    """A point for every wanted total cost: the most that it pays for, or the least there is.
+
+    None for costs that a budget's estimate uses up.
+    """
     is_exact = method.importance == "exact"
     estimate = 0.0 if is_exact else estimation_cost(method.importance, sample.block_m, method.block_n)
     overhead = sample.order_cost + estimate
@@ -93,6 +96,8 @@ def measure_method(sample: Sample, method: Method, costs: Iterable[float]) -> li
     levels_within = choose(sample, method)
     points = []
     for wanted in costs:
+        if method.shares is None and wanted <= overhead:
+            continue
         levels = levels_within(wanted - overhead)
         found = pyramid_attention(
             *(sample.q, sample.k, sample.v, levels),
@@ -125,7 +130,7 @@ def _by_budget(sample: Sample, method: Method) -> Callable[[float], Tensor]:
     estimate = estimation_cost(method.importance, sample.block_m, method.block_n)
 
     def within(density: float) -> Tensor:
-        choice = level_choice(config.replace(budget=min(1.0, max(density, 0.0) + estimate)))
+        choice = level_choice(config.replace(budget=min(1.0, density + estimate)))
         return choose_levels(sample.q, sample.k, choice, scale=sample.scale, v=sample.v, is_causal=sample.is_causal)
 
     return within

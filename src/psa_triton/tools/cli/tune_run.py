@@ -29,6 +29,7 @@ from psa_triton.tools.evaluation.measures.pixels import psnr
 from psa_triton.tools.files import Hold, output_folder, staged
 from psa_triton.tools.generation import DENSE, Attention, VideoRequest, generate_video
 from psa_triton.tools.inspection import AttentionInputs, Probe, QKVFile
+from psa_triton.tools.inspection.probe import READ_ALL
 from psa_triton.tools.tuning import (
     Allocation,
     Cell,
@@ -48,8 +49,6 @@ from psa_triton.tools.tuning import (
     write_presets,
 )
 
-_READ_ALL = PSAConfig(block_n=128, mask_ratios={1: (0.0, 1.0)}, importance="pooled", use_rearrange=False)
-"""Dense attention, in a form that tells of its calls; tokens stay in their own order."""
 _FEW_LAYERS = 12
 _ROOM = 1 << 18
 """Bytes of the presets file and the picture, roughly."""
@@ -95,7 +94,7 @@ class TuneRun:
 
         with self._begun(config, steps) as goal, logging_to(self.console, verbose=False):
             pipe = target.load(requests[0], self.console)
-            dense = Attention(name="dense, tapped", config=_READ_ALL, impl=self.base.impl)
+            dense = Attention(name="dense, tapped", config=READ_ALL, impl=self.base.impl)
             with QKVTap(pipe) as tap, VideoProgress(self.console, len(requests)) as progress:
                 for request in requests:
                     on_step = progress.start_video(request.prompt, steps)
