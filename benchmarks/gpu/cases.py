@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from psa_triton.importance import block_importance
 from psa_triton.kernels import attend_levels
 from psa_triton.levels import exempt_levels, read_density, select_levels
-from psa_triton.tools.shapes import AttentionShape, find_shape
+from psa_triton.tools.shapes import AttentionShape
 
 BLOCK_M, BLOCK_N = 128, 64
 BLOCKS: Final = dict(block_m=BLOCK_M, block_n=BLOCK_N)
@@ -25,11 +25,21 @@ MASKS: Final = {"pyramid": DEFAULT, "levels 1/0": BLOCK_SPARSE}
 CHECKED: Final = {1: (0.0, 0.2), 2: (0.2, 0.4), 4: (0.4, 0.6), 8: (0.6, 0.8), 0: (0.8, 1.0)}
 """Shares that put every level to the test."""
 
-SHAPES: Final = tuple(map(find_shape, ("wan21-720p", "wan21-480p", "wan21-14b-720p", "cogvideo-480p", "qwen25vl-32k")))
-SMALL_SHAPES: Final = (
-    replace(find_shape("tiny-wan"), name="small", heads=1, key_heads=1, dim=32, grid=(3, 10, 10)),
-    replace(find_shape("qwen25vl-32k"), name="small causal", heads=2, key_heads=1, dim=32, grid=(1, 13, 20)),
+
+def _shape(name: str, heads: int, tokens: int, dim: int, **marks: Any) -> AttentionShape:
+    """Of `known_shapes`, which need a presets file and so more than torch and triton."""
+    named = dict(name=name, video="", section="", heads=heads, grid=(1, 1, tokens), dim=dim)
+    return AttentionShape(**{**named, "key_heads": heads, **marks})
+
+
+SHAPES: Final = (
+    _shape("Wan 720p, 12 heads", 12, 75_600, 128),
+    _shape("Wan 480p", 12, 32_760, 128),
+    _shape("Wan 720p, 40 heads", 40, 75_600, 128),
+    _shape("CogVideoX", 48, 17_776, 64),
+    _shape("Qwen2.5-VL prefill", 28, 32_768, 128, key_heads=4, is_causal=True),
 )
+SMALL_SHAPES: Final = (_shape("small", 1, 300, 32), _shape("small causal", 2, 260, 32, key_heads=1, is_causal=True))
 
 
 @dataclass(frozen=True)
