@@ -13,8 +13,9 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
+from psa_triton.impl import Impl, check_impl
 from psa_triton.importance import estimation_cost
+from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.diffusers import cogvideox, wan
 from psa_triton.integrations.diffusers.pipelines import is_pipeline, transformers_of
 from psa_triton.integrations.diffusers.processor import PSAProcessor
@@ -177,9 +178,9 @@ def apply_psa(
             whichever it has at the time. If steps matter (`warmup_steps`, `dense_last_steps`, a `budget_table`), a
             forward whose step cannot be told raises a ValueError.
         impl: implementation of the operator, as in `psa_attention`.
-        min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than two key blocks, and on a CPU
-            those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a GPU
-            nothing has been measured yet.
+        min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than eight key blocks, and on a
+            CPU those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a
+            GPU nothing has been measured yet.
         dense_last_steps: number of denoising steps at the end that run dense, like `config.warmup_steps` at the start.
         dense_layers: indexes of the blocks, of each transformer, that run dense in every step.
         time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
@@ -190,7 +191,7 @@ def apply_psa(
         The handle to read statistics from and to detach with.
 
     Raises:
-        TypeError: if an argument is of a class that isn't supported.
+        TypeError: if an argument is of a class or type that isn't supported.
         ValueError: if PSA is attached already or the transformer compiled already; if a preset is asked for by name and
             the model isn't recognised; if `video_scale` of its section is not the pipeline's; if there are dense steps
             and no scheduler to tell them by; if `min_tokens`, `dense_last_steps` or `dense_layers` is out of range; if
@@ -203,7 +204,12 @@ def apply_psa(
     pipe = pipe_or_transformer if is_pipeline(pipe_or_transformer) else None
     transformers = {name: unwrap(transformer) for name, transformer in transformers.items()}
     config = _config(pipe, config_or_preset, transformers)
-    rules = DenseRules(config, min_tokens, dense_last_steps, frozenset(dense_layers))
+    rules = DenseRules(
+        config,
+        None if min_tokens is None else as_count("min_tokens", min_tokens),
+        as_count("dense_last_steps", dense_last_steps),
+        as_indexes("dense_layers", dense_layers),
+    )
     for transformer in transformers.values():
         rules.check(layers=layer_count(transformer))
     if scheduler is not None and not hasattr(scheduler, "timesteps"):
@@ -222,7 +228,8 @@ def apply_psa(
     )
     attachments = [
         _attach(
-            transformer, ForwardState(name, rules, schedule=schedule, recorder=recorder, impl=impl, on_levels=on_levels)
+            transformer,
+            ForwardState(name, rules, schedule=schedule, recorder=recorder, impl=check_impl(impl), on_levels=on_levels),
         )
         for name, transformer in transformers.items()
     ]

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
+from psa_triton.impl import Impl, check_impl
+from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.removal import ATTACHED_ALREADY, ATTACHMENT
 from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE
 from psa_triton.integrations.transformers.registration import NAME
@@ -117,7 +118,8 @@ def apply_psa(
     """
     model = _model(model)
     config = _config(config_or_preset)
-    settings = Settings(config, impl, min_tokens, frozenset(dense_layers))
+    least = None if min_tokens is None else as_count("min_tokens", min_tokens)
+    settings = Settings(config, check_impl(impl), least, as_indexes("dense_layers", dense_layers))
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
         raise ValueError(f"model: PSA is attached to it already; {ATTACHED_ALREADY}")
     recorder = Recorder(timed=time_layers or (config is not None and config.verbose))

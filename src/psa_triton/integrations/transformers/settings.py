@@ -27,7 +27,7 @@ class Settings:
 
     Raises:
         TypeError: if `config` is no configuration.
-        ValueError: if the configuration has no causal form, or `min_tokens` is negative.
+        ValueError: if the configuration has no causal form.
     """
 
     config: PSAConfig | None
@@ -42,8 +42,6 @@ class Settings:
     def __post_init__(self) -> None:
         if self.config is not None:
             check_causal(self.config)
-        if self.min_tokens is not None and self.min_tokens < 0:
-            raise ValueError(f"min_tokens: expected 0 or more, got {self.min_tokens}")
 
     def least_tokens(self, config: PSAConfig) -> int:
         """The fewest keys that run sparse with `config`."""
