@@ -176,13 +176,12 @@ def test_a_layer_that_a_cache_skipped_refreshes() -> None:
     assert ways(attend.outs) == "rr" + "s" + "sr"
 
 
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["same order", "swapped"])
-@pytest.mark.parametrize("second_prompt", [OTHER_PROMPT, PROMPT], ids=["two prompts", "one prompt twice"])
-def test_passes_keep_their_own(order: tuple[int, int], second_prompt: Tensor) -> None:
-    """Two forwards a step; a later step may run them in another order, which prompts tell and equal ones cannot."""
+@pytest.mark.parametrize(
+    ("second_prompt", "order"), [(OTHER_PROMPT, (0, 1)), (OTHER_PROMPT, (1, 0)), (PROMPT, (0, 1))]
+)
+def test_passes_keep_their_own(second_prompt: Tensor, order: tuple[int, int]) -> None:
+    """Two forwards a step, told apart by their prompts whatever their order, and equal ones by their order."""
     prompts = [PROMPT, second_prompt]
-    if second_prompt is PROMPT and order == (1, 0):
-        pytest.skip("nothing tells them apart but their order")
     walks = [list(walk(2, seed=seed)) for seed in (1, 2)]
     alone = [run(calls(refresh_every=2), steps)[0] for steps in walks]
     attend, this_run = calls(refresh_every=100), object()
@@ -296,7 +295,7 @@ def test_kept_forms(form: Any, error: float, on_host: bool) -> None:
     ("settings", "gib"),
     [
         ({"refresh_every": 4}, 12.98),
-        ({"refresh_every": 4, "keep": "fp8"}, 6.90),
+        ({"refresh_every": 4, "keep": "fp8"}, 6.69),
         ({"refresh_every": 4, "keep": "mean4"}, 3.24),
         ({"refresh_every": 4, "sparse_every": 2}, 25.96),
         ({"refresh_every": 4, "sparse_every": 0}, 12.98),
