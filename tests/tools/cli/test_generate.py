@@ -82,7 +82,7 @@ def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
     def no_weights(*_: object, **__: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("psa_triton.tools.generation.launched_processes", lambda: nullcontext(Processes(count=2)))
+    monkeypatch.setattr("psa_triton.tools.cli.generate.launched_processes", lambda: nullcontext(Processes(count=2)))
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_weights)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red square\na blue ring\na green cross\n")
