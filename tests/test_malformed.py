@@ -177,7 +177,7 @@ PRESET_FILES: list[tuple[str | bytes, str, str]] = [
     (SECTION.replace("width_divisor: 16", "width: 16"), "Mine.video_scale.width", "unknown key 'width'"),
     (SECTION.replace(", depth_divisor: 4", ""), "Mine.video_scale.depth_divisor", "this key is required"),
     (SECTION.replace("    a: {type: psa}\n", ""), "Mine.attention_configs", "expected a mapping, got None"),
-    (SECTION.replace("\n    a: {type: psa}", " {}"), "Mine.attention_configs", "at least 1 item"),
+    (SECTION.replace("\n    a: {type: psa}", " {}"), "Mine.attention_configs", "expected at least 1 of them"),
     (SECTION.replace("\n    a: {type: psa}", " [a]"), "Mine.attention_configs", "expected a mapping, got ['a']"),
     (SECTION + "    a: {type: dense}\n", "Mine.attention_configs.a", "key given twice"),
     (SECTION + SECTION, "Mine", "key given twice, in lines 1 and 7"),
