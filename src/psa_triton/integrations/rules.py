@@ -29,11 +29,7 @@ times as many. No GPU has been measured yet: there `MIN_KEY_BLOCKS` alone decide
 
 @dataclass(frozen=True, kw_only=True)
 class DenseRules:
-    """What runs dense in a model.
-
-    Raises:
-        ValueError: a number is negative.
-    """
+    """What runs dense in a model."""
 
     kind: Kind
     """Of the model."""
@@ -45,11 +41,6 @@ class DenseRules:
     """Indexes of the layers that run dense."""
     last_steps: int = 0
     """Denoising steps at the end that run dense."""
-
-    def __post_init__(self) -> None:
-        for name, value in (("min_tokens", self.min_tokens), ("dense_last_steps", self.last_steps)):
-            if value is not None and value < 0:
-                raise ValueError(f"{name}: expected 0 or more, got {value}")
 
     @property
     def need_steps(self) -> bool:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
+from psa_triton.impl import Impl, check_impl
+from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.diffusers.families import FAMILIES, family_name
 from psa_triton.integrations.diffusers.forward import ForwardState, OnLevels
 from psa_triton.integrations.diffusers.intercept import PSAProcessor, wrap_processor
@@ -111,9 +112,9 @@ def apply_psa(
             whichever it has at the time. If steps matter (`warmup_steps`, `dense_last_steps`, a `budget_table`), a
             forward whose step cannot be told raises a ValueError.
         impl: implementation of the operator, as in `psa_attention`.
-        min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than two key blocks, and on a CPU
-            those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a GPU
-            nothing has been measured yet.
+        min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than eight key blocks, and on a
+            CPU those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a
+            GPU nothing has been measured yet.
         dense_last_steps: number of denoising steps at the end that run dense, like `config.warmup_steps` at the start.
         dense_layers: indexes of the attention layers, of each transformer, that run dense in every step.
         time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
@@ -124,7 +125,7 @@ def apply_psa(
         The handle to read statistics from and to detach with.
 
     Raises:
-        TypeError: if an argument is of a class that isn't supported.
+        TypeError: if an argument is of a class or type that isn't supported.
         ValueError: if PSA is attached already, the transformer compiled already, or a pattern of its family names no
             layer; if a preset is asked for by name and the model isn't recognised; if `video_scale` of its section is
             not the pipeline's; if there are dense steps and no scheduler to tell them by; if `min_tokens`,
@@ -140,9 +141,9 @@ def apply_psa(
     rules = DenseRules(
         kind="diffusion",
         config=config,
-        min_tokens=min_tokens,
-        layers=frozenset(dense_layers),
-        last_steps=dense_last_steps,
+        min_tokens=None if min_tokens is None else as_count("min_tokens", min_tokens),
+        layers=as_indexes("dense_layers", dense_layers),
+        last_steps=as_count("dense_last_steps", dense_last_steps),
     )
     for transformer in transformers.values():
         rules.check_layers(range(layer_count(transformer)))
@@ -168,7 +169,7 @@ def apply_psa(
                 rules,
                 schedule=schedule,
                 recorder=recorder,
-                impl=impl,
+                impl=check_impl(impl),
                 on_levels=on_levels,
             ),
         )

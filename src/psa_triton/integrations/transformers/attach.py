@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
+from psa_triton.impl import Impl, check_impl
+from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
@@ -81,8 +82,13 @@ def apply_psa(
     """
     model = _model(model)
     config = _config(config_or_preset)
-    rules = DenseRules(kind="language", config=config, min_tokens=min_tokens, layers=frozenset(dense_layers))
-    settings = Settings(rules, impl)
+    rules = DenseRules(
+        kind="language",
+        config=config,
+        min_tokens=None if min_tokens is None else as_count("min_tokens", min_tokens),
+        layers=as_indexes("dense_layers", dense_layers),
+    )
+    settings = Settings(rules, check_impl(impl))
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
         raise ValueError(f"model: PSA is attached to it already; {ATTACHED_ALREADY}")
     recorder: Recorder[CallKey, PSAStats] = Recorder(
