@@ -25,7 +25,7 @@ from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console
 from psa_triton.tools.cli.errors import told_if_interrupted
 from psa_triton.tools.cli.options import refuse
 from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
-from psa_triton.tools.evaluation import CallSite
+from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.evaluation.measures.pixels import psnr
 from psa_triton.tools.files import Hold, output_folder, staged
 from psa_triton.tools.generation import (
