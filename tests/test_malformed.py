@@ -21,7 +21,7 @@ from psa_triton.presets import PresetError, load_preset, load_presets_file
 from psa_triton.tools.evaluation.case import Case, read_finished
 from psa_triton.tools.generation import VideoRequest, find_source, plan_jobs, read_prompts
 from psa_triton.tools.generation.lora import find_lora, load_lora
-from psa_triton.tools.inspection import read_qkv
+from psa_triton.tools.inspection.qkv_file import read_qkv
 
 
 def check_words(error: BaseException, *expected: str) -> None:
