@@ -34,6 +34,10 @@ KeptForm = Literal["full", "fp8", "mean2", "mean4", "mean8"]
 Way = Literal["broadcast", "sparse", "refresh"]
 
 
+DEFAULT_PROBE = 0.01
+"""Share of the query rows that are computed exactly where errors are to be bounded and no other share is given."""
+
+
 def _pairs(value: Any) -> Any:
     """YAML has no tuples and may quote the level: accept lists and digit strings."""
     if not isinstance(value, dict):
@@ -123,6 +127,10 @@ class Reuse(BaseModel):
     def broadcasts(self) -> bool:
         """Whether there are steps that repeat an output."""
         return self.max_error is not None or self.sparse_every != 1
+
+    def covers(self, layer: int) -> bool:
+        """Whether `layer` reuses."""
+        return not self.layers or layer in self.layers
 
     def way(self, step: int, layer: int) -> Way:
         """How `layer` attends in `step` by the rhythm, where it has kept something; not with `max_error`."""
@@ -284,6 +292,12 @@ class PSAConfig(BaseModel):
         """What `at` may return. Made once: it is asked for in every attention call."""
         budgets = {budget for row in self.budget_table for budget in row.budgets}
         return {budget: self.replace(budget=budget, budget_table=()) for budget in sorted(budgets)}
+
+    def bounded(self, max_error: float) -> PSAConfig:
+        """A copy whose error decides when layers refresh, instead of warm-up and rhythm."""
+        kept = {} if self.reuse is None else self.reuse.model_dump(include={"layers", "keep", "keep_on"})
+        reuse = Reuse(max_error=max_error, **kept)
+        return self.replace(reuse=reuse, probe=self.probe or DEFAULT_PROBE, warmup_steps=0)
 
     def replace(self, **changes: Any) -> PSAConfig:
         """A validated copy with `changes`."""

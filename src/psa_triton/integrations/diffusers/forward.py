@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton.attention import sparse_attention
-from psa_triton.config import PSAConfig
+from psa_triton.config import PSAConfig, Way
 from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.diffusers.families import FAMILIES, Family, Grid
@@ -24,8 +24,10 @@ from psa_triton.integrations.diffusers.layout import Layout, Unfit, Visual, find
 from psa_triton.integrations.diffusers.parallel import HeadParallel, Stream, head_parallel
 from psa_triton.integrations.diffusers.stats import CallKey, LevelRecord, PSAStats
 from psa_triton.integrations.diffusers.steps import Schedule
+from psa_triton.integrations.reuse import Attended, StepReuse, attend_once, probe_seed
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
+from psa_triton.kernels import pyramid_attention
 from psa_triton.levels import read_density
 
 logger = logging.getLogger("psa_triton")
@@ -49,6 +51,8 @@ class Forward:
     others: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     parallel: HeadParallel | None = None
+    reuse: StepReuse | None = None
+    """What layers kept from the steps before, where they reuse it."""
     layouts: dict[Any, Any] = field(default_factory=dict)
     """What was found of the layers' sequences and masks, so that it is found once."""
 
@@ -136,7 +140,16 @@ class ForwardState:
         timestep = None if family.timestep is None else given[family.timestep]
         grids = tuple(family.grids(module.config, given))
         device = next(x.device for x in _tensors(given.values()))
-        self.begin(module, timestep, grids, device, visual=visual, others=family.other_tokens(given))
+        conditioning = [x for name, x in given.items() if not _changes_by_step(name)]
+        self.begin(
+            module,
+            timestep,
+            grids,
+            device,
+            visual=visual,
+            others=family.other_tokens(given),
+            conditioning=tuple(_tensors(conditioning)),
+        )
         if self.now.dense_reason is not None or not any(kwargs.get(name) is not None for name in family.leave_out):
             return None
         return args, {name: None if name in family.leave_out else value for name, value in kwargs.items()}
@@ -150,6 +163,7 @@ class ForwardState:
         *,
         visual: Visual = "first",
         others: int = 0,
+        conditioning: tuple[Tensor, ...] = (),
     ) -> None:
         """Note what the forward that starts now in this thread works on.
 
@@ -161,12 +175,14 @@ class ForwardState:
             device: where it runs.
             visual: where the visual tokens stand.
             others: further tokens in the attended sequence, of text say.
+            conditioning: what tells this forward from others of its step.
 
         Raises:
             ValueError: if the rules go by the step and it cannot be told, tokens are shared between processes in a
                 form that sparse attention cannot take part in, or the order is one for a single grid.
         """
-        step, steps = self._step(transformer, timestep)
+        step, timesteps = self._step(transformer, timestep)
+        steps = 0 if timesteps is None else len(timesteps)
         config, reason = self.rules.config, None
         if config is not None:
             if len(grids) > 1 and config.use_rearrange and config.rearrange_method == "Hybrid":
@@ -179,11 +195,14 @@ class ForwardState:
         reason = self.rules.of_layer(None, config) or reason or self.rules.of_step(step, steps)
         progress = step / steps if step is not None else 0.0
         parallel = head_parallel(transformer)
+        reuse = None if reason is not None or step is None else self._reuse(config)
+        if reuse is not None and step is not None:
+            reuse.begin(timesteps, step, conditioning, weights=_adapters(transformer), is_last=step + 1 == steps)
         with self._lock:
             if self._detached:
                 return
             self._running.add(threading.current_thread())
-            self._thread.forward = Forward(reason, step, progress, grids, visual, others, device, parallel)
+            self._thread.forward = Forward(reason, step, progress, grids, visual, others, device, parallel, reuse)
         self.recorder.count("forwards")
 
     @torch.compiler.disable
@@ -191,6 +210,8 @@ class ForwardState:
         """Hook after each forward of this thread, with its output; None if it failed."""
         forward = self.now
         self._thread.forward = _OUTSIDE
+        if output is None and forward.reuse is not None:
+            forward.reuse.drop()
         self._running.discard(threading.current_thread())
         if output is None or forward is _OUTSIDE or not torch.is_grad_enabled():
             return
@@ -217,13 +238,21 @@ class ForwardState:
             self._detached = True
             self._thread = threading.local()
 
-    def _step(self, transformer: Any, timestep: Tensor | float | None) -> tuple[int | None, int]:
+    def _reuse(self, config: PSAConfig | None) -> StepReuse | None:
+        """What layers keep from step to step, of this thread."""
+        if config is None or config.reuse is None:
+            return None
+        if not hasattr(self._thread, "reuse"):
+            self._thread.reuse = StepReuse(config.reuse, config.probe)
+        return self._thread.reuse
+
+    def _step(self, transformer: Any, timestep: Tensor | float | None) -> tuple[int | None, Tensor | None]:
         try:
             return self._schedule.step(transformer, timestep)
         except ValueError:
             if self.rules.need_steps:
                 raise
-            return None, 0
+            return None, None
 
     @contextmanager
     def call(self, layer: int) -> Iterator[LayerCall]:
@@ -243,7 +272,12 @@ class Answer:
     tokens: int
     reason: str | None
     """Why it ran dense; None if it did not."""
+    way: Way | None = None
     density: Tensor | float = 1.0
+    overhead: float = 0.0
+    """Estimate of importance and probe, as a share of dense attention."""
+    error: tuple[Tensor, Tensor] | None = None
+    """Measured, and the standard error of that."""
     levels: LevelRecord | None = None
 
 
@@ -342,21 +376,90 @@ class LayerCall:
         missing = tokens - queries
         q = query if missing == 0 else torch.cat([query.new_zeros(*query.shape[:2], missing, query.shape[3]), query], 2)
         q, k, v = (layout.apply(x) for x in (q, key, value))
-        by_content = config.rearrange_method in ("SemanticAware", "Hybrid")
-        out, levels = sparse_attention(
-            q,
-            k,
-            v,
-            config,
-            grid=grids[0] if by_content and len(grids) == 1 else None,
-            prefix_tokens=layout.others,
-            key_mask=layout.key_mask,
-            scale=options["scale"],
-            impl=state.impl,
-        )
+        attended = self._attend_in_order(q, k, v, grids, layout, options["scale"])
         if layout.order is not None:
             state.recorder.count("gathers", 4)
-        densities = read_density(
+        record = None
+        densities = self._densities(attended.levels, tokens, layout)
+        if state.on_levels is not None and attended.levels is not None and densities is not None:
+            record = LevelRecord(
+                transformer=state.name,
+                layer=self._layer,
+                step=forward.step,
+                config=config,
+                levels=attended.levels,
+                densities=densities,
+                grid=grids[0] if len(grids) == 1 else (1, 1, count),
+                prefix_tokens=layout.others,
+                order=visual_order(grids, config),
+                qkv=(q, k, v),
+            )
+        self._answers.append(
+            Answer(
+                tokens,
+                None,
+                attended.way,
+                (0.0 if densities is None else densities.mean()) + (attended.way == "refresh"),
+                attended.probed / tokens
+                + attended.chosen * estimation_cost(config.importance, config.block_m, config.block_n),
+                None if attended.measured is None else attended.measured.mean(),
+                record,
+            )
+        )
+        return layout.undo(attended.out)[:, :, missing:]
+
+    def _attend_in_order(
+        self, q: Tensor, k: Tensor, v: Tensor, grids: tuple[Grid, ...], layout: Layout, scale: float | None
+    ) -> Attended:
+        """Attention of tokens as the operator wants them, by the way that is theirs in this step."""
+        config, impl, key_mask = self._config, self._state.impl, layout.key_mask
+        assert config is not None  # as of every sparse call
+        by_content = config.rearrange_method in ("SemanticAware", "Hybrid")
+        grid = grids[0] if by_content and len(grids) == 1 else None
+
+        def sparse(levels: Tensor | None) -> tuple[Tensor, Tensor]:
+            if levels is None or by_content:  # clusters are others in each call, and so are the blocks
+                return sparse_attention(
+                    q, k, v, config, grid=grid, prefix_tokens=layout.others, key_mask=key_mask, scale=scale, impl=impl
+                )
+            out = pyramid_attention(
+                q,
+                k,
+                v,
+                levels,
+                block_m=config.block_m,
+                block_n=config.block_n,
+                scale=scale,
+                pool_correction=config.pool_correction,
+                key_mask=key_mask,
+                impl=impl,
+            )
+            return out, levels
+
+        def dense(rows: Tensor) -> Tensor:
+            mask = None if key_mask is None else key_mask[:, None, None]
+            return scaled_dot_product_attention(
+                rows, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
+
+        reuse = self._forward.reuse
+        if reuse is not None and config.reuse is not None and config.reuse.covers(self._layer):
+            if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+                raise ValueError(
+                    "reuse: what is kept from earlier steps has no gradient; use torch.no_grad(), or "
+                    "config.replace(reuse=None)"
+                )
+            return reuse.attend(self._layer, q, sparse=sparse, dense=dense, nth=len(self._answers))
+        return attend_once(
+            q, sparse=sparse, dense=dense, probe=config.probe, seed=probe_seed(self._forward.step or 0, self._layer)
+        )
+
+    def _densities(self, levels: Tensor | None, tokens: int, layout: Layout) -> Tensor | None:
+        """What was read, `[B, H]`; None if nothing was."""
+        config = self._config
+        if levels is None or config is None:
+            return None
+        return read_density(
             levels,
             block_m=config.block_m,
             block_n=config.block_n,
@@ -364,22 +467,6 @@ class LayerCall:
             key_tokens=tokens,
             key_mask=layout.key_mask,
         )
-        record = None
-        if state.on_levels is not None:
-            record = LevelRecord(
-                transformer=state.name,
-                layer=self._layer,
-                step=forward.step,
-                config=config,
-                levels=levels,
-                densities=densities,
-                grid=grids[0] if len(grids) == 1 else (1, 1, count),
-                prefix_tokens=layout.others,
-                order=visual_order(grids, config),
-                qkv=(q, k, v),
-            )
-        self._answers.append(Answer(tokens, None, densities.mean(), record))
-        return layout.undo(out)[:, :, missing:]
 
     def _grids(self, tokens: int) -> tuple[Grid, ...]:
         grids = self._forward.grids
@@ -414,11 +501,8 @@ class LayerCall:
             self._answers.append(Answer(max(1, forward.visual_tokens + forward.others), reason))
         seconds /= len(self._answers)
         for answer in self._answers:
-            cost = 0.0
-            if answer.reason is None and config is not None:
-                cost = estimation_cost(config.importance, config.block_m, config.block_n)
-            key = CallKey(state.name, self._layer, forward.step, answer.tokens, answer.reason, cost)
-            state.recorder.add(key, answer.tokens**2, answer.density, seconds)
+            key = CallKey(state.name, self._layer, forward.step, answer.tokens, answer.reason, answer.way)
+            state.recorder.add(key, answer.tokens**2, answer.density, seconds, answer.overhead, answer.error)
             if answer.reason is None and config is not None and config.verbose:
                 logger.info(
                     "%s layer %d step %s: %d tokens, density %.3f, %.4f s",
@@ -435,3 +519,16 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
+
+
+def _changes_by_step(name: str) -> bool:
+    """Whether an argument of a transformer is the state or the time of the denoising, and not a condition of it."""
+    return "timestep" in name or (name.endswith("hidden_states") and "encoder" not in name)
+
+
+def _adapters(transformer: Any) -> Any:
+    """Which LoRAs act, and how strongly; None without any."""
+    layer = next((module for module in transformer.modules() if hasattr(module, "lora_A")), None)
+    if layer is None:
+        return None
+    return tuple(layer.active_adapters), layer.disable_adapters, tuple(layer.merged_adapters), dict(layer.scaling)
