@@ -97,7 +97,9 @@ class Reuse(BaseModel):
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Transformer blocks that reuse; all if left out. The others run sparse in every step."""
     keep: KeptForm = "full"
-    """The differences: in the model's type, in 8-bit floats with a scale a row, or as means of neighbouring tokens."""
+    """Differences: in the model's type, in 8-bit floats with a scale a row, or as means of neighbouring tokens.
+
+    Outputs to repeat are kept in 8-bit floats, too, unless this is `full`."""
     keep_on: Literal["device", "host"] = "device"
     """Where what is kept lies between the steps."""
 
@@ -117,6 +119,11 @@ class Reuse(BaseModel):
                 f"sparse_every: expected it without max_error, which decides itself, got {self.sparse_every}"
             )
         return self
+
+    @property
+    def keep_output(self) -> KeptForm:
+        """How outputs to repeat are kept: means of neighbours would do for differences alone."""
+        return "full" if self.keep == "full" else "fp8"
 
     @property
     def runs_sparse(self) -> bool:

@@ -296,6 +296,7 @@ def test_kept_forms(form: Any, error: float, on_host: bool) -> None:
         ({"refresh_every": 4, "keep": "fp8"}, 6.69),
         ({"refresh_every": 4, "keep": "mean4"}, 3.24),
         ({"refresh_every": 4, "sparse_every": 2}, 25.96),
+        ({"max_error": 0.1, "keep": "fp8"}, 13.38),
         ({"refresh_every": 4, "sparse_every": 0}, 12.98),
     ],
 )

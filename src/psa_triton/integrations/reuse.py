@@ -215,9 +215,9 @@ def kept_bytes(
 
     `passes` are the forwards of a step, two with guidance, times the batch.
     """
+    forms = [reuse.keep] * reuse.runs_sparse + [reuse.keep_output] * reuse.broadcasts
     full = head_size * itemsize
-    residual = {"full": full, "fp8": head_size + 4}.get(reuse.keep) or full / _neighbours(reuse.keep)
-    row = (residual if reuse.runs_sparse else 0) + (full if reuse.broadcasts else 0)
+    row = sum({"full": full, "fp8": head_size + 4}.get(form) or full / _neighbours(form) for form in forms)
     return math.ceil(layers * passes * heads * tokens * row)
 
 
@@ -381,7 +381,7 @@ class StepReuse:
         settings, on_host = self._settings, self._settings.keep_on == "host"
         output, residual = (None, None) if kept is None else (kept.output, kept.residual)
         if settings.broadcasts and way != "broadcast":
-            output = KeptTensor(out, "full", on_host=on_host)
+            output = KeptTensor(out, settings.keep_output, on_host=on_host)
         if settings.runs_sparse and way == "refresh":
             residual = KeptTensor(out - call.run_sparse(), settings.keep, on_host=on_host)
         return _Kept(self._step, _like(call.q), output, residual)
