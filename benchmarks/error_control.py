@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds")
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument("--methods", nargs="+", default=None, help="some of the methods, by their names in the table")
     args = parser.parse_args()
     run = Run("error_control", args.output)
     source = find_source(MODEL)
@@ -202,7 +203,7 @@ def main() -> None:
         for prompt in PROMPTS[: args.prompts]:
             for seed in SEEDS[: args.seeds]:
                 for schedule in args.schedules:
-                    measure_all(run, pipe, requests(source, prompt, seed, schedule), schedule, pieces)
+                    measure_all(run, pipe, requests(source, prompt, seed, schedule), schedule, pieces, args.methods)
     found = {"videos": args.prompts * args.seeds, "rows": rows(pieces)}
     run.write(found, page, draw)
 
@@ -220,6 +221,7 @@ def measure_all(
     request: VideoRequest,
     schedule: str,
     pieces: dict[tuple[str, str, str], list[dict[str, Any]]],
+    methods: list[str] | None,
 ) -> None:
     """All settings on one video, each a piece of the run."""
     dense: list[Any] = []
@@ -230,6 +232,8 @@ def measure_all(
         return measure(pipe, request, setting, dense[0])
 
     for method, strengths in settings(request.num_inference_steps).items():
+        if methods is not None and method not in methods:
+            continue
         for strength, setting in strengths.items():
             name = f"{schedule}, {request.prompt}, {request.seed}, {method}, {strength}"
             pieces.setdefault((schedule, method, strength), []).append(run.piece(name, video, setting))

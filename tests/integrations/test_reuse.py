@@ -306,6 +306,14 @@ def test_memory_of_wan_at_720p(settings: dict[str, Any], gib: float) -> None:
     assert needed / 2**30 == pytest.approx(gib, abs=0.01)
 
 
+def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of one page of memory."""
+    monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PHYS_PAGES" else 4096)
+    (qkv,) = walk(1)
+    with pytest.raises(MemoryError, match=r"reuse: expected room for the 0\.0 GiB .* use keep: fp8"):
+        run(calls(refresh_every=2), [qkv])
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

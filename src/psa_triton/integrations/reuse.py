@@ -13,6 +13,7 @@ that are computed exactly. Nothing here knows diffusers: tensors of one call com
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -221,6 +222,38 @@ def kept_bytes(
     return math.ceil(layers * passes * heads * tokens * row)
 
 
+def check_room(reuse: Reuse, q: Tensor, layers: int) -> None:
+    """Check that what is kept of all layers with such queries `[B, H, N, D]` fits where it is to lie.
+
+    Raises:
+        MemoryError: it does not.
+    """
+    batch, heads, tokens, head_size = q.shape
+    needed = kept_bytes(
+        reuse,
+        layers=len(reuse.layers) or layers,
+        passes=batch,
+        tokens=tokens,
+        heads=heads,
+        head_size=head_size,
+        itemsize=q.itemsize,
+    )
+    on_device = reuse.keep_on == "device" and q.device.type == "cuda"
+    room = _free_on_device(q.device) if on_device else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > room:
+        place = "the device" if on_device else "this machine"
+        raise MemoryError(
+            f"reuse: expected room for the {needed / 2**30:.1f} GiB that are kept from step to step for each guidance "
+            f"pass, got {room / 2**30:.1f} GiB on {place}; use keep: fp8 or mean8, keep_on: host, a rhythm without "
+            "broadcast, fewer layers, or no reuse"
+        )
+
+
+def _free_on_device(device: torch.device) -> int:
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
 @dataclass(frozen=True)
 class _Kept:
     """What one layer keeps in one pass."""
@@ -298,11 +331,13 @@ class StepReuse:
     Args:
         settings: which way, and how things are kept.
         probe: share of the query rows that are computed exactly in each call, to measure the error; 0 for none.
+        layers: of the transformer.
     """
 
-    def __init__(self, settings: Reuse, probe: float) -> None:
+    def __init__(self, settings: Reuse, probe: float, layers: int = 1) -> None:
         self._settings = settings
         self._probe = probe
+        self._layers = layers
         self.drop()
 
     def drop(self) -> None:
@@ -345,8 +380,13 @@ class StepReuse:
             sparse: its sparse attention.
             dense: its dense attention.
             nth: which of the layer's calls in this forward.
+
+        Raises:
+            MemoryError: what is kept would not fit where it is to lie.
         """
         place = layer, nth
+        if not self._pass.layers and not self._is_last:
+            check_room(self._settings, q, self._layers)
         kept, choice = self._of_last_step(place, q), self._choices.get(place)
         leads = choice is None or choice.step < self._step
         least = "refresh" if kept is None else self._least_way(layer, choice)

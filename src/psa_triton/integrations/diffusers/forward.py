@@ -195,7 +195,7 @@ class ForwardState:
         reason = self.rules.of_layer(None, config) or reason or self.rules.of_step(step, steps)
         progress = step / steps if step is not None else 0.0
         parallel = head_parallel(transformer)
-        reuse = None if reason is not None or step is None else self._reuse(config)
+        reuse = None if reason is not None or step is None else self._reuse(config, transformer)
         if reuse is not None and step is not None:
             reuse.begin(timesteps, step, conditioning, weights=_adapters(transformer), is_last=step + 1 == steps)
         with self._lock:
@@ -238,12 +238,13 @@ class ForwardState:
             self._detached = True
             self._thread = threading.local()
 
-    def _reuse(self, config: PSAConfig | None) -> StepReuse | None:
+    def _reuse(self, config: PSAConfig | None, transformer: Any) -> StepReuse | None:
         """What layers keep from step to step, of this thread."""
         if config is None or config.reuse is None:
             return None
         if not hasattr(self._thread, "reuse"):
-            self._thread.reuse = StepReuse(config.reuse, config.probe)
+            layers = len(self.family.layers(transformer))
+            self._thread.reuse = StepReuse(config.reuse, config.probe, layers)
         return self._thread.reuse
 
     def _step(self, transformer: Any, timestep: Tensor | float | None) -> tuple[int | None, Tensor | None]:
