@@ -176,9 +176,7 @@ def test_a_layer_that_a_cache_skipped_refreshes() -> None:
     assert ways(attend.outs) == "rr" + "s" + "sr"
 
 
-@pytest.mark.parametrize(
-    ("second_prompt", "order"), [(OTHER_PROMPT, (0, 1)), (OTHER_PROMPT, (1, 0)), (PROMPT, (0, 1))]
-)
+@pytest.mark.parametrize(("second_prompt", "order"), [(OTHER_PROMPT, (0, 1)), (OTHER_PROMPT, (1, 0)), (PROMPT, (0, 1))])
 def test_passes_keep_their_own(second_prompt: Tensor, order: tuple[int, int]) -> None:
     """Two forwards a step, told apart by their prompts whatever their order, and equal ones by their order."""
     prompts = [PROMPT, second_prompt]

@@ -127,7 +127,7 @@ def write_pyramid(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, cou
 def token_chunks(
     x: torch.Tensor, layout: PyramidLayout, count: torch.Tensor | None = None
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Pieces of whole blocks `[..., C, D]` in the dtype of sums, each with its first token; zeros for what is not there."""
+    """Whole blocks `[..., C, D]` in the dtype of sums, and the first token of them; zeros for what is not there."""
     n = layout.block_n
     heads = x[..., 0, 0].numel()
     chunk = max(n, _TOKENS_AT_ONCE // (n * heads) * n)
@@ -140,7 +140,7 @@ def token_chunks(
 
 
 def short_groups(x: torch.Tensor, layout: PyramidLayout) -> Iterator[tuple[int, torch.Tensor]]:
-    """Row and tokens `[..., C, D]`, in the dtype of sums, of the groups that the end of the sequence cuts, finest first."""
+    """Row and tokens `[..., C, D]`, in the dtype of sums, of groups that the sequence's end cuts, finest first."""
     for level in layout.levels[1:]:
         group, count = divmod(layout.tokens, level)
         if count:

@@ -92,7 +92,7 @@ def pyramid_attention_backward(
 
 @dataclass(frozen=True)
 class _Heads:
-    """The query heads that read the key heads of a pyramid: `[G, Nq, D]`, and `[G, Nq]` for what belongs to the log-sum-exp."""
+    """The query heads that read a pyramid: `[G, Nq, D]`, and `[G, Nq]` for what belongs to the log-sum-exp."""
 
     q: torch.Tensor
     grad_out: torch.Tensor
@@ -162,7 +162,7 @@ _StackedBlocks = tuple[QueryBlocks, torch.Tensor, int]
 
 def _stacks(heads: _Heads, block_m: int) -> list[_StackedBlocks]:
     """Query blocks of one length, the numbers of those of a stack, and the steps of the longest of their lists."""
-    at_once = gradient_rows(heads.q.dtype, heads.pyramid.keys)
+    at_once = gradient_rows(heads.pyramid.keys)
     return [
         (blocks, numbers, longest)
         for blocks in query_blocks(len(heads.q), heads.q.shape[1], block_m)
