@@ -18,21 +18,10 @@ from psa_triton.tools.cli.commands import Compare
 from psa_triton.tools.cli.console import VideoProgress, few, logging_to, make_console, reason, try_warm_up
 from psa_triton.tools.cli.errors import told_if_interrupted
 from psa_triton.tools.cli.target import choose_source, find_target, load, read_all_prompts, read_dense_parts
-from psa_triton.tools.evaluation import (
-    Case,
-    Ceiling,
-    choose_ceiling,
-    compare_attentions,
-    expected_room,
-    notes,
-    plan_cases,
-    read_finished,
-    sentence,
-    summarise,
-    table_rows,
-    write_case,
-    write_summary,
-)
+from psa_triton.tools.evaluation.case import Case, expected_room, plan_cases, read_finished, write_case, write_summary
+from psa_triton.tools.evaluation.ceiling import Ceiling, choose_ceiling
+from psa_triton.tools.evaluation.compare import compare_attentions
+from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
 from psa_triton.tools.files import Hold, check_room, output_folder
 from psa_triton.tools.generation import DENSE, Attention, Target, choose_attention, make_requests, surroundings
 

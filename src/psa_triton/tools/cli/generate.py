@@ -66,7 +66,7 @@ def run(options: Generate, *, keys: Sequence[str] = (), configs: Path | None = N
             videos fail instead, and does not stop the others.
         typer.Exit: videos failed, in whichever process.
     """
-    prompts = read_all_prompts([options.prompt], options.prompt_file)
+    prompts = read_all_prompts(options.prompts.prompt, options.prompts.prompt_file)
     source = choose_source(options.model, keys=keys, configs=configs)
     dense_parts = read_dense_parts(options.dense)
     attention = wanted_attention(

@@ -21,7 +21,7 @@ from psa_triton.tools.cli.commands import Inspect
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
 from psa_triton.tools.cli.options import read_indexes, refuse
 from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
-from psa_triton.tools.evaluation import CallSite
+from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.files import Hold, Staging, output_folder, staged
 from psa_triton.tools.generation import (
     Attention,
@@ -33,23 +33,13 @@ from psa_triton.tools.generation import (
     surroundings,
 )
 from psa_triton.tools.generation.sidecar import json_bytes
-from psa_triton.tools.inspection import (
-    SCHEMA_VERSION,
-    AttentionInputs,
-    Place,
-    Probe,
-    call_data,
-    choose_indexes,
-    draw,
-    inspect_attention,
-    place_name,
-    place_title,
-    read_grid,
-    read_qkv,
-    table,
-    write_qkv,
-)
 from psa_triton.tools.inspection.exact import spread_evenly
+from psa_triton.tools.inspection.inputs import AttentionInputs
+from psa_triton.tools.inspection.inspect import choose_indexes, inspect_attention
+from psa_triton.tools.inspection.numbers import SCHEMA_VERSION, Place, call_data, place_name, place_title, table
+from psa_triton.tools.inspection.picture import draw
+from psa_triton.tools.inspection.probe import Probe
+from psa_triton.tools.inspection.qkv_file import qkv_bytes, read_grid, read_qkv
 
 _BY_DEFAULT = 3
 """Layers, and heads, where none are asked for."""
@@ -185,14 +175,14 @@ class _Look:
         )
         for head in inspection.heads:
             title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
-            draw(inspection, head, title, self.folder / f"{place_name(place, head.head)}.png", self.files.write)
+            self.files.write(self.folder / f"{place_name(place, head.head)}.png", draw(inspection, head, title))
         self.calls.append(call_data(place, inspection))
 
     def save(self, inputs: AttentionInputs, place: Place) -> None:
         """Write the tensors of one call."""
         header = {"model": self.subject, "preset": self.attention.name}
         header |= {key: str(value) for key, value in place.items()}
-        write_qkv(self.folder / f"qkv_{place_name(place)}.safetensors", inputs, header, self.files.write)
+        self.files.write(self.folder / f"qkv_{place_name(place)}.safetensors", qkv_bytes(inputs, header))
 
     def write_numbers(self, settings: Mapping[str, Any], device: torch.device) -> None:
         """Last of all: it names the pictures."""

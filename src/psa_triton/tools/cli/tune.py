@@ -19,13 +19,12 @@ from torch import Tensor
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count
 from psa_triton.integrations.diffusers.tap import QKVTap
-from psa_triton.presets import shipped_presets
 from psa_triton.tools.cli.commands import Tune
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
 from psa_triton.tools.cli.errors import told_if_interrupted
 from psa_triton.tools.cli.options import refuse
 from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
-from psa_triton.tools.evaluation import CallSite
+from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.evaluation.measures.pixels import psnr
 from psa_triton.tools.files import Hold, output_folder, staged
 from psa_triton.tools.generation import (
@@ -38,26 +37,16 @@ from psa_triton.tools.generation import (
     generate_video,
     make_requests,
 )
-from psa_triton.tools.inspection import AttentionInputs, Probe, QKVFile, read_qkv
-from psa_triton.tools.inspection.probe import READ_ALL
-from psa_triton.tools.tuning import (
-    Allocation,
-    Cell,
-    Curve,
-    Goal,
-    RunPart,
-    check_output,
-    draw,
-    file_with_preset,
-    make_cells,
-    measure_curve,
-    one_budget,
-    parts_around,
-    parts_of_run,
-    root_mean_square,
-    tuned_config,
-    write_presets,
-)
+from psa_triton.tools.inspection.inputs import AttentionInputs
+from psa_triton.tools.inspection.probe import READ_ALL, Probe
+from psa_triton.tools.inspection.qkv_file import QKVFile, read_qkv
+from psa_triton.tools.tuning.allocation import Allocation, Cell, make_cells, one_budget
+from psa_triton.tools.tuning.curve import Curve, root_mean_square
+from psa_triton.tools.tuning.goal import Goal
+from psa_triton.tools.tuning.measure import measure_curve
+from psa_triton.tools.tuning.picture import draw
+from psa_triton.tools.tuning.plan import RunPart, parts_around, parts_of_run
+from psa_triton.tools.tuning.preset import presets_with, tuned_config
 
 _BASE: Final = "psa_budget"
 _FEW_LAYERS = 12
@@ -192,14 +181,13 @@ class _Tuning:
         output = self.options.output
         goal = self.goal or Goal(budget=config.budget)
         goal.check(steps=steps, warmup=config.warmup_steps)
-        check_output(output)
-        self._text(config)
+        self._file(config)
         with output_folder(output.absolute().parent, room=_ROOM, option="output"), Hold(output):
             yield goal
 
-    def _text(self, config: PSAConfig) -> str:
-        base = self.options.preset.config or shipped_presets()
-        return file_with_preset(self.options.output, self._section, self.options.preset_name, config, base=base)
+    def _file(self, config: PSAConfig) -> bytes:
+        base = self.options.preset.config
+        return presets_with(self.options.output, self._section, self.options.preset_name, config, base=base)
 
     def _curve(self, inputs: AttentionInputs, config: PSAConfig) -> Curve:
         return measure_curve(inputs, config, query_blocks=self.options.query_blocks, impl=self.base.impl)
@@ -221,8 +209,8 @@ class _Tuning:
         title = f"{self._section}/{preset}"
         picture = output.with_name(f"{output.stem}_{preset}.png")
         with staged() as files:
-            write_presets(output, self._text(tuned), self._section, preset, tuned, files.write)
-            draw(cells, parts, chosen, uniform, f"{title}, from {self.base.name}", picture, files.write)
+            files.write(output, self._file(tuned))
+            files.write(picture, draw(cells, parts, chosen, uniform, f"{title}, from {self.base.name}"))
         self.console.print(f"Preset {title} is in {output}, the curves in {picture}")
         return tuned, config.replace(budget=budget, budget_table=())
 
