@@ -9,6 +9,7 @@ on the measured error climbs; block top-k with the same treatment; and caches of
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -142,8 +143,8 @@ def page(report: Report) -> str:
     lines = heading(
         report,
         "Fidelity over the cost of attention, with error control",
-        f"{MODEL}, {report['videos']} videos a row. Cost: of the whole run with all that is computed, as a share of "
-        "dense attention; of a cache, the share of attention calls. PSNR to the dense video, mean (least to "
+        f"{MODEL}, up to {report['videos']} videos a row. Cost: of the whole run with all that is computed, as a share "
+        "of dense attention; of a cache, the share of attention calls. PSNR to the dense video, mean (least to "
         "most). Error: relative L2, as the probe measured it, mean over calls that are not exact.",
         "",
         f"![PSNR over cost]({report.get('picture')})",
@@ -192,9 +193,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds")
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop measuring after these, and report what there is"
+    )
     parser.add_argument("--methods", nargs="+", default=None, help="some of the methods, by their names in the table")
     args = parser.parse_args()
     run = Run("error_control", args.output)
+    deadline = time.monotonic() + 60 * args.minutes
     source = find_source(MODEL)
     size = make_requests(source, PROMPTS[:1], seed=0, settings={})[0]
     pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=size.width, height=size.height)
@@ -203,7 +208,9 @@ def main() -> None:
         for prompt in PROMPTS[: args.prompts]:
             for seed in SEEDS[: args.seeds]:
                 for schedule in args.schedules:
-                    measure_all(run, pipe, requests(source, prompt, seed, schedule), schedule, pieces, args.methods)
+                    measure_all(
+                        run, pipe, requests(source, prompt, seed, schedule), schedule, pieces, args.methods, deadline
+                    )
     found = {"videos": args.prompts * args.seeds, "rows": rows(pieces)}
     run.write(found, page, draw)
 
@@ -222,6 +229,7 @@ def measure_all(
     schedule: str,
     pieces: dict[tuple[str, str, str], list[dict[str, Any]]],
     methods: list[str] | None,
+    deadline: float,
 ) -> None:
     """All settings on one video, each a piece of the run."""
     dense: list[Any] = []
@@ -236,7 +244,8 @@ def measure_all(
             continue
         for strength, setting in strengths.items():
             name = f"{schedule}, {request.prompt}, {request.seed}, {method}, {strength}"
-            pieces.setdefault((schedule, method, strength), []).append(run.piece(name, video, setting))
+            if run.has(name) or time.monotonic() < deadline:
+                pieces.setdefault((schedule, method, strength), []).append(run.piece(name, video, setting))
 
 
 if __name__ == "__main__":

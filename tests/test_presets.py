@@ -178,6 +178,21 @@ class TestShippedFile:
             warmup_steps=default.warmup_steps,
         )
 
+    @pytest.mark.parametrize("model", [model for model in SECTIONS if model != "Qwen2.5-VL"])
+    def test_every_video_model_has_a_budget_with_reuse_instead_of_warm_up(self, model: str) -> None:
+        config, budget = load_preset(model, "psa_refresh"), load_preset(model, "psa_budget")
+        assert config is not None
+        assert budget is not None
+        assert config.reuse is not None
+        expected = budget.bounded(0.1)
+        if model == "tiny-wan":
+            rhythm = {"refresh_every": 4, "layer_groups": 4}
+            expected = budget.replace(warmup_steps=0, budget=0.14, probe=0.01, reuse=rhythm)
+        kept = {"keep": config.reuse.keep, "keep_on": config.reuse.keep_on}
+        assert config.replace(description="") == expected.replace(
+            description="", reuse={**expected.model_dump()["reuse"], **kept}
+        )
+
     def test_no_preset_is_missing_from_the_list_above(self) -> None:
         sections = load_presets_file().sections
         found = {(model, preset) for model in SECTIONS for preset in sections[model].attention_configs}
@@ -187,6 +202,7 @@ class TestShippedFile:
         added |= {("Qwen2.5-VL", "psa_balanced"), ("Qwen2.5-VL", "psa_text")} | {
             (model, "psa_budget") for model in SECTIONS
         }
+        added |= {(model, "psa_refresh") for model in SECTIONS if model != "Qwen2.5-VL"}
         assert found == PRESETS.keys() | added
 
     def test_is_the_one_that_people_edit(self) -> None:
