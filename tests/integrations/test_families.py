@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,6 +242,12 @@ def test_clusters_along_the_curve_want_one_grid(small: Small) -> None:
         dense = run(model, inputs)
         with apply_psa(model, EVERY_TOKEN.replace(rearrange_method="SemanticAware")):
             assert_equal_to_rounding(run(model, inputs), dense)
+
+
+def test_the_page_tells_of_every_family() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)`", page, flags=re.MULTILINE) == list(FAMILIES)
+    assert {small.class_name for small in SMALL.values()} == set(FAMILIES)
 
 
 class Attend(nn.Module):
