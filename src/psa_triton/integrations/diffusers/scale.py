@@ -8,7 +8,6 @@ from psa_triton.integrations.diffusers.families import patch_size
 from psa_triton.integrations.wrappers import unwrap
 from psa_triton.presets import VideoScale
 
-
 # The names that diffusers' pipelines have for the compression of their VAE.
 _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
 _TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
