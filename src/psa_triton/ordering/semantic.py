@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from psa_triton.folding import register_folding
+from psa_triton.inputs import check_prefix, check_triple
 from psa_triton.names import unknown_name
-from psa_triton.ordering.checks import check_prefix, check_triple
-from psa_triton.ordering.order import TokenOrder, grid_order
+from psa_triton.operators import each_item, operator
+from psa_triton.ordering.grid import grid_order
+from psa_triton.ordering.order import TokenOrder
 
 SemanticMethod = Literal["SemanticAware", "Hybrid"]
 
@@ -111,21 +112,12 @@ def _check_shapes(x: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: i
         )
 
 
-@torch.library.custom_op("psa_triton::cluster_places", mutates_args=())
+@operator("cluster_places", lambda x: x.new_empty(x.shape[:3], dtype=torch.int64))
 def _cluster_places(x: Tensor) -> Tensor:
     """Place of each token's cluster among the clusters of its head: int64 `[B, H, N]` for `[B, H, N, D]`."""
     if x.numel() == 0:
         return x.new_zeros(x.shape[:3], dtype=torch.int64)
-    # One item at a time: the bits of a product depend on the size of the batch.
-    return torch.cat([_ordered_clusters(_centred(item)) for item in x.split(1)])
-
-
-@_cluster_places.register_fake
-def _(x):
-    return x.new_empty(x.shape[:3], dtype=torch.int64)
-
-
-register_folding(_cluster_places)
+    return each_item(lambda item: _ordered_clusters(_centred(item)), x)
 
 
 def _centred(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton.attention import sparse_attention
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.integrations.diffusers.parallel import HeadParallel, head_parallel
@@ -302,9 +303,7 @@ class ForwardState:
         # Tokens already lie along the curve or in tiles; clusters are found anew in each layer.
         grid = self._now.grid if config.rearrange_method in ("SemanticAware", "Hybrid") else None
         out, call.levels = sparse_attention(q, k, v, config, grid=grid, prefix_tokens=prefix_tokens, impl=self._impl)
-        call.densities = read_density(
-            call.levels, block_m=config.block_m, block_n=config.block_n, query_tokens=q.shape[2], key_tokens=k.shape[2]
-        )
+        call.densities = read_density(call.levels, Blocks.of(q, k, config.block_m, config.block_n))
         return out
 
     def _level_record(self, layer: int, call: AttentionCall, prefix_tokens: int) -> LevelRecord:

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psa_triton.attention import level_choice, psa_attention
+from psa_triton.attention import psa_attention
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
+from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance import block_importance, estimation_cost
-from psa_triton.kernels import attend_levels
-from psa_triton.levels import choose_levels, read_density
+from psa_triton.kernels import Reading, attend
+from psa_triton.levels import coarsest_level, levels_of, read_density
 from psa_triton.tools.bench.clock import median_seconds
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
@@ -105,15 +106,8 @@ def measure_case(shape: AttentionShape, settings: Settings) -> Case:
     tensors = local_inputs(shape, device=settings.device, dtype=settings.dtype)
     config = settings.config.replace(use_rearrange=False)
     levels = _choose(shape, settings, *tensors)
-    share = read_density(
-        levels,
-        block_m=config.block_m,
-        block_n=config.block_n,
-        query_tokens=shape.tokens,
-        key_tokens=shape.tokens,
-        is_causal=shape.is_causal,
-    )
-    density = float(share.mean())
+    blocks = Blocks.of(*tensors[:2], config.block_m, config.block_n, shape.is_causal)
+    density = float(read_density(levels, blocks).mean())
     functions = _functions(shape, settings, tensors)
     functions[CHOICE] = partial(_choose, shape, settings, *tensors)
     functions[KERNEL] = partial(_attend, shape, settings, tensors, levels)
@@ -165,33 +159,18 @@ def _flex_functions(
 
 
 def _choose(shape: AttentionShape, settings: Settings, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return choose_levels(
-        q,
-        k,
-        level_choice(settings.config),
-        v=v,
-        scale=shape.dim**-0.5,
-        prefix_tokens=shape.prefix_tokens,
-        is_causal=shape.is_causal,
-        impl=settings.impl,
+    return levels_of(
+        q, k, v, settings.config, prefix_tokens=shape.prefix_tokens, is_causal=shape.is_causal, impl=settings.impl
     )
 
 
 def _attend(
     shape: AttentionShape, settings: Settings, tensors: tuple[Tensor, Tensor, Tensor], levels: Tensor
 ) -> Tensor:
-    choice = level_choice(settings.config)
-    out, _ = attend_levels(
-        *tensors,
-        levels,
-        block_m=choice.block_m,
-        block_n=choice.block_n,
-        coarsest=choice.coarsest,
-        is_causal=shape.is_causal,
-        scale=shape.dim**-0.5,
-        pool_correction=settings.config.pool_correction,
-        impl=settings.impl,
-    )
+    q, k, v = tensors
+    config, impl = settings.config, resolve_impl(settings.impl, q)
+    reading = Reading(shape.dim**-0.5, config.pool_correction, coarsest_level(config), impl)
+    out, _ = attend(q, k, v, levels, Blocks.of(q, k, config.block_m, config.block_n, shape.is_causal), reading)
     return out
 
 

@@ -10,9 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from psa_triton.attention import level_choice
-from psa_triton.impl import Impl, resolve_impl
-from psa_triton.levels import choose_levels
+from psa_triton.impl import Impl
+from psa_triton.levels import levels_of
 from psa_triton.tools.evaluation.levels_record import LevelRecording
 
 _REPEATS: Final = 3
@@ -41,15 +40,7 @@ def level_choice_seconds(pipe: Any, recording: LevelRecording, impl: Impl) -> fl
     q, k, v = (torch.randn(shape, generator=generator, device=device, dtype=transformer.dtype) for _ in range(3))
 
     def call() -> Tensor:
-        return choose_levels(
-            q,
-            k,
-            level_choice(config),
-            scale=dim**-0.5,
-            v=v,
-            prefix_tokens=layout.prefix_tokens,
-            impl=resolve_impl(impl, q),
-        )
+        return levels_of(q, k, v, config, prefix_tokens=layout.prefix_tokens, impl=impl)
 
     with torch.no_grad():
         call()

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from psa_triton.attention import token_orders
 from psa_triton.config import PSAConfig
 from psa_triton.inputs import check_attention_inputs
-from psa_triton.ordering import TokenOrder
+from psa_triton.ordering import TokenOrder, token_orders
 
 Grid = tuple[int, int, int]
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from psa_triton.attention import level_choice
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
-from psa_triton.importance import block_importance, estimation_cost
-from psa_triton.levels import choose_levels, read_density
+from psa_triton.impl import Impl, resolve_impl
+from psa_triton.importance import estimate_importance, estimation_cost
+from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.inspection.exact import sample_exactly
 from psa_triton.tools.inspection.inputs import AttentionInputs, Grid
 
@@ -60,12 +59,6 @@ class Inspection:
     """In the order asked for."""
 
 
-class _Blocks(TypedDict):
-    block_m: int
-    block_n: int
-    is_causal: bool
-
-
 @torch.no_grad()
 def inspect_attention(
     inputs: AttentionInputs,
@@ -97,13 +90,15 @@ def inspect_attention(
     for_q, for_k = inputs.orders(config)
     q, k, v = for_q.apply(inputs.q), for_k.apply(inputs.k), None if inputs.v is None else for_k.apply(inputs.v)
     if levels is None:
-        levels = _choose_levels(q, k, v, inputs, config, impl)
+        # Of all heads: they may share a budget.
+        levels = levels_of(q, k, v, config, prefix_tokens=inputs.prefix_tokens, is_causal=inputs.is_causal, impl=impl)
     group = q.shape[1] // k.shape[1]
     key_heads = [head // group for head in chosen]
     q, k, v, levels = q[:, chosen], k[:, key_heads], None if v is None else v[:, key_heads], levels[:, chosen]
-    blocks = _Blocks(block_m=config.block_m, block_n=config.block_n, is_causal=inputs.is_causal)
-    importance = block_importance(q, k, method=config.importance, impl=impl, **blocks)
-    densities = read_density(levels, query_tokens=q.shape[2], key_tokens=k.shape[2], **blocks)
+    blocks = Blocks.of(q, k, config.block_m, config.block_n, inputs.is_causal)
+    scale, resolved = q.shape[-1] ** -0.5, resolve_impl(impl, q)
+    importance = estimate_importance(q, k, blocks, config, scale=scale, impl=resolved)
+    densities = read_density(levels, blocks)
     exact = None
     if query_blocks:
         exact = sample_exactly(
@@ -143,22 +138,6 @@ def choose_indexes(name: str, asked: Sequence[int] | None, count: int) -> list[i
     if unknown := [index for index in asked if not 0 <= index < count]:
         raise ValueError(f"{name}: expected indexes from 0 to {count - 1}, got {', '.join(map(str, unknown))}")
     return list(asked)
-
-
-def _choose_levels(
-    q: Tensor, k: Tensor, v: Tensor | None, inputs: AttentionInputs, config: PSAConfig, impl: Impl
-) -> Tensor:
-    """As `psa_attention` does, of all heads: they may share a budget."""
-    return choose_levels(
-        q,
-        k,
-        level_choice(config),
-        scale=q.shape[-1] ** -0.5,
-        v=v,
-        prefix_tokens=inputs.prefix_tokens,
-        is_causal=inputs.is_causal,
-        impl=impl,
-    )
 
 
 def _places(permutation: Tensor, head: int) -> Tensor:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from psa_triton.attention import level_choice
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
-from psa_triton.levels import choose_levels, read_density
+from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.inspection import AttentionInputs
 from psa_triton.tools.inspection.exact import sample_exactly, spread_evenly
 from psa_triton.tools.tuning.curve import BUDGETS, DENSE, Curve, Point, root_mean_square
@@ -47,24 +47,16 @@ def measure_curve(
     estimate = estimation_cost(config.importance, config.block_m, config.block_n)
     curve = []
     for budget in (budget for budget in budgets if budget > estimate):
-        levels = choose_levels(
+        levels = levels_of(
             q,
             k,
-            level_choice(config.replace(budget=budget, budget_table=())),
-            scale=q.shape[-1] ** -0.5,
-            v=v,
+            v,
+            config.replace(budget=budget, budget_table=()),
             prefix_tokens=inputs.prefix_tokens,
             is_causal=inputs.is_causal,
             impl=impl,
         )
-        densities = read_density(
-            levels,
-            block_m=config.block_m,
-            block_n=config.block_n,
-            query_tokens=q.shape[2],
-            key_tokens=k.shape[2],
-            is_causal=inputs.is_causal,
-        )
+        densities = read_density(levels, Blocks.of(q, k, config.block_m, config.block_n, inputs.is_causal))
         sample = sample_exactly(
             q[:, chosen],
             k[:, key_heads],
