@@ -33,9 +33,10 @@ from tensors.vit import LAYERS, VARIANTS, vit_cases
 from torch import Tensor
 
 from psa_triton import PSAConfig, block_importance, pyramid_attention, select_levels
-from psa_triton.attention import level_choice
+from psa_triton.blocks import Blocks
 from psa_triton.importance import estimation_cost
-from psa_triton.levels import choose_levels, exempt_levels, read_density
+from psa_triton.levels import exempt_levels, read_density
+from psa_triton.levels import levels_of as psa_levels
 from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -152,7 +153,7 @@ def levels_of(x: Inputs, method: Method, total: float) -> Tensor:
             importance=method.estimator,
             keep_first_block=x.is_causal,
         )
-        return choose_levels(x.q, x.k, level_choice(config), scale=x.scale, v=x.v, is_causal=x.is_causal)
+        return psa_levels(x.q, x.k, x.v, config, is_causal=x.is_causal, scale=x.scale)
     return shared_levels(x, method, total - estimation_cost(method.estimator, x.block_m, method.block_n))
 
 
@@ -177,23 +178,15 @@ def _by_shares(x: Inputs, method: Method, importance: Tensor, factor: float) -> 
         ratios[level] = (start, end)
         start = end
     levels = select_levels(importance, ratios | {0: (start, 1.0)}, mode="topk")
-    queries, keys = x.tokens
-    return exempt_levels(
-        levels,
-        block_m=x.block_m,
-        block_n=method.block_n,
-        query_tokens=queries,
-        key_tokens=keys,
-        keep_first_block=x.is_causal,
-        is_causal=x.is_causal,
-    )
+    return exempt_levels(levels, _blocks(x, method), keep_first_block=x.is_causal)
 
 
 def _read(x: Inputs, method: Method, levels: Tensor) -> Tensor:
-    queries, keys = x.tokens
-    return read_density(
-        levels, block_m=x.block_m, block_n=method.block_n, query_tokens=queries, key_tokens=keys, is_causal=x.is_causal
-    )
+    return read_density(levels, _blocks(x, method))
+
+
+def _blocks(x: Inputs, method: Method) -> Blocks:
+    return Blocks.of(x.q, x.k, x.block_m, method.block_n, x.is_causal)
 
 
 def measure(x: Inputs, method: Method, total: float) -> tuple[float, list[float]]:

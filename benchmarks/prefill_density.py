@@ -10,7 +10,9 @@ from smollm2 import Attended
 from torch import Tensor
 
 from psa_triton import PSAConfig, block_importance, select_levels
-from psa_triton.levels import Thresholds, cap_levels, exempt_levels, read_density, similarity_caps
+from psa_triton.blocks import Blocks
+from psa_triton.config import SimThresholds
+from psa_triton.levels import cap_levels, exempt_levels, read_density, similarity_caps
 
 
 class DenseRun:
@@ -32,10 +34,9 @@ class DenseRun:
             config: with shares of importance (no budget, which says itself what it reads).
         """
         importances = self._importance(config.importance, config.block_m, config.block_n)
-        thresholds = config.sim_thresholds
         caps: Sequence[Tensor | None] = [None] * len(importances)
         if config.use_sim_mask:
-            caps = self._caps(config.block_n, Thresholds(thresholds.x2, thresholds.x4, thresholds.x8))
+            caps = self._caps(config.block_n, config.sim_thresholds)
         return statistics.mean(
             _density(config, importance, cap, q.shape[2])
             for importance, cap, (q, _) in zip(importances, caps, self._layers, strict=True)
@@ -45,15 +46,15 @@ class DenseRun:
         sizes = dict(block_m=block_m, block_n=block_n)
         return [block_importance(q, k, method=method, is_causal=True, **sizes) for q, k in self._layers]
 
-    def _similarity(self, block_n: int, thresholds: Thresholds) -> list[Tensor]:
-        return [similarity_caps(k, block_n=block_n, thresholds=thresholds) for _, k in self._layers]
+    def _similarity(self, block_n: int, thresholds: SimThresholds) -> list[Tensor]:
+        return [similarity_caps(k, block_n, thresholds) for _, k in self._layers]
 
 
 def _density(config: PSAConfig, importance: Tensor, cap: Tensor | None, tokens: int) -> float:
     """Of one layer."""
-    sizes = dict(block_m=config.block_m, block_n=config.block_n, query_tokens=tokens, key_tokens=tokens)
+    blocks = Blocks(config.block_m, config.block_n, tokens, tokens, is_causal=True)
     levels = select_levels(importance, config.mask_ratios, mode=config.mask_mode, min_full_ratio=config.min_full_ratio)
     if cap is not None:
         levels = cap_levels(levels, cap)
-    levels = exempt_levels(levels, keep_first_block=config.keep_first_block, is_causal=True, **sizes)
-    return float(read_density(levels, is_causal=True, **sizes).mean())
+    levels = exempt_levels(levels, blocks, keep_first_block=config.keep_first_block)
+    return float(read_density(levels, blocks).mean())

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from psa_triton.blocks import Blocks
 from psa_triton.importance import block_importance
-from psa_triton.kernels import attend_levels
+from psa_triton.kernels import Reading, attend
 from psa_triton.levels import exempt_levels, select_levels
 
 BLOCK_M, BLOCK_N = 128, 64
@@ -93,10 +94,9 @@ def whole_path(x: Inputs, method: str, ratios: Ratios) -> Tensor:
 
 def sparse_attention(x: Inputs, levels: Tensor, coarsest: int) -> Tensor:
     """Pyramid attention; no level is coarser than `coarsest`, so coarser ones are not pooled."""
-    scale = x.shape.dim**-0.5
-    out, _ = attend_levels(
-        *x.tensors(), levels, **BLOCKS, coarsest=coarsest, is_causal=x.shape.is_causal, scale=scale, impl="triton"
-    )
+    q, k, v = x.tensors()
+    blocks = Blocks.of(q, k, BLOCKS["block_m"], BLOCKS["block_n"], x.shape.is_causal)
+    out, _ = attend(q, k, v, levels, blocks, Reading(x.shape.dim**-0.5, "none", coarsest, "triton"))
     return out
 
 
@@ -143,4 +143,5 @@ def _ratios(weights: dict[int, float], factor: float) -> Ratios:
 def _exempt(levels: Tensor, shape: Shape) -> Tensor:
     if not shape.is_causal:
         return levels
-    return exempt_levels(levels, **BLOCKS, query_tokens=shape.tokens, key_tokens=shape.tokens, is_causal=True)
+    blocks = Blocks(BLOCKS["block_m"], BLOCKS["block_n"], shape.tokens, shape.tokens, is_causal=True)
+    return exempt_levels(levels, blocks)

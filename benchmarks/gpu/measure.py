@@ -32,7 +32,7 @@ from gpu.cases import (
     whole_path,
 )
 from gpu.flex import flex_pyramid
-from psa_triton.launch import Launch
+from psa_triton.gpu import Launch
 
 MASKS = {"pyramid": PYRAMID, "levels 1/0": ONE_LEVEL}
 DENSITIES = (0.10, 0.15, 0.25, 1.0)

@@ -10,8 +10,7 @@ from tensors import AttentionTensors
 from torch import Tensor
 
 from psa_triton import PSAConfig
-from psa_triton.attention import level_choice
-from psa_triton.levels import choose_levels, density
+from psa_triton.levels import density, levels_of
 from psa_triton.ordering import grid_order
 
 BLOCK_M, BLOCK_N = 128, 64
@@ -45,12 +44,12 @@ class Problem:
     @cached_property
     def pyramid_levels(self) -> Tensor:
         """int8 `[1, H, nq, nk]`, levels 1, 2, 8 and 0."""
-        return choose_levels(self.q, self.k, level_choice(PYRAMID), scale=self.scale)
+        return levels_of(*self.tensors, PYRAMID)
 
     @cached_property
     def block_sparse_levels(self) -> Tensor:
         """int8 `[1, H, nq, nk]`, levels 1 and 0."""
-        return choose_levels(self.q, self.k, level_choice(BLOCK_SPARSE), scale=self.scale)
+        return levels_of(*self.tensors, BLOCK_SPARSE)
 
     def need_cuda(self) -> None:
         """Raises `LeftOut` unless tensors are on an NVIDIA GPU."""

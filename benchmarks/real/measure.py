@@ -8,7 +8,7 @@ from torch import Tensor
 
 from psa_triton import PSAConfig, block_importance, density, pyramid_attention, select_levels
 from psa_triton.importance import estimation_cost
-from psa_triton.levels import Thresholds, cap_levels, similarity_caps
+from psa_triton.levels import cap_levels, similarity_caps
 from real.methods import Method
 from real.sample import Sample
 
@@ -91,8 +91,7 @@ def _levels(method: Method, importance: Tensor, caps: Tensor | None, factor: flo
 def _caps(k: Tensor, method: Method) -> Tensor | None:
     if not method.use_sim_mask:
         return None
-    x = PSAConfig().sim_thresholds
-    return similarity_caps(k, block_n=method.block_n, thresholds=Thresholds(x.x2, x.x4, x.x8))
+    return similarity_caps(k, method.block_n, PSAConfig().sim_thresholds)
 
 
 def _read(levels: Tensor) -> float:

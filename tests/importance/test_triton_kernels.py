@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-
-from psa_triton import products
-from psa_triton.importance import block_importance
 from psa_triton.importance.pooled import pooled_estimate
 from psa_triton.importance.rows import BlockGrid
 from psa_triton.importance.sampled import sampled_estimate
+
+from psa_triton import products
+from psa_triton.importance import block_importance
 
 pytest.importorskip("triton")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from psa_triton.importance.rows import BlockGrid
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.attention import level_choice, sparse_attention
 from psa_triton.importance import block_importance, estimation_cost
-from psa_triton.importance.rows import BlockGrid
 from psa_triton.levels import choose_levels, read_density
 from psa_triton.levels.budget import budget_levels, expected_errors, ladder
 from psa_triton.levels.budget.allocation import allocate, benefit_rates

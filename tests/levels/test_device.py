@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from psa_triton.importance.rows import BlockGrid
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from psa_triton.config import SimThresholds
 from psa_triton.importance import block_importance
-from psa_triton.importance.rows import BlockGrid
 from psa_triton.levels import cap_levels, density, exempt_levels, read_density, select_levels, similarity_caps
 from psa_triton.levels.budget import budget_levels, expected_errors
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from psa_triton.ordering.tiles import tile_order
 
 from psa_triton.ordering import grid_order
 from psa_triton.ordering import order as order_module
 from psa_triton.ordering.gilbert import gilbert_order
-from psa_triton.ordering.tiles import tile_order
 
 
 @pytest.fixture
