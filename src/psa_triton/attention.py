@@ -14,6 +14,7 @@ from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance import estimate_importance
 from psa_triton.inputs import (
+    as_autocast,
     check_attention_inputs,
     check_causal,
     check_config,
@@ -51,7 +52,7 @@ def psa_attention(
 
     As there, an empty batch or no queries give an empty result, and queries that see no key give zeros. It goes
     through `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and gradients, `torch.func`'s included;
-    there is no forward mode (`jvp`).
+    there is no forward mode (`jvp`). Under `torch.autocast` it computes in autocast's dtype.
 
     Args:
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
@@ -83,6 +84,7 @@ def psa_attention(
             a reorder with a causal mask, a mask or dropout, or a limit of `config.attn_impl`.
     """
     check_dropout(dropout_p)
+    q, k, v = as_autocast(q, k, v)
     if attn_mask is not None:
         check_attention_inputs(q, k, v)
         check_key_mask(key_mask, k)
@@ -126,6 +128,7 @@ def sparse_attention(
         The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
     """
     check_config(config)
+    q, k, v = as_autocast(q, k, v)
     check_attention_inputs(q, k, v)
     check_key_mask(key_mask, k)
     check_causal(is_causal, config)

@@ -9,11 +9,10 @@ import torch
 from small_pipelines import make_cogvideox_pipeline, make_video, make_wan_pipeline
 from torch.nn.functional import scaled_dot_product_attention
 
-from psa_triton.attention import level_choice
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import LevelRecord, apply_psa
 from psa_triton.integrations.diffusers.tap import QKVTap
-from psa_triton.levels import choose_levels
+from psa_triton.levels import levels_of
 
 READ_ALL = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)})
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 8: (0.3, 0.6), 0: (0.6, 1)})
@@ -51,8 +50,7 @@ def test_the_levels_of_the_call_follow_from_them(make: Any) -> None:
 
     def keep(record: LevelRecord) -> None:
         q, k, v = tap.read()
-        marks = {"scale": q.shape[-1] ** -0.5, "prefix_tokens": record.prefix_tokens}
-        calls.append((choose_levels(q, k, level_choice(SPARSE), v=v, **marks), record.levels))
+        calls.append((levels_of(q, k, v, SPARSE, prefix_tokens=record.prefix_tokens), record.levels))
 
     with QKVTap(pipe) as tap, apply_psa(pipe, SPARSE, on_levels=keep):
         make_video(pipe, steps=1)

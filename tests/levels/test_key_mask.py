@@ -1,7 +1,6 @@
 """Levels where keys are left out: blocks without one have none, and are no part of what shares are shares of."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,26 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psa_triton import density
-from psa_triton.levels import (
-    LevelChoice,
-    Thresholds,
-    choose_levels,
-    exempt_levels,
-    read_density,
-    select_levels,
-    similarity_caps,
-)
+from psa_triton.blocks import Blocks
+from psa_triton.config import PSAConfig, SimThresholds
+from psa_triton.importance import estimation_cost
+from psa_triton.levels import exempt_levels, levels_of, read_density, select_levels, similarity_caps
 
 RATIOS = {1: (0, 0.3), 2: (0.3, 0.5), 8: (0.5, 0.8), 0: (0.8, 1)}
-TOPK = LevelChoice(32, 16, RATIOS, "topk", 0.06, "sampled", None)
-BUDGET = LevelChoice(32, 16, RATIOS, "budget", 0.06, "representative", None, budget=0.4)
+TOPK = PSAConfig(block_m=32, block_n=32, mask_ratios=RATIOS)
+BUDGET = PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.4)
 CHOICES = {
     "topk": TOPK,
-    "thresholdbound": replace(TOPK, mask_mode="thresholdbound", min_full_ratio=0.3),
-    "similarity": replace(TOPK, sim_thresholds=Thresholds(0.1, 0.05, 0.0)),
-    "first block": replace(TOPK, keep_first_block=True, importance="antidiagonal"),
+    "thresholdbound": TOPK.replace(mask_mode="thresholdbound", min_full_ratio=0.3),
+    "similarity": TOPK.replace(use_sim_mask=True, sim_thresholds={"x2": 0.1, "x4": 0.05, "x8": 0.0}),
+    "first block": TOPK.replace(keep_first_block=True, importance="antidiagonal"),
     "budget": BUDGET,
-    "budget of a head": replace(BUDGET, budget_scope="head"),
+    "budget of a head": BUDGET.replace(budget_scope="head"),
 }
 EACH = pytest.mark.parametrize("name", list(CHOICES))
 IMPLS = pytest.mark.parametrize("impl", ["cpu"])
@@ -42,7 +36,7 @@ def tensors(batch=1, queries=96, keys=180, dim=16, seed=0):
 
 
 def choose(name, q, k, v, impl="cpu", **kwargs):
-    return choose_levels(q, k, CHOICES[name], v=v, scale=0.25, impl=impl, **kwargs)
+    return levels_of(q, k, v, CHOICES[name], impl=impl, **kwargs)
 
 
 def mask_of(batch, keys, share=0.5, seed=0):
@@ -117,10 +111,10 @@ def test_exemptions_by_hand():
     key_mask = torch.ones(1, 40, dtype=torch.bool)
     key_mask[:, :16] = key_mask[:, 20:24] = False
     levels = torch.full((1, 1, 3, 5), 8, dtype=torch.int8)
-    sizes = dict(block_m=16, block_n=8, query_tokens=40, key_tokens=40)
-    found = exempt_levels(levels, **sizes, key_mask=key_mask)
+    found = exempt_levels(levels, Blocks(16, 8, 40, 40, key_mask=key_mask))
     assert found.tolist() == [[[[0, 0, 8, 8, 8]] * 3]]
-    found = exempt_levels(levels, **sizes, key_mask=key_mask, keep_first_block=True, prefix_tokens=3, is_causal=True)
+    blocks = Blocks(16, 8, 40, 40, is_causal=True, key_mask=key_mask)
+    found = exempt_levels(levels, blocks, keep_first_block=True, prefix_tokens=3)
     # Queries 0-15 see nothing. Queries 16-31 begin in block 2, whose last kept key is 19. Block 4 is the last one's.
     assert found.tolist() == [[[[0, 0, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 8, 1]]]]
 
@@ -129,13 +123,13 @@ def test_a_pair_of_alike_neighbours_needs_both():
     # Keys 0, 1 are alike, 1, 2 are opposite; without key 2 all pairs that are left are alike.
     k = torch.ones(1, 1, 8, 8)
     k[:, :, 2] = -1
-    thresholds = Thresholds(0.9, 0.9, 0.9)
-    assert similarity_caps(k, block_n=8, thresholds=thresholds).item() == 8  # keys 0 and 7
+    thresholds = SimThresholds(x2=0.9, x4=0.9, x8=0.9)
+    assert similarity_caps(k, 8, thresholds).item() == 8  # keys 0 and 7
     k[:, :, 7] = -1
-    assert similarity_caps(k, block_n=8, thresholds=thresholds).item() == 1
+    assert similarity_caps(k, 8, thresholds).item() == 1
     key_mask = torch.ones(1, 8, dtype=torch.bool)
     key_mask[:, [2, 7]] = False
-    assert similarity_caps(k, block_n=8, thresholds=thresholds, key_mask=key_mask).item() == 4
+    assert similarity_caps(k, 8, thresholds, key_mask=key_mask).item() == 4
 
 
 def test_density_by_hand():
@@ -171,9 +165,7 @@ def test_read_density_equals_a_count_over_queries(nq, nk, m, n, is_causal, seed)
     among = torch.tensor([0, 1, 2, 4, 8, 16, 32][: 5 if n == 8 else 7], dtype=torch.int8)
     levels = among[torch.randint(len(among), (2, 1, -(-nq // m), -(-nk // n)), generator=generator)]
     key_mask = mask_of(2, nk, 0.6, seed)
-    found = read_density(
-        levels, block_m=m, block_n=n, query_tokens=nq, key_tokens=nk, is_causal=is_causal, key_mask=key_mask
-    )
+    found = read_density(levels, Blocks(m, n, nq, nk, is_causal=is_causal, key_mask=key_mask))
     for b in range(2):
         shares = []
         for i in range(nq):
@@ -194,18 +186,15 @@ def test_a_budget_is_of_the_keys_that_are_there(impl, is_causal):
     q, k, v = tensors(4, queries=320, keys=320)
     key_mask = mask_of(4, 320, 0.7)
     key_mask[1, :100] = key_mask[2, 200:] = False
-    sizes = dict(block_m=32, block_n=16, query_tokens=320, key_tokens=320, is_causal=is_causal, key_mask=key_mask)
     # What is read whatever the budget may be more.
     least, found = (
         read_density(
-            choose_levels(
-                q, k, replace(BUDGET, budget=budget), v=v, scale=0.25, impl=impl, is_causal=is_causal, key_mask=key_mask
-            ),
-            **sizes,
+            levels_of(q, k, v, BUDGET.replace(budget=budget), impl=impl, is_causal=is_causal, key_mask=key_mask),
+            Blocks.of(q, k, 32, 32, is_causal, key_mask),
         )
-        for budget in (0.02, BUDGET.budget)
+        for budget in (0.035, BUDGET.budget)
     )
-    assert (found <= least.clamp(min=BUDGET.level_budget) + 1e-6).all()
+    assert (found <= least.clamp(min=BUDGET.budget - estimation_cost("representative", 32, 32)) + 1e-6).all()
     assert (found > 0.3).all()
 
 

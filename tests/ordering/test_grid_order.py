@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from psa_triton.ordering.tiles import tile_order
 
+from psa_triton.ordering import grid as grid_module
 from psa_triton.ordering import grid_order
-from psa_triton.ordering import order as order_module
 from psa_triton.ordering.gilbert import gilbert_order
+from psa_triton.ordering.grid import tile_order
 
 
 @pytest.fixture
 def cold_cache() -> None:
-    order_module._grid_order.cache_clear()
+    grid_module._grid_order.cache_clear()
 
 
 def test_methods_are_the_curve_and_the_tiles() -> None:
@@ -76,8 +76,8 @@ def test_device() -> None:
         ({"grid": 24}, TypeError, "grid: expected three positive integers (t, h, w), got 24"),
         ({"tile_size": (0, 8, 8)}, ValueError, "tile_size: expected three positive integers"),
         ({"tile_size": "2,8,8"}, TypeError, "tile_size: expected three positive integers"),
-        ({"prefix_tokens": -1}, ValueError, "prefix_tokens: expected an integer from 0, got -1"),
-        ({"prefix_tokens": 1.0}, TypeError, "prefix_tokens: expected an integer from 0, got 1.0"),
+        ({"prefix_tokens": -1}, ValueError, "prefix_tokens: expected 0 or more, got -1"),
+        ({"prefix_tokens": 1.0}, TypeError, "prefix_tokens: expected an int, got float"),
     ],
     ids=[
         "case",

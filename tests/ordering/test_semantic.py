@@ -192,7 +192,7 @@ X = torch.zeros(1, 2, 24, 8)
         ({"grid": (2, 3, 4), "prefix_tokens": 1}, ValueError, "grid: expected t * h * w = 23 visual tokens"),
         ({"grid": (2, 3, -4)}, ValueError, "grid: expected three positive integers"),
         ({"prefix_tokens": 25}, ValueError, "prefix_tokens: expected at most the 24 tokens of x, got 25"),
-        ({"prefix_tokens": -1}, ValueError, "prefix_tokens: expected an integer from 0, got -1"),
+        ({"prefix_tokens": -1}, ValueError, "prefix_tokens: expected 0 or more, got -1"),
     ],
     ids=[
         "case",

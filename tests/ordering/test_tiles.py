@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psa_triton.ordering.tiles import tile_order
+
+from psa_triton.ordering.grid import tile_order
 
 sizes = st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9))
 

@@ -70,9 +70,10 @@ def levels_of(
     scale: float | None = None,
     impl: Impl = "auto",
     prefix_tokens: int = 0,
+    key_mask: Tensor | None = None,
 ) -> Tensor:
     """The levels that `psa_attention` chooses for tokens that are in order already."""
-    blocks = Blocks.of(q, k, config.block_m, config.block_n, is_causal)
+    blocks = Blocks.of(q, k, config.block_m, config.block_n, is_causal, key_mask)
     scale, impl = resolve_scale(scale, q.shape[-1]), resolve_impl(impl, q)
     importance = estimate_importance(q, k, blocks, config, scale=scale, impl=impl)
     return choose_levels(importance, q, k, v, blocks, config, scale=scale, impl=impl, prefix_tokens=prefix_tokens)

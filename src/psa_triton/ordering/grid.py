@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from psa_triton.inputs import check_prefix, check_triple
+from psa_triton.inputs import as_count, check_triple
 from psa_triton.names import unknown_name
 from psa_triton.operators import operator
 from psa_triton.ordering.gilbert import gilbert_order
@@ -49,7 +49,7 @@ def grid_order(
         )
     grid = check_triple("grid", grid)
     tiles = check_triple("tile_size", tile_size) if method == "STA" else None
-    prefix_tokens = check_prefix(prefix_tokens)
+    prefix_tokens = as_count("prefix_tokens", prefix_tokens)
     # A device without an index means the current one, which may differ at the next call.
     device = torch.empty(0, device=device).device
     if torch.compiler.is_compiling():

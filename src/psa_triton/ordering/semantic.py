@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from psa_triton.inputs import check_prefix, check_triple
+from psa_triton.inputs import as_count, check_triple
 from psa_triton.names import unknown_name
 from psa_triton.operators import each_item, operator
 from psa_triton.ordering.grid import grid_order
@@ -76,7 +76,7 @@ def semantic_order(
             f"method: {unknown_name('semantic order', str(method), get_args(SemanticMethod))}; "
             "grid_order makes those that the grid alone decides"
         )
-    prefix_tokens = check_prefix(prefix_tokens)
+    prefix_tokens = as_count("prefix_tokens", prefix_tokens)
     _check_shapes(x, grid, prefix_tokens)
     if method == "SemanticAware":
         inside = torch.arange(x.shape[2] - prefix_tokens, device=x.device)

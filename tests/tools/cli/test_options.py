@@ -11,7 +11,7 @@ from rich.console import Console
 import psa_triton.tools.cli.compare as compare
 import psa_triton.tools.cli.understand as understand
 from psa_triton.impl import Impl
-from psa_triton.models import find_model
+from psa_triton.models import MODELS
 from psa_triton.tools.cli import options
 from psa_triton.tools.cli.target import Target, read_dense_parts
 from psa_triton.tools.evaluation import CeilingKind
@@ -24,7 +24,7 @@ def test_a_model_for_taking_times_is_labelled_so(
     key: str, told: bool, source: ModelSource, request_320: VideoRequest
 ) -> None:
     output = io.StringIO()
-    known = replace(source, name=key, spec=find_model(key))
+    known = replace(source, name=key, spec=MODELS[key])
     Target(known, torch.device("cpu"), torch.float32).load(request_320, Console(file=output))
     assert (f"{key} is for taking times" in output.getvalue()) is told
 

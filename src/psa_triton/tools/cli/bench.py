@@ -109,15 +109,12 @@ def _preset(shape: AttentionShape, preset: str | None, file: Path | None) -> tup
     Raises:
         ValueError: there is no such preset, or it is dense.
     """
-    from psa_triton.presets import load_presets_file
+    from psa_triton.presets import resolve
 
-    section = shape.section
-    if preset is not None and "/" in preset:
-        section, _, preset = preset.partition("/")
-    name, config = load_presets_file(file).attention(section, preset)
-    if config is None:
-        raise ValueError(f"attention_preset: expected a sparse one to hold against dense attention, got {name}")
-    return name, config
+    found = resolve(preset, shape.section, file)
+    if found.config is None:
+        raise ValueError(f"attention_preset: expected a sparse one to hold against dense attention, got {found.name}")
+    return found.name, found.config
 
 
 def _heads(shape: AttentionShape, asked: int | None, device: torch.device) -> int:

@@ -151,14 +151,13 @@ def _preset_of_file(preset: str | None, config: Path | None, impl: Impl) -> Atte
     Raises:
         ValueError: no preset with its section was given, or there is no such preset.
     """
-    from psa_triton.presets import load_presets_file
+    from psa_triton.presets import resolve
     from psa_triton.tools.generation import Attention
 
-    section, _, name = (preset or "").partition("/")
-    if not name:
+    if "/" not in (preset or ""):
         raise ValueError(
             f"attention_preset: expected SECTION/PRESET, as the file does not tell its model, got {preset!r}; "
             "`psa presets list` shows them"
         )
-    found, settings = load_presets_file(config).attention(section, name)
-    return Attention(name=found, config=settings, impl=impl)
+    found = resolve(preset, file=config)
+    return Attention(name=found.name, config=found.config, impl=impl)

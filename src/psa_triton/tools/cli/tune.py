@@ -161,17 +161,16 @@ def _preset_of_files(preset: str | None, files: Iterable[QKVFile], config: Path 
     Raises:
         ValueError: neither tells one section, or there is no such preset.
     """
-    from psa_triton.presets import load_presets_file
+    from psa_triton.presets import resolve
     from psa_triton.tools.generation import Attention
 
     if preset is None:
         sections = {file.header.get("preset", "").partition("/")[0] for file in files}
         preset = f"{min(sections)}/{_BASE}" if len(sections) == 1 and all(sections) else None
-    section, _, name = (preset or "").partition("/")
-    if not name:
+    if "/" not in (preset or ""):
         raise ValueError(
             f"attention_preset: expected SECTION/PRESET, as the files do not tell one model, got {preset!r}; "
             "`psa presets list` shows them"
         )
-    found, settings = load_presets_file(config).attention(section, name)
-    return Attention(name=found, config=settings, impl=impl)
+    found = resolve(preset, file=config)
+    return Attention(name=found.name, config=found.config, impl=impl)

@@ -78,7 +78,9 @@ def write_presets(path: Path, text: str, section: str, name: str, config: PSACon
     """
     before = load_presets_file(path) if path.exists() else None
     after = parse_presets(text, path)
-    if after.preset(section, name).config() != config or not _others_kept(before, after, section, name):
+    if after.section(section).attention_configs[name].config() != config or not _others_kept(
+        before, after, section, name
+    ):
         raise ValueError(f"output: lines cannot be added to {path} as it is written; name another file")
     write(path, text.encode())
 

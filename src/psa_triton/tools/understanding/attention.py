@@ -6,7 +6,7 @@ from pathlib import Path
 
 from psa_triton.impl import Impl
 from psa_triton.models import QWEN2_5_VL
-from psa_triton.presets import load_presets_file
+from psa_triton.presets import resolve
 from psa_triton.tools.generation import DENSE, Attention
 
 
@@ -24,8 +24,5 @@ def choose_attention(preset: str | None = None, *, file: Path | None = None, imp
     """
     if preset == DENSE.name:
         return DENSE
-    section = QWEN2_5_VL.preset_section
-    if preset is not None and "/" in preset:
-        section, _, preset = preset.partition("/")
-    name, config = load_presets_file(file).attention(section, preset)
-    return Attention(name=name, config=config, impl=impl)
+    found = resolve(preset, QWEN2_5_VL.preset_section, file)
+    return Attention(name=found.name, config=found.config, impl=impl)
