@@ -110,7 +110,7 @@ def attention_inputs(
     mask = meta(1, TOKENS, dtype=torch.bool) if masked else None
     blocks = Blocks(128, block_n, TOKENS, TOKENS, is_causal, mask)
     levels = meta(1, HEADS, blocks.rows, blocks.columns, dtype=torch.int8)
-    return video(dtype, dim), k, v, levels, blocks, Reading(1.0, pool_correction, 8, "triton")
+    return (video(dtype, dim), k, v, levels, blocks, Reading(1.0, pool_correction, 8, "triton"))
 
 
 def importance(
@@ -194,8 +194,8 @@ def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype
     return launches
 
 
-def choices(launch: Launch) -> tuple[dict[str, Any], set[str]]:
-    return launch.constants, {name for name, value in launch.arguments.items() if value is None}
+def choices(launch: Launch) -> tuple[dict[str, Any], list[bool]]:
+    return launch.constants, [value is None for value in launch.values]
 
 
 @dataclass(frozen=True)

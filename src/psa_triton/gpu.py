@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,11 +41,21 @@ class Launch:
         """What Triton's compiler is told. A product and a sum may be one operation, whatever its version's default."""
         return dict(num_warps=self.warps, num_stages=self.stages, enable_fp_fusion=True)
 
+    @property
+    def values(self) -> list[Any]:
+        """Arguments one by one, those inside tuples too."""
+        return list(_flat(self.arguments.values()))
+
     def run(self) -> None:
         """Launch on the device of the tensors, in its current stream."""
-        device = next(x.device for x in self.arguments.values() if isinstance(x, torch.Tensor))
+        device = next(x.device for x in self.values if isinstance(x, torch.Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        yield from _flat(value) if isinstance(value, tuple) else (value,)
 
 
 def current_backend() -> Backend:

@@ -15,8 +15,8 @@ from psa_triton.blocks import Blocks
 from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.levels import levels_of, read_density
 from psa_triton.levels.budget import budget_levels, expected_errors, ladder
-from psa_triton.levels.budget.allocation import allocate, benefit_rates
-from psa_triton.levels.budget.ladder import step_prices
+from psa_triton.levels.budget.allocation import allocate
+from psa_triton.levels.budget.ladder import benefit_rates, step_prices
 from psa_triton.levels.budget.spread import group_spread
 
 CPU = torch.device("cpu")

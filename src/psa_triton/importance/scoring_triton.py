@@ -25,6 +25,7 @@ _MOST_ROWS = 64
 """Rows that may stand for a block: they must fit every tile."""
 _RESOLVED = 32
 """Rows whose tokens one program resolves."""
+_LOG2_E = math.log2(math.e)
 _CHUNK = 1024
 """Blocks of a row that are normalised at a time."""
 
@@ -45,55 +46,43 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
     if key_rows.group > 1:
         keep = None if blocks.key_mask is None else blocks.key_mask.to(torch.int8).contiguous()
         k, _ = pool(k, key_rows.group, key_rows.group, keep, finest=key_rows.group)
-    query_tokens, key_tokens = _resolve_tokens(q, query_rows.tokens), _resolve_tokens(k, key_rows.tokens)
+    query_tokens, key_tokens = (_resolve_tokens(q, query_rows.tokens), _resolve_tokens(k, key_rows.tokens))
     log_sums = q.new_empty(query_tokens.shape[:3], dtype=torch.float32)
     mass = q.new_empty(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32)
+    log_count = None if key_rows.log_count is None else (key_rows.log_count * _LOG2_E).contiguous()
     rows, width = query_rows.tokens.shape
     columns, dim = key_tokens.shape[2], q.shape[3]
     tiles = _tiles(dim, width, q.dtype)
+    arguments = dict(
+        inputs=(q, k),
+        tokens=(query_tokens, key_tokens),
+        newest=query_rows.newest,
+        needs=key_rows.needs.contiguous(),
+        log_count=log_count,
+        log_sums=log_sums,
+        mass=mass,
+        scale=scale / width * _LOG2_E,
+        last_log_count=key_rows.last_log_count * _LOG2_E,
+        sizes=(q.shape[1], q.shape[1] // k.shape[1], rows, columns, blocks.queries, blocks.keys),
+        stride_needs=columns if key_rows.needs.dim() == 2 else 0,
+        strides=(q.stride(), k.stride()),
+    )
+    constants = dict(
+        DIM=dim,
+        PART=tiles.part,
+        WIDTH=width,
+        BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n,
+        PER_M=query_rows.per_block,
+        PER_N=key_rows.per_block,
+        TILE_M=tiles.m,
+        TILE_N=tiles.n,
+        CAUSAL=blocks.is_causal,
+        PRECISION=dot_precision(q.dtype),
+    )
+    grid = (triton.cdiv(rows, tiles.m), q.shape[0] * q.shape[1])
     for reduce in ("none", estimate.reduce):
-        Launch(
-            _score_kernel,
-            (triton.cdiv(rows, tiles.m), q.shape[0] * q.shape[1]),
-            dict(
-                q=q,
-                k=k,
-                query_tokens=query_tokens,
-                key_tokens=key_tokens,
-                newest=query_rows.newest,
-                needs=key_rows.needs.contiguous(),
-                log_count=None if key_rows.log_count is None else (key_rows.log_count * math.log2(math.e)).contiguous(),
-                log_sums=log_sums,
-                mass=mass,
-                scale=scale / width * math.log2(math.e),
-                last_log_count=key_rows.last_log_count * math.log2(math.e),
-                heads=q.shape[1],
-                group=q.shape[1] // k.shape[1],
-                rows=rows,
-                columns=columns,
-                queries=blocks.queries,
-                keys=blocks.keys,
-                stride_needs=columns if key_rows.needs.dim() == 2 else 0,
-                q_strides=q.stride(),
-                k_strides=k.stride(),
-            ),
-            dict(
-                DIM=dim,
-                PART=tiles.part,
-                WIDTH=width,
-                BLOCK_M=blocks.m,
-                BLOCK_N=blocks.n,
-                PER_M=query_rows.per_block,
-                PER_N=key_rows.per_block,
-                TILE_M=tiles.m,
-                TILE_N=tiles.n,
-                CAUSAL=blocks.is_causal,
-                REDUCE=reduce,
-                PRECISION=dot_precision(q.dtype),
-            ),
-            warps=tiles.warps,
-            stages=tiles.stages,
-        ).run()
+        Launch(_score_kernel, grid, arguments, constants | {"REDUCE": reduce}, tiles.warps, tiles.stages).run()
     _normalise(mass, blocks)
     return mass
 
@@ -202,10 +191,8 @@ def _resolve_tokens_kernel(
 
 @triton.jit
 def _score_kernel(
-    q,
-    k,
-    query_tokens,
-    key_tokens,
+    inputs,
+    tokens,
     newest,
     needs,
     log_count,
@@ -213,15 +200,9 @@ def _score_kernel(
     mass,
     scale,
     last_log_count,
-    heads,
-    group,
-    rows,
-    columns,
-    queries,
-    keys,
+    sizes,
     stride_needs,
-    q_strides,
-    k_strides,
+    strides,
     DIM: tl.constexpr,
     PART: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -236,6 +217,10 @@ def _score_kernel(
     PRECISION: tl.constexpr,
 ):
     """One tile of query rows against all key rows in sight: `log_sums` if REDUCE is none, else `mass` from them."""
+    q, k = inputs
+    query_tokens, key_tokens = tokens
+    heads, group, rows, columns, queries, keys = sizes
+    q_strides, k_strides = strides
     PARTS: tl.constexpr = (DIM + PART - 1) // PART
     # Late rows see most under a causal mask: they start first, so that none is left running at the end.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -22,8 +22,7 @@ def pooled_rows(tokens: int, block_n: int, finest: int, coarsest: int) -> int:
     return sum(blocks * (block_n >> s) for s in range(_log2(finest), _log2(coarsest) + 1))
 
 
-@dataclass(frozen=True)
-class KeptRows:
+class KeptRows(NamedTuple):
     """What a key mask leaves of tokens, and of the rows of levels from 2 on."""
 
     keep: Tensor

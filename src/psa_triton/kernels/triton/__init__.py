@@ -28,7 +28,7 @@ def pyramid_attention(
         The output, shape, dtype and strides of `q`, and the log-sum-exp, float32 `[B, Hq, Nq]`.
     """
     lists = list_blocks(levels, reading.coarsest.bit_length(), blocks)
-    return attend(pooled_operands(q, k, v, blocks, reading), lists)
+    return attend(pooled_operands(q, k, v, blocks, reading), lists, blocks, reading.scale)
 
 
 def pyramid_attention_backward(
@@ -58,7 +58,8 @@ def pyramid_attention_backward(
     lists = list_blocks(levels, shifts, blocks)
     operands = pooled_operands(q, k, v, blocks, reading)
     results = Results(out, lse.contiguous(), grad_out, None if grad_lse is None else grad_lse.contiguous())
-    grad_q, terms = query_gradient(operands, results, lists)
+    grad_q, terms = query_gradient(operands, results, lists, blocks, reading.scale)
     if (kept := blocks.kept()) is not None:
         levels = levels.masked_fill((kept == 0)[:, None, None], 0)
-    return grad_q, *key_value_gradient(operands, results, terms, list_readers(levels, k.shape[1], shifts))
+    readers = list_readers(levels, k.shape[1], shifts)
+    return grad_q, *key_value_gradient(operands, results, terms, readers, blocks, reading.scale)

@@ -10,13 +10,14 @@ by the key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from psa_triton.blocks import Blocks
 from psa_triton.gpu import Launch, dim_tile, dot, dot_precision
 from psa_triton.kernels.triton.backward_q import QueryTerms, Results
 from psa_triton.kernels.triton.operands import Operands
@@ -27,13 +28,12 @@ from psa_triton.pyramid import SPREAD_LEVELS
 from psa_triton.pyramid.pooling_triton import pooled_rows
 
 
-@dataclass(frozen=True)
-class Shares:
+class Shares(NamedTuple):
     """What reaches a token of each row of a level; those of keys and pulls lack the factor `scale`."""
 
-    keys: Tensor
-    """`[B, Hkv, R, D]`, as `values`; contiguous."""
-    values: Tensor
+    keys: Tensor | None
+    """`[B, Hkv, R, D]`, as `values`; contiguous. None coarser than the coarsest level."""
+    values: Tensor | None
     pulls: Tensor | None
     """float32 `[B, Hkv, R]`, at levels whose spread has a gradient."""
 
@@ -54,7 +54,7 @@ def list_readers(levels: Tensor, key_heads: int, shifts: int) -> BlockLists:
 
 
 def key_value_gradient(
-    operands: Operands, results: Results, terms: QueryTerms, readers: BlockLists
+    operands: Operands, results: Results, terms: QueryTerms, readers: BlockLists, blocks: Blocks, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Gradients of keys and values.
 
@@ -67,66 +67,54 @@ def key_value_gradient(
     Returns:
         Both, shape and dtype of k, contiguous.
     """
-    shares = None
+    shares = Shares(None, None, None)
     for shift in reversed(range(readers.shifts)):
-        shares = _row_gradient(operands, results, terms, readers, shares, shift)
-    assert shares is not None
+        shares = _row_gradient(operands, results, terms, readers, blocks, scale, shares, shift)
+    assert shares.keys is not None and shares.values is not None
     return shares.keys, shares.values
 
 
 def _row_gradient(
-    operands: Operands, results: Results, terms: QueryTerms, readers: BlockLists, coarser: Shares | None, shift: int
+    operands: Operands,
+    results: Results,
+    terms: QueryTerms,
+    readers: BlockLists,
+    blocks: Blocks,
+    scale: float,
+    coarser: Shares,
+    shift: int,
 ) -> Shares:
     """One level: level 1 applies the factor `scale`, and its shares, in the dtype of k, are the gradients."""
-    q, k, v, blocks = operands.q, operands.k, operands.v, operands.blocks
+    q, k, v, spread = operands.q, operands.k, operands.v, None
+    row_bias, row_last = operands.row_bias, operands.row_last
     batch, key_heads, tokens, dim = k.shape
     dtype = torch.float32 if shift else k.dtype
-    share_k, share_v = (k.new_empty(batch, key_heads, triton.cdiv(tokens, 1 << shift), dim, dtype=dtype) for _ in "kv")
-    share_pull = spread = row_bias = row_last = None
+    keys, values = (k.new_empty(batch, key_heads, triton.cdiv(tokens, 1 << shift), dim, dtype=dtype) for _ in "kv")
+    pulls = None
     if shift:
         first = pooled_rows(tokens, blocks.n, 2, 1 << (shift - 1))
         k, v = operands.pooled_k[:, :, first:], operands.pooled_v[:, :, first:]
         if operands.spread is not None and 1 << shift in SPREAD_LEVELS:
             spread = operands.spread[:, :, first:]
-            share_pull = spread.new_empty(share_k.shape[:3])
-    kept = operands.kept
-    if kept is not None:
-        row_bias, row_last = (x[:, first:] if shift else x for x in (kept.bias, kept.last))
+            pulls = spread.new_empty(keys.shape[:3])
+        if row_bias is not None and row_last is not None:
+            row_bias, row_last = row_bias[:, first:], row_last[:, first:]
+    shares = Shares(keys, values, pulls)
     block_rows = blocks.n >> shift
     tiles = backward_kv_tiles(dim, q.dtype, blocks.m, block_rows)
     Launch(
         _row_gradient_kernel,
         (blocks.columns * triton.cdiv(block_rows, tiles.n), batch * key_heads),
         dict(
-            grad_out=results.grad_out,
-            q=q,
-            k=k,
-            v=v,
-            lse=results.lse,
-            delta=terms.delta,
-            spread=spread,
-            half_norm=terms.half_norm,
-            keep=kept and kept.keep,
-            row_bias=row_bias,
-            row_last=row_last,
-            blocks=readers.blocks,
-            starts=readers.starts,
-            coarser_k=coarser and coarser.keys,
-            coarser_v=coarser and coarser.values,
-            coarser_pull=coarser and coarser.pulls,
-            share_k=share_k,
-            share_v=share_v,
-            share_pull=share_pull,
-            scale=operands.scale,
-            heads=q.shape[1],
-            key_heads=key_heads,
-            queries=q.shape[2],
-            tokens=tokens,
-            columns=readers.blocks.shape[3],
-            g_strides=results.grad_out.stride(),
-            q_strides=q.stride(),
-            k_strides=k.stride(),
-            v_strides=v.stride(),
+            inputs=(results.grad_out, q, k, v),
+            terms=(results.lse, terms.delta, spread, terms.half_norm),
+            kept=(operands.keep, row_bias, row_last),
+            lists=(readers.blocks, readers.starts),
+            coarser=coarser,
+            shares=shares,
+            scale=scale,
+            sizes=(q.shape[1], key_heads, q.shape[2], tokens, readers.blocks.shape[3]),
+            strides=tuple(x.stride() for x in (results.grad_out, q, k, v)),
             stride_spread=0 if spread is None else spread.stride(1),
             stride_rows=0 if row_bias is None else row_bias.stride(0),
         ),
@@ -145,40 +133,20 @@ def _row_gradient(
         warps=tiles.warps,
         stages=tiles.stages,
     ).run()
-    return Shares(share_k, share_v, share_pull)
+    return shares
 
 
 @triton.jit
 def _row_gradient_kernel(
-    grad_out,
-    q,
-    k,
-    v,
-    lse,
-    delta,
-    spread,
-    half_norm,
-    keep,
-    row_bias,
-    row_last,
-    blocks,
-    starts,
-    coarser_k,
-    coarser_v,
-    coarser_pull,
-    share_k,
-    share_v,
-    share_pull,
+    inputs,
+    terms,
+    kept,
+    lists,
+    coarser,
+    shares,
     scale,
-    heads,
-    key_heads,
-    queries,
-    tokens,
-    columns,
-    g_strides,
-    q_strides,
-    k_strides,
-    v_strides,
+    sizes,
+    strides,
     stride_spread,
     stride_rows,
     DIM: tl.constexpr,
@@ -192,6 +160,14 @@ def _row_gradient_kernel(
     CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    grad_out, q, k, v = inputs
+    lse, delta, spread, half_norm = terms
+    keep, row_bias, row_last = kept
+    blocks, starts = lists
+    coarser_k, coarser_v, coarser_pull = coarser
+    share_k, share_v, share_pull = shares
+    heads, key_heads, queries, tokens, columns = sizes
+    g_strides, q_strides, k_strides, v_strides = strides
     tiles_a_block: tl.constexpr = (BLOCK_ROWS + TILE_N - 1) // TILE_N
     block = tl.program_id(0) // tiles_a_block
     head = tl.program_id(1).to(tl.int64)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from psa_triton.blocks import Blocks
 from psa_triton.gpu import dot
 from psa_triton.kernels.triton.operands import Operands, walk
 from psa_triton.kernels.triton.rows import (
@@ -57,7 +58,9 @@ class QueryTerms:
     """`|q| ** 2 / 2`, where logits are corrected."""
 
 
-def query_gradient(operands: Operands, results: Results, lists: BlockLists) -> tuple[Tensor, QueryTerms]:
+def query_gradient(
+    operands: Operands, results: Results, lists: BlockLists, blocks: Blocks, scale: float
+) -> tuple[Tensor, QueryTerms]:
     """Gradient of the queries, and what the gradient of keys and values needs of each.
 
     Args:
@@ -71,54 +74,29 @@ def query_gradient(operands: Operands, results: Results, lists: BlockLists) -> t
     q, lse = operands.q, results.lse
     grad_q = q.new_empty(q.shape)
     terms = QueryTerms(torch.empty_like(lse), None if operands.spread is None else torch.empty_like(lse))
+    read = (results.grad_out, q, operands.k, operands.v, results.out)
     arguments = dict(
-        grad_out=results.grad_out,
-        grad_lse=results.grad_lse,
-        out=results.out,
-        lse=lse,
-        grad_q=grad_q,
-        delta=terms.delta,
-        half_norm=terms.half_norm,
-        scale=operands.scale,
-        g_strides=results.grad_out.stride(),
-        o_strides=results.out.stride(),
+        grads=(results.grad_out, results.grad_lse),
+        results=(results.out, lse),
+        outputs=(grad_q, terms.delta, terms.half_norm),
+        scale=scale,
+        strides=tuple(x.stride() for x in read),
     )
-    tiles = backward_q_tiles(q.shape[3], q.dtype, operands.blocks.m)
-    walk(_query_gradient_kernel, operands, lists, tiles, arguments)
+    tiles = backward_q_tiles(q.shape[3], q.dtype, blocks.m)
+    walk(_query_gradient_kernel, operands, lists, blocks, tiles, arguments, {})
     return grad_q, terms
 
 
 @triton.jit
 def _query_gradient_kernel(
-    grad_out,
-    grad_lse,
-    q,
-    k,
-    v,
-    pooled_k,
-    pooled_v,
-    spread,
-    keep,
-    row_bias,
-    row_last,
-    out,
-    lse,
-    blocks,
-    starts,
-    grad_q,
-    delta,
-    half_norm,
+    grads,
+    operands,
+    results,
+    lists,
+    outputs,
     scale,
-    heads,
-    group,
-    queries,
-    tokens,
-    columns,
-    g_strides,
-    q_strides,
-    k_strides,
-    v_strides,
-    o_strides,
+    sizes,
+    strides,
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -129,6 +107,13 @@ def _query_gradient_kernel(
     CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    grad_out, grad_lse = grads
+    q, k, v, pooled_k, pooled_v, spread, keep, row_bias, row_last = operands
+    blocks, starts = lists
+    heads, group, queries, tokens, columns = sizes
+    out, lse = results
+    grad_q, delta, half_norm = outputs
+    g_strides, q_strides, k_strides, v_strides, o_strides = strides
     # Late query blocks see most under a causal mask: they start first, so that none is left running at the end.
     tile = tl.num_programs(0) - 1 - tl.program_id(0) if CAUSAL else tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from psa_triton.blocks import Blocks
 from psa_triton.gpu import dot
 from psa_triton.kernels.triton.operands import Operands, walk
 from psa_triton.kernels.triton.rows import (
@@ -34,46 +35,31 @@ from psa_triton.kernels.triton.tiles import forward_tiles
 from psa_triton.pyramid.pooling_triton import first_row
 
 
-def attend(operands: Operands, lists: BlockLists) -> tuple[Tensor, Tensor]:
+def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
     """Attention over the lists.
 
     Returns:
         The output, shape, dtype and strides of q, and the log-sum-exp, float32 `[B, Hq, Nq]`.
     """
-    q, scale = operands.q, operands.scale
+    q = operands.q
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    tiles = forward_tiles(q.shape[3], q.dtype, operands.blocks.m)
-    arguments = dict(out=out, lse=lse, scale=abs(scale) * math.log2(math.e), o_strides=out.stride())
-    walk(_attend_kernel, operands, lists, tiles, arguments, NEGATIVE=scale < 0)
+    tiles = forward_tiles(q.shape[3], q.dtype, blocks.m)
+    strides = (q.stride(), operands.k.stride(), operands.v.stride(), out.stride())
+    arguments = dict(out=out, lse=lse, scale=abs(scale) * math.log2(math.e), strides=strides)
+    walk(_attend_kernel, operands, lists, blocks, tiles, arguments, dict(NEGATIVE=scale < 0))
     return out, lse
 
 
 @triton.jit
 def _attend_kernel(
-    q,
-    k,
-    v,
-    pooled_k,
-    pooled_v,
-    spread,
-    keep,
-    row_bias,
-    row_last,
-    blocks,
-    starts,
+    operands,
+    lists,
     out,
     lse,
     scale,
-    heads,
-    group,
-    queries,
-    tokens,
-    columns,
-    q_strides,
-    k_strides,
-    v_strides,
-    o_strides,
+    sizes,
+    strides,
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -85,6 +71,10 @@ def _attend_kernel(
     NEGATIVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    q, k, v, pooled_k, pooled_v, spread, keep, row_bias, row_last = operands
+    blocks, starts = lists
+    heads, group, queries, tokens, columns = sizes
+    q_strides, k_strides, v_strides, o_strides = strides
     # Late query blocks see most under a causal mask: they start first, so that none is left running at the end.
     tile = tl.num_programs(0) - 1 - tl.program_id(0) if CAUSAL else tl.program_id(0)
     head = tl.program_id(1)
