@@ -13,8 +13,8 @@ from psa_triton import PSAConfig, psa_attention
 from psa_triton.levels import density, levels_of
 from psa_triton.ordering import grid_order
 from psa_triton.pyramid import pyramid_layout, write_pyramid
-from psa_triton.tools.bench import find_shape
 from psa_triton.tools.bench.inputs import local_inputs
+from psa_triton.tools.shapes import find_shape
 
 IMAGES = Path(__file__).parent / "images"
 LEVELS = (0, 8, 4, 2, 1)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from psa_triton.models import MODELS, PRESET_SECTIONS, QWEN2_5_VL, ModelSpec, preset_section
 from psa_triton.names import unknown_name
-from psa_triton.presets import ModelSection, load_presets_file
+
+if TYPE_CHECKING:
+    from psa_triton.presets import ModelSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,9 @@ def find_shape(name: str) -> AttentionShape:
 
 def known_shapes() -> Iterator[AttentionShape]:
     """What the models' rows, and their sections of the presets file, say of their attention at the known sizes."""
+    # Here and not above: `--help` names the shapes, and does not wait for yaml and pydantic.
+    from psa_triton.presets import load_presets_file
+
     sections = load_presets_file().sections
     for spec in MODELS.values():
         for name, size in spec.sizes.items():

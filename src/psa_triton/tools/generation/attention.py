@@ -16,7 +16,7 @@ from psa_triton.presets import VideoScale, resolve
 from psa_triton.tools.generation.source import ModelSource
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DenseParts:
     """What runs dense though attention is sparse, besides the warm-up of the configuration."""
 
@@ -92,29 +92,45 @@ def choose_attention(
     impl: Impl = "auto",
     dense_parts: DenseParts = DenseParts(),
 ) -> Attention:
-    """The attention of a preset.
+    """The attention that a preset of a model stands for; errors and other arguments as in `named_attention`.
 
     Args:
-        source: the model; its section of the presets file is searched.
-        preset: a preset of that section; "SECTION/PRESET" for another model's; `dense` for none; None for the
-            model's default.
-        file: a presets file of the user's own; None for the one that comes with the library.
-        impl: implementation of the sparse operator.
-        dense_parts: what runs dense all the same.
-
-    Raises:
-        ValueError: the file has mistakes, the preset does not exist, or the model is unknown and no section is named.
+        source: the model; None for `preset` is the one that it is run with.
+        preset: a preset of the model's section, or "SECTION/PRESET", or `dense`.
     """
-    if preset == DENSE.name:
-        return DENSE
     spec = source.spec
-    if spec is None and "/" not in (preset or ""):
+    if spec is None and preset != DENSE.name and "/" not in (preset or ""):
         raise ValueError(
             f"attention_preset: {source.name} is no model I know, so it has no presets: give SECTION/PRESET to borrow "
             "a known model's (see `psa presets list`), or --dense"
         )
     section, usual = (None, None) if spec is None else (spec.preset_section, spec.preset)
-    found = resolve(preset or usual, section, file)
+    return named_attention(preset or usual, section, file=file, impl=impl, dense_parts=dense_parts)
+
+
+def named_attention(
+    preset: str | None,
+    section: str | None = None,
+    *,
+    file: Path | None = None,
+    impl: Impl = "auto",
+    dense_parts: DenseParts = DenseParts(),
+) -> Attention:
+    """The attention that a name stands for.
+
+    Args:
+        preset: a preset of that section; "SECTION/PRESET" for another's; `dense` for none; None for the default.
+        section: of the presets file.
+        file: a presets file of the user's own; None for the one that comes with the library.
+        impl: implementation of the sparse operator.
+        dense_parts: what runs dense all the same.
+
+    Raises:
+        ValueError: the file has mistakes, the preset does not exist, or no section is named.
+    """
+    if preset == DENSE.name:
+        return DENSE
+    found = resolve(preset, section, file)
     return Attention(
         name=found.name, config=found.config, impl=impl, dense_parts=dense_parts, video_scale=found.video_scale
     )

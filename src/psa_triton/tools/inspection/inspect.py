@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl, resolve_impl
-from psa_triton.importance import estimate_importance, estimation_cost
-from psa_triton.levels import levels_of, read_density
+from psa_triton.impl import Impl
+from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.tools.inspection.exact import sample_exactly
 from psa_triton.tools.inspection.inputs import AttentionInputs, Grid
 
@@ -88,22 +86,23 @@ def inspect_attention(
     chosen = choose_indexes("heads", heads, inputs.q.shape[1])
     inputs.check(config)
     for_q, for_k = inputs.orders(config)
-    q, k, v = for_q.apply(inputs.q), for_k.apply(inputs.k), None if inputs.v is None else for_k.apply(inputs.v)
+    ordered = inputs.ordered(for_q, for_k)
     if levels is None:
-        # Of all heads: they may share a budget.
-        levels = levels_of(q, k, v, config, prefix_tokens=inputs.prefix_tokens, is_causal=inputs.is_causal, impl=impl)
-    group = q.shape[1] // k.shape[1]
-    key_heads = [head // group for head in chosen]
-    q, k, v, levels = q[:, chosen], k[:, key_heads], None if v is None else v[:, key_heads], levels[:, chosen]
-    blocks = Blocks.of(q, k, config.block_m, config.block_n, inputs.is_causal)
-    scale, resolved = q.shape[-1] ** -0.5, resolve_impl(impl, q)
-    importance = estimate_importance(q, k, blocks, config, scale=scale, impl=resolved)
-    densities = read_density(levels, blocks)
-    exact = None
-    if query_blocks:
-        exact = sample_exactly(
-            q, k, v, levels, config, query_blocks=query_blocks, is_causal=inputs.is_causal, impl=impl
-        )
+        levels = ordered.choose_levels(config, impl)
+    levels = levels[:, chosen]
+    some = ordered.heads(chosen)
+    importance = block_importance(
+        some.q,
+        some.k,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        method=config.importance,
+        is_causal=inputs.is_causal,
+        impl=impl,
+    )
+    densities = some.density(levels, config)
+    exact = sample_exactly(some, levels, config, query_blocks=query_blocks, impl=impl) if query_blocks else None
+    group = inputs.q.shape[1] // inputs.k.shape[1]
     return Inspection(
         config=config,
         grid=inputs.grid,
