@@ -93,34 +93,6 @@ def test_prefix_keeps_its_place(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("permutation", "error", "message"),
-    [
-        (torch.tensor([0, 0, 2]), ValueError, "permutation: expected each of 0 to 2 once"),
-        (torch.tensor([1, 2, 3]), ValueError, "permutation: expected each of 0 to 2 once"),
-        (torch.tensor([0.0, 1.0]), TypeError, "permutation: expected dtype torch.int64, got torch.float32"),
-        (torch.tensor([[0, 1]]), ValueError, "permutation: expected shape [N] or [B, H, N], got [1, 2]"),
-    ],
-    ids=["repeated", "out of range", "float", "rank 2"],
-)
-def test_bad_permutations(permutation: torch.Tensor, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
-        TokenOrder.from_permutation(permutation)
-
-
-@pytest.mark.parametrize(
-    ("inverse", "message"),
-    [
-        (torch.arange(4), "inverse: expected the shape of permutation, [3], got [4]"),
-        (torch.arange(3, device="meta"), "inverse: expected the device of permutation, cpu, got meta"),
-    ],
-    ids=["length", "device"],
-)
-def test_bad_inverses(inverse: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        TokenOrder(torch.arange(3), inverse)
-
-
-@pytest.mark.parametrize(
     ("order_shape", "x", "dim", "error", "message"),
     [
         ((3,), torch.zeros(4, 2), -2, ValueError, "x: expected 3 tokens along dimension 0, got 4 (shape [4, 2])"),

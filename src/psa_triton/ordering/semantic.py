@@ -91,7 +91,7 @@ def semantic_order(
         left_out = ~keep[:, None, prefix_tokens:]
         place = _cluster_places(visual.masked_fill(left_out[..., None], 0.0)).masked_fill(left_out, _MAX_CLUSTERS)
     permutation = inside[place[..., inside].argsort(dim=-1, stable=True)]
-    return TokenOrder(permutation, permutation.argsort(dim=-1)).with_prefix(prefix_tokens)
+    return TokenOrder.from_permutation(permutation).with_prefix(prefix_tokens)
 
 
 def _check_shapes(x: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: int) -> None:
