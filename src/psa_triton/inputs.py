@@ -112,23 +112,6 @@ def as_int(name: str, value: Any) -> int:
     raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
 
 
-def check_triple(name: str, value: tuple[int, int, int]) -> tuple[int, int, int]:
-    """`value` as three positive ints (t, h, w).
-
-    Raises:
-        TypeError: `value` is no sequence of integers.
-        ValueError: it has another length, or an entry below 1.
-    """
-    message = f"{name}: expected three positive integers (t, h, w), got {value!r}"
-    try:
-        triple = tuple(as_int(name, entry) for entry in value)
-    except TypeError as error:
-        raise TypeError(message) from error
-    if len(triple) != 3 or min(triple) < 1:
-        raise ValueError(message)
-    return triple
-
-
 def as_count(name: str, value: Any) -> int:
     """`value`, the argument called `name`, as an int of at least 0.
 

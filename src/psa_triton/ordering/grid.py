@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from psa_triton.inputs import as_count, check_triple
-from psa_triton.names import unknown_name
 from psa_triton.operators import operator
 from psa_triton.ordering.gilbert import gilbert_order
 from psa_triton.ordering.order import TokenOrder
@@ -36,20 +34,8 @@ def grid_order(
 
     Returns:
         An order of `prefix_tokens + t * h * w` tokens, the same for all heads.
-
-    Raises:
-        TypeError: `grid`, `tile_size` or `prefix_tokens` is not of integers.
-        ValueError: `method` is unknown, `grid` or `tile_size` is not three positive integers, or `prefix_tokens` is
-            negative.
     """
-    if method not in get_args(GridMethod):
-        raise ValueError(
-            f"method: {unknown_name('grid order', str(method), get_args(GridMethod))}; "
-            "semantic_order makes those that depend on the data"
-        )
-    grid = check_triple("grid", grid)
-    tiles = check_triple("tile_size", tile_size) if method == "STA" else None
-    prefix_tokens = as_count("prefix_tokens", prefix_tokens)
+    tiles = tile_size if method == "STA" else None
     # A device without an index means the current one, which may differ at the next call.
     device = torch.empty(0, device=device).device
     if torch.compiler.is_compiling():
