@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton.attention import sparse_attention
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig, Way
 from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
@@ -460,14 +461,7 @@ class LayerCall:
         config = self._config
         if levels is None or config is None:
             return None
-        return read_density(
-            levels,
-            block_m=config.block_m,
-            block_n=config.block_n,
-            query_tokens=tokens,
-            key_tokens=tokens,
-            key_mask=layout.key_mask,
-        )
+        return read_density(levels, Blocks(config.block_m, config.block_n, tokens, tokens, key_mask=layout.key_mask))
 
     def _grids(self, tokens: int) -> tuple[Grid, ...]:
         grids = self._forward.grids
