@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import break_even
 import pytest
 import torch
 
 
-def cases(*speedups: float) -> list[break_even.Case]:
+def cases(*speedups: float) -> list[break_even.Row]:
     return [
-        break_even.Case("section/preset", 64, "float32", 256 * 2**index, 226, 0.5, speedup, 1.0)
+        {"visual_tokens": 256 * 2**index, "prefix_tokens": 226, "speedup": speedup}
         for index, speedup in enumerate(speedups)
     ]
 
@@ -34,7 +36,6 @@ def test_a_preset_is_measured_with_its_models_heads_and_text() -> None:
     presets = {name: (config, shape) for name, config, shape in break_even.shipped_presets()}
     assert "Qwen2.5-VL/psa_balanced" not in presets
     config, shape = presets["CogVideo_5b/psa_4steps"]
-    small = break_even.AttentionShape(**{**break_even.asdict(shape.with_heads(1)), "grid": (2, 4, 4)})
-    case = break_even.measure("x", config, small, "float32", torch.device("cpu"))
-    assert (case.dim, case.prefix_tokens, case.visual_tokens) == (64, 226, 32)
-    assert 0 < case.density <= 1 and case.dense_seconds > 0 and case.sparse_seconds > 0
+    case = break_even.measure("x", config, replace(shape.with_heads(1), grid=(2, 4, 4)), "float32", torch.device("cpu"))
+    assert (case["dim"], case["prefix_tokens"], case["visual_tokens"]) == (64, 226, 32)
+    assert 0 < case["density"] <= 1 and case["dense_seconds"] > 0 and case["sparse_seconds"] > 0
