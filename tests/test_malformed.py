@@ -19,8 +19,10 @@ from safetensors.torch import save, save_file
 from psa_triton.config import PSAConfig
 from psa_triton.presets import PresetError, load_presets_file
 from psa_triton.tools.evaluation.case import Case, read_finished
-from psa_triton.tools.generation import VideoRequest, find_source, plan_jobs, read_prompts
+from psa_triton.tools.generation import VideoRequest, find_source
+from psa_triton.tools.generation.batch import plan_jobs
 from psa_triton.tools.generation.lora import find_lora, load_lora
+from psa_triton.tools.generation.request import read_prompts
 from psa_triton.tools.inspection import read_qkv
 
 

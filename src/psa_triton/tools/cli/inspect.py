@@ -17,38 +17,18 @@ from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count
 from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.models import QWEN2_5_VL, model_key
+from psa_triton.tools import inspection
 from psa_triton.tools.cli.commands import Inspect
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
 from psa_triton.tools.cli.options import read_indexes, refuse
 from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
 from psa_triton.tools.evaluation import CallSite
-from psa_triton.tools.files import Hold, Staging, output_folder, staged
-from psa_triton.tools.generation import (
-    Attention,
-    choose_attention,
-    choose_device,
-    generate_video,
-    make_requests,
-    settings_of,
-    surroundings,
-)
-from psa_triton.tools.generation.sidecar import json_bytes
-from psa_triton.tools.inspection import (
-    SCHEMA_VERSION,
-    AttentionInputs,
-    Place,
-    Probe,
-    call_data,
-    choose_indexes,
-    draw,
-    inspect_attention,
-    place_name,
-    place_title,
-    read_grid,
-    read_qkv,
-    table,
-    write_qkv,
-)
+from psa_triton.tools.files import Staging, held, json_bytes, output_folder, staged
+from psa_triton.tools.generation.attention import Attention, choose_attention
+from psa_triton.tools.generation.loading import choose_device
+from psa_triton.tools.generation.request import make_requests
+from psa_triton.tools.generation.sidecar import settings_of, surroundings
+from psa_triton.tools.generation.single import generate_video
 from psa_triton.tools.inspection.exact import spread_evenly
 
 _BY_DEFAULT = 3
@@ -91,9 +71,9 @@ def run(options: Inspect) -> None:
 
 def _look_at_file(options: Inspect, path: Path, asked: Mapping[str, Sequence[int] | None]) -> None:
     device = choose_device(options.machine.device)
-    file = read_qkv(path, device)
+    file = inspection.read_qkv(path, device)
     inputs = file.inputs(
-        grid=None if options.grid is None else read_grid(options.grid),
+        grid=None if options.grid is None else inspection.read_grid(options.grid),
         prefix_tokens=options.prefix_tokens,
         is_causal=options.causal,
     )
@@ -128,7 +108,7 @@ def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | No
         layers = _choose("layers", asked, layer_count(pipe.transformer))
         look.heads = _choose("heads", asked, pipe.transformer.config["num_attention_heads"])
 
-        def on_call(site: CallSite, inputs: AttentionInputs, levels: Tensor) -> None:
+        def on_call(site: CallSite, inputs: inspection.AttentionInputs, levels: Tensor) -> None:
             place = _place(site)
             look.at(inputs, place, levels)
             if options.save_qkv:
@@ -136,7 +116,9 @@ def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | No
 
         with QKVTap(pipe) as tap, VideoProgress(look.console, 1) as progress:
             on_step = progress.start_video(request.prompt, request.num_inference_steps)
-            generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(tap, layers, steps, on_call))
+            generate_video(
+                pipe, request, attention, on_step=on_step, on_levels=inspection.Probe(tap, layers, steps, on_call)
+            )
         if not look.calls:
             raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
         look.write_numbers(settings_of(target, request, attention), target.device)
@@ -163,7 +145,7 @@ class _Look:
     ) -> Iterator[_Look]:
         """Files appear together at the end of the block; the folder is looked at first."""
         folder = options.output_dir
-        with output_folder(folder, room=pictures * _PICTURE), Hold(folder), staged() as files:
+        with output_folder(folder, room=pictures * _PICTURE), held(folder), staged() as files:
             yield cls(
                 folder=folder,
                 files=files,
@@ -173,9 +155,9 @@ class _Look:
                 query_blocks=options.query_blocks,
             )
 
-    def at(self, inputs: AttentionInputs, place: Place, levels: Tensor | None = None) -> None:
+    def at(self, inputs: inspection.AttentionInputs, place: inspection.Place, levels: Tensor | None = None) -> None:
         """Draw one call, and keep its numbers; `levels` are those that it read, if it has been made already."""
-        inspection = inspect_attention(
+        found = inspection.inspect_attention(
             inputs,
             _sparse(self.attention),
             heads=self.heads,
@@ -183,25 +165,34 @@ class _Look:
             query_blocks=self.query_blocks,
             impl=self.attention.impl,
         )
-        for head in inspection.heads:
-            title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
-            draw(inspection, head, title, self.folder / f"{place_name(place, head.head)}.png", self.files.write)
-        self.calls.append(call_data(place, inspection))
+        for head in found.heads:
+            title = f"{self.subject}, {inspection.place_title(place, head.head)}, {self.attention.name}"
+            inspection.draw(
+                found, head, title, self.folder / f"{inspection.place_name(place, head.head)}.png", self.files.write
+            )
+        self.calls.append(inspection.call_data(place, found))
 
-    def save(self, inputs: AttentionInputs, place: Place) -> None:
+    def save(self, inputs: inspection.AttentionInputs, place: inspection.Place) -> None:
         """Write the tensors of one call."""
         header = {"model": self.subject, "preset": self.attention.name}
         header |= {key: str(value) for key, value in place.items()}
-        write_qkv(self.folder / f"qkv_{place_name(place)}.safetensors", inputs, header, self.files.write)
+        inspection.write_qkv(
+            self.folder / f"qkv_{inspection.place_name(place)}.safetensors", inputs, header, self.files.write
+        )
 
     def write_numbers(self, settings: Mapping[str, Any], device: torch.device) -> None:
         """Last of all: it names the pictures."""
-        data = {"schema_version": SCHEMA_VERSION, "settings": settings, "calls": self.calls, **surroundings(device)}
+        data = {
+            "schema_version": inspection.SCHEMA_VERSION,
+            "settings": settings,
+            "calls": self.calls,
+            **surroundings(device),
+        }
         self.files.write(self.folder / "inspect.json", json_bytes(data))
 
     def show(self) -> None:
         """Print the numbers."""
-        columns, lines = table(self.calls)
+        columns, lines = inspection.table(self.calls)
         self.console.print(make_table(columns, lines, column={"min_width": 5}, collapse_padding=True, pad_edge=False))
         first = self.calls[0]["heads"][0]
         estimate = first["density_with_estimation"] - first["density"]
@@ -220,7 +211,7 @@ def _choose(name: str, asked: Mapping[str, Sequence[int] | None], count: int) ->
         ValueError: one does not exist.
     """
     indexes = asked[name]
-    return choose_indexes(name, spread_evenly(count, _BY_DEFAULT) if indexes is None else indexes, count)
+    return inspection.choose_indexes(name, spread_evenly(count, _BY_DEFAULT) if indexes is None else indexes, count)
 
 
 def _sparse(attention: Attention) -> PSAConfig:
@@ -239,7 +230,7 @@ def _sparse_steps(config: PSAConfig, count: int, asked: Sequence[int] | None) ->
         )
     if asked is None:
         return [(first + count) // 2]
-    chosen = choose_indexes("steps", asked, count)
+    chosen = inspection.choose_indexes("steps", asked, count)
     if dense := [step for step in chosen if step < first]:
         raise ValueError(
             f"steps: expected some from {first} to {count - 1}, as the preset's warm-up runs dense, "

@@ -24,24 +24,12 @@ from psa_triton.tools.cli.options import (
     PresetOptions,
     read_indexes,
 )
-from psa_triton.tools.generation import (
-    ALONE,
-    DENSE,
-    Attention,
-    DenseParts,
-    ModelSource,
-    Processes,
-    Target,
-    VideoRequest,
-    checkout_model_configs,
-    choose_device,
-    choose_dtype,
-    configured_models,
-    find_source,
-    load_pipeline,
-    named_attention,
-    read_prompts,
-)
+from psa_triton.tools.generation.attention import DENSE, Attention, DenseParts, named_attention
+from psa_triton.tools.generation.loading import Target, choose_device, choose_dtype, load_pipeline
+from psa_triton.tools.generation.model_configs import checkout_model_configs, configured_models
+from psa_triton.tools.generation.processes import ALONE, Processes
+from psa_triton.tools.generation.request import VideoRequest, read_prompts
+from psa_triton.tools.generation.source import ModelSource, find_source
 
 
 def read_all_prompts(prompts: Sequence[str | None] | None, file: Path | None) -> list[str]:

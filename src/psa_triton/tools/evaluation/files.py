@@ -13,9 +13,8 @@ from psa_triton.tools.evaluation.measures import MEASURES
 from psa_triton.tools.evaluation.report import write_case_report, write_run_report
 from psa_triton.tools.evaluation.summary import summarise
 from psa_triton.tools.evaluation.table import markdown
-from psa_triton.tools.files import staged
+from psa_triton.tools.files import json_bytes, staged
 from psa_triton.tools.generation import DENSE
-from psa_triton.tools.generation.sidecar import json_bytes
 from psa_triton.tools.video import Frames, encode_video, png, side_by_side
 
 
