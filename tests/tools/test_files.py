@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from psa_triton.tools.files import Hold, TakenError, check_room, output_folder, staged, write_file
+from psa_triton.tools.files import TakenError, check_room, held, json_bytes, output_folder, staged, write_file
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 
@@ -161,6 +162,11 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_json_has_no_infinity() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        json_bytes({"psnr": math.inf})
+
+
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_name_is_held_by_one_process_and_goes_with_it(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "place"
@@ -169,27 +175,29 @@ def test_a_name_is_held_by_one_process_and_goes_with_it(kind: str, tmp_path: Pat
     script = f"""if True:
         import sys
         from pathlib import Path
-        from psa_triton.tools.files import Hold
-        Hold(Path({str(path)!r}), "a red square")
-        print("held", flush=True)
-        sys.stdin.readline()
+        from psa_triton.tools.files import held
+        with held(Path({str(path)!r}), "a red square"):
+            print("held", flush=True)
+            sys.stdin.readline()
         """
     command, pipes = [sys.executable, "-c", script], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env={"PYTHONPATH": SOURCE}, text=True, **pipes) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(TakenError, match=rf"place is being written by process {other.pid} on \S+, since ") as taken:
-            Hold(path)
+        with (
+            pytest.raises(TakenError, match=rf"place is being written by process {other.pid} on \S+, since ") as taken,
+            held(path),
+        ):
+            raise AssertionError("not reached")
         assert taken.value.purpose == "a red square"
         other.kill()
-    with Hold(path):  # what a killed process leaves is nobody's
+    with held(path):  # what a killed process leaves is nobody's
         pass
     assert names(tmp_path) == (["place"] if kind == "folder" else [])
 
 
 def test_a_name_can_be_held_again(tmp_path: Path) -> None:
-    first = Hold(tmp_path / "a")
-    with Hold(tmp_path / "b"), pytest.raises(TakenError):
-        Hold(tmp_path / "a")
-    first.release()
-    Hold(tmp_path / "a").release()
+    with held(tmp_path / "a"), held(tmp_path / "b"), pytest.raises(TakenError), held(tmp_path / "a"):
+        raise AssertionError("not reached")
+    with held(tmp_path / "a"):
+        pass
     assert names(tmp_path) == []

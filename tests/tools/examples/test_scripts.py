@@ -19,7 +19,8 @@ from typer.testing import CliRunner, Result
 
 from psa_triton.presets import shipped_presets
 from psa_triton.tools.cli.app import app as psa
-from psa_triton.tools.video import encode_video, read_video
+from psa_triton.tools.understanding import read_media
+from psa_triton.tools.video import encode_video
 
 CHECKOUT = Path(__file__).parents[3]
 SCRIPTS = ["cogvideo/cogvideo_5b.py", "wan21/wan21_1.3b.py", "wan21/wan21_14b.py", "wan22/wan22_5b.py"]
@@ -105,7 +106,7 @@ def test_a_script_makes_its_models_videos_with_psa(
     (folder,) = (tmp_path / "out" / key).iterdir()
     assert len(folder.name) == len("20251204_120000")
     assert sorted(file.name for file in folder.iterdir()) == ["video_0000.json", "video_0000.mp4"]
-    video = read_video(folder / "video_0000.mp4")
+    video = read_media(folder / "video_0000.mp4", "video", num_frames=99)
     assert (video.frames.shape, video.fps) == ((pixels[2], pixels[1], pixels[0], 3), fps)
     settings, cost = sidecar(folder / "video_0000.mp4")["settings"], sidecar(folder / "video_0000.mp4")["cost"]
     assert settings["attention"]["preset"] == preset

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from small_checkpoints import TEXT_DIM, save_lora
 
 from psa_triton.models import MODELS
-from psa_triton.tools.generation import Lora, find_lora, find_source, load_pipeline
+from psa_triton.tools.generation import find_source, load_pipeline
+from psa_triton.tools.generation.lora import Lora, find_lora
 
 CPU = torch.device("cpu")
 # key: (small checkpoint, class and settings of the scheduler at the default size)

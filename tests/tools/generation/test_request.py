@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from psa_triton.tools.generation import find_source, make_requests, read_prompts
+from psa_triton.tools.generation import find_source, make_requests
+from psa_triton.tools.generation.request import read_prompts
 
 
 def test_prompts_are_read_one_a_line_without_blanks_and_comments(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from psa_triton.config import PSAConfig
-from psa_triton.tools.generation import DENSE, Attention, VideoRequest, generate_video, generate_videos, warm_up
+from psa_triton.tools.generation import DENSE, Attention, VideoRequest, generate_video, generate_videos
+from psa_triton.tools.generation.single import warm_up
 
 # Two of ten key blocks, read in full.
 FIFTH = Attention(
