@@ -96,43 +96,31 @@ def test_room_is_looked_at_before(small_disk: Path) -> None:
         check_room(small_disk / "not" / "there", 1 << 30)
 
 
-def test_a_disk_without_any_room_is_told_before(small_disk: Path) -> None:
-    with pytest.raises(OSError):
-        (small_disk / "ballast").write_bytes(bytes(1 << 20))
-    with (
-        pytest.raises(OSError, match=r"output_dir: \S+ cannot be written: no room: "),
-        output_folder(small_disk / "out", room=0),
-    ):
+@pytest.mark.parametrize(
+    ("prepare", "folder", "message"),
+    [
+        ("full", "out", "cannot be written: no room: "),
+        ("read-only", "out", "cannot be written: read-only file system; name another folder"),
+        ("file", "file", "file cannot be written: .*/file is a file; name another folder"),
+        ("file", "file/sub/sub", "sub cannot be written: .*/file is a file; name another folder"),
+        ("", "x" * 300, "cannot be written: file name too long"),
+    ],
+    ids=["full", "read-only", "file", "file above", "long name"],
+)
+def test_a_folder_that_cannot_be_written_is_told_before(
+    prepare: str, folder: str, message: str, small_disk: Path
+) -> None:
+    if prepare == "full":
+        with pytest.raises(OSError):
+            (small_disk / "ballast").write_bytes(bytes(1 << 20))
+    elif prepare == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    elif prepare == "file":
+        (small_disk / "file").write_bytes(b"mine")
+    before = names(small_disk)
+    with pytest.raises(OSError, match=f"output_dir: .*{message}"), output_folder(small_disk / folder, room=0):
         raise AssertionError("not reached")
-    assert names(small_disk) == ["ballast"]
-
-
-def test_a_read_only_disk_is_told_before(small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with (
-        pytest.raises(OSError, match="cannot be written: read-only file system; name another folder"),
-        output_folder(small_disk / "out", room=0),
-    ):
-        raise AssertionError("not reached")
-
-
-@pytest.mark.parametrize("below", ["", "sub", "sub/sub"])
-def test_a_file_in_the_place_of_a_folder_is_told_before(below: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"mine")
-    with (
-        pytest.raises(OSError, match=r"file\S* cannot be written: .*/file is a file; name another folder"),
-        output_folder(tmp_path / "file" / below, room=0),
-    ):
-        raise AssertionError("not reached")
-    assert names(tmp_path) == ["file"]
-
-
-def test_a_name_too_long_is_told_before(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OSError, match="cannot be written: file name too long"),
-        output_folder(tmp_path / ("x" * 300), room=0),
-    ):
-        raise AssertionError("not reached")
+    assert names(small_disk) == before
 
 
 def test_folders_made_in_vain_go_and_others_stay(tmp_path: Path) -> None:
