@@ -26,10 +26,9 @@ from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
 from psa_triton.levels import read_density
 from psa_triton.presets import load_presets_file
-from psa_triton.tools.bench import AttentionShape
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.machine import hardware, versions
-from psa_triton.tools.shapes import known_shapes
+from psa_triton.tools.shapes import AttentionShape, known_shapes
 
 RESULTS = Path(__file__).parent / "results"
 HEADS = 4

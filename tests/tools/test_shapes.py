@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from psa_triton.models import PRESET_SECTIONS
-from psa_triton.tools.bench import SHAPES, AttentionShape, find_shape
 from psa_triton.tools.bench.inputs import local_inputs
+from psa_triton.tools.shapes import SHAPES, AttentionShape, find_shape
 
 # name: (section, heads, key heads, dim, grid, text)
 KNOWN = {

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from psa_triton.tools.bench import Case
-from psa_triton.tools.bench.measure import CHOICE, DENSE, FLEX, FLEX_SPARSE, KERNEL, PSA
+from psa_triton.tools.bench.measure import CHOICE, DENSE, FLEX, FLEX_SPARSE, KERNEL, PSA, Case
 from psa_triton.tools.cli.app import app
 
 

@@ -150,13 +150,12 @@ def _flex_functions(
 ) -> dict[str, Callable[[], Tensor]]:
     """FlexAttention, dense and of the same density; the mask is made beforehand."""
     # Brings torch's compiler, which the fresh processes that measure memory need not wait for.
-    from psa_triton.tools.bench.flex import block_sparse_mask, compiled_flex_attention
+    from psa_triton.tools.bench.flex import block_mask, compiled_flex_attention, most_important
 
     attention = compiled_flex_attention()
     importance = block_importance(*tensors[:2], block_m=config.block_m, block_n=config.block_n, method="pooled")
-    mask = block_sparse_mask(
-        importance, density=density, block_m=config.block_m, block_n=config.block_n, tokens=shape.tokens
-    )
+    chosen = most_important(importance, density)
+    mask = block_mask(chosen, block_m=config.block_m, block_n=config.block_n, tokens=shape.tokens)
     grouped = shape.heads != shape.key_heads
     return {
         FLEX: partial(attention, *tensors, enable_gqa=grouped),

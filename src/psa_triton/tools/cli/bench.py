@@ -6,9 +6,18 @@ import torch
 from rich.table import Table
 
 from psa_triton.presets import resolve
-from psa_triton.tools.bench import Case, Settings, judge, measure_scaling
-from psa_triton.tools.bench.measure import CHOICE, DENSE, FLEX, FLEX_SPARSE, KERNEL, PSA
-from psa_triton.tools.bench.report import plot, report
+from psa_triton.tools.bench.measure import (
+    CHOICE,
+    DENSE,
+    FLEX,
+    FLEX_SPARSE,
+    KERNEL,
+    PSA,
+    Case,
+    Settings,
+    measure_scaling,
+)
+from psa_triton.tools.bench.report import judge, plot, report
 from psa_triton.tools.cli.commands import Bench
 from psa_triton.tools.cli.console import make_console, make_table
 from psa_triton.tools.files import held, json_bytes, output_folder, staged

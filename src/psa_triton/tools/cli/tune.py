@@ -34,10 +34,9 @@ from psa_triton.tools.generation.loading import Target, choose_device
 from psa_triton.tools.generation.request import VideoRequest, make_requests
 from psa_triton.tools.generation.single import generate_video
 from psa_triton.tools.inspection import AttentionInputs, Probe, QKVFile, read_qkv
+from psa_triton.tools.inspection.probe import READ_ALL
 
 _BASE: Final = "psa_budget"
-_READ_ALL = PSAConfig(block_n=128, mask_ratios={1: (0.0, 1.0)}, importance="pooled", use_rearrange=False)
-"""Dense attention, in a form that tells of its calls; tokens stay in their own order."""
 _FEW_LAYERS = 12
 _ROOM = 1 << 18
 """Bytes of the presets file and the picture, roughly."""
@@ -119,7 +118,7 @@ class _Tuning:
 
         with self._begun(config, steps) as goal, logging_to(self.console):
             pipe = load(target, requests[0], self.console)
-            dense = Attention(name="dense, tapped", config=_READ_ALL, impl=self.base.impl)
+            dense = Attention(name="dense, tapped", config=READ_ALL, impl=self.base.impl)
             with QKVTap(pipe) as tap, VideoProgress(self.console, len(requests)) as progress:
                 for request in requests:
                     on_step = progress.start_video(request.prompt, steps)
