@@ -166,7 +166,6 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path
         ),
         pytest.param(["--prompt", "x", "--attention-preset", "tiny-wan/psa"], "unknown preset 'psa'", id="preset"),
         pytest.param(["--prompt", "x", "--dense", "--device", "gpu"], "device: 'gpu'", id="device"),
-        pytest.param(["--prompt", "x", "--dense", "--width", "60"], "expected a multiple of 8, got 60; 64", id="size"),
         pytest.param(["--prompt", "x", "--dense", "--steps", "0"], "num_inference_steps", id="steps"),
         pytest.param(["--prompt", "x", "--dense_layers", "3-"], "dense_layers: expected indexes such", id="layers"),
         pytest.param(
@@ -187,6 +186,13 @@ def test_bad_options_are_one_line_and_make_nothing(generate, options: list[str],
     assert message in result.output
     assert result.output.startswith("error: ")
     assert result.output.count("\n") == 1
+    assert names(tmp_path / "out" / "small-wan") == []
+
+
+def test_a_size_that_does_not_fit_makes_no_video(generate, tmp_path: Path) -> None:
+    result = generate("--prompt", "x", "--dense", "--width", "60")
+    assert result.exit_code == 1
+    assert "width: expected a multiple of 8, got 60; 64 fits" in result.output
     assert names(tmp_path / "out" / "small-wan") == []
 
 
