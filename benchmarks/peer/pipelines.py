@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from peer.operators import LeftOut
-from psa_triton.tools.evaluation import PSNR_CAP
+from psa_triton.tools.evaluation.measures import PSNR_CAP
 from psa_triton.tools.generation import (
     DENSE,
     Attention,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from psa_triton.integrations.diffusers import layer_count
 from psa_triton.integrations.diffusers.tap import QKVTap
-from psa_triton.tools.evaluation import CallSite
+from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.generation import (
     Attention,
     VideoRequest,

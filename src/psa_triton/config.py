@@ -259,6 +259,9 @@ class PSAConfig(BaseModel):
                 cls.__name__, [_reworded(details) for details in error.errors(include_url=False)]
             ) from error
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name}: a PSAConfig is frozen; config.replace({name}=...) makes a changed copy")
+
     def at(self, layer: int, progress: float) -> PSAConfig:
         """How one layer attends at one denoising step: `budget_table` has become `budget`.
 

@@ -81,9 +81,13 @@ def resolve(name: str | None = None, section: str | None = None, file: str | Pat
         file: a presets file; None for the one that comes with the library.
 
     Raises:
+        TypeError: a name is no string.
         PresetError: the file has mistakes, or there is no such section or preset.
         ValueError: neither `name` nor `section` tells the section.
     """
+    for argument, value in (("preset", name), ("model", section)):
+        if not isinstance(value, str | None):
+            raise TypeError(f"{argument}: expected a name, got {type(value).__name__}")
     if name == DENSE.name:
         return DENSE
     other, _, preset = (name or "").rpartition("/")
@@ -116,6 +120,7 @@ def load_preset(model: str, preset: str | None = None, path: str | Path | None =
         The configuration, or None for a dense preset.
 
     Raises:
+        TypeError: a name is no string.
         PresetError: the file has mistakes, or there is no such section or preset.
     """
     return resolve(preset, model, path).config

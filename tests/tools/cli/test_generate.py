@@ -112,7 +112,7 @@ def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> No
     assert (out / "video_0000.mp4").stat().st_mtime_ns == before["video_0000.mp4"]
     assert read_media(out / "video_0001.mp4", "video").total_frames == 17
 
-    third = generate(*options)
+    third = generate("--prompt", "a red square", "--prompt", "a blue ring", *options[2:])
     assert third.output.count("finished before, skipped") == 2
     assert f"0 made, 2 skipped, 0 failed; 0.0 s; files in {out}" in third.output
     seeds = [json.loads((out / f"video_000{i}.json").read_text())["settings"]["seed"] for i in (0, 1)]

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from psa_triton.tools.bench.measure import DENSE, FLEX, FLEX_SPARSE, KERNEL, PSA, Case
-from psa_triton.tools.files import Write, write_file
 from psa_triton.tools.shapes import AttentionShape
 
 _STYLES = {
@@ -101,8 +99,8 @@ def report(shape: AttentionShape, cases: Sequence[Case], verdict: Verdict, **set
     }
 
 
-def plot(shape: AttentionShape, cases: Sequence[Case], title: str, path: Path, write: Write = write_file) -> None:
-    """Seconds over tokens, both logarithmic, as PNG, by `write`."""
+def plot(cases: Sequence[Case], title: str) -> bytes:
+    """Seconds over tokens, both logarithmic, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -119,4 +117,4 @@ def plot(shape: AttentionShape, cases: Sequence[Case], title: str, path: Path, w
     axes.legend(frameon=False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    write(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -75,7 +75,7 @@ def run(options: Bench) -> None:
             **surroundings(device),
         )
         with staged() as files:
-            plot(measured, cases, title, folder / "bench.png", files.write)
+            files.write(folder / "bench.png", plot(cases, title))
             files.write(folder / "bench.json", json_bytes(data))
     console.print(f"Files: {folder}")
 

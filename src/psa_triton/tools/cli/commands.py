@@ -9,7 +9,6 @@ from typing import Literal
 
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.tools.cli.options import (
-    PROMPT_FILE,
     REQUIRED,
     AttentionOptions,
     DenseOptions,
@@ -41,8 +40,7 @@ class Generate:
     accelerate launch, share the prompts.
     """
 
-    prompt: str | None = option(None, "What is to be seen.")
-    prompt_file: Path | None = option(None, PROMPT_FILE, metavar="FILE")
+    prompts: PromptsOptions = field(default_factory=PromptsOptions)
     output_dir: Path = option(
         Path("outputs"),
         "Videos go to OUTPUT_DIR/MODEL: video_0000.mp4, video_0000.json, ...; new ones get the next numbers.",

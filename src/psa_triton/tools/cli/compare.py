@@ -14,11 +14,14 @@ from diffusers import DiffusionPipeline
 from rich.console import Console
 from rich.table import Table
 
-from psa_triton.tools import evaluation
 from psa_triton.tools.cli.commands import Compare
 from psa_triton.tools.cli.console import VideoProgress, few, logging_to, make_console, reason, try_warm_up
 from psa_triton.tools.cli.errors import told_if_interrupted
-from psa_triton.tools.cli.target import choose_source, find_target, load, read_all_prompts, read_dense_parts
+from psa_triton.tools.cli.target import choose_source, find_target, load, read_dense_parts, read_prompts
+from psa_triton.tools.evaluation.case import Case, expected_room, plan_cases, read_finished, write_case, write_summary
+from psa_triton.tools.evaluation.ceiling import Ceiling, choose_ceiling
+from psa_triton.tools.evaluation.compare import compare_attentions
+from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
 from psa_triton.tools.files import check_room, held, output_folder
 from psa_triton.tools.generation.attention import DENSE, Attention, choose_attention
 from psa_triton.tools.generation.loading import Target
@@ -39,7 +42,7 @@ def run(options: Compare) -> None:
         ValueError: an option is wrong, or a case is there that was made with other settings.
         typer.Exit: something failed.
     """
-    prompts = read_all_prompts(options.prompts.prompt, options.prompts.prompt_file)
+    prompts = read_prompts(options.prompts)
     seeds = _all_seeds(options.seed or [42], options.num_seeds)
     target = find_target(choose_source(options.model), options.machine, options.preset.impl)
     dense_parts = read_dense_parts(options.dense)
@@ -49,13 +52,11 @@ def run(options: Compare) -> None:
         choose_attention(target.source, preset, file=file, impl=impl, dense_parts=dense_parts) for preset in presets
     ]
     requests = make_requests(target.source, prompts, seed=0, settings=asdict(options.video))
-    ceiling = evaluation.choose_ceiling(options.ceiling, target.device, target.dtype)
+    ceiling = choose_ceiling(options.ceiling, target.device, target.dtype)
     folder = options.output_dir
-    cases = evaluation.plan_cases(folder, requests, seeds, attentions, ceiling=ceiling, model=target.as_dict())
+    cases = plan_cases(folder, requests, seeds, attentions, ceiling=ceiling, model=target.as_dict())
     with output_folder(folder, room=0), held(folder):
-        done: dict[str, Data | None] = {
-            case.name: evaluation.read_finished(case, overwrite=options.overwrite) for case in cases
-        }
+        done: dict[str, Data | None] = {case.name: read_finished(case, overwrite=options.overwrite) for case in cases}
         failed = _Comparison(target, attentions, ceiling, cases, done).make(folder, warm_up=options.warm_up)
     if failed:
         raise typer.Exit(1)
@@ -80,8 +81,8 @@ class _Comparison:
 
     target: Target
     attentions: Sequence[Attention]
-    ceiling: evaluation.Ceiling | None
-    cases: Sequence[evaluation.Case]
+    ceiling: Ceiling | None
+    cases: Sequence[Case]
     done: dict[str, Data | None]
     errors: dict[str, Exception] = field(default_factory=dict)
     console: Console = field(default_factory=make_console)
@@ -93,7 +94,7 @@ class _Comparison:
             if case not in todo:
                 self.console.print(f"{case.folder}: finished before, kept")
         if todo:
-            check_room(folder, sum(map(evaluation.expected_room, todo)))
+            check_room(folder, sum(map(expected_room, todo)))
             with told_if_interrupted(lambda: self._so_far(folder)), logging_to(self.console):
                 pipe = load(self.target, todo[0].request, self.console)
                 if warm_up:
@@ -105,17 +106,17 @@ class _Comparison:
         finished = [data for case in self.cases if (data := self.done[case.name]) is not None]
         if finished:
             failed = [{"name": name, "error": reason(error)} for name, error in self.errors.items()]
-            evaluation.write_summary(folder, finished, failed, surroundings(self.target.device))
+            write_summary(folder, finished, failed, surroundings(self.target.device))
             self._show(finished)
         return self._show_failures(finished)
 
-    def _make_all(self, pipe: DiffusionPipeline, todo: Sequence[evaluation.Case]) -> None:
+    def _make_all(self, pipe: DiffusionPipeline, todo: Sequence[Case]) -> None:
         videos = 1 + len(self.attentions) + (self.ceiling is not None)
         with VideoProgress(self.console, len(todo) * videos) as progress:
             for case in todo:
                 try:
-                    check_room(case.folder, evaluation.expected_room(case))
-                    comparison = evaluation.compare_attentions(
+                    check_room(case.folder, expected_room(case))
+                    comparison = compare_attentions(
                         pipe,
                         case.request,
                         self.attentions,
@@ -123,7 +124,7 @@ class _Comparison:
                         on_start=partial(progress.start_video, steps=case.request.num_inference_steps),
                         on_end=progress.end_video,
                     )
-                    self.done[case.name] = evaluation.write_case(case, comparison, surroundings(self.target.device))
+                    self.done[case.name] = write_case(case, comparison, surroundings(self.target.device))
                 except Exception as error:
                     logger.debug("%s failed", case.folder, exc_info=True)
                     self.errors[case.name] = error
@@ -141,15 +142,15 @@ class _Comparison:
         )
 
     def _show(self, finished: Sequence[Data]) -> None:
-        columns = evaluation.summarise(finished)
+        columns = summarise(finished)
         one = finished[0]["settings"]["prompt"] if len(finished) == 1 else None
         table = Table("", title=one or f"means over {len(finished)} cases ± standard error")
         for column in columns:
             table.add_column(column.label, justify="right")
-        for row in evaluation.table_rows(columns):
+        for row in table_rows(columns):
             table.add_row(*row)
-        sentences = [evaluation.sentence(columns, column) for column in columns if column.role == "psa"]
-        for what in (table, *evaluation.notes(columns), *sentences):
+        sentences = [sentence(columns, column) for column in columns if column.role == "psa"]
+        for what in (table, *notes(columns), *sentences):
             self.console.print(what)
 
     def _show_failures(self, finished: Sequence[Data]) -> int:

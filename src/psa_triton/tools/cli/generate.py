@@ -22,8 +22,8 @@ from psa_triton.tools.cli.target import (
     choose_source,
     find_target,
     load,
-    read_all_prompts,
     read_dense_parts,
+    read_prompts,
     wanted_attention,
 )
 from psa_triton.tools.files import output_folder
@@ -54,7 +54,7 @@ def run(options: Generate, *, keys: Sequence[str] = (), configs: Path | None = N
             videos fail instead, and does not stop the others.
         typer.Exit: videos failed, in whichever process.
     """
-    prompts = read_all_prompts([options.prompt], options.prompt_file)
+    prompts = read_prompts(options.prompts)
     source = choose_source(options.model, keys=keys, configs=configs)
     dense_parts = read_dense_parts(options.dense)
     attention = wanted_attention(

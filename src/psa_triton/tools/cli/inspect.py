@@ -17,12 +17,11 @@ from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count
 from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.models import QWEN2_5_VL, model_key
-from psa_triton.tools import inspection
 from psa_triton.tools.cli.commands import Inspect
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
-from psa_triton.tools.cli.options import read_indexes, refuse
-from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
-from psa_triton.tools.evaluation import CallSite
+from psa_triton.tools.cli.options import PromptsOptions, read_indexes, refuse
+from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_prompts
+from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.files import Staging, held, json_bytes, output_folder, staged
 from psa_triton.tools.generation.attention import Attention, choose_attention
 from psa_triton.tools.generation.loading import choose_device
@@ -30,6 +29,12 @@ from psa_triton.tools.generation.request import make_requests
 from psa_triton.tools.generation.sidecar import settings_of, surroundings
 from psa_triton.tools.generation.single import generate_video
 from psa_triton.tools.inspection.exact import spread_evenly
+from psa_triton.tools.inspection.inputs import AttentionInputs
+from psa_triton.tools.inspection.inspect import choose_indexes, inspect_attention
+from psa_triton.tools.inspection.numbers import SCHEMA_VERSION, Place, call_data, place_name, place_title, table
+from psa_triton.tools.inspection.picture import draw
+from psa_triton.tools.inspection.probe import Probe
+from psa_triton.tools.inspection.qkv_file import qkv_bytes, read_grid, read_qkv
 
 _BY_DEFAULT = 3
 """Layers, and heads, where none are asked for."""
@@ -71,9 +76,9 @@ def run(options: Inspect) -> None:
 
 def _look_at_file(options: Inspect, path: Path, asked: Mapping[str, Sequence[int] | None]) -> None:
     device = choose_device(options.machine.device)
-    file = inspection.read_qkv(path, device)
+    file = read_qkv(path, device)
     inputs = file.inputs(
-        grid=None if options.grid is None else inspection.read_grid(options.grid),
+        grid=None if options.grid is None else read_grid(options.grid),
         prefix_tokens=options.prefix_tokens,
         is_causal=options.causal,
     )
@@ -91,7 +96,7 @@ def _look_at_file(options: Inspect, path: Path, asked: Mapping[str, Sequence[int
 
 
 def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | None]) -> None:
-    prompts = read_all_prompts([options.prompt], None)
+    prompts = read_prompts(PromptsOptions(prompt=None if options.prompt is None else [options.prompt]))
     if model_key(options.model.model) == QWEN2_5_VL.key:
         raise ValueError(
             f"model: expected a video model, got {options.model.model}; save its q, k, v, and give --qkv --causal"
@@ -108,7 +113,7 @@ def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | No
         layers = _choose("layers", asked, layer_count(pipe.transformer))
         look.heads = _choose("heads", asked, pipe.transformer.config["num_attention_heads"])
 
-        def on_call(site: CallSite, inputs: inspection.AttentionInputs, levels: Tensor) -> None:
+        def on_call(site: CallSite, inputs: AttentionInputs, levels: Tensor) -> None:
             place = _place(site)
             look.at(inputs, place, levels)
             if options.save_qkv:
@@ -116,9 +121,7 @@ def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | No
 
         with QKVTap(pipe) as tap, VideoProgress(look.console, 1) as progress:
             on_step = progress.start_video(request.prompt, request.num_inference_steps)
-            generate_video(
-                pipe, request, attention, on_step=on_step, on_levels=inspection.Probe(tap, layers, steps, on_call)
-            )
+            generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(tap, layers, steps, on_call))
         if not look.calls:
             raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
         look.write_numbers(settings_of(target, request, attention), target.device)
@@ -155,9 +158,9 @@ class _Look:
                 query_blocks=options.query_blocks,
             )
 
-    def at(self, inputs: inspection.AttentionInputs, place: inspection.Place, levels: Tensor | None = None) -> None:
+    def at(self, inputs: AttentionInputs, place: Place, levels: Tensor | None = None) -> None:
         """Draw one call, and keep its numbers; `levels` are those that it read, if it has been made already."""
-        found = inspection.inspect_attention(
+        found = inspect_attention(
             inputs,
             _sparse(self.attention),
             heads=self.heads,
@@ -166,33 +169,24 @@ class _Look:
             impl=self.attention.impl,
         )
         for head in found.heads:
-            title = f"{self.subject}, {inspection.place_title(place, head.head)}, {self.attention.name}"
-            inspection.draw(
-                found, head, title, self.folder / f"{inspection.place_name(place, head.head)}.png", self.files.write
-            )
-        self.calls.append(inspection.call_data(place, found))
+            title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
+            self.files.write(self.folder / f"{place_name(place, head.head)}.png", draw(found, head, title))
+        self.calls.append(call_data(place, found))
 
-    def save(self, inputs: inspection.AttentionInputs, place: inspection.Place) -> None:
+    def save(self, inputs: AttentionInputs, place: Place) -> None:
         """Write the tensors of one call."""
         header = {"model": self.subject, "preset": self.attention.name}
         header |= {key: str(value) for key, value in place.items()}
-        inspection.write_qkv(
-            self.folder / f"qkv_{inspection.place_name(place)}.safetensors", inputs, header, self.files.write
-        )
+        self.files.write(self.folder / f"qkv_{place_name(place)}.safetensors", qkv_bytes(inputs, header))
 
     def write_numbers(self, settings: Mapping[str, Any], device: torch.device) -> None:
         """Last of all: it names the pictures."""
-        data = {
-            "schema_version": inspection.SCHEMA_VERSION,
-            "settings": settings,
-            "calls": self.calls,
-            **surroundings(device),
-        }
+        data = {"schema_version": SCHEMA_VERSION, "settings": settings, "calls": self.calls, **surroundings(device)}
         self.files.write(self.folder / "inspect.json", json_bytes(data))
 
     def show(self) -> None:
         """Print the numbers."""
-        columns, lines = inspection.table(self.calls)
+        columns, lines = table(self.calls)
         self.console.print(make_table(columns, lines, column={"min_width": 5}, collapse_padding=True, pad_edge=False))
         first = self.calls[0]["heads"][0]
         estimate = first["density_with_estimation"] - first["density"]
@@ -211,7 +205,7 @@ def _choose(name: str, asked: Mapping[str, Sequence[int] | None], count: int) ->
         ValueError: one does not exist.
     """
     indexes = asked[name]
-    return inspection.choose_indexes(name, spread_evenly(count, _BY_DEFAULT) if indexes is None else indexes, count)
+    return choose_indexes(name, spread_evenly(count, _BY_DEFAULT) if indexes is None else indexes, count)
 
 
 def _sparse(attention: Attention) -> PSAConfig:
@@ -230,7 +224,7 @@ def _sparse_steps(config: PSAConfig, count: int, asked: Sequence[int] | None) ->
         )
     if asked is None:
         return [(first + count) // 2]
-    chosen = inspection.choose_indexes("steps", asked, count)
+    chosen = choose_indexes("steps", asked, count)
     if dense := [step for step in chosen if step < first]:
         raise ValueError(
             f"steps: expected some from {first} to {count - 1}, as the preset's warm-up runs dense, "

@@ -20,7 +20,6 @@ import typer
 _INDEXES = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
 REQUIRED: Final[Any] = ...
 """Default of an option that has none, as typer writes it."""
-PROMPT_FILE: Final = "Prompts, one a line; blank lines and # comments are skipped."
 
 
 def option(default: Any, help: str | None, *names: str, **more: Any) -> Any:
@@ -38,7 +37,9 @@ class PromptsOptions:
     """What to make, of as many prompts as are given."""
 
     prompt: list[str] | None = option(None, "What is to be seen; may be given repeatedly.", metavar="TEXT")
-    prompt_file: Path | None = option(None, PROMPT_FILE, metavar="FILE")
+    prompt_file: Path | None = option(
+        None, "Prompts, one a line; blank lines and # comments are skipped.", metavar="FILE"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

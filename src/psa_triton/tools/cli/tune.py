@@ -19,29 +19,35 @@ from torch import Tensor
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count
 from psa_triton.integrations.diffusers.tap import QKVTap
-from psa_triton.presets import shipped_presets
-from psa_triton.tools import tuning
 from psa_triton.tools.cli.commands import Tune
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
 from psa_triton.tools.cli.errors import told_if_interrupted
 from psa_triton.tools.cli.options import refuse
-from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
-from psa_triton.tools.evaluation import CallSite
+from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_prompts
+from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.evaluation.measures.pixels import psnr
 from psa_triton.tools.files import held, output_folder, staged
 from psa_triton.tools.generation.attention import DENSE, Attention, choose_attention
 from psa_triton.tools.generation.loading import Target, choose_device
 from psa_triton.tools.generation.request import VideoRequest, make_requests
 from psa_triton.tools.generation.single import generate_video
-from psa_triton.tools.inspection import AttentionInputs, Probe, QKVFile, read_qkv
-from psa_triton.tools.inspection.probe import READ_ALL
+from psa_triton.tools.inspection.inputs import AttentionInputs
+from psa_triton.tools.inspection.probe import READ_ALL, Probe
+from psa_triton.tools.inspection.qkv_file import QKVFile, read_qkv
+from psa_triton.tools.tuning.allocation import Allocation, Cell, make_cells, one_budget
+from psa_triton.tools.tuning.curve import Curve, root_mean_square
+from psa_triton.tools.tuning.goal import Goal
+from psa_triton.tools.tuning.measure import measure_curve
+from psa_triton.tools.tuning.picture import draw
+from psa_triton.tools.tuning.plan import RunPart, parts_around, parts_of_run
+from psa_triton.tools.tuning.preset import presets_with, tuned_config
 
 _BASE: Final = "psa_budget"
 _FEW_LAYERS = 12
 _ROOM = 1 << 18
 """Bytes of the presets file and the picture, roughly."""
 
-Measured = defaultdict[tuple[int, int], list[tuning.Curve]]
+Measured = defaultdict[tuple[int, int], list[Curve]]
 """Curves by part and layer."""
 
 
@@ -55,9 +61,9 @@ def run(options: Tune) -> None:
     """
     goal = None
     if (options.target_error, options.target_speedup, options.budget) != (None, None, None):
-        goal = tuning.Goal(budget=options.budget, speedup=options.target_speedup, error=options.target_error)
+        goal = Goal(budget=options.budget, speedup=options.target_speedup, error=options.target_error)
     if not options.qkv:
-        prompts = read_all_prompts(options.prompts.prompt, options.prompts.prompt_file)
+        prompts = read_prompts(options.prompts)
         source = choose_source(options.model)
         target = find_target(source, options.machine, options.preset.impl)
         file, impl = options.preset.config, options.preset.impl
@@ -102,14 +108,14 @@ class _Tuning:
 
     options: Tune
     base: Attention
-    goal: tuning.Goal | None
+    goal: Goal | None
     console: Console = field(default_factory=make_console)
 
     def on_model(self, target: Target, requests: Sequence[VideoRequest]) -> None:
         """Tune on what the model attends with while it makes videos, densely."""
         began = time.perf_counter()
         config, steps = self._config(), requests[0].num_inference_steps
-        chosen = tuning.parts_of_run(steps, warmup=config.warmup_steps, count=self.options.parts)
+        chosen = parts_of_run(steps, warmup=config.warmup_steps, count=self.options.parts)
         part_of = {part.measured: index for index, part in enumerate(chosen)}
         measured: Measured = defaultdict(list)
 
@@ -125,7 +131,7 @@ class _Tuning:
                     probe = Probe(tap, range(layer_count(pipe.transformer)), part_of, on_call)
                     generate_video(pipe, request, dense, on_step=on_step, on_levels=probe)
                     progress.end_video()
-            tuned, uniform = self._finish(tuning.make_cells(measured, chosen), chosen, goal, config, steps)
+            tuned, uniform = self._finish(make_cells(measured, chosen), chosen, goal, config, steps)
             if self.options.check:
                 output = self.options.output
                 with told_if_interrupted(lambda: f"the preset is in {output}; its check was not finished"):
@@ -142,7 +148,7 @@ class _Tuning:
                 raise ValueError("num_inference_steps: expected it, as the files are of denoising steps")
             steps = 1 + config.warmup_steps
             places, found = {path: (layer, steps - 1) for path, (layer, _) in places.items()}, [steps - 1]
-        parts = tuning.parts_around(found, steps, warmup=config.warmup_steps)
+        parts = parts_around(found, steps, warmup=config.warmup_steps)
         measured: Measured = defaultdict(list)
         with self._begun(config, steps) as goal:
             for path, file in files.items():
@@ -151,7 +157,7 @@ class _Tuning:
                 with self.console.status(f"measuring {path.name}"):
                     for entry in range(inputs.q.shape[0]):
                         measured[found.index(step), layer].append(self._curve(inputs.batch_entry(entry), config))
-            self._finish(tuning.make_cells(measured, parts), parts, goal, config, steps)
+            self._finish(make_cells(measured, parts), parts, goal, config, steps)
 
     def _config(self) -> PSAConfig:
         config, steps = self.base.config, self.options.warmup_steps
@@ -164,55 +170,49 @@ class _Tuning:
         return self.base.name.partition("/")[0]
 
     @contextmanager
-    def _begun(self, config: PSAConfig, steps: int) -> Iterator[tuning.Goal]:
+    def _begun(self, config: PSAConfig, steps: int) -> Iterator[Goal]:
         """Everything that may go wrong is to do so before the work starts; nobody else edits the file meanwhile."""
         output = self.options.output
-        goal = self.goal or tuning.Goal(budget=config.budget)
+        goal = self.goal or Goal(budget=config.budget)
         goal.check(steps=steps, warmup=config.warmup_steps)
-        tuning.check_output(output)
-        self._text(config)
+        self._file(config)
         with output_folder(output.absolute().parent, room=_ROOM, option="output"), held(output):
             yield goal
 
-    def _text(self, config: PSAConfig) -> str:
-        base = self.options.preset.config or shipped_presets()
-        return tuning.file_with_preset(self.options.output, self._section, self.options.preset_name, config, base=base)
+    def _file(self, config: PSAConfig) -> bytes:
+        base = self.options.preset.config
+        return presets_with(self.options.output, self._section, self.options.preset_name, config, base=base)
 
-    def _curve(self, inputs: AttentionInputs, config: PSAConfig) -> tuning.Curve:
-        return tuning.measure_curve(inputs, config, query_blocks=self.options.query_blocks, impl=self.base.impl)
+    def _curve(self, inputs: AttentionInputs, config: PSAConfig) -> Curve:
+        return measure_curve(inputs, config, query_blocks=self.options.query_blocks, impl=self.base.impl)
 
     def _finish(
-        self,
-        cells: Sequence[tuning.Cell],
-        parts: Sequence[tuning.RunPart],
-        goal: tuning.Goal,
-        config: PSAConfig,
-        steps: int,
+        self, cells: Sequence[Cell], parts: Sequence[RunPart], goal: Goal, config: PSAConfig, steps: int
     ) -> tuple[PSAConfig, PSAConfig]:
         """Choose, show and write; returns the tuned configuration, and the one with one budget at the same cost."""
         chosen = goal.reach(cells, steps=steps, warmup=config.warmup_steps)
-        budget, uniform = tuning.one_budget(cells, chosen.cost)
+        budget, uniform = one_budget(cells, chosen.cost)
         words = (
             f"Tuned by psa tune: error {chosen.error:.4f} expected at a mean density of {chosen.cost:.3f}; "
             f"one budget for all {uniform.error:.4f}."
         )
-        tuned = tuning.tuned_config(config, cells, parts, chosen, steps=steps, words=words)
+        tuned = tuned_config(config, cells, parts, chosen, steps=steps, words=words)
         self._show(cells, parts, tuned)
         self._say(chosen, budget, uniform, config.warmup_steps, steps)
         output, preset = self.options.output, self.options.preset_name
         title = f"{self._section}/{preset}"
         picture = output.with_name(f"{output.stem}_{preset}.png")
         with staged() as files:
-            tuning.write_presets(output, self._text(tuned), self._section, preset, tuned, files.write)
-            tuning.draw(cells, parts, chosen, uniform, f"{title}, from {self.base.name}", picture, files.write)
+            files.write(output, self._file(tuned))
+            files.write(picture, draw(cells, parts, chosen, uniform, f"{title}, from {self.base.name}"))
         self.console.print(f"Preset {title} is in {output}, the curves in {picture}")
         return tuned, config.replace(budget=budget, budget_table=())
 
-    def _show(self, cells: Sequence[tuning.Cell], parts: Sequence[tuning.RunPart], tuned: PSAConfig) -> None:
+    def _show(self, cells: Sequence[Cell], parts: Sequence[RunPart], tuned: PSAConfig) -> None:
         rows = []
         for points in zip(*(cell.measured for cell in cells), strict=True):
             errors = [point.error for point in points]
-            numbers = tuning.root_mean_square(errors), min(errors), max(errors)
+            numbers = root_mean_square(errors), min(errors), max(errors)
             density = fmean(point.cost for point in points)
             rows.append([f"{points[0].budget:g}", f"{density:.3f}", *(f"{x:.4f}" for x in numbers)])
         columns: Sequence[str] = ("budget", "density", "root mean square", "least", "greatest")
@@ -224,9 +224,7 @@ class _Tuning:
         rows = [[str(part), *(f"{x:.3f}" for x in budgets)] for part, budgets in zip(parts, tables, strict=True)]
         self.console.print(make_table(("steps", *columns), rows, title="Budgets chosen"))
 
-    def _say(
-        self, chosen: tuning.Allocation, budget: float, uniform: tuning.Allocation, warmup: int, steps: int
-    ) -> None:
+    def _say(self, chosen: Allocation, budget: float, uniform: Allocation, warmup: int, steps: int) -> None:
         self.console.print(
             f"Expected error {chosen.error:.4f} at a mean density of {chosen.cost:.3f}, the estimate of importance "
             f"included; one budget of {budget:.3f} for all: {uniform.error:.4f}."

@@ -11,7 +11,7 @@ from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import LevelRecord
 from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.ordering import TokenOrder
-from psa_triton.tools.evaluation import CallSite
+from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.inspection.inputs import AttentionInputs
 
 READ_ALL: Final = PSAConfig(block_n=128, mask_ratios={1: (0.0, 1.0)}, importance="pooled", use_rearrange=False)
