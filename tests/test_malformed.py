@@ -22,7 +22,7 @@ from psa_triton.tools.evaluation.case import Case, read_finished
 from psa_triton.tools.generation import VideoRequest, find_source
 from psa_triton.tools.generation.batch import plan_jobs
 from psa_triton.tools.generation.lora import find_lora, load_lora
-from psa_triton.tools.generation.request import read_prompts
+from psa_triton.tools.generation.request import read_prompts_file
 from psa_triton.tools.inspection.qkv_file import read_qkv
 
 
@@ -251,7 +251,7 @@ def test_prompt_files(content: bytes | str | None, words: str, tmp_path: Path) -
     elif content == "folder":
         file.mkdir()
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        read_prompts(file)
+        read_prompts_file(file)
     check_words(caught.value, "prompt_file: ", str(file), words)
 
 
