@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import PSAHandle, apply_psa, cogvideox_context_parallel_plan
-from psa_triton.integrations.diffusers.parallel import HeadParallel
+from psa_triton.integrations.diffusers.parallel import HeadParallel, Stream
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 4: (0.3, 0.6), 0: (0.6, 1)})
 WARM_UP = SPARSE.replace(warmup_steps=1)
@@ -101,10 +101,10 @@ CASES = {
 
 def gradient_error() -> float:
     """Heads attended elsewhere send their gradients back: here attention is a square, whose gradient is known."""
-    exchange = HeadParallel(dist.group.WORLD)
+    exchange, tokens = HeadParallel(dist.group.WORLD), Stream(105, shared=True)
     x = torch.randn(1, 3, 53 - dist.get_rank(), 8, generator=torch.Generator().manual_seed(dist.get_rank()))
     x.requires_grad_()
-    exchange.to_tokens(exchange.to_heads(x, tokens=105) ** 2, heads=3).sum().backward()
+    exchange.to_tokens(exchange.to_heads(x, [tokens]) ** 2, 3, [tokens]).sum().backward()
     return (x.grad - 2 * x).abs().max().item()
 
 

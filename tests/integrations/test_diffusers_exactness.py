@@ -145,33 +145,19 @@ def test_image_to_video(make_pipe: Callable, more: dict) -> None:
     assert_equal_to_rounding(sparse, dense)
 
 
-def test_vace() -> None:
-    transformer = make_wan_vace_transformer()
+@pytest.mark.parametrize("vace_layers", [[0], [0, 1]], ids=["first", "last-too"])
+def test_vace(vace_layers: list[int]) -> None:
+    transformer = make_wan_vace_transformer(vace_layers=vace_layers)
     generator = torch.Generator().manual_seed(1)
     inputs = make_wan_inputs(control_hidden_states=torch.randn(1, 8, 3, 10, 14, generator=generator))
     with torch.no_grad():
         dense = transformer(**inputs).sample
         with apply_psa(transformer, EVERY_TOKEN) as handle:
             assert_equal_to_rounding(transformer(**inputs).sample, dense)
-    assert [(record.layer, record.sparse) for record in handle.stats().records] == [(2, True), (0, True), (1, True)]
-
-
-def test_vace_with_control_after_the_last_block_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"vace_layers: expected layers before the last of 2 for PSA, got \[0, 1\]"):
-        apply_psa(make_wan_vace_transformer(vace_layers=[0, 1]), EVERY_TOKEN)
-
-
-@pytest.mark.parametrize("make_pipe", PIPELINES.values(), ids=PIPELINES.keys())
-def test_the_models_own_attention_does_not_mind_the_order(make_pipe: Callable) -> None:
-    """Layers that run dense inside a sparse forward get reordered tokens: here all layers do."""
-    pipe = make_pipe()
-    dense = make_video(pipe)
-    with apply_psa(pipe, EVERY_TOKEN, dense_layers=range(pipe.transformer.config.num_layers)) as handle:
-        reordered = make_video(pipe)
-    summary = handle.stats().summary
-    assert summary.sparse_calls == 0 and summary.dense_calls > 0 and summary.gathers > 0
-    assert {record.reason for record in handle.stats().records} == {"dense layer"}
-    assert_equal_to_rounding(reordered, dense)
+    control = list(range(2, 2 + len(vace_layers)))
+    assert [(record.layer, record.sparse) for record in handle.stats().records] == [
+        (layer, True) for layer in (*control, 0, 1)
+    ]
 
 
 def test_positional_arguments() -> None:
@@ -261,7 +247,7 @@ def test_text_is_read_and_reads_in_full(
         chosen.append(levels)
         return out, levels
 
-    monkeypatch.setattr("psa_triton.integrations.diffusers.state.sparse_attention", spy)
+    monkeypatch.setattr("psa_triton.integrations.diffusers.forward.sparse_attention", spy)
     generator = torch.Generator().manual_seed(0)
     inputs = make_cogvideox_inputs(
         hidden_states=torch.randn(1, 4, 4, 16, 18, generator=generator),

@@ -15,17 +15,18 @@ from small_pipelines import (
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa, check_video_scale, pipeline_scale
-from psa_triton.integrations.diffusers.rules import BREAK_EVEN, MIN_KEY_BLOCKS, DenseRules
+from psa_triton.integrations.rules import BREAK_EVEN, MIN_KEY_BLOCKS, DenseRules
 from psa_triton.presets import VideoScale, load_presets_file
 from psa_triton.tools.generation import find_source, load_pipeline
 
+KEY_BLOCKS = MIN_KEY_BLOCKS["diffusion"]
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 
 
 @pytest.fixture
 def break_even(short_sequences_sparse: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psa_triton.integrations.diffusers.rules.BREAK_EVEN", BREAK_EVEN)
-    monkeypatch.setattr("psa_triton.integrations.diffusers.rules.MIN_KEY_BLOCKS", MIN_KEY_BLOCKS)
+    monkeypatch.setattr("psa_triton.integrations.rules.BREAK_EVEN", BREAK_EVEN)
+    monkeypatch.setitem(MIN_KEY_BLOCKS, "diffusion", KEY_BLOCKS)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +42,10 @@ def break_even(short_sequences_sparse: None, monkeypatch: pytest.MonkeyPatch) ->
 def test_sequences_below_the_break_even_length_run_dense(
     device: str, block_n: int, min_tokens: int | None, least: int, break_even: None
 ) -> None:
-    rules = DenseRules(PSAConfig(block_n=block_n), min_tokens)
-    assert rules.of_forward(None, 0, least - 1, device, masked=False) == f"fewer than {least} tokens"
-    assert rules.of_forward(None, 0, least, device, masked=False) is None
+    config = PSAConfig(block_n=block_n)
+    rules = DenseRules(kind="diffusion", config=config, min_tokens=min_tokens)
+    assert rules.of_length(least - 1, config, device) == f"fewer than {least} tokens"
+    assert rules.of_length(least, config, device) is None
 
 
 def test_a_forward_is_of_the_device_it_runs_on(break_even: None) -> None:

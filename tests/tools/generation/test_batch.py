@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from psa_triton.integrations.diffusers.stats import Recorder
+from psa_triton.integrations.diffusers import PSAStats
+from psa_triton.integrations.stats import Recorder
 from psa_triton.tools.files import held
 from psa_triton.tools.generation import Cost, GeneratedVideo, VideoRequest
 from psa_triton.tools.generation.batch import Job, plan_jobs, run_jobs
@@ -27,7 +28,7 @@ COST = Cost(
     dense_reasons=("warm-up",),
 )
 Make = Callable[[Sequence[Job]], Sequence[GeneratedVideo]]
-NOTHING_RAN = Recorder(estimation_cost=0.0, timed=False).stats()
+NOTHING_RAN = Recorder(PSAStats.of, timed=False).stats()
 
 
 def make_jobs(folder: Path, *prompts: str, steps: int = 4) -> list[Job]:

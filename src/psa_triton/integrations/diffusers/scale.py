@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from psa_triton.integrations.diffusers.families import patch_size
 from psa_triton.integrations.wrappers import unwrap
 from psa_triton.presets import VideoScale
 
@@ -12,10 +13,7 @@ def pipeline_scale(pipe: Any) -> VideoScale:
     """The compression of a Wan or CogVideoX pipeline's VAE times the patch size of its transformer."""
     transformers = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
     config = unwrap(next(part for part in transformers if part is not None)).config
-    if isinstance(config.patch_size, int):  # CogVideoX; one patch a latent frame where there is no `patch_size_t`
-        time, height, width = config.get("patch_size_t") or 1, config.patch_size, config.patch_size
-    else:
-        time, height, width = config.patch_size
+    time, height, width = patch_size(config)
     return VideoScale(
         width_divisor=pipe.vae_scale_factor_spatial * width,
         height_divisor=pipe.vae_scale_factor_spatial * height,
