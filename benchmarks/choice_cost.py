@@ -18,7 +18,7 @@ from psa_triton.attention import level_choice
 from psa_triton.importance.rows import BlockGrid
 from psa_triton.levels import choose_levels
 from psa_triton.levels.budget import budget_levels, expected_errors
-from psa_triton.tools.bench.clock import median_seconds
+from psa_triton.tools.clock import median_seconds
 
 HEADS: Final = 2
 DIM: Final = 128

@@ -20,9 +20,9 @@ from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.kernels import attend_levels
-from psa_triton.tools.bench.clock import median_seconds
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
+from psa_triton.tools.clock import median_seconds
 from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.shapes import AttentionShape, find_shape
 

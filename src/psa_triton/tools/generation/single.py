@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
 from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale
-from psa_triton.tools.bench.clock import now
+from psa_triton.tools.clock import now
 from psa_triton.tools.generation.attention import DENSE, Attention
 from psa_triton.tools.generation.request import VideoRequest
 from psa_triton.tools.generation.source import check_size
