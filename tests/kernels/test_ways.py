@@ -16,7 +16,7 @@ from accuracy import (
 from psa_triton import products
 from psa_triton.kernels import gathered, pyramid_attention
 from psa_triton.kernels.gathered import ways
-from psa_triton.kernels.gathered.ways import FUSED, PRODUCTS, WAYS, choose_way
+from psa_triton.kernels.gathered.ways import BLOCKS, FUSED, STACKS, WAYS, choose_way
 
 ALL_DTYPES = [*DTYPES, torch.float64]
 
@@ -95,10 +95,10 @@ def test_results_are_the_same_on_every_run():
     [
         (False, False, torch.float32, 5000, FUSED),
         (False, False, torch.bfloat16, 5000, FUSED),
-        (True, False, torch.float32, 5000, PRODUCTS),
+        (True, False, torch.float32, 5000, BLOCKS),
         (True, False, torch.bfloat16, 5000, FUSED),
-        (True, True, torch.bfloat16, 5000, PRODUCTS),
-        (True, True, torch.bfloat16, 200, FUSED),
+        (True, True, torch.bfloat16, 5000, BLOCKS),
+        (True, True, torch.bfloat16, 200, STACKS),
         (True, True, torch.float16, 5000, FUSED),
         (True, True, torch.float64, 5000, FUSED),
     ],
