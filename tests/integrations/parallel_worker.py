@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from diffusers import CogVideoXTransformer3DModel, ContextParallelConfig, DiffusionPipeline, WanTransformer3DModel
+from small_families import SMALL
+from small_families import run as run_small
 from small_pipelines import (
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
@@ -82,12 +84,23 @@ def run_per_token_timesteps(shared: bool) -> Video:
     return out, records(handle)
 
 
+def run_joint(shared: bool) -> Video:
+    """Flux: text and image are both shared, each for itself, and stand in every process's share in turn."""
+    transformer, inputs = SMALL["flux"].make()
+    if shared:
+        share_tokens(transformer)
+    with torch.no_grad(), apply_psa(transformer, SPARSE, min_tokens=0) as handle:
+        out = run_small(transformer, inputs)
+    return out, records(handle)
+
+
 CASES = {
     "wan": run_pipeline(make_wan_pipeline, WARM_UP, guidance_scale=3.0),
     "wan-three-heads": run_pipeline(lambda: make_wan_pipeline(make_wan_transformer(num_attention_heads=3)), SPARSE),
     "wan-no-order": run_pipeline(make_wan_pipeline, SPARSE.replace(use_rearrange=False)),
     "wan-clusters": run_pipeline(make_wan_pipeline, SPARSE.replace(rearrange_method="Hybrid"), grid=(4, 8, 9)),
     "wan-per-token-timesteps": run_per_token_timesteps,
+    "flux": run_joint,
     "cogvideox": run_pipeline(make_cogvideox_pipeline, WARM_UP, guidance_scale=3.0),
     "cogvideox-three-heads": run_pipeline(
         lambda: make_cogvideox_pipeline(make_cogvideox_transformer(num_attention_heads=3)), SPARSE

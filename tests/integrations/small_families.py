@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models import transformers as classes
+from packaging.version import Version
 from torch import Tensor, nn
 
 T, H, W = 3, 16, 24
@@ -38,6 +39,8 @@ class Small:
     argument: str = "hidden_states"
     grids: tuple[tuple[int, int, int], ...] = (GRID,)
     """Of its visual tokens; `argument` holds those of the last, or of the first where `latent` is of tokens."""
+    since: str = "0.36"
+    """Version of diffusers that takes these arguments."""
     reasons: tuple[str | None, ...] = (None,)
     """Why its calls run dense; None for sparse ones."""
 
@@ -52,7 +55,8 @@ class Small:
         if kind is None:
             return False
         known = inspect.signature(kind.__init__).parameters
-        return all(name in known for name in self.config)
+        recent = Version(diffusers.__version__) >= Version(self.since)
+        return recent and all(name in known for name in self.config)
 
     def make(self) -> tuple[nn.Module, Inputs]:
         """The model and its arguments, from seed 0."""
@@ -623,10 +627,16 @@ SMALL: dict[str, Small] = {
         grids=ONE_IMAGE,
     ),
     "qwen-image": Small(
-        kind="QwenImageTransformer2DModel", config=QWEN, inputs=_qwen((1, *IMAGE)), latent="bnc", grids=ONE_IMAGE
+        kind="QwenImageTransformer2DModel",
+        since="0.37",
+        config=QWEN,
+        inputs=_qwen((1, *IMAGE)),
+        latent="bnc",
+        grids=ONE_IMAGE,
     ),
     "qwen-image-edit": Small(
         kind="QwenImageTransformer2DModel",
+        since="0.37",
         config=QWEN,
         inputs=_qwen((1, *IMAGE), (1, 8, 10)),
         latent="bnc",

@@ -115,10 +115,12 @@ def test_wrong_scheduler_class_is_refused() -> None:
         apply_psa(make_wan_transformer(), SPARSE, scheduler=3)
 
 
-@pytest.mark.parametrize("preset", [None, "psa_balanced"], ids=["default", "by-name"])
-def test_unknown_model_needs_a_section_or_a_config(preset: str | None) -> None:
-    with pytest.raises(ValueError, match="no known checkpoint, so it has no presets; pass a PSAConfig, or"):
-        apply_psa(make_cogvideox_pipeline(), preset)
+@pytest.mark.parametrize("preset", [None, "psa_budget"], ids=["default", "by-name"])
+def test_a_model_of_no_section_gets_the_general_presets(preset: str | None) -> None:
+    with apply_psa(make_cogvideox_pipeline(), preset) as handle:
+        assert handle.config == load_preset("general", preset)
+    with pytest.raises(ValueError, match=r"general\.attention_configs: unknown preset 'psa_4steps'"):
+        apply_psa(make_cogvideox_pipeline(), "psa_4steps")
 
 
 def test_preset_of_a_named_section() -> None:

@@ -23,6 +23,7 @@ CASES = [
     "wan-no-order",
     "wan-clusters",
     "wan-per-token-timesteps",
+    "flux",
     "cogvideox",
     "cogvideox-three-heads",
     "cogvideox-no-rotary",

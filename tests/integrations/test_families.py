@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import attention_backend
 from small_families import GRID, SMALL, TEXT, VISUAL, Small, run
@@ -200,6 +202,20 @@ def test_padding_is_found_once_a_forward(small: Small, monkeypatch: pytest.Monke
     assert handle.stats().summary.sparse_calls > len(seen) == 1
 
 
+@torch.no_grad()
+def test_a_timestep_that_is_another_than_the_schedulers() -> None:
+    """Flux gets a thousandth of it: the scheduler itself tells where it stands."""
+    model, inputs = SMALL["flux"].make()
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    latents = inputs["hidden_states"]
+    with apply_psa(model, SPARSE.replace(warmup_steps=1), scheduler=scheduler) as handle:
+        for timestep in scheduler.timesteps:
+            out = run(model, inputs | {"timestep": timestep.expand(2) / 1000})
+            latents = scheduler.step(out, timestep, latents).prev_sample
+    assert {record.step: record.sparse for record in handle.stats().records} == {0: False, 1: True, 2: True}
+
+
 @pytest.mark.parametrize("small", [THERE["hunyuan-video-1.5"]])
 @torch.no_grad()
 def test_hunyuan_video_15_makes_no_mask_of_queries_times_keys(small: Small) -> None:
@@ -240,6 +256,12 @@ def test_clusters_along_the_curve_want_one_grid(small: Small) -> None:
         dense = run(model, inputs)
         with apply_psa(model, EVERY_TOKEN.replace(rearrange_method="SemanticAware")):
             assert_equal_to_rounding(run(model, inputs), dense)
+
+
+def test_the_page_tells_of_every_family() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)`", page, flags=re.MULTILINE) == list(FAMILIES)
+    assert {small.class_name for small in SMALL.values()} == set(FAMILIES)
 
 
 class Attend(nn.Module):

@@ -25,7 +25,7 @@ from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHand
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
 from psa_triton.integrations.wrappers import held_models, library, unwrap
-from psa_triton.models import recognise
+from psa_triton.models import GENERAL_SECTION, recognise
 from psa_triton.presets import DENSE, resolve
 
 
@@ -106,8 +106,8 @@ def apply_psa(
     Args:
         pipe_or_transformer: a pipeline, modular or not, with a `transformer`, a `transformer_2` or both; or a
             transformer. A transformer may be wrapped by PEFT, `DistributedDataParallel` or the like.
-        config_or_preset: a configuration; a preset's name in the section of the recognised model; "SECTION/PRESET";
-            `dense`; None for the default preset of the recognised model.
+        config_or_preset: a configuration; a preset's name in the section of the recognised model, or in section
+            `general` of others; "SECTION/PRESET"; `dense`; None for the default preset of that section.
         scheduler: tells the denoising step of forwards outside of a pipeline's call; by default the pipeline's,
             whichever it has at the time. If steps matter (`warmup_steps`, `dense_last_steps`, a `budget_table`), a
             forward whose step cannot be told raises a ValueError.
@@ -127,9 +127,9 @@ def apply_psa(
     Raises:
         TypeError: if an argument is of a class or type that isn't supported.
         ValueError: if PSA is attached already, the transformer compiled already, or a pattern of its family names no
-            layer; if a preset is asked for by name and the model isn't recognised; if `video_scale` of its section is
-            not the pipeline's; if there are dense steps and no scheduler to tell them by; if `min_tokens`,
-            `dense_last_steps` or `dense_layers` is out of range; if `config.budget_table` has another number of layers.
+            layer; if there is no such preset; if `video_scale` of its section is not the pipeline's; if there are dense
+            steps and no scheduler to tell them by; if `min_tokens`, `dense_last_steps` or `dense_layers` is out of
+            range; if `config.budget_table` has another number of layers.
     """
     transformers = _transformers(pipe_or_transformer)
     for name, transformer in transformers.items():
@@ -268,20 +268,10 @@ def _config(pipe: Any, config_or_preset: Any, transformers: dict[str, nn.Module]
         return wanted
     if wanted == DENSE.name or "/" in (wanted or ""):
         return resolve(wanted).config
-    section = _section(wanted, transformers)
-    found = resolve(wanted, section)
-    if pipe is not None and found.video_scale is not None:
-        check_video_scale(pipe, section, found.video_scale)
-    return found.config
-
-
-def _section(preset: str | None, transformers: dict[str, nn.Module]) -> str:
     transformer: Any = next(iter(transformers.values()))
     described = {**transformer.config, "_class_name": type(transformer).__name__}
     spec = recognise(described, two_transformers="transformer_2" in transformers)
-    if spec is None:
-        raise ValueError(
-            f"config_or_preset: got {preset!r}, but this {type(transformer).__name__} is no known checkpoint, "
-            "so it has no presets; pass a PSAConfig, or 'SECTION/PRESET' to borrow a known model's preset"
-        )
-    return spec.preset_section
+    found = resolve(wanted, GENERAL_SECTION if spec is None else spec.preset_section)
+    if pipe is not None and spec is not None and found.video_scale is not None:
+        check_video_scale(pipe, spec.preset_section, found.video_scale)
+    return found.config
