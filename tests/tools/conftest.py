@@ -25,6 +25,13 @@ def interrupts_are_heard() -> Iterator[None]:
         signal.signal(stop, signal.SIG_IGN)
 
 
+@pytest.fixture(autouse=True)
+def short_prompts_sparse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU prompts of a test's length would all run dense; `tests/integrations` tests that they do."""
+    if request.path.parent.name in ("cli", "understanding"):
+        monkeypatch.setattr("psa_triton.integrations.rules.break_even", lambda *_, **__: 0)
+
+
 @pytest.fixture(scope="session")
 def clips() -> Path:
     """Real videos: carphone_pristine.mp4 (120 frames, 176x144, 30/s) and bikes.mp4 (250 frames, 640x272, 25/s).
