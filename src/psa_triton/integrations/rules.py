@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
+from psa_triton.break_even import break_even
 from psa_triton.config import PSAConfig
+from psa_triton.impl import Impl
 
 Kind = Literal["diffusion", "language"]
 
@@ -16,14 +21,6 @@ MIN_KEY_BLOCKS: dict[Kind, int] = {"diffusion": 8, "language": 3}
 In video models the presets are from eight on about as close to dense attention as on long sequences; of two to six
 blocks the cheaper ones lose half of the output or more, since one block is all that they read. Causal language models
 read the first block and those on the diagonal in full anyway (`benchmarks/few_blocks.py`).
-"""
-
-BREAK_EVEN: dict[tuple[Kind, str], int] = {("diffusion", "cpu"): 1024}
-"""Tokens from which on PSA takes less time than dense attention, by type of device (`benchmarks/break_even.py`).
-
-On a CPU the shipped presets of Wan are 1.3 to 3 times as fast there, those of CogVideoX (smaller heads, and text that
-is read in full) about as fast; the built-in model's, with blocks of 32 queries and a density above a half, needs four
-times as many. No GPU has been measured yet: there `MIN_KEY_BLOCKS` alone decides.
 """
 
 
@@ -36,7 +33,9 @@ class DenseRules:
     config: PSAConfig | None
     """Of the attention, with its warm-up; None runs everything dense."""
     min_tokens: int | None = None
-    """Shorter sequences run dense; None for `MIN_KEY_BLOCKS` key blocks and the device's `BREAK_EVEN`."""
+    """Shorter sequences run dense; None for `MIN_KEY_BLOCKS` key blocks and what pays."""
+    impl: Impl = "auto"
+    """Of the operator. One that is named runs whether it pays or not."""
     layers: Collection[int] = ()
     """Indexes of the layers that run dense."""
     last_steps: int = 0
@@ -74,12 +73,20 @@ class DenseRules:
             return "warm-up"
         return "last steps" if step >= steps - self.last_steps else None
 
-    def of_length(self, tokens: int, config: PSAConfig, device: str) -> str | None:
-        """Why a sequence of `tokens` keys runs dense on a type of device, such as `cpu`; None if it does not."""
-        least = self.min_tokens
-        if least is None:
-            least = max(MIN_KEY_BLOCKS[self.kind] * config.block_n, BREAK_EVEN.get((self.kind, device), 0))
-        return f"fewer than {least} tokens" if tokens < least else None
+    def of_length(
+        self, tokens: int, config: PSAConfig, device: torch.device, dtype: torch.dtype, prefix_tokens: int = 0
+    ) -> str | None:
+        """Why a sequence of `tokens` keys, read in full up to `prefix_tokens`, runs dense; None if it does not."""
+        least: float = MIN_KEY_BLOCKS[self.kind] * config.block_n if self.min_tokens is None else self.min_tokens
+        if tokens < least:
+            return f"fewer than {least} tokens"
+        if self.min_tokens is not None or self.impl != "auto":
+            return None
+        is_causal = self.kind == "language"
+        least = break_even(config, dtype, device.type, is_causal=is_causal, prefix_tokens=prefix_tokens)
+        if least == math.inf:
+            return "dense is faster at this density"
+        return f"dense is faster below {math.ceil(least)} tokens here" if tokens < least else None
 
     def of_layer(self, layer: int | None, config: PSAConfig | None) -> str | None:
         """Why a layer with this configuration of its own runs dense; None if it does not."""

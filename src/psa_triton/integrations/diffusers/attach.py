@@ -112,9 +112,9 @@ def apply_psa(
             whichever it has at the time. If steps matter (`warmup_steps`, `dense_last_steps`, a `budget_table`), a
             forward whose step cannot be told raises a ValueError.
         impl: implementation of the operator, as in `psa_attention`.
-        min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than eight key blocks, and on a
-            CPU those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a
-            GPU nothing has been measured yet.
+        min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than eight key blocks, and with
+            `impl="auto"` on a CPU those on which dense attention is faster (`psa_triton/break_even.py`). On a GPU
+            nothing has been measured yet.
         dense_last_steps: number of denoising steps at the end that run dense, like `config.warmup_steps` at the start.
         dense_layers: indexes of the attention layers, of each transformer, that run dense in every step.
         time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
@@ -144,6 +144,7 @@ def apply_psa(
         min_tokens=None if min_tokens is None else as_count("min_tokens", min_tokens),
         layers=as_indexes("dense_layers", dense_layers),
         last_steps=as_count("dense_last_steps", dense_last_steps),
+        impl=check_impl(impl),
     )
     for transformer in transformers.values():
         rules.check_layers(range(layer_count(transformer)))

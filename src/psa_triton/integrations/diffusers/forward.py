@@ -165,7 +165,7 @@ class ForwardState:
                     f"to {len(grids)} here; use 'Gilbert'"
                 )
             tokens = others + sum(prod(grid) for grid in grids)
-            reason = self.rules.of_length(tokens, config, device.type)
+            reason = self.rules.of_length(tokens, config, device, transformer.dtype, others)
         reason = self.rules.of_layer(None, config) or reason or self.rules.of_step(step, steps)
         progress = step / steps if step is not None else 0.0
         parallel = head_parallel(transformer)

@@ -68,7 +68,8 @@ def apply_psa(
         config_or_preset: a configuration; a preset's name in section `Qwen2.5-VL`; "SECTION/PRESET"; `dense`; None
             for the default preset of `Qwen2.5-VL`.
         impl: implementation of the operator, as in `psa_attention`.
-        min_tokens: sequences of fewer keys run dense; by default those of fewer than three key blocks.
+        min_tokens: sequences of fewer keys run dense; by default those of fewer than three key blocks, and with
+            `impl="auto"` on a CPU those on which dense attention is faster.
         dense_layers: indexes of the text layers that run dense.
         time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
 
@@ -87,6 +88,7 @@ def apply_psa(
         config=config,
         min_tokens=None if min_tokens is None else as_count("min_tokens", min_tokens),
         layers=as_indexes("dense_layers", dense_layers),
+        impl=check_impl(impl),
     )
     settings = Settings(rules, check_impl(impl))
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):

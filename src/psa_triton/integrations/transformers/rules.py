@@ -62,7 +62,7 @@ def _unsupported(call: AttentionCall) -> str | None:
 
 
 def _too_short(call: AttentionCall, config: PSAConfig, settings: Settings) -> str | None:
-    reason = settings.rules.of_length(call.keys, config, call.query.device.type)
+    reason = settings.rules.of_length(call.keys, config, call.query.device, call.query.dtype)
     if reason is None and call.queries < config.block_m:
         return f"fewer than {config.block_m} queries"
     return reason

@@ -1,8 +1,8 @@
 """The gradient of pyramid attention: for each stack of query blocks, gather its rows again and walk the chain rule.
 
-Stacks are dealt to as many shares as there are threads, each with its own sums for the pyramid's rows. These are added
-up in a fixed order, so on a CPU the result is the same on every run with the same number of threads. On other devices
-it is as `Tensor.index_add_` is there.
+Where threads share the work, each has its own sums for the pyramid's rows. These are added up in a fixed order, so on
+a CPU the result is the same on every run with the same number of threads. On other devices it is as `Tensor.index_add_`
+is there.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import partial
 
 import torch
 
-from psa_triton.kernels.gathered.forward import half_norm, product_of_seen
+from psa_triton.kernels.gathered.forward import half_norm, mean_work, product_of_seen
 from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
 from psa_triton.kernels.gathered.stack import Frontier, QueryBlocks, Stack, gather, in_steps, query_blocks
 from psa_triton.kernels.gathered.unpool import unpool_gradient, unpool_key_gradient
-from psa_triton.kernels.gathered.ways import gradient_rows
+from psa_triton.kernels.gathered.ways import Way, choose_way, gradient_rows
 from psa_triton.products import operand, product, wide
 from psa_triton.schedule import Schedule, lists, stacked
 from psa_triton.threads import run_tasks
@@ -58,8 +58,6 @@ def pyramid_attention_backward(
     layout = layout_of(k, levels, block_n)
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-    threads = q.device.type == "cpu"
-    shares = min(torch.get_num_threads(), group * levels.shape[2]) if threads else 1
     with torch.no_grad():
         for b, of_keys in held_at_once(k, layout):
             keys, values = k[b, of_keys], v[b, of_keys]
@@ -79,9 +77,11 @@ def pyramid_attention_backward(
             )
             if (heads.schedule.start.diff() == 0).any():  # such blocks are in no stack
                 heads.grad_q.zero_()
-            stacks = _stacks(heads, block_m)
+            way = choose_way(q.dtype, q.device, mean_work(heads.q, heads.schedule))
+            stacks = _stacks(heads, block_m, way)
+            shares = min(torch.get_num_threads(), len(stacks)) if way.threads else 1
             sums = [_empty_sums(pyramid) for _ in range(shares)]
-            run_tasks(_add_share, ((heads, stacks[s::shares], sums[s]) for s in range(shares)), threads=threads)
+            run_tasks(_add_share, ((heads, stacks[s::shares], sums[s]) for s in range(shares)), threads=way.threads)
             for more in sums[1:]:
                 sums[0].add(more)
             grad_k[b, of_keys] = unpool_key_gradient(sums[0].keys, sums[0].spread, keys, pyramid)
@@ -160,9 +160,9 @@ class _Gradients:
 _StackedBlocks = tuple[QueryBlocks, torch.Tensor, int]
 
 
-def _stacks(heads: _Heads, block_m: int) -> list[_StackedBlocks]:
+def _stacks(heads: _Heads, block_m: int, way: Way) -> list[_StackedBlocks]:
     """Query blocks of one length, the numbers of those of a stack, and the steps of the longest of their lists."""
-    at_once = gradient_rows(heads.pyramid.keys)
+    at_once = gradient_rows(way, heads.pyramid.keys)
     return [
         (blocks, numbers, longest)
         for blocks in query_blocks(len(heads.q), heads.q.shape[1], block_m)

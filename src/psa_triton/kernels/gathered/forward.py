@@ -86,8 +86,7 @@ def _attend_heads(heads: _Heads, block_m: int, way: Way | None) -> None:
         if heads.lse is not None:
             heads.lse.fill_(-torch.inf)
     if way is None:
-        rows = len(heads.schedule.steps) * heads.schedule.size / (len(heads.schedule.start) - 1)
-        way = choose_way(heads.q.dtype, heads.q.device, rows)
+        way = choose_way(heads.q.dtype, heads.q.device, mean_work(heads.q, heads.schedule))
     at_once = stack_rows(way, heads.pyramid.keys, block_m)
     run_tasks(
         _attend_stack,
@@ -98,6 +97,12 @@ def _attend_heads(heads: _Heads, block_m: int, way: Way | None) -> None:
         ),
         threads=way.threads and heads.q.device.type == "cpu",
     )
+
+
+def mean_work(q: torch.Tensor, schedule: Schedule) -> float:
+    """Multiply-adds of a block of queries `[Hq, Nq, D]` times the rows of its list, on average over the blocks."""
+    blocks = len(schedule.start) - 1
+    return q.numel() / blocks * len(schedule.steps) * schedule.size / blocks
 
 
 def _attend_stack(heads: _Heads, blocks: QueryBlocks, fused: bool, numbers: torch.Tensor, longest: int) -> None:

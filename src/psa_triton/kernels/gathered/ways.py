@@ -9,16 +9,16 @@ import torch
 
 from psa_triton.products import has_wide_vectors, multiplies
 
-LONG_LIST: Final = 1024
-"""Rows from which on a list is worth a task of its own in Python."""
+LARGE_BLOCK: Final = 1 << 24
+"""Multiply-adds of a block's product with its list from which on it is worth a task of its own in Python."""
 _CACHE: Final = 8 << 20
 """Bytes of a stack on a CPU, its weights included: few calls, whose operands stay in the cache."""
 _LEAST: Final = 4 << 20
 """Bytes of a stack that are little whatever else there is; beyond them a stack is a part of its pyramid."""
 _DEVICE: Final = 256 << 20
 """Bytes of a stack on another device: enough to fill it, and a small part of its memory."""
-_GRADIENT_CACHE: Final = 1 << 20
-"""Bytes of gathered keys and values of a gradient's stack, which has several matrices of weights beside them."""
+_GRADIENT_CACHE: Final = 2 << 20
+"""As much of keys and values in a stack of the gradient, which has several matrices of weights beside them."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ BLOCKS: Final = Way("blocks", stacks=False, threads=True, fused=False)
 WAYS: Final = (FUSED, STACKS, BLOCKS)
 
 
-def choose_way(dtype: torch.dtype, device: torch.device, rows: float) -> Way:
+def choose_way(dtype: torch.dtype, device: torch.device, work: float) -> Way:
     """The way that suits a processor.
 
     Args:
         dtype: of the inputs.
         device: where they are.
-        rows: that a query block reads, on average.
+        work: multiply-adds of a query block's product with the rows that it reads, on average.
     """
     if device.type != "cpu" or not products_outrun_attention(dtype):
         return FUSED
-    if rows >= LONG_LIST:
+    if work >= LARGE_BLOCK:
         return BLOCKS
     return STACKS if dtype == torch.bfloat16 else FUSED
 
@@ -79,9 +79,9 @@ def stack_rows(way: Way, keys: torch.Tensor, block_m: int) -> int:
     return min(_CACHE, max(keys.nbytes // 2, _LEAST)) // (_row_bytes(keys) + weights)
 
 
-def gradient_rows(keys: torch.Tensor) -> int:
-    """`stack_rows` of the gradient, which Python threads share: products of single blocks where these are fast."""
-    if keys.device.type == "cpu" and products_outrun_attention(keys.dtype):
+def gradient_rows(way: Way, keys: torch.Tensor) -> int:
+    """`stack_rows` of the gradient."""
+    if not way.stacks:
         return 0
     return (_GRADIENT_CACHE if keys.device.type == "cpu" else _DEVICE // 4) // _row_bytes(keys)
 
