@@ -125,8 +125,10 @@ class ForwardState:
         visual = family.visual if family.visual in ("first", "last") else given[family.visual]
         timestep = None if family.timestep is None else given[family.timestep]
         grids = tuple(family.grids(module.config, given))
-        device = next(x.device for x in _tensors(given.values()))
-        self.begin(module, timestep, grids, device, visual=visual, others=family.other_tokens(given))
+        latent = next(x for x in _tensors(given.values()) if x.is_floating_point())
+        self.begin(
+            module, timestep, grids, latent.device, latent.dtype, visual=visual, others=family.other_tokens(given)
+        )
         if self.now.dense_reason is not None or not any(kwargs.get(name) is not None for name in family.leave_out):
             return None
         return args, {name: None if name in family.leave_out else value for name, value in kwargs.items()}
@@ -137,6 +139,7 @@ class ForwardState:
         timestep: Tensor | float | None,
         grids: tuple[Grid, ...],
         device: torch.device,
+        dtype: torch.dtype,
         *,
         visual: Visual = "first",
         others: int = 0,
@@ -149,6 +152,7 @@ class ForwardState:
                 told, and the scheduler's own count has to do.
             grids: visual tokens as (frames, height, width), as they follow each other.
             device: where it runs.
+            dtype: of its latents.
             visual: where the visual tokens stand.
             others: further tokens in the attended sequence, of text say.
 
@@ -165,7 +169,7 @@ class ForwardState:
                     f"to {len(grids)} here; use 'Gilbert'"
                 )
             tokens = others + sum(prod(grid) for grid in grids)
-            reason = self.rules.of_length(tokens, config, device, transformer.dtype, others)
+            reason = self.rules.of_length(tokens, config, device, dtype, others)
         reason = self.rules.of_layer(None, config) or reason or self.rules.of_step(step, steps)
         progress = step / steps if step is not None else 0.0
         parallel = head_parallel(transformer)
