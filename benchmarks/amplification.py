@@ -8,20 +8,15 @@ for, and at what budget attention is that exact.
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from diffusers import WanPipeline
+from harness import CPU, Report, Run, heading, options, table
 from torch import Tensor, nn
 
 from psa_triton import PSAConfig, load_preset
@@ -36,9 +31,7 @@ from psa_triton.tools.generation import (
     load_pipeline,
     make_requests,
 )
-from psa_triton.tools.machine import hardware, versions
 
-RESULTS = Path(__file__).parent / "results"
 MODEL: Final = "tiny-wan"
 PROMPTS: Final = ("a red square moving left", "a blue ring moving up", "a green cross moving right")
 NOISE: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)
@@ -144,53 +137,39 @@ def sparse_attentions() -> dict[str, Attention]:
     return attentions
 
 
-def markdown(report: dict[str, Any]) -> str:
+def page(report: Report) -> str:
     """A table for each guidance."""
-    lines = [
-        f"# Error of attention and of videos, {report['date'][:10]}",
-        "",
-        f"`{report['command']}` on {report['hardware']['cpu']}; {MODEL}, {report['videos']} videos, no dense steps. "
-        "Error: relative L2, of self-attention's outputs in the first step, mean over layers. PSNR to the video with "
-        "dense attention, mean over videos (least to most).",
-    ]
+    words = (
+        f"{MODEL}, {report['videos']} videos, no dense steps. Error: relative L2, of self-attention's outputs in the",
+        "first step, mean over layers. PSNR to the video with dense attention, mean over videos (least to most).",
+    )
+    lines = heading(report, "Error of attention and of videos", *words)
     for guidance in dict.fromkeys(row["guidance"] for row in report["rows"]):
-        lines += ["", f"| guidance {guidance:g} | density | error | PSNR, dB |", "|---|---:|---:|---:|"]
+        rows = []
         for row in report["rows"]:
             if row["guidance"] == guidance:
                 values = row["psnr"]
                 spread = f"{statistics.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})"
-                lines.append(f"| {row['name']} | {row['density']:.2f} | {row['error']:.3f} | {spread} |")
-    return "\n".join(lines) + "\n"
+                rows.append([row["name"], f"{row['density']:.2f}", f"{row['error']:.3f}", spread])
+        lines += ["", *table([f"guidance {guidance:g}", "density", "error", "PSNR, dB"], rows)]
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--quick", action="store_true", help="one video of two steps, to try this script")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON and the Markdown")
     args = parser.parse_args()
     source = find_source(MODEL)
     prompts, settings = (PROMPTS[:1], {"num_inference_steps": 2}) if args.quick else (PROMPTS, {})
     requests = make_requests(source, prompts, seed=SEED, settings=settings)
     size = dict(width=requests[0].width, height=requests[0].height)
-    pipe = load_pipeline(source, device=torch.device("cpu"), dtype=torch.float32, **size)
-    rows = []
+    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, **size)
+    run, rows = Run("amplification", args.output), []
     with torch.no_grad():
         for guidance in (requests[0].guidance_scale, 1.0):
             guided = [replace(request, guidance_scale=guidance) for request in requests]
-            rows += measure(pipe, guided, sparse_attentions())
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/amplification.py", *sys.argv[1:]]),
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
-        "videos": len(requests),
-        "rows": rows,
-    }
-    args.output.mkdir(parents=True, exist_ok=True)
-    stem = args.output / f"amplification_{report['date'][:10]}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(markdown(report))
-    print(f"written: {stem}.json and .md")
+            rows += run.piece(f"guidance {guidance:g}", measure, pipe, guided, sparse_attentions())
+    run.write({"videos": len(requests), "rows": rows}, page)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
 from psa_triton.levels import read_density
 from psa_triton.presets import load_presets_file
-from psa_triton.tools.bench import SHAPES, AttentionShape
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.machine import hardware, versions
+from psa_triton.tools.shapes import AttentionShape, known_shapes
 
 RESULTS = Path(__file__).parent / "results"
 HEADS = 4
@@ -57,7 +57,7 @@ class Case:
 
 def shipped_presets() -> Iterator[tuple[str, PSAConfig, AttentionShape]]:
     """Each sparse preset of a video model, with its model's head size and text."""
-    shapes = {shape.section: shape for shape in SHAPES.values() if not shape.is_causal}
+    shapes = {shape.section: shape for shape in known_shapes() if not shape.is_causal}
     sections = load_presets_file().sections
     for name, shape in shapes.items():
         for preset, described in sections[name].attention_configs.items():

@@ -6,17 +6,12 @@ estimate of importance, expected errors (one read of k and v), allocation. All i
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
+from harness import CPU, DTYPES, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig, block_importance
 from psa_triton.attention import level_choice
@@ -24,10 +19,7 @@ from psa_triton.importance.rows import BlockGrid
 from psa_triton.levels import choose_levels
 from psa_triton.levels.budget import budget_levels, expected_errors
 from psa_triton.tools.bench.clock import median_seconds
-from psa_triton.tools.machine import hardware, versions
 
-RESULTS = Path(__file__).parent / "results"
-DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 HEADS: Final = 2
 DIM: Final = 128
 
@@ -57,70 +49,40 @@ def parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Callab
     }
 
 
-def measure(dtype: str, tokens: int, repeats: int, device: torch.device) -> list[dict[str, Any]]:
-    """A row for each part: its median time, and its share of dense attention's."""
+def measure(dtype: str, tokens: int, repeats: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each part."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, HEADS, tokens, DIM, generator=generator).to(device, DTYPES[dtype]).contiguous() for _ in "qkv"
     )
-    seconds = median_seconds(parts(q, k, v), repeats=repeats, device=device)
-    return [
-        {"dtype": dtype, "tokens": tokens, "part": name, "seconds": s, "share": s / seconds["dense"]}
-        for name, s in seconds.items()
-    ]
+    return median_seconds(parts(q, k, v), repeats=repeats, device=device)
 
 
-def markdown(report: dict[str, Any]) -> str:
+def page(report: Report) -> str:
     """Shares by length and dtype."""
-    columns = list(dict.fromkeys((row["dtype"], row["tokens"]) for row in report["rows"]))
-    share = {(row["dtype"], row["tokens"], row["part"]): row["share"] for row in report["rows"]}
-    dense = {(row["dtype"], row["tokens"]): row["seconds"] for row in report["rows"] if row["part"] == "dense"}
-    lines = [
-        f"# Choosing levels, {report['date'][:10]}",
-        "",
-        f"`{report['command']}`; {report['hardware']['gpu'] or report['hardware']['cpu']}, "
-        f"{report['hardware']['threads']} threads, torch {report['versions']['torch']}. {HEADS} heads of {DIM}, "
-        "m = 128, n = 64.",
-        "",
-        "Share of the time of torch's dense attention, median.",
-        "",
-        "| part | " + " | ".join(f"{dtype}, {tokens} tokens" for dtype, tokens in columns) + " |",
-        "|---" + "|---:" * len(columns) + "|",
-        "| dense, seconds | " + " | ".join(f"{dense[column]:.3f}" for column in columns) + " |",
-    ]
-    for part in dict.fromkeys(row["part"] for row in report["rows"]):
-        if part != "dense":
-            lines.append(f"| {part} | " + " | ".join(f"{share[*column, part]:.2%}" for column in columns) + " |")
-    return "\n".join(lines) + "\n"
+    seconds = report["seconds_of_parts"]
+    rows = [["dense, seconds", *(f"{found['dense']:.3f}" for found in seconds.values())]]
+    for part in list(next(iter(seconds.values())))[1:]:
+        rows.append([part, *(f"{found[part] / found['dense']:.2%}" for found in seconds.values())])
+    words = f"Share of the time of torch's dense attention, median. {HEADS} heads of {DIM}, m = 128, n = 64."
+    return "\n".join([*heading(report, "Choosing levels", words, ""), *table(["part", *seconds], rows), ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 32768])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON and the Markdown")
+    parser.add_argument("--device", type=torch.device, default=CPU)
     args = parser.parse_args()
+    run = Run("choice_cost", args.output, args.device)
+    found = {}
     with torch.no_grad():
-        rows = [
-            row
-            for dtype in args.dtypes
-            for tokens in args.tokens
-            for row in measure(dtype, tokens, args.repeats, args.device)
-        ]
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/choice_cost.py", *sys.argv[1:]]),
-        "hardware": hardware(args.device),
-        "versions": versions(),
-        "rows": rows,
-    }
-    args.output.mkdir(parents=True, exist_ok=True)
-    stem = args.output / f"choice_cost_{report['date'][:10]}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(markdown(report))
-    print(f"written: {stem}.json and .md")
+        for dtype in args.dtypes:
+            for tokens in args.tokens:
+                name = f"{dtype}, {tokens} tokens"
+                found[name] = run.piece(name, measure, dtype, tokens, args.repeats, args.device)
+    run.write({"seconds_of_parts": found}, page)
 
 
 if __name__ == "__main__":

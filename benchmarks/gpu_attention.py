@@ -7,15 +7,11 @@ prove that nothing on the way waits for the host; every run starts with a cold L
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +19,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from gpu.cases import SHAPES, SMALL_SHAPES, TARGET_SHAPE, Shape, make_inputs
+from gpu.cases import ESTIMATORS, SHAPES, SMALL_SHAPES, make_inputs
 from gpu.checks import MARGIN, check_backward, check_forward
-from gpu.measure import DENSITIES, SMALL_DENSITIES, measure_dense, measure_flex, measure_masks
-from gpu.report import markdown
+from gpu.measure import DENSITIES, SMALL_DENSITIES, Times, measure_dense, measure_flex, measure_masks
+from harness import Report, Run, heading, options, table
 
 from psa_triton.impl import is_interpreting
-from psa_triton.tools.machine import hardware, versions
+from psa_triton.tools.shapes import AttentionShape
 
-RESULTS = Path(__file__).parent / "results"
 DTYPE = torch.bfloat16
 FLEX_SECONDS = 330
 """FlexAttention compiles for long: shapes that come later than this go without, to keep the run under 8 minutes."""
+TARGETS = {"kernel": 0.8, "whole": 0.7, "overheads": 0.03, "scratch": 1.2, "dense": 1.25}
+"""At density .15; the last at density 1."""
 
 
 def find_device(check: bool) -> torch.device:
@@ -45,75 +42,156 @@ def find_device(check: bool) -> torch.device:
     sys.exit("no GPU found; without one, only TRITON_INTERPRET=1 with --check runs")
 
 
-def check_shapes(shapes: tuple[Shape, ...], device: torch.device) -> dict[str, dict[str, float]]:
-    """Errors of every shape over those of eager attention; ends the program if one is too large."""
-    checked = {}
-    for shape in shapes:
-        with torch.no_grad():
-            errors = check_forward(make_inputs(shape, device, DTYPE))
-        errors |= check_backward(shape, device, DTYPE)
-        checked[shape.name] = errors
-        for what, error in errors.items():
-            print(f"{shape.name}, {what}: {error:.2f} of eager attention's error", flush=True)
-            if not error <= MARGIN:
-                sys.exit(
-                    f"wrong result: expected at most {MARGIN:g} times the error of eager attention; nothing is timed"
-                )
-    return checked
+def check_shape(shape: AttentionShape, device: torch.device) -> dict[str, float]:
+    """Errors over those of eager attention; ends the program if one is too large."""
+    with torch.no_grad():
+        errors = check_forward(make_inputs(shape, device, DTYPE))
+    errors |= check_backward(shape, device, DTYPE)
+    for what, error in errors.items():
+        print(f"{shape.name}, {what}: {error:.2f} of eager attention's error", flush=True)
+        if not error <= MARGIN:
+            sys.exit(f"wrong result: expected at most {MARGIN:g} times the error of eager attention; nothing is timed")
+    return errors
 
 
-def measure(shape: Shape, device: torch.device, densities: tuple[float, ...]) -> dict[str, Any]:
-    print(f"measuring {shape.name}", flush=True)
+def measure(shape: AttentionShape, device: torch.device, densities: tuple[float, ...]) -> Times:
     x = make_inputs(shape, device, DTYPE)
     return {"name": shape.name, "shape": asdict(shape), "dense": measure_dense(x), "masks": measure_masks(x, densities)}
 
 
-def measure_flex_in_time(shape: Shape, device: torch.device, began: float) -> dict[str, Any]:
+def measure_flex_in_time(shape: AttentionShape, device: torch.device, began: float) -> Times:
     if time.monotonic() - began > FLEX_SECONDS:
         return {"refused": "left out to keep the run short"}
-    print(f"measuring FlexAttention, {shape.name}", flush=True)
     return measure_flex(make_inputs(shape, device, DTYPE))
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Date, command, hardware and versions."""
+def describe_gpu() -> dict[str, Any]:
+    """Versions of driver and libraries."""
     driver = None
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    cuda = {"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": torch.backends.cudnn.version()}
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/gpu_attention.py", *sys.argv[1:]]),
-        "hardware": hardware(device) | {"driver": driver},
-        "versions": versions() | cuda,
-    }
+    found = {"driver": driver, "cuda": torch.version.cuda, "hip": torch.version.hip}
+    return found | {"cudnn": torch.backends.cudnn.version()}
+
+
+def page(report: Report) -> str:
+    """Milliseconds beside what they would ideally be, and the targets."""
+    shapes, libraries = report["shapes"], ", ".join(f"{name} {version}" for name, version in report["gpu"].items())
+    words = (
+        f"{libraries}. Milliseconds, bfloat16, batch 1. *of ideal*: best dense time x density / time.",
+        "*whole*: importance, selection, pyramid, schedule and kernel. *scratch*: memory beside inputs and output,",
+        "over that of K and V.",
+        "",
+    )
+    lines = heading(report, "PSA on a GPU against dense attention", *words)
+    for title, rows in (
+        (f"Targets, set for an H200; {shapes[0]['name']}", target_rows(shapes[0])),
+        ("Dense attention, and FlexAttention over the pyramid of density .15", dense_rows(shapes)),
+        ("Sparse attention", sparse_rows(shapes)),
+        ("Steps of the pyramid of density .15", step_rows(shapes)),
+    ):
+        lines += [f"## {title}", "", *table(list(rows[0]), [list(row.values()) for row in rows]), ""]
+    return "\n".join(lines)
+
+
+def target_rows(shape: Times) -> list[dict[str, str]]:
+    """Bound, measured value and verdict of each target."""
+    dense = best(shape, "forward_ms")
+    mask, full = find_mask(shape, "pyramid", 0.15), find_mask(shape, "levels 1/0", 1.0)
+    kernel = of_ideal(dense, mask, mask["steps_ms"]["kernel"])
+    measured = [
+        ("kernel, of ideal", ">=", TARGETS["kernel"], kernel),
+        ("density 1, of dense time", "<=", TARGETS["dense"], _ratio(full["steps_ms"]["kernel"], dense)),
+    ]
+    for method in ESTIMATORS:
+        parts = [mask["steps_ms"][step] for step in ("pyramid", f"importance, {method}", "selection", "schedule")]
+        overheads = None if None in parts else _ratio(sum(parts), dense)
+        whole = of_ideal(dense, mask, mask["whole_ms"][method])
+        measured += [
+            (f"everything with {method}, of ideal", ">=", TARGETS["whole"], whole),
+            (f"overheads with {method}, of dense time", "<=", TARGETS["overheads"], overheads),
+            (f"scratch with {method}, of K and V", "<=", TARGETS["scratch"], mask["scratch_over_kv"][method]),
+        ]
+    return [_target(*each) for each in measured]
+
+
+def dense_rows(shapes: list[Times]) -> list[dict[str, str]]:
+    return [
+        {
+            "shape": shape["name"],
+            "attention": name,
+            "forward": _number(times.get("forward_ms")),
+            "backward": _number(times.get("backward_ms")),
+            "did not run": times.get("refused", ""),
+        }
+        for shape in shapes
+        for name, times in {**shape["dense"], "flex over the pyramid": shape["flex"]}.items()
+    ]
+
+
+def sparse_rows(shapes: list[Times]) -> list[dict[str, str]]:
+    rows = []
+    for shape in shapes:
+        forward, backward = best(shape, "forward_ms"), best(shape, "backward_ms")
+        for mask in shape["masks"]:
+            row = {"shape": shape["name"], "mask": mask["mask"], "density": f"{mask['density']:.3f}"}
+            kernel = {"kernel": mask["steps_ms"]["kernel"]}
+            for name, ms in (kernel | {f"whole, {method}": ms for method, ms in mask["whole_ms"].items()}).items():
+                row |= {name: _number(ms), f"{name}, of ideal": _number(of_ideal(forward, mask, ms))}
+            row |= {"backward": _number(mask["backward_ms"])}
+            row |= {"backward, of ideal": _number(of_ideal(backward, mask, mask["backward_ms"]))}
+            rows.append(row | {"scratch": _number(mask["scratch_over_kv"][ESTIMATORS[0]])})
+    return rows
+
+
+def step_rows(shapes: list[Times]) -> list[dict[str, str]]:
+    masks = [(shape["name"], find_mask(shape, "pyramid", 0.15)) for shape in shapes]
+    return [{"shape": name} | {s: _number(ms, 3) for s, ms in mask["steps_ms"].items()} for name, mask in masks]
+
+
+def best(shape: Times, what: str) -> float | None:
+    """The least time of the dense kernels that run."""
+    return min((t[what] for t in shape["dense"].values() if t.get(what) is not None), default=None)
+
+
+def find_mask(shape: Times, name: str, density: float) -> Times:
+    return next(m for m in shape["masks"] if m["mask"] == name and m["wanted_density"] == density)
+
+
+def of_ideal(dense: float | None, mask: Times, measured: float | None) -> float | None:
+    """Share of the ideal speed: dense time x density over the measured time."""
+    return None if dense is None else _ratio(dense * mask["density"], measured)
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or whole is None else part / whole
+
+
+def _target(name: str, relation: str, bound: float, measured: float | None) -> dict[str, str]:
+    met = None if measured is None else measured >= bound if relation == ">=" else measured <= bound
+    verdict = {None: "not measured", True: "pass", False: "FAIL"}[met]
+    return {"target": name, "wanted": f"{relation} {bound:g}", "measured": _number(measured, 3), "": verdict}
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"one shape: {TARGET_SHAPE.name}")
+    parser = options(__doc__)
+    parser.add_argument("--quick", action="store_true", help=f"one shape: {SHAPES[0].name}")
     parser.add_argument("--check", action="store_true", help="small shapes, to try this script; not timed on a CPU")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON and the Markdown")
     args = parser.parse_args()
-    began = time.monotonic()
-    device = find_device(args.check)
-    shapes = SMALL_SHAPES if args.check else (TARGET_SHAPE,) if args.quick else SHAPES
+    began, device = time.monotonic(), find_device(args.check)
+    shapes = SMALL_SHAPES if args.check else SHAPES[:1] if args.quick else SHAPES
     densities = SMALL_DENSITIES if args.check else DENSITIES
-    report = describe(device) | {"errors_over_eager": check_shapes(shapes, device)}
-    report["shapes"] = [measure(shape, device, densities) for shape in shapes]
-    for shape, found in zip(shapes, report["shapes"], strict=True):
-        found["flex"] = measure_flex_in_time(shape, device, began)
-    report["seconds"] = round(time.monotonic() - began)
-
-    page = markdown(report)
-    print(f"\n{page}")
-    gpu = (report["hardware"]["gpu"] or "cpu").lower().replace(" ", "-")
-    stem = f"gpu_attention_{report['date'][:10]}_{gpu}"
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / f"{stem}.json").write_text(json.dumps(report, indent=2) + "\n")
-    (args.output / f"{stem}.md").write_text(page)
-    print(f"written: {args.output / stem}.json and .md, after {report['seconds']} s")
+    run = Run("gpu_attention", args.output, device)
+    errors = {shape.name: run.piece(f"{shape.name}: errors", check_shape, shape, device) for shape in shapes}
+    found = [run.piece(shape.name, measure, shape, device, densities) for shape in shapes]
+    for shape, times in zip(shapes, found, strict=True):
+        times["flex"] = run.piece(f"{shape.name}: FlexAttention", measure_flex_in_time, shape, device, began)
+    run.write({"gpu": describe_gpu(), "errors_over_eager": errors, "shapes": found}, page)
 
 
 if __name__ == "__main__":

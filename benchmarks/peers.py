@@ -7,32 +7,26 @@ runs; errors are against dense attention in float32. On a GPU with `--model`, wh
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import sys
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
-from peer.operators import OPERATORS, REFERENCE, Run
-from peer.problem import BLOCK_M, LeftOut, Problem, make_problem, share_read
+from harness import Report, Run, heading, options, table
+from peer.operators import BLOCK_M, OPERATORS, REFERENCE, LeftOut, Problem, make_problem
+from peer.operators import Run as Call
 from tensors.vit import GRID, vit_tensors
 from torch import Tensor
 
+from psa_triton.levels import density
 from psa_triton.tools.bench.clock import median_seconds
-from psa_triton.tools.machine import hardware, versions
 
-RESULTS = Path(__file__).parent / "results"
-QUICK_GRID = (4, 16, 16)
-CHECKED_BLOCKS = 16
+QUICK_GRID: Final = (4, 16, 16)
+CHECKED_BLOCKS: Final = 16
 """Query blocks of each head whose output is compared with dense attention's."""
 
 
 def measure_operators(x: Problem, repeats: int) -> list[dict[str, Any]]:
     """A row for every peer."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, Call] = {}
     left_out: dict[str, str] = {}
     errors: dict[str, float] = {}
     expected = _expected(x)
@@ -47,13 +41,13 @@ def measure_operators(x: Problem, repeats: int) -> list[dict[str, Any]]:
         print(f"{name}: {left_out.get(name, 'runs')}", flush=True)
     seconds = median_seconds(runs, repeats=repeats, device=x.q.device)
     levels = {"levels 1/0": x.block_sparse_levels, "pyramid": x.pyramid_levels}
-    density = {"all keys": 1.0} | {reads: round(share_read(chosen), 4) for reads, chosen in levels.items()}
+    share = {"all keys": 1.0} | {reads: round(float(density(chosen).mean()), 4) for reads, chosen in levels.items()}
     found: dict[str, dict[str, Any]] = {name: {"left_out": reason} for name, reason in left_out.items()}
     for name in runs:
         speedup = seconds[REFERENCE] / seconds[name]
         found[name] = {"seconds": seconds[name], "speedup": speedup, "error": errors[name]}
     return [
-        {"name": name, "reads": peer.reads, "density": density[peer.reads], **found[name]}
+        {"name": name, "reads": peer.reads, "density": share[peer.reads], **found[name]}
         for name, peer in OPERATORS.items()
     ]
 
@@ -85,70 +79,56 @@ def compare_videos(model: str | None, presets: tuple[str, ...], device: torch.de
         return {"left_out": str(error)}
 
 
-def markdown(report: dict[str, Any]) -> str:
-    machine = report["hardware"]["gpu"] or f"{report['hardware']['cpu']}, {report['hardware']['threads']} threads"
-    lines = [
-        f"# Peers side by side, {report['date'][:10]}",
-        "",
-        f"`{report['command']}`; {machine}, torch {report['versions']['torch']}.",
-        "",
+def page(report: Report) -> str:
+    """A table of the operators, and one of videos if there are any."""
+    words = (
         f"One layer of a vision transformer over a natural clip ({report['input']}), {report['dtype']}, Gilbert order,",
         f"{report['heads']} heads of {report['tokens']} tokens, D = 64. Density: groups read over keys. Error: of the",
         "output against dense attention in float32, relative L2. *whole operator*: with importance and choice of",
         "levels; elsewhere masks, levels and the pyramid for FlexAttention are given.",
         "",
-        "| | reads | density | ms | speed-up over SDPA | error |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    )
+    rows = []
     for row in report["operators"]:
         cells = [row["name"], row["reads"], f"{row['density']:.3f}"]
-        if "left_out" in row:
-            cells += ["left out", "", row["left_out"].replace("|", "/")]
-        else:
-            cells += [f"{row['seconds'] * 1e3:.1f}", f"{row['speedup']:.2f}", f"{row['error']:.4f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "## Whole videos", "", *_video_lines(report["videos"])]) + "\n"
-
-
-def _video_lines(videos: dict[str, Any]) -> list[str]:
-    if "left_out" in videos:
-        return [f"Left out: {videos['left_out']}."]
-    lines = [
-        f"{videos['model']}, same prompt and noise; seconds of the transformer and of everything.",
-        "",
-        "| | PSNR to dense, dB | transformer | total |",
-        "|---|---:|---:|---:|",
-    ]
-    for row in videos["rows"]:
-        cells = (
-            ["left out", "", row["left_out"].replace("|", "/")]
-            if "left_out" in row
-            else [f"{row['psnr']:.1f}", f"{row['transformer_seconds']:.1f}", f"{row['total_seconds']:.1f}"]
+        found = (
+            [f"{row['seconds'] * 1e3:.1f}", f"{row['speedup']:.2f}", f"{row['error']:.4f}"] if "error" in row else []
         )
-        lines.append("| " + " | ".join([row["name"], *cells]) + " |")
-    return lines
+        rows.append([*cells, *(found or _left_out(row))])
+    columns = ["", "reads", "density", "ms", "speed-up over SDPA", "error"]
+    lines = [*heading(report, "Peers side by side", *words), *table(columns, rows), "", "## Whole videos", ""]
+    videos = report["videos"]
+    if "left_out" in videos:
+        return "\n".join([*lines, f"Left out: {videos['left_out']}.", ""])
+    names = ("psnr", "transformer_seconds", "total_seconds")
+    rows = [
+        [row["name"], *(_left_out(row) if "left_out" in row else [f"{row[name]:.1f}" for name in names])]
+        for row in videos["rows"]
+    ]
+    lines += [f"{videos['model']}, same prompt and noise; seconds of the transformer and of everything.", ""]
+    return "\n".join([*lines, *table(["", "PSNR to dense, dB", "transformer", "total"], rows), ""])
+
+
+def _left_out(row: dict[str, Any]) -> list[str]:
+    return ["left out", "", row["left_out"].replace("|", "/")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--quick", action="store_true", help="1,024 tokens, to try this script")
     parser.add_argument("--heads", type=int, help="heads of the layer; by default 2 on a CPU, all 6 on a GPU")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", help="also compare whole videos of this model (GPU), such as wan21_1.3b")
     parser.add_argument("--presets", nargs="+", default=["psa_balanced"], help="PSA's for --model")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON and the Markdown")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     layer = vit_tensors("bikes", 4, "rope", grid=QUICK_GRID if args.quick else GRID)
     x = make_problem(layer, args.heads or (6 if device.type == "cuda" else 2), device, dtype)
+    run = Run("peers", args.output, device)
     with torch.no_grad():
-        operators = measure_operators(x, args.repeats)
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/peers.py", *sys.argv[1:]]),
-        "hardware": hardware(device),
-        "versions": versions(),
+        operators = run.piece("operators", measure_operators, x, args.repeats)
+    found = {
         "input": layer.name,
         "dtype": str(dtype).removeprefix("torch."),
         "heads": x.q.shape[1],
@@ -156,12 +136,7 @@ def main() -> None:
         "operators": operators,
         "videos": compare_videos(args.model, tuple(args.presets), device),
     }
-    name = "" if device.type == "cpu" else "_" + str(report["hardware"]["gpu"]).lower().replace(" ", "-")
-    stem = f"peers_{report['date'][:10]}{name}"
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.output / f"{stem}.md").write_text(markdown(report))
-    print(f"\n{markdown(report)}\nwritten: {args.output / stem}.json and .md")
+    run.write(found, page)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, get_args
 
-from prefill_density import DenseRun
+from shares import Ratios, bounds
+from smollm2 import Attended
+from torch import Tensor
 
-from psa_triton import PSAConfig, load_preset
+from psa_triton import PSAConfig, block_importance, load_preset, select_levels
 from psa_triton.config import Importance
 from psa_triton.importance import estimation_cost
+from psa_triton.levels import Thresholds, cap_levels, exempt_levels, read_density, similarity_caps
 
 GOAL_DENSITY: Final = 0.35
 DENSITIES: Final = (0.25, GOAL_DENSITY, 0.5)
-_TOLERANCE: Final = 0.003
-"""Of the densities that are searched for."""
+
+
+class DenseRun:
+    """q and k of the layers of a dense run; what is estimated of them is kept, so that many shares can be tried."""
+
+    def __init__(self, attended: Sequence[Attended]) -> None:
+        self._layers = [(q, k) for q, k, _ in attended]
+        self._importance = cache(self._estimate)
+        self._caps = cache(self._similarity)
+
+    def density(self, config: PSAConfig) -> float:
+        """What shares of importance read under the causal mask: mean over queries, heads and layers."""
+        sizes = dict(block_m=config.block_m, block_n=config.block_n, is_causal=True)
+        importances = self._importance(config.importance, config.block_m, config.block_n)
+        limits = config.sim_thresholds
+        thresholds = Thresholds(limits.x2, limits.x4, limits.x8)
+        caps = self._caps(config.block_n, thresholds) if config.use_sim_mask else [None] * len(importances)
+        found = []
+        for importance, cap, (q, _) in zip(importances, caps, self._layers, strict=True):
+            choice = dict(mode=config.mask_mode, min_full_ratio=config.min_full_ratio)
+            levels = select_levels(importance, config.mask_ratios, **choice)
+            if cap is not None:
+                levels = cap_levels(levels, cap)
+            tokens = dict(query_tokens=q.shape[2], key_tokens=q.shape[2])
+            levels = exempt_levels(levels, keep_first_block=config.keep_first_block, **sizes, **tokens)
+            found.append(float(read_density(levels, **sizes, **tokens).mean()))
+        return statistics.mean(found)
+
+    def _estimate(self, method: str, block_m: int, block_n: int) -> list[Tensor]:
+        sizes = dict(block_m=block_m, block_n=block_n)
+        return [block_importance(q, k, method=method, is_causal=True, **sizes) for q, k in self._layers]
+
+    def _similarity(self, block_n: int, thresholds: Thresholds) -> list[Tensor]:
+        return [similarity_caps(k, block_n=block_n, thresholds=thresholds) for _, k in self._layers]
 
 
 @dataclass(frozen=True)
@@ -35,7 +72,7 @@ class Method:
         return self.config.mask_mode != "budget" and set(self.config.mask_ratios) == {0, 1}
 
     def at(self, density: float, run: DenseRun) -> PSAConfig:
-        """The configuration that reads about `density` of a run, or comes closest.
+        """The configuration that reads at most about `density` of a run.
 
         Shares of importance mass are moved: a boundary `b` to `1 - strength * (1 - b)`, so that what is not read in
         full keeps its proportions.
@@ -46,17 +83,15 @@ class Method:
             density -= estimate
         if c.mask_mode == "budget":
             return c.replace(budget=min(1.0, density + estimate))
-        weak, strong = 0.0, 1 / (1 - c.mask_ratios[1][1])
-        while True:
-            strength = (weak + strong) / 2
-            scaled = c.replace(mask_ratios=_scale(c.mask_ratios, strength))
-            found = run.density(scaled)
-            if abs(found - density) < _TOLERANCE or strong - weak < 1e-3:
-                return scaled
-            weak, strong = (strength, strong) if found > density else (weak, strength)
+        strongest = 1 / (1 - c.mask_ratios[1][1])
+
+        def weakened(by: float) -> PSAConfig:
+            return c.replace(mask_ratios=_moved(c.mask_ratios, strongest - by))
+
+        return weakened(bounds(lambda by: run.density(weakened(by)) <= density, strongest)[0])
 
 
-def _scale(shares: Mapping[int, tuple[float, float]], strength: float) -> dict[int, tuple[float, float]]:
+def _moved(shares: Ratios, strength: float) -> Ratios:
     ends = [max(0.0, 1 - strength * (1 - high)) for _, high in shares.values()]
     return dict(zip(shares, zip([0.0, *ends[:-1]], ends, strict=True), strict=True))
 

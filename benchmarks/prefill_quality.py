@@ -7,33 +7,33 @@ folder. Densities are reached by a search over queries and keys of the dense run
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import sys
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
-from prefill_density import DenseRun
-from prefill_methods import GOAL_DENSITY, GROUPS, Method
-from prefill_report import draw, markdown
+from harness import DTYPES, Report, Run, heading, options, table
+from prefill_methods import GOAL_DENSITY, GROUPS, DenseRun, Method
 from smollm2 import CONTEXT, TEXTS, Tap, load_model, token_ids
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from psa_triton import PSAConfig
 from psa_triton.integrations.transformers import apply_psa
-from psa_triton.tools.machine import hardware, versions
 
-RESULTS = Path(__file__).parent / "results"
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-QUICK_TOKENS = 1024
-_LOGITS_AT_A_TIME = 1024
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUICK_TOKENS: Final = 1024
+GOAL_CHANGE: Final = 0.01
+_AT_MOST: Final = GOAL_DENSITY + 0.01
+"""A run that ends within this density counts as one at the goal's."""
+_LOGITS_AT_A_TIME: Final = 1024
+
+Row = dict[str, Any]
+Methods = dict[str, list[Method]]
 
 
 @torch.no_grad()
@@ -64,9 +64,7 @@ def losses_and_divergence(model: PreTrainedModel, ids: Tensor, states: Tensor, d
     return torch.cat(losses), torch.cat(divergences)
 
 
-def run_sparse(
-    model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Tensor, dense_losses: Tensor
-) -> dict[str, Any]:
+def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Tensor, dense_losses: Tensor) -> Row:
     """A run with PSA attached, against states `[N - 1, C]` and losses `[N - 1]` of the dense one of the same tokens."""
     began = time.perf_counter()
     with apply_psa(model, config, impl="cpu", min_tokens=0) as handle:
@@ -90,7 +88,7 @@ def run_sparse(
     }
 
 
-def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: dict[str, list[Method]]) -> dict[str, Any]:
+def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: Methods) -> dict[str, Any]:
     """The dense run of a text, and a row for every method at each of its densities."""
     with Tap(range(model.config.num_hidden_layers)) as tap:
         began = time.perf_counter()
@@ -117,52 +115,107 @@ def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: dict[s
     }
 
 
-def thinned(methods: tuple[Method, ...]) -> list[Method]:
-    """`methods` at the goal's density alone."""
-    return [replace(m, densities=(GOAL_DENSITY,)) if m.densities else m for m in methods]
+def methods_of(groups: list[str], *, short: bool, quick: bool) -> Methods:
+    """Methods by group; of `short` only the first groups, at the goal's density alone."""
+    if not short:
+        return {group: list(GROUPS[group]) for group in groups}
+    first = [group for group in list(GROUPS)[: 1 if quick else 3] if group in groups]
+    goal = (GOAL_DENSITY,)
+    return {group: [replace(m, densities=goal) if m.densities else m for m in GROUPS[group]] for group in first}
+
+
+def page(report: Report) -> str:
+    """Verdicts, and a table a group, for each text."""
+    lines = heading(
+        report,
+        "Perplexity after sparse prefill",
+        f"{report['model']}, {report['dtype']}, transformers {report['versions']['transformers']}. Every token of a",
+        "text is predicted in one prefill of all of it. Change: of perplexity against dense attention on the same",
+        "tokens, ± its standard error over tokens; in the last half the context is long. Divergence: of predictions",
+        "from the dense ones (Kullback and Leibler), thousandths of a nat per token, ± its standard error. Density:",
+        "groups read over keys visible, mean over queries, heads and layers; then with the estimate of importance.",
+        f"Methods are brought to a density by a search; goal: a change of at most {GOAL_CHANGE:.0%} at",
+        f"{GOAL_DENSITY:g}, and nearer to dense than levels 1/0 alone.",
+    )
+    for text in report["texts"]:
+        perplexity = f"dense {text['perplexity']:.3f}, last half {text['perplexity_last_half']:.3f}"
+        lines += ["", f"## {text['text']}: {text['tokens']} tokens, {perplexity}", "", *_verdicts(text["rows"])]
+        for group in dict.fromkeys(row["group"] for row in text["rows"]):
+            columns = [group, "density", "with estimate", "perplexity", "change", "last half", "divergence"]
+            lines += ["", *table(columns, [_cells(row) for row in text["rows"] if row["group"] == group])]
+    return "\n".join([*lines, "", f"![Divergence against density]({report['picture']})", ""])
+
+
+def _verdicts(rows: list[Row]) -> list[str]:
+    """What reaches the goal, and what is nearest to dense with pooled levels, and without."""
+    lines = []
+    for included, density in (("", "density"), (", estimate included", "density_with_estimation")):
+        good = [row for row in rows if row[density] <= _AT_MOST and row["change"] <= GOAL_CHANGE]
+        names = "; ".join(f"{row['method']} ({row['group']}) {row['change']:+.2%}" for row in good)
+        lines.append(f"* Within {GOAL_CHANGE:.0%} at a density of at most {_AT_MOST:g}{included}: {names or 'none'}.")
+        for words, block_sparse in (("pooled levels", False), ("levels 1/0", True)):
+            candidates = [row for row in rows if row[density] <= _AT_MOST and row["is_block_sparse"] == block_sparse]
+            if candidates:
+                method, *_, change, _, divergence = _cells(min(candidates, key=lambda row: row["divergence"]))
+                lines.append(f"* Nearest to dense with {words} there: {method}, divergence {divergence}, {change}.")
+    return lines
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row["method"],
+        *(f"{row[name]:.3f}" for name in ("density", "density_with_estimation", "perplexity")),
+        f"{row['change']:+.2%} ± {row['standard_error']:.2%}",
+        f"{row['change_last_half']:+.2%}",
+        f"{1e3 * row['divergence']:.1f} ± {1e3 * row['divergence_standard_error']:.1f}",
+    ]
+
+
+def draw(report: Report) -> Figure:
+    """Divergence from dense predictions against density on the first text: a panel for each group."""
+    from matplotlib.figure import Figure
+
+    text = report["texts"][0]
+    groups = list(dict.fromkeys(row["group"] for row in text["rows"]))
+    figure = Figure(figsize=(4.6 * len(groups), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)
+    for panel, group in zip(axes.flat, groups, strict=True):
+        rows = [row for row in text["rows"] if row["group"] == group]
+        for method, marker in zip(dict.fromkeys(row["method"] for row in rows), "osD^vP*X<>hpd8H", strict=False):
+            points = sorted((row["density"], row["divergence"]) for row in rows if row["method"] == method)
+            panel.plot(*zip(*points, strict=True), marker=marker, markersize=5, label=method)
+        panel.axvline(GOAL_DENSITY, color="0.85", zorder=0)
+        panel.set(title=group, xlabel="density", yscale="log")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
+    axes.flat[0].set_ylabel("divergence from dense, nats")
+    figure.suptitle(f"{text['text']}, {text['tokens']} tokens")
+    return figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--model", type=Path, help="folder of another model, as save_pretrained writes it")
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="the first gets every group")
     parser.add_argument("--tokens", type=int, help=f"of each text; {CONTEXT}, or {QUICK_TOKENS} with --quick")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of methods")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS} tokens, the first group, one density")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON, the Markdown and the plot")
     args = parser.parse_args()
-    tokens = args.tokens or (QUICK_TOKENS if args.quick else CONTEXT)
-    if args.quick:
-        del args.texts[1:]
+    names = args.texts[:1] if args.quick else args.texts
     try:
         model, tokenizer = load_model(args.model)
-        texts = {text: token_ids(tokenizer, text, tokens) for text in args.texts}
+        tokens = args.tokens or (QUICK_TOKENS if args.quick else CONTEXT)
+        texts = {text: token_ids(tokenizer, text, tokens) for text in names}
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     model = model.to(DTYPES[args.dtype])
-    everything = {group: list(GROUPS[group]) for group in args.groups}
-    shorter = list(GROUPS)[: 1 if args.quick else 3]
-    short = {group: thinned(GROUPS[group]) for group in shorter if group in args.groups}
-    measured = [
-        measure_text(model, ids, text, short if args.quick or text != args.texts[0] else everything)
-        for text, ids in texts.items()
-    ]
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/prefill_quality.py", *sys.argv[1:]]),
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
-        "model": "SmolLM2-135M-Instruct" if args.model is None else args.model.name,
-        "dtype": args.dtype,
-        "texts": measured,
-    }
-    args.output.mkdir(parents=True, exist_ok=True)
-    stem = args.output / f"prefill_quality_{report['date'][:10]}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-    draw(report, stem.with_suffix(".png"))
-    stem.with_suffix(".md").write_text(markdown(report, f"{stem.name}.png"))
-    print(f"written: {stem}.json, .md and .png")
+    run, found = Run("prefill_quality", args.output), []
+    for text, ids in texts.items():
+        methods = methods_of(args.groups, short=args.quick or text != names[0], quick=args.quick)
+        found.append(run.piece(text, measure_text, model, ids, text, methods))
+    name = "SmolLM2-135M-Instruct" if args.model is None else args.model.name
+    run.write({"model": name, "dtype": args.dtype, "texts": found}, page, draw)
 
 
 if __name__ == "__main__":

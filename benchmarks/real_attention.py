@@ -7,95 +7,201 @@ estimation included, is the wanted one; `--quick` tries everything on tiny input
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import statistics
-import sys
-import time
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from real.inputs import InputSet, other_sets, vit_sets
-from real.measure import Point, measure_method
-from real.report import SHOWN_COST, draw, markdown
-from real.sample import take_sample
+from harness import Report, Run, heading, options, table
+from real.inputs import InputSet, made_sets, video_set, vit_sets
+from real.methods import Method, Row, measure_set
+from shares import BLOCK_SPARSE, DEFAULT
 
-from psa_triton.tools.machine import hardware, versions
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parent / "results"
-COSTS = (0.06, 0.10, SHOWN_COST, 0.30)
-QUICK_COSTS = (SHOWN_COST, 0.30)
+SHOWN_COST: Final = 0.15
+"""Total cost at which methods stand in the tables."""
+COSTS: Final = (0.06, 0.10, SHOWN_COST, 0.30)
+QUICK_COSTS: Final = (SHOWN_COST, 0.30)
+WIDE: Final = {1: 0.05, 2: 0.05, 4: 0.15, 8: 0.30}
+"""Cost .15 too, with half of the default's full blocks spent on coarse levels for many more."""
+SEED_MASS: Final = {1: 0.4, 2: 0.1, 4: 0.1, 8: 0.2}
+"""Shares of the importance mass: those of the seed's `psa_balanced` for Wan."""
+BLOCKS, SEED = Method("block sparsity (levels 1/0)", BLOCK_SPARSE), Method("seed's shares", DEFAULT)
+BASE: Final = Method("wide shares", WIDE)
+"""What groups on blocks, order, estimator and cap vary."""
+
+GROUPS: Final[dict[str, tuple[Method, ...]]] = {
+    "levels": (BLOCKS, SEED, Method("seed's shares of mass", SEED_MASS, mode="thresholdbound"), BASE),
+    "instead of dropping": (
+        SEED,
+        *(replace(SEED, name=f"seed's shares, rest at {level}", rest=level) for level in (16, 32, 64)),
+        BASE,
+        replace(BASE, name="wide shares, rest at 64", rest=64),
+    ),
+    "key blocks": tuple(
+        replace(method, name=f"{name}, n = {n}", block_n=n)
+        for name, method in (("block sparsity", BLOCKS), ("wide", BASE))
+        for n in (128, 64, 32)
+    ),
+    "token order": tuple(
+        replace(BASE, name=order, order=order) for order in ("raster", "Gilbert", "STA", "SemanticAware", "Hybrid")
+    ),
+    "estimator": tuple(
+        replace(BASE, name=name, importance=name)
+        for name in ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative", "exact")
+    ),
+    "similarity cap": tuple(
+        replace(method, name=f"{method.name}, {'with' if cap else 'without'} cap", use_sim_mask=cap)
+        for method in (SEED, BASE)
+        for cap in (False, True)
+    ),
+}
+"""By the question that a group answers. The same way may stand in several under other names; it is measured once."""
+WITHOUT_GRID_CHOICES: Final = ("levels", "instead of dropping", "estimator")
+"""Groups measured on inputs too small or too odd for the questions of the others."""
 
 
-def measure_set(inputs: InputSet, blocks: int, costs: tuple[float, ...]) -> list[dict[str, Any]]:
-    """A row for every method, under each of its names, and every cost."""
-    listed = list(inputs.methods())
-    distinct = {str(method): method for _, _, method in listed}
-    orders = {method.order for method in distinct.values()}
-    found: dict[str, list[list[Point]]] = {key: [] for key in distinct}
-    for case in inputs.cases():
-        for order in sorted(orders):
-            sample = take_sample(case, order, block_m=inputs.block_m, blocks=blocks)
-            for key, method in distinct.items():
-                if method.order == order:
-                    found[key].append(measure_method(sample, method, costs))
-        print(f"{case.name} measured", flush=True)
+def measure(inputs: InputSet, groups: Sequence[str], costs: Sequence[float], blocks: int) -> list[Row]:
+    """Rows of `measure_set` for the methods of `groups` that fit the set's blocks, each with its group."""
+    listed = [(group, method) for group in groups for method in GROUPS[group]]
+    listed = [(group, m) for group, m in listed if m.coarsest <= (inputs.block_n or m.block_n)]
+    distinct = {_settings(method): method for _, method in listed}
+    found = measure_set(inputs, distinct, costs, blocks)
     return [
-        summarise(points) | {"group": group, "method": name, "set": inputs.name}
-        for group, name, method in listed
-        for points in zip(*found[str(method)], strict=True)
+        row | {"group": group, "method": method.name}
+        for group, method in listed
+        for row in found
+        if row["method"] == _settings(method)
     ]
 
 
-def summarise(points: tuple[Point, ...]) -> dict[str, Any]:
-    """One method at one cost over the cases of a set."""
-    return {
-        "wanted": points[0].wanted,
-        "density": round(statistics.mean(p.density for p in points), 4),
-        "cost": round(statistics.mean(p.cost for p in points), 4),
-        "error": round(statistics.mean(e for p in points for e in p.errors), 5),
-        "worst": round(max(e for p in points for e in p.errors), 5),
-        "reached": all(p.is_reached for p in points),
-    }
+def _settings(method: Method) -> str:
+    """A method without its name: what makes two the same."""
+    return str(replace(method, name=""))
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    stem = f"real_attention_{report['date'][:10]}"
-    report = report | {"picture": f"{stem}.png"}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / f"{stem}.md").write_text(markdown(report))
-    draw(report, folder / f"{stem}.png")
-    print(f"written: {folder / stem}.json, .md and .png")
+def page(report: Report) -> str:
+    """Verdicts, a picture, and tables."""
+    rows, vit, others = report["rows"], report["vit_sets"], report["other_sets"]
+    return "\n".join(
+        [
+            *heading(report, "Real attention"),
+            "Relative L2 error of the attention output against dense attention: mean over heads and layers. Cost is",
+            "a share of dense attention's multiply-adds: what is read, the estimate of importance, and finding the",
+            f"order. Tables are at a total cost of {SHOWN_COST:g}; a dash: the method costs more, however little it",
+            "reads. Vision transformer: four layers, six heads, 20,736 tokens (16x36x36) of two clips; `rope`: with a",
+            "3D rotary embedding on queries and keys. `exact` importance is a lower bound that none can have for free.",
+            *("", "## What wins", ""),
+            *(_verdict(report, group) for group in GROUPS),
+            *("", f"![Error against cost]({report['picture']})", "", "## Vision transformer", ""),
+            *_table(rows, vit, mean=True),
+            *("", "## The built-in video model, random inputs, and inputs made to break sparse attention", ""),
+            *("Made inputs have values that are noise: where attention is flat all that is left out is lost.", ""),
+            *_table(rows, others, mean=False),
+            "",
+        ]
+    )
+
+
+def _verdict(report: Report, group: str) -> str:
+    """Methods of a group by mean error, the best first; then the winners at other costs, where they are others."""
+    rows, sets = report["rows"], report["vit_sets"]
+    ranked = _ranked(rows, group, sets, SHOWN_COST)
+    if not ranked:
+        return f"* **{group}**: no method reaches a cost of {SHOWN_COST:g}"
+    (least, winner), *rest = ranked
+    wins = sum(_ranked(rows, group, [name], SHOWN_COST)[0][1] == winner for name in sets)
+    text = f"* **{group}**: {winner} {least:.3f} (least on {wins} of {len(sets)} sets)"
+    text += "".join(f"; {name} {error:.3f}" for error, name in rest)
+    for cost in report["costs"]:
+        if (others := _ranked(rows, group, sets, cost)) and others[0][1] != winner:
+            at_winner = next((f" ({winner} {error:.3f})" for error, name in others if name == winner), "")
+            text += f". At {cost:g}: {others[0][1]} {others[0][0]:.3f}{at_winner}"
+    return text
+
+
+def _ranked(rows: list[Row], group: str, sets: list[str], cost: float) -> list[tuple[float, str]]:
+    """Errors and names of the methods that can be had at a cost, the best first."""
+    errors = {method.name: _mean(rows, group, method, sets, cost) for method in GROUPS[group]}
+    return sorted((error, name) for name, error in errors.items() if error is not None and name != "exact")
+
+
+def _table(rows: list[Row], sets: list[str], *, mean: bool) -> list[str]:
+    lines = []
+    for group, methods in GROUPS.items():
+        cells = [
+            [method.name, *(_cell(_mean(rows, group, method, [name])) for name in sets)]
+            + [_cell(_mean(rows, group, method, sets))] * mean
+            for method in methods
+        ]
+        if cells := [line for line in cells if set(line[1:]) != {"-"}]:
+            lines += [[f"**{group}**", *[""] * (len(sets) + mean)], *cells]
+    return table(["", *sets, *["mean"] * mean], lines)
+
+
+def _cell(error: float | None) -> str:
+    return "-" if error is None else f"{error:.3f}"
+
+
+def _mean(rows: list[Row], group: str, method: Method, sets: Sequence[str], cost: float = SHOWN_COST) -> float | None:
+    """Mean error over sets; None where one of them lacks the method at that cost."""
+    wanted = (group, method.name, cost, True)
+    found = [row for row in rows if (row["group"], row["method"], row["wanted"], row["reached"]) == wanted]
+    errors = [row["error"] for row in found if row["set"] in sets]
+    return sum(errors) / len(errors) if len(errors) == len(sets) else None
+
+
+def draw(report: Report) -> Figure:
+    """A panel for each group: error against cost, mean over the vision transformer's sets."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+    rows, sets, costs = report["rows"], report["vit_sets"], report["costs"]
+    figure = Figure(figsize=(13.8, 8.4), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True, sharey=True)
+    for panel, (group, methods) in zip(axes.flat, GROUPS.items(), strict=True):
+        for method, marker in zip(methods, "osD^vP*", strict=False):
+            points = [(c, e) for c in costs if (e := _mean(rows, group, method, sets, c)) is not None]
+            if points:
+                panel.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=method.name, **_style(method))
+        panel.axvline(SHOWN_COST, color="0.85", zorder=0)
+        panel.set(title=group, xscale="log", yscale="log")
+        panel.legend(fontsize=8, loc="lower left", framealpha=0.8)
+        panel.grid(alpha=0.3)
+    first = axes.flat[0]
+    first.xaxis.set(major_locator=FixedLocator(costs), minor_locator=NullLocator())
+    first.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    first.yaxis.set(major_locator=FixedLocator([0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0]))
+    first.yaxis.set(minor_locator=NullLocator(), major_formatter="{x:g}")
+    first.set_ylim(bottom=first.get_ylim()[0] / 1.6)  # room for the legends
+    figure.supxlabel("total cost, share of dense attention (log)")
+    figure.supylabel("relative error of the output, mean over the vision transformer's sets (log)")
+    return figure
+
+
+def _style(method: Method) -> dict[str, Any]:
+    if method.importance == "exact":
+        return {"linestyle": "--", "color": "0.5"}
+    return {"color": "black", "linewidth": 2} if _settings(method) == _settings(BASE) else {}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny inputs and two costs, to try this script")
     parser.add_argument("--blocks", type=int, default=16, help="query blocks of each head that are looked at")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON, the Markdown and the picture")
     args = parser.parse_args()
-    began = time.monotonic()
     costs = QUICK_COSTS if args.quick else COSTS
-    vit, others = vit_sets(quick=args.quick), other_sets(quick=args.quick)
+    vit = vit_sets(quick=args.quick)
+    others = [*([] if args.quick else [video_set()]), *made_sets(quick=args.quick)]
+    run, rows = Run("real_attention", args.output), []
     with torch.no_grad():
-        rows = [row for inputs in (*others, *vit) for row in measure_set(inputs, args.blocks, costs)]
-    report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/real_attention.py", *sys.argv[1:]]),
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
-        "seconds": round(time.monotonic() - began),
-        "blocks": args.blocks,
-        "costs": costs,
-        "vit_sets": [inputs.name for inputs in vit],
-        "other_sets": [inputs.name for inputs in others],
-        "rows": rows,
-    }
-    write_report(report, args.output)
+        for inputs in (*others, *vit):
+            groups = tuple(GROUPS) if inputs in vit else WITHOUT_GRID_CHOICES
+            rows += run.piece(inputs.name, measure, inputs, groups, costs, args.blocks)
+    sets = {"vit_sets": [inputs.name for inputs in vit], "other_sets": [inputs.name for inputs in others]}
+    run.write({"blocks": args.blocks, "costs": costs, **sets, "rows": rows}, page, draw)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from psa_triton.attention import level_choice
 from psa_triton.levels import choose_levels, density
 from psa_triton.ordering import grid_order
 from psa_triton.pyramid import pyramid_layout, write_pyramid
-from psa_triton.tools.bench import find_shape
 from psa_triton.tools.bench.inputs import local_inputs
+from psa_triton.tools.shapes import find_shape
 
 IMAGES = Path(__file__).parent / "images"
 LEVELS = (0, 8, 4, 2, 1)

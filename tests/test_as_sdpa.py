@@ -157,6 +157,16 @@ class TestArguments:
         expected = psa_attention(Q, Q, Q, SMALL, scale=0.5)
         assert torch.equal(psa_attention(Q, Q, Q, SMALL, scale=np.float64(0.5)), expected)
 
+    @pytest.mark.parametrize(
+        "dtypes", [(torch.float32,) * 3, (torch.float32, torch.float32, torch.bfloat16), (torch.float64,) * 3], ids=str
+    )
+    def test_autocast_casts_alike(self, dtypes: tuple[torch.dtype, ...]) -> None:
+        q, k, v = (Q.to(dtype) for dtype in dtypes)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = psa_attention(q, k, v, SMALL, attn_mask=torch.ones(60, dtype=torch.bool))
+            assert out.dtype == F.scaled_dot_product_attention(q, k, v).dtype
+        assert torch.equal(out, psa_attention(*(x.to(out.dtype) for x in (q, k, v)), SMALL))
+
 
 def tokens_first(tokens: int, heads: int) -> torch.Tensor:
     return torch.randn(1, tokens, heads, 16)

@@ -142,6 +142,16 @@ def test_importing_does_not_load_torch(module: str) -> None:
     assert loaded(f"psa_triton.{module}", {"torch", "diffusers", "transformers"}) == "[]"
 
 
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_importing_an_integration_reads_no_presets(library: str) -> None:
+    """A slip in a user's file must not break an import."""
+    script = (
+        f"from psa_triton.presets import loading\nloading.read_mapping = None\nimport psa_triton.integrations.{library}"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
 def test_the_operator_needs_torch_pydantic_and_yaml_alone() -> None:
     modules = ", ".join(f"psa_triton.{name}" for name in LIBRARY if name != "integrations")
     assert loaded(modules, {"accelerate", "av", "diffusers", "matplotlib", "transformers", "typer"}) == "[]"

@@ -17,18 +17,25 @@ from pydantic import ValidationError
 from safetensors.torch import save, save_file
 
 from psa_triton.config import PSAConfig
-from psa_triton.presets import PresetError, load_presets_file
+from psa_triton.presets import PresetError, load_preset, load_presets_file
 from psa_triton.tools.evaluation.case import Case, read_finished
 from psa_triton.tools.generation import VideoRequest, find_source, plan_jobs, read_prompts
 from psa_triton.tools.generation.lora import find_lora, load_lora
-from psa_triton.tools.inspection import read_qkv
+from psa_triton.tools.inspection.qkv_file import read_qkv
 
 
 def check_words(error: BaseException, *expected: str) -> None:
     text = str(error)
     for words in expected:
         assert words in text, text
-    for foreign in ("Traceback", "For further information", "[Errno", "pydantic.dev", "Input should be"):
+    for foreign in (
+        "Traceback",
+        "For further information",
+        "[Errno",
+        "pydantic.dev",
+        "Input should be",
+        "after validation",
+    ):
         assert foreign not in text, text
 
 
@@ -54,7 +61,7 @@ CONFIGS: list[tuple[dict[str, Any], str, str]] = [
     ({"mask_ratios": [0, 1]}, "mask_ratios", "expected a mapping, got [0, 1]"),
     ({"mask_ratios": {1: 1}}, "mask_ratios.1", "expected a list, got 1"),
     ({"mask_ratios": {1: [0]}}, "mask_ratios.1", "expected more values, got [0]"),
-    ({"mask_ratios": {1: [0, 0.5, 1]}}, "mask_ratios.1", "got [0, 0.5, 1]"),
+    ({"mask_ratios": {1: [0, 0.5, 1]}}, "mask_ratios.1", "expected 2 values, got [0, 0.5, 1]"),
     ({"mask_ratios": {1: [0, "half"]}}, "mask_ratios.1.1", "expected a valid number"),
     ({"mask_ratios": {1: [0, 0.9]}}, "mask_ratios", "shares end at 0.9, expected 1.0"),
     ({"mask_ratios": {1: [0, 0.5], 2: [0.4, 1]}}, "mask_ratios", "level 2: [0.4, 1.0] overlaps"),
@@ -76,7 +83,7 @@ CONFIGS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"mask_mode": "budget", "budget_table": [{"start": 0, "budgets": []}]},
         "budget_table.0.budgets",
-        "at least 1 item",
+        "expected at least 1 of them, got []",
     ),
     ({"mask_mode": "budget", "budget_table": [{"start": 1, "budgets": [0.1]}]}, "budget_table.0.start", "less than 1"),
     (
@@ -117,6 +124,21 @@ def test_configurations(settings: dict[str, Any], place: str, words: str) -> Non
     check_words(replaced.value, f"{place}: ", words)
 
 
+def test_assigning_to_a_configuration_says_how_to_change_one() -> None:
+    with pytest.raises(AttributeError) as caught:
+        PSAConfig().block_m = 64
+    check_words(caught.value, "block_m: a PSAConfig is frozen; config.replace(block_m=...)")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [((5,), "model: "), (("tiny-wan", 5), "preset: ")], ids=["model", "preset"]
+)
+def test_names_that_are_none(names: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        load_preset(*names)
+    check_words(caught.value, f"{words}expected a name, got int")
+
+
 SECTION = """\
 Mine:
   default_attention: a
@@ -155,7 +177,7 @@ PRESET_FILES: list[tuple[str | bytes, str, str]] = [
     (SECTION.replace("width_divisor: 16", "width: 16"), "Mine.video_scale.width", "unknown key 'width'"),
     (SECTION.replace(", depth_divisor: 4", ""), "Mine.video_scale.depth_divisor", "this key is required"),
     (SECTION.replace("    a: {type: psa}\n", ""), "Mine.attention_configs", "expected a mapping, got None"),
-    (SECTION.replace("\n    a: {type: psa}", " {}"), "Mine.attention_configs", "at least 1 item"),
+    (SECTION.replace("\n    a: {type: psa}", " {}"), "Mine.attention_configs", "expected at least 1 of them"),
     (SECTION.replace("\n    a: {type: psa}", " [a]"), "Mine.attention_configs", "expected a mapping, got ['a']"),
     (SECTION + "    a: {type: dense}\n", "Mine.attention_configs.a", "key given twice"),
     (SECTION + SECTION, "Mine", "key given twice, in lines 1 and 7"),

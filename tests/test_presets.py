@@ -11,7 +11,15 @@ import yaml
 
 from psa_triton.config import PSAConfig
 from psa_triton.models import MODELS
-from psa_triton.presets import PresetError, load_preset, load_presets_file, presets_json_schema, shipped_presets
+from psa_triton.presets import (
+    DENSE,
+    PresetError,
+    load_preset,
+    load_presets_file,
+    presets_json_schema,
+    resolve,
+    shipped_presets,
+)
 from psa_triton.presets.explain import density_bounds, explain
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -235,7 +243,7 @@ class TestCustomPreset:
         section = file.section("CogVideo_5b")
         assert [*section.attention_configs] == [*shipped.attention_configs, "my_custom_preset"]
         assert (section.video_scale, section.default_attention) == (shipped.video_scale, shipped.default_attention)
-        mine = file.preset("cogvideo_5b", "my_custom_preset").config()
+        mine = load_preset("cogvideo_5b", "my_custom_preset", file.path)
         assert mine is not None and mine.mask_ratios[4] == (0.7, 0.9)
         changed = write(tmp_path, example.replace("my_custom_preset", "psa_balanced"))
         assert load_preset("CogVideo_5b", path=changed) == mine, "a preset of the same name takes its place"
@@ -271,6 +279,46 @@ class TestCustomPreset:
 def test_a_model_goes_by_its_key_as_well(key: str, section: str, preset: str | None) -> None:
     assert load_preset(key) == load_preset(section, preset)
     assert load_preset(key, "psa_budget") == load_preset(section, "psa_budget")
+
+
+class TestResolve:
+    """The one way from a name to a configuration."""
+
+    @pytest.mark.parametrize(
+        ("name", "section", "expected"),
+        [
+            (None, "Wan2.1_1.3b", "Wan2.1_1.3b/psa_balanced"),
+            (None, "cogvideo_5b_lora", "CogVideo_5b/psa_4steps"),
+            ("psa_topk", "wan21_1.3b", "Wan2.1_1.3b/psa_topk"),
+            ("wan21_1.3b/psa_topk", "Wan2.1_14b", "Wan2.1_1.3b/psa_topk"),
+            ("tiny-wan/psa_budget", None, "tiny-wan/psa_budget"),
+            ("baseline", "tiny-wan", "tiny-wan/baseline"),
+        ],
+    )
+    def test_finds(self, name: str | None, section: str | None, expected: str) -> None:
+        found = resolve(name, section)
+        assert found.name == expected
+        assert found.config == load_preset(*expected.split("/"))
+        own = section is not None and not (name or "").startswith("wan21")
+        assert (found.video_scale is not None) == own, "a borrowed preset says nothing of the model"
+
+    @pytest.mark.parametrize("section", [None, "tiny-wan", "no section"])
+    def test_dense_belongs_to_no_section(self, section: str | None) -> None:
+        assert resolve("dense", section) == DENSE
+        assert DENSE.config is None
+
+    @pytest.mark.parametrize("name", [None, "psa_balanced"])
+    def test_an_unknown_model_needs_a_section(self, name: str | None) -> None:
+        with pytest.raises(ValueError, match="name: expected SECTION/PRESET"):
+            resolve(name)
+
+    def test_a_file_is_read_again_once_it_has_changed(self, tmp_path: Path) -> None:
+        file = write(tmp_path, section_with("{type: psa, warmup_steps: 1}"))
+        first = load_presets_file(file)
+        assert load_presets_file(str(file)) is first
+        write(tmp_path, section_with("{type: psa, warmup_steps: 12}"))
+        found = resolve(None, "Model", file).config
+        assert found is not None and found.warmup_steps == 12
 
 
 class TestMistakes:

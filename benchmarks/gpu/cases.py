@@ -2,59 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from shares import BLOCK_SPARSE, DEFAULT, Ratios, bounds, scaled
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from psa_triton.importance import block_importance
 from psa_triton.kernels import attend_levels
-from psa_triton.levels import exempt_levels, select_levels
+from psa_triton.levels import exempt_levels, read_density, select_levels
+from psa_triton.tools.shapes import AttentionShape
 
 BLOCK_M, BLOCK_N = 128, 64
-BLOCKS = dict(block_m=BLOCK_M, block_n=BLOCK_N)
-DENSE = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-ESTIMATORS = ("sampled", "pooled", "antidiagonal")
-PYRAMID = {1: 0.10, 2: 0.05, 8: 0.20}
-"""Shares of a row's blocks that levels get in proportion; as they stand they read .15, the default preset's."""
-ONE_LEVEL = {1: 1.0}
-
-CHECKED = {1: (0.0, 0.2), 2: (0.2, 0.4), 4: (0.4, 0.6), 8: (0.6, 0.8), 0: (0.8, 1.0)}
+BLOCKS: Final = dict(block_m=BLOCK_M, block_n=BLOCK_N)
+DENSE: Final = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+ESTIMATORS: Final = ("sampled", "pooled", "antidiagonal")
+MASKS: Final = {"pyramid": DEFAULT, "levels 1/0": BLOCK_SPARSE}
+CHECKED: Final = {1: (0.0, 0.2), 2: (0.2, 0.4), 4: (0.4, 0.6), 8: (0.6, 0.8), 0: (0.8, 1.0)}
 """Shares that put every level to the test."""
 
-Ratios = dict[int, tuple[float, float]]
+
+def _shape(name: str, heads: int, tokens: int, dim: int, **marks: Any) -> AttentionShape:
+    """Of `known_shapes`, which need a presets file and so more than torch and triton."""
+    named = dict(name=name, video="", section="", heads=heads, grid=(1, 1, tokens), dim=dim)
+    return AttentionShape(**{**named, "key_heads": heads, **marks})
 
 
-@dataclass(frozen=True)
-class Shape:
-    """An attention of a model; as many queries as keys."""
-
-    name: str
-    heads: int
-    key_heads: int
-    tokens: int
-    dim: int
-    is_causal: bool = False
-
-
-TARGET_SHAPE = Shape("Wan 720p, 12 heads", 12, 12, 75_600, 128)
-SHAPES = (
-    TARGET_SHAPE,
-    Shape("Wan 480p", 12, 12, 32_760, 128),
-    Shape("Wan 720p, 40 heads", 40, 40, 75_600, 128),
-    Shape("CogVideoX", 48, 48, 17_776, 64),
-    Shape("Qwen2.5-VL prefill", 28, 4, 32_768, 128, is_causal=True),
+SHAPES: Final = (
+    _shape("Wan 720p, 12 heads", 12, 75_600, 128),
+    _shape("Wan 480p", 12, 32_760, 128),
+    _shape("Wan 720p, 40 heads", 40, 75_600, 128),
+    _shape("CogVideoX", 48, 17_776, 64),
+    _shape("Qwen2.5-VL prefill", 28, 32_768, 128, key_heads=4, is_causal=True),
 )
-SMALL_SHAPES = (Shape("small", 1, 1, 300, 32), Shape("small causal", 2, 1, 260, 32, is_causal=True))
+SMALL_SHAPES: Final = (_shape("small", 1, 300, 32), _shape("small causal", 2, 260, 32, key_heads=1, is_causal=True))
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Queries, keys and values of a shape, `[1, H, N, D]`, laid out as models hand them over: `[1, N, H, D]`."""
 
-    shape: Shape
+    shape: AttentionShape
     q: Tensor
     k: Tensor
     v: Tensor
@@ -67,7 +59,7 @@ class Inputs:
         return self.q, self.k, self.v
 
 
-def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Inputs:
+def make_inputs(shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> Inputs:
     generator = torch.Generator(device).manual_seed(shape.tokens)
 
     def draw(heads: int) -> Tensor:
@@ -82,8 +74,11 @@ def estimate(x: Inputs, method: str) -> Tensor:
     return block_importance(x.q, x.k, **BLOCKS, method=method, is_causal=x.shape.is_causal)
 
 
-def choose_levels(importance: Tensor, shape: Shape, ratios: Ratios) -> Tensor:
-    return _exempt(select_levels(importance, ratios, mode="topk"), shape)
+def choose_levels(importance: Tensor, shape: AttentionShape, ratios: Ratios) -> Tensor:
+    levels = select_levels(importance, ratios, mode="topk")
+    if not shape.is_causal:
+        return levels
+    return exempt_levels(levels, **BLOCKS, query_tokens=shape.tokens, key_tokens=shape.tokens, is_causal=True)
 
 
 def whole_path(x: Inputs, method: str, ratios: Ratios) -> Tensor:
@@ -93,10 +88,8 @@ def whole_path(x: Inputs, method: str, ratios: Ratios) -> Tensor:
 
 def sparse_attention(x: Inputs, levels: Tensor, coarsest: int) -> Tensor:
     """Pyramid attention; no level is coarser than `coarsest`, so coarser ones are not pooled."""
-    scale = x.shape.dim**-0.5
-    out, _ = attend_levels(
-        *x.tensors(), levels, **BLOCKS, coarsest=coarsest, is_causal=x.shape.is_causal, scale=scale, impl="triton"
-    )
+    settings = dict(coarsest=coarsest, is_causal=x.shape.is_causal, scale=x.shape.dim**-0.5)
+    out, _ = attend_levels(*x.tensors(), levels, **BLOCKS, **settings, impl="triton")
     return out
 
 
@@ -111,36 +104,18 @@ def dense_attention(x: Inputs, backend: str) -> Tensor:
         return F.scaled_dot_product_attention(*x.tensors(), is_causal=x.shape.is_causal, enable_gqa=grouped)
 
 
-def read_share(levels: Tensor, shape: Shape) -> float:
-    """Groups read over keys visible, counted in whole blocks: the share of dense attention's work that is left."""
-    visible = _exempt(torch.ones_like(levels), shape)
-    read = levels.float().reciprocal_().masked_fill_(levels == 0, 0.0)
-    return float(read.sum(dtype=torch.float64) / visible.sum())
+def read_share(levels: Tensor, shape: AttentionShape) -> float:
+    """Groups read over keys visible: the share of dense attention's work that is left."""
+    sizes = dict(query_tokens=shape.tokens, key_tokens=shape.tokens, is_causal=shape.is_causal)
+    return float(read_density(levels, **BLOCKS, **sizes).mean())
 
 
-def ratios_of_density(importance: Tensor, shape: Shape, weights: dict[int, float], density: float) -> Ratios:
-    """The shares, in proportion to `weights`, that leave `density` of dense attention's work."""
-    none, everything = 0.0, 1.0 / weights[1]
-    if density == 1.0:
-        return _ratios(weights, everything)
-    for _ in range(12):
-        factor = (none + everything) / 2
-        share = read_share(choose_levels(importance, shape, _ratios(weights, factor)), shape)
-        none, everything = (factor, everything) if share < density else (none, factor)
-    return _ratios(weights, everything)
+def ratios_of_density(
+    importance: Tensor, shape: AttentionShape, weights: Mapping[int, float], density: float
+) -> Ratios:
+    """The shares, in proportion to `weights`, that leave just `density` or more of dense attention's work."""
 
+    def is_less(factor: float) -> bool:
+        return read_share(choose_levels(importance, shape, scaled(weights, factor)), shape) < density
 
-def _ratios(weights: dict[int, float], factor: float) -> Ratios:
-    """`weights` times `factor` as far as there is room, and level 0 for the rest."""
-    ratios, start = {}, 0.0
-    for level, weight in weights.items():
-        end = min(start + weight * factor, 1.0)
-        ratios[level] = (start, end)
-        start = end
-    return ratios | {0: (start, 1.0)}
-
-
-def _exempt(levels: Tensor, shape: Shape) -> Tensor:
-    if not shape.is_causal:
-        return levels
-    return exempt_levels(levels, **BLOCKS, query_tokens=shape.tokens, key_tokens=shape.tokens, is_causal=True)
+    return scaled(weights, bounds(is_less, 1.0 / weights[1])[1])

@@ -8,19 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gpu.cases import (
-    BLOCK_M,
-    BLOCK_N,
-    BLOCKS,
-    CHECKED,
-    Inputs,
-    Shape,
-    choose_levels,
-    estimate,
-    make_inputs,
-    sparse_attention,
-)
+from gpu.cases import BLOCK_M, BLOCK_N, BLOCKS, CHECKED, Inputs, choose_levels, estimate, make_inputs, sparse_attention
 from psa_triton.kernels import reference
+from psa_triton.tools.shapes import AttentionShape
 
 MARGIN = 2.0
 """A result may be this many times as far from the definition as eager dense attention is from its own."""
@@ -37,12 +27,13 @@ def check_forward(x: Inputs) -> dict[str, float]:
     return {f"head {h}, query block {i}": _block_error(x, levels, out, h, i) for h, i in places}
 
 
-def check_backward(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def check_backward(shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Relative error of the gradients of q, k and v at a small shape, over eager attention's."""
     group = shape.heads // shape.key_heads
     key_heads = min(max(BACKWARD_HEADS // group, 1), shape.key_heads)
     tokens = min(shape.tokens, BACKWARD_TOKENS)
-    x = make_inputs(replace(shape, heads=key_heads * group, key_heads=key_heads, tokens=tokens), device, dtype)
+    small = replace(shape, heads=key_heads * group, key_heads=key_heads, prefix_tokens=0, grid=(1, 1, tokens))
+    x = make_inputs(small, device, dtype)
     levels = _levels(x)
     wide = Inputs(x.shape, *(t.double() for t in x.tensors()))
     errors = _errors(

@@ -10,6 +10,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from flex_pyramid import flex_pyramid
+from shares import Ratios
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -18,11 +20,8 @@ from gpu.cases import (
     BLOCKS,
     DENSE,
     ESTIMATORS,
-    ONE_LEVEL,
-    PYRAMID,
+    MASKS,
     Inputs,
-    Ratios,
-    Shape,
     choose_levels,
     dense_attention,
     estimate,
@@ -31,10 +30,10 @@ from gpu.cases import (
     sparse_attention,
     whole_path,
 )
-from gpu.flex import flex_pyramid
 from psa_triton.launch import Launch
+from psa_triton.tools.bench.memory import scratch_bytes
+from psa_triton.tools.shapes import AttentionShape
 
-MASKS = {"pyramid": PYRAMID, "levels 1/0": ONE_LEVEL}
 DENSITIES = (0.10, 0.15, 0.25, 1.0)
 SMALL_DENSITIES = (0.15, 1.0)
 STEPS = {"_pool_kernel": "pyramid", "_list_blocks_kernel": "schedule", "_attend_kernel": "kernel"}
@@ -66,11 +65,11 @@ def measure_dense(x: Inputs) -> Times:
     return found
 
 
-def _dense(shape: Shape, backend: str, *tensors: Tensor) -> Tensor:
+def _dense(shape: AttentionShape, backend: str, *tensors: Tensor) -> Tensor:
     return dense_attention(Inputs(shape, *tensors), backend)
 
 
-def _sparse(shape: Shape, levels: Tensor, coarsest: int, *tensors: Tensor) -> Tensor:
+def _sparse(shape: AttentionShape, levels: Tensor, coarsest: int, *tensors: Tensor) -> Tensor:
     return sparse_attention(Inputs(shape, *tensors), levels, coarsest)
 
 
@@ -133,7 +132,7 @@ def measure_flex(x: Inputs) -> Times:
     Its backward ends at the pyramid's rows, not at the tokens.
     """
     importance = estimate(x, "pooled")
-    ratios = ratios_of_density(importance, x.shape, PYRAMID, 0.15)
+    ratios = ratios_of_density(importance, x.shape, MASKS["pyramid"], 0.15)
     levels = choose_levels(importance, x.shape, ratios)
     torch.compiler.reset()  # or it would stop compiling after a few shapes
     attention = torch.compile(flex_attention, dynamic=False) if x.device.type == "cuda" else flex_attention
@@ -216,11 +215,5 @@ def bench_ms(run: Callable[[], Any]) -> float:
 
 def scratch_over_kv(run: Callable[[], Tensor], x: Inputs) -> float | None:
     """Bytes at the peak of a run beside inputs and output, over those of K and V."""
-    if x.device.type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    out = run()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before - out.nbytes) / (x.k.nbytes + x.v.nbytes)
+    scratch = scratch_bytes(run, x.device) if x.device.type == "cuda" else None
+    return None if scratch is None else scratch / (x.k.nbytes + x.v.nbytes)

@@ -8,19 +8,78 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
-from gpu.flex import flex_pyramid
+from flex_pyramid import flex_pyramid
+from tensors import AttentionTensors
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import flex_attention
 
-from peer.problem import BLOCK_M, BLOCK_N, BLOCK_SPARSE, BLOCKS, PYRAMID, LeftOut, Problem
-from psa_triton import psa_attention, pyramid_attention
+from psa_triton import PSAConfig, psa_attention, pyramid_attention
+from psa_triton.attention import level_choice
+from psa_triton.levels import choose_levels
+from psa_triton.ordering import grid_order
+from psa_triton.tools.bench.flex import block_mask
+
+BLOCK_M, BLOCK_N = 128, 64
+BLOCKS = dict(block_m=BLOCK_M, block_n=BLOCK_N)
+PYRAMID = PSAConfig(block_m=BLOCK_M, block_n=BLOCK_N, importance="pooled", use_rearrange=False)
+"""The default shares: they read .15. Tokens are in Gilbert order already, as inside a model with PSA attached."""
+BLOCK_SPARSE = PYRAMID.replace(mask_ratios={1: (0.0, 0.15), 0: (0.15, 1.0)})
+"""As much, of full blocks alone."""
+
+
+class LeftOut(Exception):
+    """A peer cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Non-causal attention over tokens in Gilbert order; a number of tokens that whole blocks divide."""
+
+    q: Tensor
+    """`[1, H, N, D]`."""
+    k: Tensor
+    """`[1, H, N, D]`."""
+    v: Tensor
+    """`[1, H, N, D]`."""
+    scale: float
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q, self.k, self.v
+
+    @cached_property
+    def pyramid_levels(self) -> Tensor:
+        """int8 `[1, H, nq, nk]`, levels 1, 2, 8 and 0."""
+        return choose_levels(self.q, self.k, level_choice(PYRAMID), scale=self.scale)
+
+    @cached_property
+    def block_sparse_levels(self) -> Tensor:
+        """int8 `[1, H, nq, nk]`, levels 1 and 0."""
+        return choose_levels(self.q, self.k, level_choice(BLOCK_SPARSE), scale=self.scale)
+
+    def need_cuda(self) -> None:
+        """Raises `LeftOut` unless tensors are on an NVIDIA GPU."""
+        if self.q.device.type != "cuda":
+            raise LeftOut("needs an NVIDIA GPU")
+
+
+def make_problem(x: AttentionTensors, heads: int, device: torch.device, dtype: torch.dtype) -> Problem:
+    """The first `heads` heads of `x` in Gilbert order."""
+    if x.grid is None or x.q.shape[2] % BLOCK_M:
+        raise ValueError(
+            f"x: expected visual tokens that blocks of {BLOCK_M} divide, got {x.q.shape[2]} of grid {x.grid}"
+        )
+    order = grid_order("Gilbert", x.grid)
+    q, k, v = (order.apply(t[:, :heads]).to(device, dtype) for t in (x.q, x.k, x.v))
+    return Problem(q, k, v, x.scale)
+
 
 Run = Callable[[], Tensor]
 Reads = Literal["all keys", "levels 1/0", "pyramid"]
@@ -54,10 +113,7 @@ def flex_dense(x: Problem) -> Run:
 
 def flex_block_sparse(x: Problem) -> Run:
     """The mask of `psa_block_sparse`, as FlexAttention's."""
-    chosen = x.block_sparse_levels == 1
-    count, first = chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).int()
-    tokens = x.q.shape[2]
-    mask = BlockMask.from_kv_blocks(count, first, BLOCK_SIZE=(BLOCK_M, BLOCK_N), seq_lengths=(tokens, tokens))
+    mask = block_mask(x.block_sparse_levels == 1, **BLOCKS, tokens=x.q.shape[2])
     return partial(_compiled_flex(), *x.tensors, scale=x.scale, block_mask=mask)
 
 

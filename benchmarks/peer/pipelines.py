@@ -15,8 +15,8 @@ from typing import Any, Final
 import torch
 from diffusers import DiffusionPipeline
 
-from peer.problem import LeftOut
-from psa_triton.tools.evaluation import PSNR_CAP
+from peer.operators import LeftOut
+from psa_triton.tools.evaluation.measures import PSNR_CAP
 from psa_triton.tools.generation import (
     DENSE,
     Attention,
@@ -50,13 +50,9 @@ def compare_videos(model: str, prompt: str, presets: tuple[str, ...], device: to
     pipe = load_pipeline(source, device=device, dtype=choose_dtype("auto", device), **size)
     generate_video(pipe, replace(request, num_inference_steps=1), DENSE)  # what is done once is done
     dense = generate_video(pipe, request, DENSE)
-    rows = [_row("dense", dense, dense)]
-    for preset in presets:
-        attention = choose_attention(source, preset)
-        rows.append(_run(f"PSA {preset}", pipe, request, attention, dense))
-    for method in METHODS:
-        rows.append(_run_sparsevideo(method, pipe, request, dense))
-    return rows
+    ours = [_run(f"PSA {name}", pipe, request, choose_attention(source, name), dense) for name in presets]
+    theirs = [_run_sparsevideo(method, pipe, request, dense) for method in METHODS]
+    return [_row("dense", dense, dense), *ours, *theirs]
 
 
 def _run_sparsevideo(

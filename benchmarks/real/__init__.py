@@ -1,1 +1,1 @@
-"""What `real_attention.py` compares, how it measures, and how it shows what it found."""
+"""What `real_attention.py` and `fidelity.py` share: inputs, samples of them, and methods at a wanted total cost."""

@@ -1,65 +1,62 @@
-"""Which tensors the methods are measured on, and how they are cut into blocks there."""
+"""Which tensors methods are measured on, and how they are cut into blocks there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from tensors import AttentionTensors
+from smollm2 import tapped_qkv
+from tensors import AttentionTensors, Grid
 from tensors.adversarial import CASES, adversarial_tensors
-from tensors.bundle import Grid
 from tensors.frames import CLIPS
 from tensors.tiny_wan import tiny_wan_cases
 from tensors.vit import LAYERS, VARIANTS, vit_cases
 
-from real.methods import GROUPS, WITHOUT_GRID_CHOICES, Method, settings
-
 QUICK_GRID: Final[Grid] = (4, 16, 16)
+TEXT_LAYERS: Final = (3, 12, 21, 28)
 
 
 @dataclass(frozen=True)
 class InputSet:
-    """Inputs over which errors are averaged."""
+    """Attentions over which errors are averaged."""
 
     name: str
     cases: Callable[[], Iterable[AttentionTensors]]
-    groups: tuple[str, ...]
-    """Of `GROUPS`."""
     block_m: int = 128
     block_n: int | None = None
     """Instead of the methods' own, for sequences too short for them."""
 
-    def methods(self) -> Iterator[tuple[str, str, Method]]:
-        """Group, name, and the nameless method as it is run here."""
-        for group in self.groups:
-            for method in GROUPS[group]:
-                run = settings(method if self.block_n is None else replace(method, block_n=self.block_n))
-                if max(*run.weights, run.rest) <= run.block_n:
-                    yield group, method.name, run
-
 
 def vit_sets(*, quick: bool) -> list[InputSet]:
-    """Both clips, with and without rotary embedding."""
-    groups = tuple(GROUPS)
+    """The vision transformer over both clips, with and without rotary embedding."""
     if quick:
-        cases = partial(vit_cases, layers=LAYERS[1:2], grid=QUICK_GRID)
-        return [InputSet("bikes/rope", partial(cases, clips=("bikes",), variants=("rope",)), groups, block_m=32)]
+        return [InputSet("bikes/rope", partial(vit_cases, ("bikes",), LAYERS[1:2], ("rope",), grid=QUICK_GRID), 32)]
+    pairs = [(clip, variant) for clip in CLIPS for variant in VARIANTS]
+    return [InputSet(f"{c}/{variant}", partial(vit_cases, (c,), LAYERS, (variant,))) for c, variant in pairs]
+
+
+def video_set() -> InputSet:
+    """The built-in video model's own attention."""
+    return InputSet("tiny-wan", tiny_wan_cases, block_m=32, block_n=32)
+
+
+def made_sets(*, quick: bool) -> list[InputSet]:
+    """Random inputs, and some made to break sparse attention."""
+    settings = dict(grid=QUICK_GRID) if quick else {}
     return [
-        InputSet(f"{clip}/{variant}", partial(vit_cases, clips=(clip,), variants=(variant,)), groups)
-        for clip in CLIPS
-        for variant in VARIANTS
+        InputSet(case, lambda case=case: [adversarial_tensors(case, **settings)], 32 if quick else 128)
+        for case in CASES
     ]
 
 
-def other_sets(*, quick: bool) -> list[InputSet]:
-    """The built-in video model's own attention, and inputs made to break sparse attention."""
-    sets = [] if quick else [InputSet("tiny-wan", tiny_wan_cases, WITHOUT_GRID_CHOICES, block_m=32, block_n=32)]
-    grid = {"grid": QUICK_GRID} if quick else {}
-    block_m = 32 if quick else 128
-    return sets + [InputSet(case, partial(_made, case, grid), WITHOUT_GRID_CHOICES, block_m=block_m) for case in CASES]
+def text_set(*, quick: bool) -> InputSet:
+    """SmolLM2 reading a text, under its causal mask."""
+    tokens, layers = (1024, TEXT_LAYERS[1:2]) if quick else (8192, TEXT_LAYERS)
+    return InputSet("SmolLM2, causal", partial(_text_cases, tokens, layers), block_m=32, block_n=32)
 
 
-def _made(case: str, grid: dict[str, Grid]) -> list[AttentionTensors]:
-    return [adversarial_tensors(case, **grid)]
+def _text_cases(tokens: int, layers: tuple[int, ...]) -> Iterator[AttentionTensors]:
+    for layer, (q, k, v) in zip(layers, tapped_qkv(layers, tokens=tokens), strict=True):
+        yield AttentionTensors(f"SmolLM2/layer {layer}", q, k, v, None, is_causal=True, scale=q.shape[-1] ** -0.5)

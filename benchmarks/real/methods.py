@@ -1,19 +1,26 @@
-"""What is compared: one way to be sparse a `Method`, grouped by the question that each group answers."""
+"""A way to be sparse, and its error at wanted total costs on a sample of query blocks."""
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Literal
 
-Ratios = dict[int, tuple[float, float]]
+import torch
+from shares import bounds, scaled
+from torch import Tensor
 
-BLOCK_SPARSE: Final = {1: 1.0}
-SEED: Final = {1: 0.10, 2: 0.05, 8: 0.20}
-"""The default config's: cost .15."""
-WIDE: Final = {1: 0.05, 2: 0.05, 4: 0.15, 8: 0.30}
-"""Cost .15 too, with half of the full blocks spent on coarse levels for many more."""
-SEED_MASS: Final = {1: 0.4, 2: 0.1, 4: 0.1, 8: 0.2}
-"""Shares of the importance mass: those of the seed's `psa_balanced` for Wan."""
+from psa_triton import PSAConfig, block_importance, pyramid_attention, select_levels
+from psa_triton.attention import level_choice
+from psa_triton.importance import estimation_cost
+from psa_triton.levels import Thresholds, cap_levels, choose_levels, exempt_levels, read_density, similarity_caps
+from real.inputs import InputSet
+from real.sample import Sample, take_sample
+
+Row = dict[str, Any]
+"""A method on a set at a wanted cost: set, method, wanted, density, cost, error, worst, reached."""
 
 
 @dataclass(frozen=True)
@@ -21,70 +28,159 @@ class Method:
     """A way to choose levels, but for how much is read."""
 
     name: str
-    weights: dict[int, float]
-    """Shares of the blocks, or of the mass, that levels get; multiplied by one factor to reach a wanted cost."""
+    shares: Mapping[int, float] | None
+    """Of the blocks, or of the mass, that levels get, times one factor that the cost decides; None: by a budget."""
     rest: int = 0
     """Level of what is left over; 0 drops it."""
     mode: Literal["topk", "thresholdbound"] = "topk"
+    budget_scope: Literal["row", "head", "layer"] = "row"
     block_n: int = 64
     order: Literal["raster", "Gilbert", "STA", "SemanticAware", "Hybrid"] = "Gilbert"
     importance: str = "pooled"
     """An estimator, or `exact`: the true attention mass, at no cost. No method can have it; it shows what is left."""
     use_sim_mask: bool = False
+    pool_correction: str = "none"
 
     @property
-    def largest_factor(self) -> float:
-        """The factor at which everything is read in full."""
-        return 1.0 / self.weights[1]
-
-    def ratios(self, factor: float) -> Ratios:
-        """`weights` times `factor` as far as there is room, and `rest` for the rest."""
-        ratios, start = {}, 0.0
-        for level, weight in self.weights.items():
-            end = min(start + weight * factor, 1.0)
-            ratios[level] = (start, end)
-            start = end
-        return ratios | {self.rest: (start, 1.0)}
+    def coarsest(self) -> int:
+        """Level."""
+        return max(*(self.shares or {8: 1.0}), self.rest)
 
 
-_BLOCKS = Method("block sparsity (levels 1/0)", BLOCK_SPARSE)
-_SEED = Method("seed's shares", SEED)
-BASE: Final = Method("wide shares", WIDE)
-"""What groups on blocks, order, estimator and cap vary."""
+@dataclass(frozen=True)
+class Point:
+    """What a method reached on an input."""
+
+    wanted: float
+    """Total cost that was asked for, as a share of dense attention's."""
+    density: float
+    """Groups read over keys visible."""
+    cost: float
+    """Density, and what the estimate and the order cost."""
+    errors: tuple[float, ...]
+    """Of each head: L2 norm of the difference to dense attention over that of dense attention."""
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the method can be had at the wanted cost: some cost more, however little they read."""
+        return self.cost <= self.wanted + 1e-6
 
 
-GROUPS: Final[dict[str, tuple[Method, ...]]] = {
-    "levels": (_BLOCKS, _SEED, Method("seed's shares of mass", SEED_MASS, mode="thresholdbound"), BASE),
-    "instead of dropping": (
-        _SEED,
-        *(replace(_SEED, name=f"seed's shares, rest at {level}", rest=level) for level in (16, 32, 64)),
-        BASE,
-        replace(BASE, name="wide shares, rest at 64", rest=64),
-    ),
-    "key blocks": tuple(
-        replace(method, name=f"{name}, n = {n}", block_n=n)
-        for name, method in (("block sparsity", _BLOCKS), ("wide", BASE))
-        for n in (128, 64, 32)
-    ),
-    "token order": tuple(
-        replace(BASE, name=order, order=order) for order in ("raster", "Gilbert", "STA", "SemanticAware", "Hybrid")
-    ),
-    "estimator": tuple(
-        replace(BASE, name=name, importance=name)
-        for name in ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative", "exact")
-    ),
-    "similarity cap": tuple(
-        replace(method, name=f"{method.name}, {'with' if cap else 'without'} cap", use_sim_mask=cap)
-        for method in (_SEED, BASE)
-        for cap in (False, True)
-    ),
-}
-"""The same way may stand in several groups under other names; it is measured once."""
-
-WITHOUT_GRID_CHOICES: Final = ("levels", "instead of dropping", "estimator")
-"""Groups measured on inputs too small or too odd for the questions of the others."""
+def measure_set(inputs: InputSet, methods: Mapping[str, Method], costs: Sequence[float], blocks: int) -> list[Row]:
+    """A row for every method, by its name here, and every cost, from `blocks` query blocks of each head."""
+    found: dict[str, list[list[Point]]] = defaultdict(list)
+    for case in inputs.cases():
+        for order in sorted({method.order for method in methods.values()}):
+            sample = take_sample(case, order, block_m=inputs.block_m, blocks=blocks)
+            for name, method in methods.items():
+                if method.order == order:
+                    fitted = replace(method, block_n=inputs.block_n or method.block_n)
+                    found[name].append(measure_method(sample, fitted, costs))
+        print(f"{case.name} measured", flush=True)
+    return [
+        {"set": inputs.name, "method": name, **_summary(points)}
+        for name, cases in found.items()
+        for points in zip(*cases, strict=True)
+    ]
 
 
-def settings(method: Method) -> Method:
-    """The method without its name: what makes two the same."""
-    return replace(method, name="")
+def measure_method(sample: Sample, method: Method, costs: Iterable[float]) -> list[Point]:
+    """A point for every wanted total cost: the most that it pays for, or the least there is.
+
+    None for costs that a budget's estimate uses up.
+    """
+    is_exact = method.importance == "exact"
+    estimate = 0.0 if is_exact else estimation_cost(method.importance, sample.block_m, method.block_n)
+    overhead = sample.order_cost + estimate
+    choose = _by_budget if method.shares is None else _by_shares
+    levels_within = choose(sample, method)
+    points = []
+    for wanted in costs:
+        if method.shares is None and wanted <= overhead:
+            continue
+        levels = levels_within(wanted - overhead)
+        found = pyramid_attention(
+            *(sample.q, sample.k, sample.v, levels),
+            block_m=sample.block_m,
+            block_n=method.block_n,
+            is_causal=sample.is_causal,
+            scale=sample.scale,
+            pool_correction=method.pool_correction,
+        )
+        read = _read(sample, method, levels)
+        points.append(Point(wanted, read, read + overhead, relative_errors(found, sample.expected)))
+    return points
+
+
+def relative_errors(found: Tensor, expected: Tensor) -> tuple[float, ...]:
+    """Of each head of `[1, H, N, D]`."""
+    return tuple(((found - expected).norm(dim=(-2, -1)) / expected.norm(dim=(-2, -1)))[0].tolist())
+
+
+def _by_budget(sample: Sample, method: Method) -> Callable[[float], Tensor]:
+    """Levels that read at most a density, the estimate not counted."""
+    config = PSAConfig(
+        mask_mode="budget",
+        block_m=sample.block_m,
+        block_n=method.block_n,
+        budget_scope=method.budget_scope,
+        importance=method.importance,
+        keep_first_block=sample.is_causal,
+    )
+    estimate = estimation_cost(method.importance, sample.block_m, method.block_n)
+
+    def within(density: float) -> Tensor:
+        choice = level_choice(config.replace(budget=min(1.0, density + estimate)))
+        return choose_levels(sample.q, sample.k, choice, scale=sample.scale, v=sample.v, is_causal=sample.is_causal)
+
+    return within
+
+
+def _by_shares(sample: Sample, method: Method) -> Callable[[float], Tensor]:
+    """Likewise, by the largest factor; under a causal mask the first key block is read in full."""
+    assert method.shares is not None
+    shares, sizes = method.shares, _sizes(sample, method)
+    if method.importance == "exact":
+        importance = sample.exact_importance(method.block_n)
+    else:
+        blocks = dict(block_m=sample.block_m, block_n=method.block_n)
+        importance = block_importance(
+            sample.q, sample.k, method=method.importance, scale=sample.scale, is_causal=sample.is_causal, **blocks
+        )
+    limits = PSAConfig().sim_thresholds
+    thresholds = Thresholds(limits.x2, limits.x4, limits.x8)
+    caps = similarity_caps(sample.k, block_n=method.block_n, thresholds=thresholds) if method.use_sim_mask else None
+
+    def levels(factor: float) -> Tensor:
+        chosen = select_levels(importance, scaled(shares, factor, method.rest), mode=method.mode)
+        if caps is not None:
+            chosen = cap_levels(chosen, caps)
+        return exempt_levels(chosen, keep_first_block=sample.is_causal, **sizes)
+
+    def within(density: float) -> Tensor:
+        fitting, _ = bounds(lambda factor: _read(sample, method, levels(factor)) <= density, 1.0 / shares[1])
+        return levels(fitting)
+
+    return within
+
+
+def _read(sample: Sample, method: Method, levels: Tensor) -> float:
+    return float(read_density(levels, **_sizes(sample, method)).mean())
+
+
+def _sizes(sample: Sample, method: Method) -> dict[str, Any]:
+    tokens = dict(query_tokens=sample.q.shape[2], key_tokens=sample.k.shape[2], is_causal=sample.is_causal)
+    return dict(block_m=sample.block_m, block_n=method.block_n, **tokens)
+
+
+def _summary(points: Sequence[Point]) -> Row:
+    """One method at one cost over the cases of a set."""
+    errors = torch.tensor([error for point in points for error in point.errors])
+    return {
+        "wanted": points[0].wanted,
+        "density": round(statistics.mean(point.density for point in points), 4),
+        "cost": round(statistics.mean(point.cost for point in points), 4),
+        "error": round(float(errors.mean()), 5),
+        "worst": round(float(errors.max()), 5),
+        "reached": all(point.is_reached for point in points),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from tensors import AttentionTensors
 from torch import Tensor
 
@@ -17,39 +18,45 @@ _KMEANS_PASSES, _TOKENS_PER_CLUSTER, _MOST_CLUSTERS = 7, 128, 256
 
 @dataclass(frozen=True)
 class Sample:
-    """Query blocks spread evenly over the sequence, and all keys and values, in a token order."""
+    """Query blocks spread evenly over the sequence (all under a causal mask), all keys and values, in a token order."""
 
     q: Tensor
-    """float32 `[1, H, blocks * block_m, D]`."""
+    """float32 `[1, Hq, blocks * block_m, D]`."""
     k: Tensor
-    """float32 `[1, H, N, D]`."""
+    """float32 `[1, Hkv, N, D]`."""
     v: Tensor
-    """float32 `[1, H, N, D]`."""
+    """float32 `[1, Hkv, N, D]`."""
     scale: float
     block_m: int
+    is_causal: bool
     expected: Tensor
     """Dense attention of `q`, its shape."""
-    mass: Tensor
-    """True attention mass of key blocks of 32, a mean over each query block: float32 `[1, H, blocks, ceil(N / 32)]`."""
+    mass: Tensor | None
+    """True attention mass of key blocks of 32, a mean over each query block: float32 `[1, H, blocks, ceil(N / 32)]`;
+    None under a causal mask."""
     order_cost: float
     """Of finding the order, as a share of dense attention's multiply-adds."""
 
     def exact_importance(self, block_n: int) -> Tensor:
-        """True attention mass of key blocks, `[1, H, blocks, ceil(N / block_n)]`."""
+        """True attention mass of key blocks, `[1, H, blocks, ceil(N / block_n)]`; without a causal mask."""
+        assert self.mass is not None
         per_block = block_n // _FINEST
         missing = -self.mass.shape[-1] % per_block
-        return torch.nn.functional.pad(self.mass, (0, missing)).unflatten(-1, (-1, per_block)).sum(-1)
+        return F.pad(self.mass, (0, missing)).unflatten(-1, (-1, per_block)).sum(-1)
 
 
 def take_sample(x: AttentionTensors, order: str, *, block_m: int, blocks: int) -> Sample:
     """Choose `blocks` query blocks in `order`, or all if there are fewer; ragged last blocks are left out."""
+    if x.is_causal:
+        dense = F.scaled_dot_product_attention(x.q, x.k, x.v, is_causal=True, scale=x.scale, enable_gqa=True)
+        return Sample(x.q, x.k, x.v, x.scale, block_m, True, dense, mass=None, order_cost=0.0)
     for_queries, for_keys, cost = _orders(x, order)
     q, k, v = (o.apply(t) if o else t for o, t in ((for_queries, x.q), (for_keys, x.k), (for_keys, x.v)))
     whole = q.shape[2] // block_m
     chosen = torch.linspace(0, whole - 1, min(blocks, whole)).round().long()
     q = q[:, :, : whole * block_m].unflatten(2, (whole, block_m))[:, :, chosen].flatten(2, 3)
     expected, mass = _dense(q, k, v, x.scale, block_m)
-    return Sample(q, k, v, x.scale, block_m, expected, mass, cost)
+    return Sample(q, k, v, x.scale, block_m, False, expected, mass, cost)
 
 
 def _orders(x: AttentionTensors, order: str) -> tuple[TokenOrder | None, TokenOrder | None, float]:
@@ -77,6 +84,6 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, scale: float, block_m: int) -> tuple
             rows = slice(block * block_m, (block + 1) * block_m)
             weights = (q[0, head, rows] * scale @ keys.T).softmax(-1)
             expected[0, head, rows] = weights @ values
-            per_key = torch.nn.functional.pad(weights.mean(0), (0, -tokens % _FINEST))
+            per_key = F.pad(weights.mean(0), (0, -tokens % _FINEST))
             mass[0, head, block] = per_key.unflatten(-1, (-1, _FINEST)).sum(-1)
     return expected, mass

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tensors.bundle import AttentionTensors
+from tensors.bundle import AttentionTensors, Grid
 
-__all__ = ["AttentionTensors"]
+__all__ = ["AttentionTensors", "Grid"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -74,9 +74,3 @@ def adversarial_tensors(case: str, *, grid: Grid = GRID) -> AttentionTensors:
     q, k, v = (torch.randn(1, HEADS, t * h * w, DIM, generator=generator) for _ in range(3))
     q, k = CASES[case](q, k, grid_order("Gilbert", grid).inverse)
     return AttentionTensors(f"made/{case}", q, k, v, grid, is_causal=False, scale=DIM**-0.5)
-
-
-def adversarial_cases(*, grid: Grid = GRID) -> Iterator[AttentionTensors]:
-    """`adversarial_tensors` of every case."""
-    for case in CASES:
-        yield adversarial_tensors(case, grid=grid)

@@ -11,6 +11,7 @@ from psa_triton.attn_mask import as_key_mask
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.inputs import (
+    as_autocast,
     as_int,
     check_attention_inputs,
     check_causal,
@@ -46,7 +47,7 @@ def psa_attention(
 
     As there, an empty batch or no queries give an empty result, and queries that see no key give zeros. It goes
     through `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and gradients, `torch.func`'s included;
-    there is no forward mode (`jvp`).
+    there is no forward mode (`jvp`). Under `torch.autocast` it computes in autocast's dtype.
 
     Args:
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
@@ -78,6 +79,7 @@ def psa_attention(
             a reorder with a causal mask, a mask or dropout, or a limit of `config.attn_impl`.
     """
     _check_dropout(dropout_p)
+    q, k, v = as_autocast(q, k, v)
     if attn_mask is not None:
         check_attention_inputs(q, k, v)
         check_key_mask(key_mask, k)
@@ -121,6 +123,7 @@ def sparse_attention(
         The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
     """
     _check_config(config)
+    q, k, v = as_autocast(q, k, v)
     check_attention_inputs(q, k, v)
     check_key_mask(key_mask, k)
     check_causal(is_causal)

@@ -30,6 +30,8 @@ BudgetScope = Literal["row", "head", "layer"]
 RearrangeMethod = Literal["Gilbert", "STA", "SemanticAware", "Hybrid"]
 AttnImpl = Literal["auto", "new_mask_type", "old_mask_type"]
 PoolCorrection = Literal["none", "isotropic"]
+KeptForm = Literal["full", "fp8", "mean2", "mean4", "mean8"]
+Way = Literal["broadcast", "sparse", "refresh"]
 
 
 def _pairs(value: Any) -> Any:
@@ -67,6 +69,71 @@ class BudgetRow(BaseModel):
     """Share of the denoising steps from which on they hold, until the next row's."""
     budgets: tuple[Budget, ...] = Field(min_length=1)
     """One for each transformer block; 1 runs it dense."""
+
+
+class Reuse(BaseModel):
+    """How a video model's layers make their attention from that of earlier denoising steps.
+
+    In a refresh a layer runs dense and sparse, and keeps the difference; later steps add it to the sparse output, or
+    repeat the last output (broadcast). One of `refresh_every`, `refresh_steps` and `max_error` says when.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    refresh_every: int | None = Field(default=None, ge=1)
+    """Steps from one refresh to the next."""
+    refresh_steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """The steps that refresh, counted from 0, which always does."""
+    max_error: float | None = Field(default=None, gt=0.0)
+    """Each layer goes the cheapest way whose measured relative error is at most this."""
+    layer_groups: int = Field(default=1, ge=1)
+    """refresh_every only: layers refresh in turn, in so many groups, for steps that take equally long."""
+    sparse_every: int = Field(default=1, ge=0)
+    """Between refreshes every so many steps run sparse, neighbouring layers in turn, the others broadcast; 0: none."""
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Transformer blocks that reuse; all if left out. The others run sparse in every step."""
+    keep: KeptForm = "full"
+    """The differences: in the model's type, in 8-bit floats with a scale a row, or as means of neighbouring tokens."""
+    keep_on: Literal["device", "host"] = "device"
+    """Where what is kept lies between the steps."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        given = [name for name in ("refresh_every", "refresh_steps", "max_error") if getattr(self, name)]
+        if len(given) != 1:
+            came = " and ".join(given) or "none"
+            raise ValueError(f"reuse: expected one of refresh_every, refresh_steps and max_error, got {came}")
+        if self.layer_groups > (self.refresh_every or 1):
+            raise ValueError(
+                f"layer_groups: expected at most refresh_every, one step at least for each group, "
+                f"got {self.layer_groups} with refresh_every {self.refresh_every}"
+            )
+        if self.max_error is not None and self.sparse_every != 1:
+            raise ValueError(
+                f"sparse_every: expected it without max_error, which decides itself, got {self.sparse_every}"
+            )
+        return self
+
+    @property
+    def runs_sparse(self) -> bool:
+        """Whether there are sparse steps."""
+        return self.sparse_every > 0
+
+    @property
+    def broadcasts(self) -> bool:
+        """Whether there are steps that repeat an output."""
+        return self.max_error is not None or self.sparse_every != 1
+
+    def way(self, step: int, layer: int) -> Way:
+        """How `layer` attends in `step` by the rhythm, where it has kept something; not with `max_error`."""
+        if self.refresh_every is None:
+            refreshes = step in self.refresh_steps
+        else:
+            turn = layer % self.layer_groups * self.refresh_every // self.layer_groups
+            refreshes = step % self.refresh_every == turn
+        if refreshes:
+            return "refresh"
+        return "sparse" if self.sparse_every and (step + layer) % self.sparse_every == 0 else "broadcast"
 
 
 class PSAConfig(BaseModel):
@@ -124,6 +191,10 @@ class PSAConfig(BaseModel):
     """`auto` has every feature; the other two keep the limits that existing presets were written for."""
     warmup_steps: int = Field(default=0, ge=0)
     """First denoising steps that run dense."""
+    reuse: Reuse | None = None
+    """Video models: attention made from that of earlier denoising steps."""
+    probe: Share = 0.0
+    """Video models: share of the query rows that are computed exactly beside sparse attention, to measure its error."""
     verbose: bool = False
     """Log density and time of every sparse attention call."""
 
@@ -151,6 +222,8 @@ class PSAConfig(BaseModel):
                 "attn_impl: 'new_mask_type' cannot be used with use_sim_mask: true; "
                 "set use_sim_mask: false, or attn_impl: auto, or attn_impl: old_mask_type with block_size.n: 128"
             )
+        if self.reuse is not None and self.reuse.max_error is not None and self.probe == 0:
+            raise ValueError("probe: expected more than 0, as reuse.max_error needs errors to be measured, got 0")
         if self.attn_impl == "old_mask_type" and self.block_n != 128:
             raise ValueError(
                 f"attn_impl: 'old_mask_type' expects block_size.n = 128, got {self.block_n}; "
@@ -186,6 +259,9 @@ class PSAConfig(BaseModel):
                 cls.__name__, [_reworded(details) for details in error.errors(include_url=False)]
             ) from error
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{name}: a PSAConfig is frozen; config.replace({name}=...) makes a changed copy")
+
     def at(self, layer: int, progress: float) -> PSAConfig:
         """How one layer attends at one denoising step: `budget_table` has become `budget`.
 
@@ -217,7 +293,7 @@ class PSAConfig(BaseModel):
 def _reworded(details: ErrorDetails) -> InitErrorDetails:
     place = details["loc"]
     parents = [part for part in place[:-1] if isinstance(part, str)]
-    nested: dict[str, type[BaseModel]] = {"sim_thresholds": SimThresholds, "budget_table": BudgetRow}
+    nested: dict[str, type[BaseModel]] = {"sim_thresholds": SimThresholds, "budget_table": BudgetRow, "reuse": Reuse}
     known = keys(nested.get(parents[0], PSAConfig) if parents else PSAConfig)
     path = ".".join(str(part) for part in place if part != "[key]")  # the marker of a mapping's bad key
     words = mistake(path, details, known)

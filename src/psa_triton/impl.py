@@ -21,6 +21,17 @@ TRITON_WANTED: Final = "3.6"
 TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def check_impl(impl: Impl) -> Impl:
+    """`impl`, whether or not it can run here.
+
+    Raises:
+        ValueError: an unknown implementation.
+    """
+    if impl not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(f"impl: expected 'auto' or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    return impl
+
+
 def resolve_impl(impl: Impl, x: Tensor) -> Impl:
     """The implementation that runs on tensors like `x`: `impl`, or the fastest that can if it is `auto`.
 
@@ -31,8 +42,7 @@ def resolve_impl(impl: Impl, x: Tensor) -> Impl:
         ValueError: an unknown implementation, or one that cannot run on such tensors, and why.
         ImportError: the GPU kernels are asked for and Triton is missing or too old.
     """
-    if impl not in ("auto", *IMPLEMENTATIONS):
-        raise ValueError(f"impl: expected 'auto' or one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    check_impl(impl)
     if impl == "auto":
         if x.device.type == "cpu":
             return "cpu"

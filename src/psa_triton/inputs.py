@@ -15,6 +15,19 @@ MOST_HEADS: Final = 128
 """No known model has more heads: tensors with more, and fewer tokens than this, have the two mixed up."""
 
 
+def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors as `torch.autocast`, where it is on, hands them to scaled dot-product attention: in its dtype.
+
+    float64 stays as it is, and so does what is no tensor.
+    """
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else ""
+    if device not in ("cpu", "cuda", "xpu", "mps") or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    narrow = (torch.float32, torch.bfloat16, torch.float16)
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.dtype in narrow else x for x in tensors)
+
+
 def check_attention_inputs(q: Tensor, k: Tensor, *values: Tensor) -> None:
     """Check that `q [B, Hq, Nq, D]`, `k` and `v [B, Hkv, Nk, D]` belong together. B, Hq, Nq and Nk may be 0.
 
@@ -95,6 +108,30 @@ def as_int(name: str, value: Any) -> int:
     except (TypeError, ValueError):  # torch raises either for tensors
         pass
     raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+
+
+def as_count(name: str, value: Any) -> int:
+    """`value`, the argument called `name`, as an int of at least 0.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is negative.
+    """
+    if (count := as_int(name, value)) < 0:
+        raise ValueError(f"{name}: expected 0 or more, got {count}")
+    return count
+
+
+def as_indexes(name: str, values: Any) -> frozenset[int]:
+    """`values`, the argument called `name`, as a set of ints.
+
+    Raises:
+        TypeError: it is no collection, or not of ints.
+    """
+    try:
+        return frozenset(as_int(name, value) for value in values)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected a collection of ints, got {values!r}") from error
 
 
 def check_causal(is_causal: bool) -> None:

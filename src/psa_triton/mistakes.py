@@ -26,6 +26,10 @@ def mistake(path: str, details: ErrorDetails, known: Sequence[str]) -> str:
             return f"{path}: {unknown_name('key', str(details['loc'][-1]), known)}"
         case "missing" if isinstance(details["loc"][-1], int):
             return f"{path.rpartition('.')[0]}: expected more values, got {given!r}"
+        case "too_long":
+            return f"{path}: expected {details['ctx']['max_length']} values, got {given!r}"
+        case "too_short":
+            return f"{path}: expected at least {details['ctx']['min_length']} of them, got {given!r}"
         case "missing":
             return f"{path}: this key is required"
         case "model_type" | "dict_type" | "model_attributes_type":

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
-
-from psa_triton.names import unknown_name
 
 VaeDtype = Literal["bfloat16", "float32"]
 
@@ -26,6 +24,14 @@ class ModelSpec:
     """Section of `attention_config.yaml`."""
     preset: str | None = None
     """Preset to use; None for the section's default."""
+    transformer: Mapping[str, int | str | None]
+    """Entries of its transformer's diffusers config that tell it from every other: the class, the heads, ..."""
+    parameters: str | None = None
+    """Size of the transformer, as people name it: 14B."""
+    two_transformers: bool = False
+    """Whether a second transformer takes over at low noise."""
+    sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Sizes to take times of its attention at, by name: width and height in pixels, frames."""
     width: int
     """Pixels."""
     height: int
@@ -61,6 +67,24 @@ class ModelSpec:
     timing_only: bool = False
     """The size is one to take times at: the weights were not trained on it, and its videos show little."""
 
+    @property
+    def heads(self) -> int:
+        """Attention heads of the transformer."""
+        return int(self.transformer["num_attention_heads"] or 0)
+
+    @property
+    def dim(self) -> int:
+        """Channels of a head."""
+        return int(self.transformer["attention_head_dim"] or 0)
+
+    def is_model_of(self, transformer: Mapping[str, Any], *, two_transformers: bool) -> bool:
+        """Whether a transformer of this diffusers config is this model's, alone or with a second one."""
+        # One that was built and not loaded has no class name in its config. A checkpoint saved before diffusers knew
+        # an entry leaves it out, which stands for None: CogVideoX-5B has no `patch_size_t`.
+        config = {"_class_name": self.transformer["_class_name"], **transformer}
+        same = all(config.get(key) == value for key, value in self.transformer.items())
+        return same and two_transformers == self.two_transformers
+
     def flow_shift_at(self, width: int, height: int) -> float | None:
         """Shift of the noise schedule for a video of `width` x `height` pixels; None keeps the checkpoint's."""
         if self.flow_shift_480p is not None and min(width, height) <= 480:
@@ -68,11 +92,19 @@ class ModelSpec:
         return self.flow_shift
 
 
+def _transformer(class_name: str, heads: int, dim: int, layers: int, **more: int | None) -> dict[str, int | str | None]:
+    shape = {"num_attention_heads": heads, "attention_head_dim": dim, "num_layers": layers, "in_channels": 16}
+    return {"_class_name": f"{class_name}Transformer3DModel", **shape, **more}
+
+
 _COGVIDEOX = ModelSpec(
     key="cogvideo_5b",
     hub_id="THUDM/CogVideoX-5b",
     pipeline="CogVideoXPipeline",
     preset_section="CogVideo_5b",
+    parameters="5B",
+    transformer=_transformer("CogVideoX", 48, 64, layers=42, patch_size_t=None),
+    sizes={"cogvideo-480p": (720, 480, 49)},
     width=720,
     height=480,
     num_frames=49,
@@ -90,6 +122,8 @@ _COGVIDEOX_1_5 = replace(
     key="cogvideo1.5_5b",
     hub_id="THUDM/CogVideoX1.5-5B",
     preset_section="CogVideo1.5_5b",
+    transformer=_transformer("CogVideoX", 48, 64, layers=42, patch_size_t=2),
+    sizes={"cogvideo15-768p": (1360, 768, 81)},
     width=1360,
     height=768,
     num_frames=81,
@@ -107,6 +141,9 @@ _WAN21_1_3B = ModelSpec(
     hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     pipeline="WanPipeline",
     preset_section="Wan2.1_1.3b",
+    parameters="1.3B",
+    transformer=_transformer("Wan", 12, 128, layers=30),
+    sizes={"wan21-480p": (832, 480, 81), "wan21-720p": (1280, 720, 81)},
     width=1280,
     height=720,
     num_frames=69,
@@ -119,13 +156,22 @@ _WAN21_1_3B = ModelSpec(
     vae_dtype="float32",
 )
 _WAN21_14B = replace(
-    _WAN21_1_3B, key="wan21_14b", hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers", preset_section="Wan2.1_14b"
+    _WAN21_1_3B,
+    key="wan21_14b",
+    hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    preset_section="Wan2.1_14b",
+    parameters="14B",
+    transformer=_transformer("Wan", 40, 128, layers=40),
+    sizes={"wan21-14b-720p": (1280, 720, 81)},
 )
 _WAN22_5B = ModelSpec(
     key="wan22_5b",
     hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     pipeline="WanPipeline",
     preset_section="Wan2.2_5B",
+    parameters="5B",
+    transformer=_transformer("Wan", 24, 128, layers=30, in_channels=48),
+    sizes={"wan22-5b-720p": (1280, 704, 121)},
     width=1280,
     height=704,
     num_frames=121,
@@ -139,6 +185,10 @@ _WAN22_A14B = replace(
     key="wan22_a14b",
     hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
     preset_section="Wan2.2_A14B",
+    parameters="14B",
+    transformer=_WAN21_14B.transformer,
+    two_transformers=True,
+    sizes={"wan22-a14b-720p": (1280, 768, 69)},
     height=768,
     num_frames=69,
     num_inference_steps=40,
@@ -151,6 +201,8 @@ _TINY_WAN = ModelSpec(
     hub_id=None,
     pipeline="WanPipeline",
     preset_section="tiny-wan",
+    transformer=_transformer("Wan", 3, 64, layers=4, ffn_dim=768),
+    sizes={"tiny-wan": (96, 96, 29)},
     width=96,
     height=96,
     num_frames=29,
@@ -163,6 +215,7 @@ _TINY_WAN_16K = replace(
     _TINY_WAN,
     key="tiny-wan-16k",
     preset="psa_timing",
+    sizes={"tiny-wan-16k": (256, 256, 61)},
     width=256,
     height=256,
     num_frames=61,
@@ -193,9 +246,28 @@ class UnderstandingSpec:
     """Repository on the Hugging Face hub."""
     preset_section: str
     """Section of `attention_config.yaml`."""
+    parameters: str
+    """Size of the language model, as people name it."""
+    heads: int
+    """Query heads."""
+    key_heads: int
+    """Key and value heads."""
+    dim: int
+    """Channels of a head."""
+    sizes: Mapping[str, tuple[int, int, int]]
+    """Videos to take times of its attention at, by name: grid of their tokens."""
 
 
-QWEN2_5_VL = UnderstandingSpec(key="qwen2.5-vl-7b", hub_id="Qwen/Qwen2.5-VL-7B-Instruct", preset_section="Qwen2.5-VL")
+QWEN2_5_VL = UnderstandingSpec(
+    key="qwen2.5-vl-7b",
+    hub_id="Qwen/Qwen2.5-VL-7B-Instruct",
+    preset_section="Qwen2.5-VL",
+    parameters="7B",
+    heads=28,
+    key_heads=4,
+    dim=128,
+    sizes={"qwen25vl-32k": (32, 32, 32)},
+)
 """Its presets are also the default of every other language model."""
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.key: spec for spec in _SPECS})
@@ -220,63 +292,18 @@ def model_key(name: str) -> str:
     return next((key for key, section in PRESET_SECTIONS.items() if section == name), name)
 
 
-def find_model(key: str) -> ModelSpec:
-    """The model of that name.
-
-    Raises:
-        ValueError: no model has it; the nearest name and all names are told.
-    """
-    if key not in MODELS:
-        raise ValueError(unknown_name("model", key, MODELS))
-    return MODELS[key]
-
-
-@dataclass(frozen=True)
-class _Architecture:
-    """What tells a preset section's transformer from all others: entries of its diffusers config."""
-
-    preset_section: str
-    transformer: str
-    entries: Mapping[str, int | None]
-    two_transformers: bool = False
-
-    def matches(self, config: Mapping[str, Any], *, two_transformers: bool) -> bool:
-        # A transformer that was built and not loaded has no class name in its config.
-        same_class = config.get("_class_name", self.transformer) == self.transformer
-        # A checkpoint saved before diffusers knew an entry leaves it out, which stands for None: CogVideoX-5B has no
-        # `patch_size_t`.
-        same_entries = all(config.get(key) == value for key, value in self.entries.items())
-        return same_class and same_entries and two_transformers == self.two_transformers
-
-
-def _heads(count: int, size: int, *, layers: int, in_channels: int = 16, **more: int | None) -> dict[str, int | None]:
-    shape = {"num_attention_heads": count, "attention_head_dim": size, "num_layers": layers}
-    return {**shape, "in_channels": in_channels, **more}
-
-
-_WAN_14B = _heads(40, 128, layers=40)
-_ARCHITECTURES = (
-    _Architecture("Wan2.1_1.3b", "WanTransformer3DModel", _heads(12, 128, layers=30)),
-    _Architecture("Wan2.1_14b", "WanTransformer3DModel", _WAN_14B),
-    _Architecture("Wan2.2_A14B", "WanTransformer3DModel", _WAN_14B, two_transformers=True),
-    _Architecture("Wan2.2_5B", "WanTransformer3DModel", _heads(24, 128, layers=30, in_channels=48)),
-    _Architecture("CogVideo_5b", "CogVideoXTransformer3DModel", _heads(48, 64, layers=42, patch_size_t=None)),
-    _Architecture("CogVideo1.5_5b", "CogVideoXTransformer3DModel", _heads(48, 64, layers=42, patch_size_t=2)),
-    _Architecture("tiny-wan", "WanTransformer3DModel", _heads(3, 64, layers=4, ffn_dim=768)),
-)
-
-
-def recognise(transformer_config: Mapping[str, Any], *, two_transformers: bool) -> str | None:
-    """The preset section of a text-to-video transformer.
+def recognise(
+    transformer: Mapping[str, Any], *, two_transformers: bool, models: Mapping[str, ModelSpec] = MODELS
+) -> ModelSpec | None:
+    """The model that a transformer is of.
 
     Args:
-        transformer_config: a diffusers transformer's config, its class under `_class_name` where that is known.
+        transformer: its diffusers config, with its class under `_class_name` where that is known.
         two_transformers: whether its pipeline has a second transformer for low noise.
+        models: to look among; the first that fits is it.
 
     Returns:
-        Name of a section of `attention_config.yaml`; None for a model that this library does not know.
+        None for a transformer of no known model.
     """
-    for architecture in _ARCHITECTURES:
-        if architecture.matches(transformer_config, two_transformers=two_transformers):
-            return architecture.preset_section
-    return None
+    fitting = (spec for spec in models.values() if spec.is_model_of(transformer, two_transformers=two_transformers))
+    return next(fitting, None)

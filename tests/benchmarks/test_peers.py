@@ -10,7 +10,7 @@ import peers
 import pytest
 import torch
 from peer import operators, pipelines
-from peer.problem import LeftOut, Problem, make_problem
+from peer.operators import LeftOut, Problem, make_problem
 from tensors.adversarial import adversarial_tensors
 from torch.nn.attention.flex_attention import flex_attention
 

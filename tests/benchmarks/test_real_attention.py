@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from real.measure import measure_method
-from real.methods import GROUPS, Method
+from real.methods import Method, measure_method
 from real.sample import Sample, take_sample
+from real_attention import GROUPS
 from tensors import AttentionTensors
 from tensors.adversarial import adversarial_tensors
 

@@ -194,12 +194,13 @@ def test_named_layers_are_dense(make_pipe: Callable) -> None:
         ({"dense_last_steps": -1}, "dense_last_steps: expected 0 or more, got -1"),
         ({"dense_layers": [0, 2, 5]}, r"dense_layers: expected indexes from 0 to 1, got \[2, 5\]"),
         ({"dense_layers": [-1]}, r"dense_layers: expected indexes from 0 to 1, got \[-1\]"),
+        ({"dense_last_steps": 1.5}, "dense_last_steps: expected an int, got float"),
     ],
-    ids=["negative-steps", "too-many-layers", "negative-layer"],
+    ids=["negative-steps", "too-many-layers", "negative-layer", "half a step"],
 )
 def test_dense_options_out_of_range(more: dict, message: str) -> None:
     pipe = make_wan_pipeline()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         apply_psa(pipe, SPARSE, **more)
     apply_psa(pipe, SPARSE).remove()
 

@@ -172,6 +172,16 @@ def test_low_precision() -> None:
     assert (found - exact).norm() < 1.2 * (dense - exact).norm()
 
 
+def test_autocast() -> None:
+    """Rotary embeddings leave queries and keys in float32, values come in bfloat16."""
+    model, inputs = small.make_model(small.llama), small.text_inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        dense = logits(model, inputs)
+        with apply_psa(model, FULL) as handle:
+            torch.testing.assert_close(logits(model, inputs), dense, rtol=0.02, atol=0.02)
+            assert handle.stats().summary.sparse_calls == 2
+
+
 def test_gradients_are_those_of_sdpa() -> None:
     model = small.make_model(small.llama).train()
     inputs = small.text_inputs()

@@ -315,6 +315,28 @@ class TestRefused:
             apply_psa(with_lora(small.make_model(small.llama)), CAUSAL, **option)
 
 
+@pytest.mark.parametrize("make", [make_wan_transformer, lambda: small.make_model(small.llama)], ids=["wan", "llama"])
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"impl": "cuda"}, ValueError, "impl: expected 'auto' or one of reference, .* got 'cuda'"),
+        ({"impl": None}, ValueError, "impl: expected 'auto' or one of reference, .* got None"),
+        ({"min_tokens": "x"}, TypeError, "min_tokens: expected an int, got str"),
+        ({"min_tokens": 1.5}, TypeError, "min_tokens: expected an int, got float"),
+        ({"dense_layers": "0"}, TypeError, "dense_layers: expected a collection of ints, got '0'"),
+        ({"dense_layers": 1}, TypeError, "dense_layers: expected a collection of ints, got 1"),
+    ],
+    ids=["impl", "no impl", "words", "half a token", "digits", "one layer"],
+)
+def test_malformed_options_are_named_when_attaching(
+    make: Callable, option: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = make()
+    with pytest.raises(error, match=message):
+        apply_psa(model, CAUSAL, **option)
+    apply_psa(model, CAUSAL).remove()
+
+
 def test_unwrapping_finds_the_model_and_leaves_others_alone() -> None:
     model = make_wan_transformer()
     assert unwrap(model) is model

@@ -35,8 +35,8 @@ def apply_psa(
     Args:
         model: a diffusers pipeline or transformer (Wan, Wan VACE, CogVideoX), or a transformers model or pipeline,
             whose text layers then prefill with PSA; also wrapped by PEFT, `DistributedDataParallel` and the like.
-        config_or_preset: a configuration; a preset's name in the section of the model; "SECTION/PRESET"; None for the
-            default preset of the model.
+        config_or_preset: a configuration; a preset's name in the section of the model; "SECTION/PRESET"; `dense`;
+            None for the default preset of the model.
         scheduler: diffusion only: tells the denoising step outside of a pipeline's call; by default the pipeline's.
         impl: implementation of the operator, as in `psa_attention`.
         min_tokens: shorter sequences run dense.

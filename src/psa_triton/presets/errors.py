@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from psa_triton.config import BudgetRow, SimThresholds
+from psa_triton.config import BudgetRow, Reuse, SimThresholds
 from psa_triton.mistakes import keys, mistake
 from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, VideoScale
 
@@ -18,6 +18,7 @@ _PARENTS: dict[int | str, type[BaseModel]] = {
     "video_scale": VideoScale,
     "sim_thresholds": SimThresholds,
     "budget_table": BudgetRow,
+    "reuse": Reuse,
 }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -14,7 +16,7 @@ from psa_triton.config import PSAConfig
 from psa_triton.models import MODELS, PRESET_SECTIONS, preset_section
 from psa_triton.names import unknown_name
 from psa_triton.presets.errors import PresetError, mistakes_of
-from psa_triton.presets.schema import SECTIONS, ModelSection, Preset
+from psa_triton.presets.schema import SECTIONS, ModelSection, VideoScale
 from psa_triton.presets.yaml_file import parse_mapping, read_mapping
 
 
@@ -50,28 +52,78 @@ class PresetsFile:
             raise PresetError(self.path, [unknown_name("model section", model, {*self.sections, *keys})])
         return name
 
-    def preset(self, model: str, name: str | None = None) -> Preset:
-        """A preset of a model, which goes by its section or key; its default one if no name is given.
 
-        Raises:
-            PresetError: there is no such section, or no such preset in it.
-        """
-        section = self.section(model)
-        name = self._default(model) if name is None else name
-        if name not in section.attention_configs:
-            message = unknown_name("preset", name, section.attention_configs)
-            raise PresetError(self.path, [f"{self.section_name(model)}.attention_configs: {message}"])
-        return section.attention_configs[name]
+@dataclass(frozen=True)
+class NamedAttention:
+    """The attention that a name stands for."""
 
-    def attention(self, model: str, name: str | None = None) -> tuple[str, PSAConfig | None]:
-        """SECTION/PRESET of a preset, and its configuration, None if it is dense; else as `preset`."""
-        preset = self.preset(model, name)
-        return f"{self.section_name(model)}/{name or self._default(model)}", preset.config()
+    name: str
+    """SECTION/PRESET, or `dense`."""
+    config: PSAConfig | None
+    """None for dense attention."""
+    description: str = ""
+    """What the preset is for, in words."""
+    video_scale: VideoScale | None = None
+    """What the file says of the model; None for the preset of another model, and for `dense`."""
 
-    def _default(self, model: str) -> str:
-        """The preset a model's key is run with, or else its section's default."""
-        spec = MODELS.get(model)
-        return (spec and spec.preset) or self.section(model).default_attention
+
+DENSE: Final = NamedAttention("dense", None)
+"""Dense attention, of whichever model."""
+
+
+def resolve(name: str | None = None, section: str | None = None, file: str | Path | None = None) -> NamedAttention:
+    """The attention that a name stands for: the one way from a name to a configuration.
+
+    Args:
+        name: a preset of the section; "SECTION/PRESET" for one of another section; `dense`; None for the preset that
+            the model is run with.
+        section: a model, by the name of its section or by its key, such as "wan21_1.3b"; None for an unknown model.
+        file: a presets file; None for the one that comes with the library.
+
+    Raises:
+        TypeError: a name is no string.
+        PresetError: the file has mistakes, or there is no such section or preset.
+        ValueError: neither `name` nor `section` tells the section.
+    """
+    for argument, value in (("preset", name), ("model", section)):
+        if not isinstance(value, str | None):
+            raise TypeError(f"{argument}: expected a name, got {type(value).__name__}")
+    if name == DENSE.name:
+        return DENSE
+    other, _, preset = (name or "").rpartition("/")
+    model = other or section
+    if model is None:
+        raise ValueError(f"name: expected SECTION/PRESET, as no model tells the section, got {name!r}")
+    presets = load_presets_file(file)
+    of_model, found = presets.section(model), presets.section_name(model)
+    spec = MODELS.get(model)
+    preset = preset or (spec and spec.preset) or of_model.default_attention
+    if preset not in of_model.attention_configs:
+        message = unknown_name("preset", preset, of_model.attention_configs)
+        raise PresetError(presets.path, [f"{found}.attention_configs: {message}"])
+    described = of_model.attention_configs[preset]
+    own = section is not None and preset_section(section) == found
+    return NamedAttention(
+        f"{found}/{preset}", described.config(), described.description, of_model.video_scale if own else None
+    )
+
+
+def load_preset(model: str, preset: str | None = None, path: str | Path | None = None) -> PSAConfig | None:
+    """The attention that a preset describes.
+
+    Args:
+        model: name of a model section, such as "Wan2.1_1.3b", or key of a model, such as "wan21_1.3b".
+        preset: name of a preset in it; None for the one that the key is run with, or the section's `default_attention`.
+        path: a presets file; None for the one that comes with the library.
+
+    Returns:
+        The configuration, or None for a dense preset.
+
+    Raises:
+        TypeError: a name is no string.
+        PresetError: the file has mistakes, or there is no such section or preset.
+    """
+    return resolve(preset, model, path).config
 
 
 def shipped_presets() -> Path:
@@ -85,7 +137,7 @@ def shipped_presets() -> Path:
 
 
 def load_presets_file(path: str | Path | None = None) -> PresetsFile:
-    """Read and check a presets file.
+    """Read and check a presets file, once for as long as it stays unchanged.
 
     Args:
         path: the file; None for the one that comes with the library. A section without `default_attention` adds its
@@ -94,8 +146,23 @@ def load_presets_file(path: str | Path | None = None) -> PresetsFile:
     Raises:
         PresetError: with every mistake of the file: its dotted path, what is allowed, what came.
     """
-    path = shipped_presets() if path is None else Path(path)
+    shipped = shipped_presets()
+    path = shipped if path is None else Path(path)
+    return _load(path, _version(path), _version(shipped))
+
+
+@lru_cache(maxsize=16)
+def _load(path: Path, *_: Any) -> PresetsFile:
     return _checked(read_mapping(path), path)
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """What is another as soon as the file is; None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def parse_presets(text: str, path: Path) -> PresetsFile:
@@ -111,24 +178,7 @@ def _checked(data: dict[Any, Any], path: Path) -> PresetsFile:
         raise PresetError(path, [*mistakes_of(error), *_missing_defaults(data)]) from error
     if missing := _missing_defaults(data):
         raise PresetError(path, missing)
-    return PresetsFile(path, sections)
-
-
-def load_preset(model: str, preset: str | None = None, path: str | Path | None = None) -> PSAConfig | None:
-    """The attention that a preset describes.
-
-    Args:
-        model: name of a model section, such as "Wan2.1_1.3b", or key of a model, such as "wan21_1.3b".
-        preset: name of a preset in it; None for the one that the key is run with, or the section's `default_attention`.
-        path: a presets file; None for the one that comes with the library.
-
-    Returns:
-        The configuration, or None for a dense preset.
-
-    Raises:
-        PresetError: the file has mistakes, or there is no such section or preset.
-    """
-    return load_presets_file(path).preset(model, preset).config()
+    return PresetsFile(path, MappingProxyType(sections))
 
 
 def _filled_in(data: dict[Any, Any], path: Path) -> dict[Any, Any]:

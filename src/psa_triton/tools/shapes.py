@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from math import prod
+from typing import TYPE_CHECKING
 
-from psa_triton.models import PRESET_SECTIONS, preset_section
+from psa_triton.models import MODELS, PRESET_SECTIONS, QWEN2_5_VL, ModelSpec, preset_section
 from psa_triton.names import unknown_name
+
+if TYPE_CHECKING:
+    from psa_triton.presets import ModelSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,36 +54,8 @@ class AttentionShape:
         return replace(self, grid=(t, h, w))
 
 
-def _shape(name: str, video: str, section: str, heads: int, dim: int, grid: tuple[int, int, int]) -> AttentionShape:
-    return AttentionShape(name=name, video=video, section=section, heads=heads, key_heads=heads, dim=dim, grid=grid)
-
-
-_SHAPES = (
-    _shape("tiny-wan", "96x96, 29 frames", "tiny-wan", 3, 64, (8, 12, 12)),
-    _shape("tiny-wan-16k", "256x256, 61 frames", "tiny-wan", 3, 64, (16, 32, 32)),
-    _shape("wan21-480p", "832x480, 81 frames, 1.3B", "Wan2.1_1.3b", 12, 128, (21, 30, 52)),
-    _shape("wan21-720p", "1280x720, 81 frames, 1.3B", "Wan2.1_1.3b", 12, 128, (21, 45, 80)),
-    _shape("wan21-14b-720p", "1280x720, 81 frames, 14B", "Wan2.1_14b", 40, 128, (21, 45, 80)),
-    _shape("wan22-5b-720p", "1280x704, 121 frames", "Wan2.2_5B", 24, 128, (31, 22, 40)),
-    _shape("wan22-a14b-720p", "1280x768, 69 frames", "Wan2.2_A14B", 40, 128, (18, 48, 80)),
-    replace(_shape("cogvideo-480p", "720x480, 49 frames", "CogVideo_5b", 48, 64, (13, 30, 45)), prefix_tokens=226),
-    replace(
-        _shape("cogvideo15-768p", "1360x768, 81 frames", "CogVideo1.5_5b", 48, 64, (11, 48, 85)), prefix_tokens=226
-    ),
-    AttentionShape(
-        name="qwen25vl-32k",
-        video="a video of 32,768 tokens, 7B",
-        section="Qwen2.5-VL",
-        heads=28,
-        key_heads=4,
-        dim=128,
-        grid=(32, 32, 32),
-        is_causal=True,
-    ),
-)
-
-SHAPES: Mapping[str, AttentionShape] = MappingProxyType({shape.name: shape for shape in _SHAPES})
-"""The known shapes by name."""
+SHAPES: tuple[str, ...] = (*(name for spec in MODELS.values() for name in spec.sizes), *QWEN2_5_VL.sizes)
+"""Names of the known shapes."""
 
 
 def find_shape(name: str) -> AttentionShape:
@@ -88,9 +64,49 @@ def find_shape(name: str) -> AttentionShape:
     Raises:
         ValueError: nothing has that name; the nearest name and all names are told.
     """
-    if name in SHAPES:
-        return SHAPES[name]
-    of_model = [shape for shape in SHAPES.values() if shape.section == preset_section(name)]
+    shapes = {shape.name: shape for shape in known_shapes()}
+    if name in shapes:
+        return shapes[name]
+    of_model = [shape for shape in shapes.values() if shape.section == preset_section(name)]
     if not of_model:
         raise ValueError(unknown_name("shape", name, {*SHAPES, *PRESET_SECTIONS}))
     return max(of_model, key=lambda shape: shape.tokens)
+
+
+def known_shapes() -> Iterator[AttentionShape]:
+    """What the models' rows, and their sections of the presets file, say of their attention at the known sizes."""
+    # Here and not above: `--help` names the shapes, and does not wait for yaml and pydantic.
+    from psa_triton.presets import load_presets_file
+
+    sections = load_presets_file().sections
+    for spec in MODELS.values():
+        for name, size in spec.sizes.items():
+            yield _shape(name, size, spec, sections[spec.preset_section])
+    for name, grid in QWEN2_5_VL.sizes.items():
+        yield AttentionShape(
+            name=name,
+            video=f"a video of {prod(grid):,} tokens, {QWEN2_5_VL.parameters}",
+            section=QWEN2_5_VL.preset_section,
+            heads=QWEN2_5_VL.heads,
+            key_heads=QWEN2_5_VL.key_heads,
+            dim=QWEN2_5_VL.dim,
+            grid=grid,
+            is_causal=True,
+        )
+
+
+def _shape(name: str, size: tuple[int, int, int], spec: ModelSpec, section: ModelSection) -> AttentionShape:
+    width, height, frames = size
+    scale = section.video_scale
+    # The first frame has a token of its own.
+    grid = ((frames - 1) // scale.depth_divisor + 1, height // scale.height_divisor, width // scale.width_divisor)
+    return AttentionShape(
+        name=name,
+        video=f"{width}x{height}, {frames} frames" + (f", {spec.parameters}" if spec.parameters else ""),
+        section=spec.preset_section,
+        heads=spec.heads,
+        key_heads=spec.heads,
+        dim=spec.dim,
+        grid=grid,
+        prefix_tokens=section.text_length,
+    )

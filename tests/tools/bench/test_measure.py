@@ -6,8 +6,8 @@ import torch
 from psa_triton.attention import psa_attention
 from psa_triton.config import PSAConfig
 from psa_triton.presets import load_presets_file
-from psa_triton.tools.bench import Settings, find_shape, measure
-from psa_triton.tools.bench.inputs import local_inputs
+from psa_triton.tools.bench import measure
+from psa_triton.tools.shapes import find_shape
 
 CPU = torch.device("cpu")
 CONFIGS = [
@@ -27,10 +27,9 @@ def test_kernel_and_choice_of_levels_together_are_the_operator(config: PSAConfig
     """What is timed apart must be what runs together: no setting is lost on the way."""
     causal = config.importance == "antidiagonal" or config.keep_first_block
     shape = find_shape("qwen25vl-32k" if causal else "cogvideo-480p").with_heads(1).shrunk(1000)
-    settings = Settings(config=config, device=CPU, dtype=torch.float32)
-    tensors = local_inputs(shape, device=CPU, dtype=torch.float32)
-    levels = measure._choose(shape, settings, *tensors)
-    found = measure._attend(shape, settings, tensors, levels)
+    settings = measure.Settings(config=config, device=CPU, dtype=torch.float32)
+    inputs = measure._inputs(shape, settings)
+    found = measure._attend(inputs, settings, inputs.choose_levels(config))
     plain = config.replace(use_rearrange=False)
-    expected = psa_attention(*tensors, plain, prefix_tokens=shape.prefix_tokens, is_causal=shape.is_causal)
-    torch.testing.assert_close(found, expected)
+    marks = {"prefix_tokens": shape.prefix_tokens, "is_causal": shape.is_causal}
+    torch.testing.assert_close(found, psa_attention(inputs.q, inputs.k, inputs.v, plain, **marks))

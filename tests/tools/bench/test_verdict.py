@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from psa_triton.tools.bench import Case, judge
+from psa_triton.tools.bench.measure import Case
+from psa_triton.tools.bench.report import judge
 
 
 def case(tokens: int, dense: float, sparse: float) -> Case:

@@ -11,7 +11,7 @@ from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DMode
 from score import Score, generate, score
 
 from psa_triton import apply_psa
-from psa_triton.models import find_model
+from psa_triton.models import MODELS
 from psa_triton.tools.builtin import LinearVideoCodec, tiny_wan_path
 
 SEEDS = (11, 12)
@@ -24,7 +24,7 @@ def pipe() -> WanPipeline:
 
 
 def settings() -> dict[str, object]:
-    spec = find_model("tiny-wan")
+    spec = MODELS["tiny-wan"]
     names = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale")
     return {name: getattr(spec, name) for name in names}
 

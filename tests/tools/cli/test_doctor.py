@@ -27,7 +27,7 @@ def test_json_for_scripts() -> None:
 
 def test_a_problem_shows_its_remedy_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Finding("package", "av", "problem", "not installed, wanted av>=14", "pip install 'av>=14'")
-    monkeypatch.setattr("psa_triton.tools.diagnosis.diagnose", lambda: [problem])
+    monkeypatch.setattr("psa_triton.tools.cli.doctor.diagnose", lambda: [problem])
     result = psa("doctor")
     assert result.exit_code == 1
     assert "PROBLEM" in result.stdout
@@ -38,7 +38,7 @@ def test_a_problem_shows_its_remedy_and_fails(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_optional_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = Finding("package", "lpips", "optional", "not installed", "pip install 'psa-triton[lpips]'")
-    monkeypatch.setattr("psa_triton.tools.diagnosis.diagnose", lambda: [missing])
+    monkeypatch.setattr("psa_triton.tools.cli.doctor.diagnose", lambda: [missing])
     assert psa("doctor").exit_code == 0
 
 
@@ -46,7 +46,7 @@ def test_at_80_columns_commands_are_whole_and_nothing_is_cut(monkeypatch: pytest
     remedy = "pip install --force-reinstall --only-binary av --index-url https://an.index.of.packages/simple 'av>=14'"
     detail = "something that takes more words to say than there is room for in one line of eighty columns"
     findings = [Finding("package", "av", "problem", detail, remedy), Finding("device", "cpu", "ok", "a processor")]
-    monkeypatch.setattr("psa_triton.tools.diagnosis.diagnose", lambda: findings)
+    monkeypatch.setattr("psa_triton.tools.cli.doctor.diagnose", lambda: findings)
     lines = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "80"}).stdout.splitlines()
     assert [line.strip() for line in lines].count(remedy) == 1
     assert all(len(line) <= 80 for line in lines if line.strip() != remedy)

@@ -82,7 +82,7 @@ def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
     def no_weights(*_: object, **__: object) -> None:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr("psa_triton.tools.generation.launched_processes", lambda: nullcontext(Processes(count=2)))
+    monkeypatch.setattr("psa_triton.tools.cli.generate.launched_processes", lambda: nullcontext(Processes(count=2)))
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_weights)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red square\na blue ring\na green cross\n")
@@ -112,7 +112,7 @@ def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> No
     assert (out / "video_0000.mp4").stat().st_mtime_ns == before["video_0000.mp4"]
     assert len(read_video(out / "video_0001.mp4").frames) == 17
 
-    third = generate(*options)
+    third = generate("--prompt", "a red square", "--prompt", "a blue ring", *options[2:])
     assert third.output.count("finished before, skipped") == 2
     assert f"0 made, 2 skipped, 0 failed; 0.0 s; files in {out}" in third.output
     seeds = [json.loads((out / f"video_000{i}.json").read_text())["settings"]["seed"] for i in (0, 1)]

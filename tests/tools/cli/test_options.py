@@ -8,14 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 
-import psa_triton.tools.cli.compare as compare
-import psa_triton.tools.cli.understand as understand
 from psa_triton.impl import Impl
-from psa_triton.models import find_model
-from psa_triton.tools.cli import options
-from psa_triton.tools.cli.target import Target, read_dense_parts
-from psa_triton.tools.evaluation import CeilingKind
-from psa_triton.tools.generation import DenseParts, ModelSource, VideoRequest
+from psa_triton.models import MODELS
+from psa_triton.tools.cli.commands import Compare, Understand
+from psa_triton.tools.cli.options import DenseOptions, PresetOptions
+from psa_triton.tools.cli.target import load, read_dense_parts
+from psa_triton.tools.evaluation.ceiling import CeilingKind
+from psa_triton.tools.generation import DenseParts, ModelSource, Target, VideoRequest
 from psa_triton.tools.understanding import MediaKind
 
 
@@ -24,8 +23,8 @@ def test_a_model_for_taking_times_is_labelled_so(
     key: str, told: bool, source: ModelSource, request_320: VideoRequest
 ) -> None:
     output = io.StringIO()
-    known = replace(source, name=key, spec=find_model(key))
-    Target(known, torch.device("cpu"), torch.float32).load(request_320, Console(file=output))
+    known = replace(source, name=key, spec=MODELS[key])
+    load(Target(known, torch.device("cpu"), torch.float32), request_320, Console(file=output))
     assert (f"{key} is for taking times" in output.getvalue()) is told
 
 
@@ -35,24 +34,19 @@ def test_a_model_for_taking_times_is_labelled_so(
     ids=["none", "one", "two", "ranges"],
 )
 def test_layers_are_given_as_indexes_and_ranges(text: str, layers: tuple[int, ...]) -> None:
-    parts = read_dense_parts(None, 1, text)
+    parts = read_dense_parts(DenseOptions(dense_last_steps=1, dense_layers=text))
     assert parts == DenseParts(min_tokens=None, dense_last_steps=1, dense_layers=layers)
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "1-", "1;2", "1-2-3", "1.5", "5-4"])
 def test_other_layers_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="dense_layers: expected indexes such as 0,1 or 0,36-39"):
-        read_dense_parts(None, 0, text)
+        read_dense_parts(DenseOptions(dense_layers=text))
 
 
 @pytest.mark.parametrize(
-    ("option", "words"),
-    [
-        (options.Implementation, Impl),
-        (get_type_hints(compare.compare, include_extras=True)["ceiling"], CeilingKind),
-        (understand.Type, MediaKind),
-    ],
-    ids=["impl", "ceiling", "type"],
+    ("options", "name", "words"),
+    [(PresetOptions, "impl", Impl), (Compare, "ceiling", CeilingKind), (Understand, "type", MediaKind)],
 )
-def test_options_offer_the_words_that_the_library_knows(option: Any, words: Any) -> None:
-    assert get_args(get_args(option)[0]) == get_args(words)
+def test_options_offer_the_words_that_the_library_knows(options: type, name: str, words: Any) -> None:
+    assert get_args(get_type_hints(options)[name]) == get_args(words)

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from psa_triton.tools.cli.app import app
-from psa_triton.tools.cli.progress import VideoProgress
+from psa_triton.tools.cli.console import VideoProgress
 from psa_triton.tools.files import Hold
 from psa_triton.tools.generation import OnStep
 from psa_triton.tools.video import read_video
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
     command: str, fault: str, pipeline_folder: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
-    monkeypatch.setattr("psa_triton.tools.bench.measure_scaling", no_model)
+    monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", no_model)
     out = disk if command == "tune" else disk / "out"
     if fault == "full":
         fill(disk, leave=8 << 10)
@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(
     """Wherever it is full: each time a little more fits, until all does."""
     out = disk if command == "tune" else disk / "out"
     whole: list[str] = []
-    for module in ("psa_triton.tools.files", "psa_triton.tools.generation.batch", "psa_triton.tools.cli.compare_run"):
+    for module in ("psa_triton.tools.files", "psa_triton.tools.generation.batch", "psa_triton.tools.cli.compare"):
         monkeypatch.setattr(f"{module}.check_room", lambda *_, **__: None)
     for room in (8, 100, 4000):
         (disk / "ballast").unlink(missing_ok=True)
@@ -149,7 +149,7 @@ def test_a_second_one_is_told_who_writes(
     command: str, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
-    monkeypatch.setattr("psa_triton.tools.bench.measure_scaling", no_model)
+    monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", no_model)
     bench = ["bench", "--shape", "tiny-wan", "--output-dir", str(tmp_path)]
     with Hold(tmp_path / "my.yaml" if command == "tune" else tmp_path):
         second = run(*(bench if command == "bench" else line(command, pipeline_folder, tmp_path)))

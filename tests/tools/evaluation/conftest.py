@@ -12,7 +12,8 @@ from psa_triton.config import PSAConfig
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from psa_triton.tools.evaluation import Case, Comparison
+    from psa_triton.tools.evaluation.case import Case
+    from psa_triton.tools.evaluation.compare import Comparison
     from psa_triton.tools.generation import Attention, VideoRequest
 
 
@@ -38,7 +39,8 @@ def comparison(pipe: DiffusionPipeline, request_320: VideoRequest, sparse: Atten
     """Dense, dense in bfloat16, `sparse` and `full`."""
     import torch
 
-    from psa_triton.tools.evaluation import choose_ceiling, compare_attentions
+    from psa_triton.tools.evaluation.ceiling import choose_ceiling
+    from psa_triton.tools.evaluation.compare import compare_attentions
 
     ceiling = choose_ceiling("dtype", torch.device("cpu"), torch.float32)
     return compare_attentions(pipe, request_320, [sparse, full], ceiling=ceiling)
@@ -59,7 +61,7 @@ def described() -> dict[str, Any]:
 @pytest.fixture
 def case(tmp_path: Path, request_320: VideoRequest, sparse: Attention, full: Attention, model: dict[str, Any]) -> Case:
     """The only case of a run, into `tmp_path / "out"`."""
-    from psa_triton.tools.evaluation import plan_cases
+    from psa_triton.tools.evaluation.case import plan_cases
 
     (only,) = plan_cases(tmp_path / "out", [request_320], [42], [sparse, full], ceiling=None, model=model)
     return only

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from psa_triton.tools.evaluation import Case, Comparison, plan_cases, read_finished, write_case, write_summary
-from psa_triton.tools.evaluation.compare import MissingVideo
+from psa_triton.tools.evaluation.case import Case, plan_cases, read_finished, write_case, write_summary
+from psa_triton.tools.evaluation.compare import Comparison, MissingVideo
 from psa_triton.tools.generation import Attention, VideoRequest
 from psa_triton.tools.video import read_video
 
@@ -50,7 +50,6 @@ def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
     assert data["date"] == "today"
     assert [entry["label"] for entry in data["candidates"]] == ["half", "full"]
     assert data["candidates"][0]["cost"]["attention_density"] == pytest.approx(0.35)
-    assert data["candidates"][0]["cost"]["level_choice_seconds"] > 0
     assert len(data["candidates"][0]["fidelity"]["psnr"]["frames"]) == 17
     assert data["ceiling"]["label"] == "dense in bfloat16"
 
@@ -94,7 +93,7 @@ def test_a_case_cut_short_changes_nothing(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("psa_triton.tools.evaluation.files.write_case_report", stop)
+    monkeypatch.setattr("psa_triton.tools.evaluation.case.case_report", stop)
     with pytest.raises(KeyboardInterrupt):
         write_case(case, comparison, described)
     assert read_finished(case) == before

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch.nn.attention import SDPBackend
 
-from psa_triton.tools.evaluation import Ceiling, CeilingKind, choose_ceiling
+from psa_triton.tools.evaluation.ceiling import Ceiling, CeilingKind, choose_ceiling
 from psa_triton.tools.generation import DENSE, VideoRequest, generate_video
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

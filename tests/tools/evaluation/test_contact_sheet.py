@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from psa_triton.tools.evaluation.contact_sheet import DIFFERENCE_GAIN, contact_sheet
+from psa_triton.tools.evaluation.frames import DIFFERENCE_GAIN, contact_sheet
 
 
 def test_rows_are_dense_psa_and_their_amplified_difference() -> None:

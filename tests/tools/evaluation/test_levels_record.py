@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import LevelRecord
 from psa_triton.ordering import grid_order
-from psa_triton.tools.evaluation import CallSite, LevelRecording
+from psa_triton.tools.evaluation.levels_record import CallSite, LevelRecording
 from psa_triton.tools.generation import Attention, VideoRequest, generate_video
 
 CONFIG = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.5), 0: (0.5, 1)})

@@ -9,8 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from psa_triton.tools.evaluation import MEASURES, PSNR_CAP, fidelity
-from psa_triton.tools.evaluation.measures import Fidelity, Score
+from psa_triton.tools.evaluation.measures import MEASURES, PSNR_CAP, Fidelity, Score, fidelity
 from psa_triton.tools.evaluation.measures.ffmpeg_vmaf import vmaf
 from psa_triton.tools.evaluation.measures.perceptual import find_weights, st_lpips
 from psa_triton.tools.evaluation.measures.pixels import ms_ssim

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from psa_triton.tools.evaluation import Comparison, plan_cases, write_case, write_summary
+from psa_triton.tools.evaluation.case import plan_cases, write_case, write_summary
+from psa_triton.tools.evaluation.compare import Comparison
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

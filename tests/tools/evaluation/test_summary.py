@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from psa_triton.tools.evaluation import markdown, notes, sentence, summarise, table_rows
+from psa_triton.tools.evaluation.summary import markdown, notes, sentence, summarise, table_rows
 
 
 def cost(attention: float, total: float = 10.0, density: float | None = None) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from diffusers import DiffusionPipeline
 
 from psa_triton.config import PSAConfig
 from psa_triton.presets import load_preset
-from psa_triton.tools.generation import DENSE, Attention, DenseParts, ModelSource, choose_attention, find_source
+from psa_triton.tools.generation import (
+    DENSE,
+    Attention,
+    DenseParts,
+    ModelSource,
+    choose_attention,
+    find_source,
+    named_attention,
+)
 
 
 def test_the_default_is_the_models_own_preset() -> None:
@@ -52,6 +60,21 @@ def test_a_presets_file_of_ones_own_is_used(tmp_path: Path) -> None:
     assert attention.config is not None
     assert attention.config.mask_ratios == {1: (0, 0.5), 0: (0.5, 1)}
     assert attention.as_dict()["config"]["mask_ratios"] == {"1": [0, 0.5], "0": [0.5, 1]}
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [
+        (None, "Qwen2.5-VL/psa_balanced"),
+        ("psa_balanced", "Qwen2.5-VL/psa_balanced"),
+        ("Wan2.1_1.3b/psa_balanced", "Wan2.1_1.3b/psa_balanced"),
+        ("dense", "dense"),
+    ],
+)
+def test_a_section_has_presets_too(preset: str | None, name: str) -> None:
+    attention = named_attention(preset, "Qwen2.5-VL", impl="reference")
+    assert attention.name == name
+    assert (attention.config is None) == (name == "dense")
 
 
 def test_an_unknown_preset_is_told_the_nearest() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
 
-from psa_triton.models import find_model
+from psa_triton.models import MODELS
 from psa_triton.tools.builtin import LinearVideoCodec
 from psa_triton.tools.generation import ModelSource, choose_device, choose_dtype, find_source, load_pipeline
 
@@ -39,7 +39,7 @@ def test_a_folder_with_the_linear_codec_loads_and_saves_without_warnings(
 
 
 def test_the_vae_keeps_float32_where_the_registry_says_so(source: ModelSource) -> None:
-    known = replace(source, spec=find_model("tiny-wan"))
+    known = replace(source, spec=MODELS["tiny-wan"])
     assert known.spec.vae_dtype == "float32"
     pipe = load(known, dtype=torch.bfloat16)
     assert (pipe.transformer.dtype, pipe.text_encoder.dtype, pipe.vae.dtype) == (
@@ -49,7 +49,7 @@ def test_the_vae_keeps_float32_where_the_registry_says_so(source: ModelSource) -
 
 @pytest.mark.parametrize(("width", "height", "shift"), [(1280, 720, 5.0), (832, 480, 3.0)])
 def test_the_noise_schedule_follows_the_size(source: ModelSource, width: int, height: int, shift: float) -> None:
-    pipe = load(replace(source, spec=find_model("wan21_1.3b")), width=width, height=height)
+    pipe = load(replace(source, spec=MODELS["wan21_1.3b"]), width=width, height=height)
     assert type(pipe.scheduler).__name__ == "UniPCMultistepScheduler"
     assert pipe.scheduler.config.flow_shift == shift
     assert pipe.scheduler.config.use_flow_sigmas is True, "the rest is the checkpoint's"

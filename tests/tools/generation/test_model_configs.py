@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from psa_triton.models import MODELS
+from psa_triton.tools.cli.options import ModelOptions
 from psa_triton.tools.cli.target import choose_source
 from psa_triton.tools.generation import checkout_model_configs, configured_models
 
@@ -56,9 +57,11 @@ def test_an_edited_setting_replaces_that_of_the_registry_and_no_other(written) -
 
 def test_the_command_line_comes_before_the_file_and_the_file_before_the_registry(written) -> None:
     file = written('MODEL_CONFIGS = {"cogvideo_5b_lora": {"lora_path": "edited", "model_id": "some/where"}}\n')
-    edited = choose_source("cogvideo_5b_lora", configs=file)
+    edited = choose_source(ModelOptions(model="cogvideo_5b_lora"), configs=file)
     assert (edited.spec.lora_path, edited.location) == ("edited", "some/where")
-    given = choose_source("cogvideo_5b_lora", lora_path="given", model_path="else/where", configs=file)
+    given = choose_source(
+        ModelOptions(model="cogvideo_5b_lora", lora_path="given", model_path="else/where"), configs=file
+    )
     assert (given.spec.lora_path, given.location) == ("given", "else/where")
 
 

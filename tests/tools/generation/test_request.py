@@ -48,9 +48,19 @@ def test_two_transformers_have_a_guidance_each() -> None:
         pytest.param("one", {"fps": 0}, "fps: expected at least 1", id="fps"),
         pytest.param("one", {"guidance_scale": -1.0}, "guidance_scale: expected a number >= 0", id="guidance"),
         pytest.param("one", {"guidance_scale": float("nan")}, "guidance_scale: expected a number", id="nan"),
+        pytest.param("one", {"guidance_scale": float("inf")}, "guidance_scale: expected a number", id="inf"),
+        pytest.param(
+            "one", {"guidance_scale_2": -1.0}, "guidance_scale_2: expected a number >= 0", id="second-guidance"
+        ),
         pytest.param("  ", {}, "prompt: expected some text", id="prompt"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_loaded(prompt: str, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_requests(find_source("wan21_14b"), [prompt], seed=0, settings=settings)
+
+
+@pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64 - 1], ids=["first", "second"])
+def test_seeds_that_no_generator_takes_are_refused(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed: expected a number of 64 bits"):
+        make_requests(find_source("wan21_14b"), ["one", "two"], seed=seed, settings={})

@@ -16,6 +16,7 @@ from psa_triton.tools.generation import (
     Attention,
     Lora,
     ModelSource,
+    Target,
     VideoRequest,
     choose_attention,
     find_source,
@@ -32,7 +33,7 @@ def test_settings_name_everything_that_determines_a_video_and_survive_json(
     source: ModelSource, request_320: VideoRequest, tmp_path: Path
 ) -> None:
     attention = choose_attention(source, "tiny-wan/psa_balanced")
-    settings = settings_of(source, request_320, attention, device=CPU, dtype=torch.bfloat16)
+    settings = settings_of(Target(source, CPU, torch.bfloat16), request_320, attention)
     assert settings["model"] == settings["weights"] == source.location
     assert settings["lora"] is None
     assert settings["attention"]["config"]["block_n"] == 32
@@ -43,16 +44,22 @@ def test_settings_name_everything_that_determines_a_video_and_survive_json(
 
 def test_a_changed_seed_attention_or_type_is_a_difference(source: ModelSource, request_320: VideoRequest) -> None:
     def settings(request: VideoRequest, dtype: torch.dtype) -> dict:
-        return settings_of(source, request, DENSE, device=CPU, dtype=dtype)
+        return settings_of(Target(source, CPU, dtype), request, DENSE)
 
     before = settings(request_320, torch.float32)
     after = settings(replace(request_320, seed=1), torch.float16)
     assert differences(before, after) == "seed: 42 -> 1, dtype: 'float32' -> 'float16'"
 
 
-def test_the_built_in_model_and_a_lora_are_named_the_same_on_every_machine(request_320: VideoRequest) -> None:
-    lora = Lora(path="GYP666/BLADE/x.safetensors", file=Path("/here/x.safetensors"), sha256="ab")
-    settings = settings_of(find_source("tiny-wan"), request_320, DENSE, device=CPU, dtype=torch.float32, lora=lora)
+def test_the_built_in_model_and_a_lora_are_named_the_same_on_every_machine(
+    request_320: VideoRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "GYP666/BLADE/x.safetensors"
+    fetched = Lora(path=path, file=Path("/here/x.safetensors"), sha256="ab")
+    monkeypatch.setattr("psa_triton.tools.generation.loading.find_lora", {path: fetched}.get)
+    source = find_source("tiny-wan")
+    tuned = replace(source, spec=replace(source.spec, lora_path=path))
+    settings = settings_of(Target(tuned, CPU, torch.float32), request_320, DENSE)
     assert (settings["model"], settings["weights"]) == ("tiny-wan", "built-in")
     assert settings["lora"] == {"path": "GYP666/BLADE/x.safetensors", "sha256": "ab"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -10,20 +11,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from psa_triton.config import PSAConfig
-from psa_triton.tools.inspection import (
-    AttentionInputs,
-    Inspection,
-    call_data,
-    draw,
-    inspect_attention,
-    place_name,
-    place_title,
-    read_grid,
-    read_qkv,
-    table,
-    write_qkv,
-)
-from psa_triton.tools.inspection.frames import frame_map
+from psa_triton.tools.inspection.inputs import AttentionInputs
+from psa_triton.tools.inspection.inspect import Inspection, inspect_attention
+from psa_triton.tools.inspection.numbers import call_data, place_name, place_title, table
+from psa_triton.tools.inspection.picture import draw, frame_map
+from psa_triton.tools.inspection.qkv_file import qkv_bytes, read_grid, read_qkv
 
 CPU = torch.device("cpu")
 GRID = (3, 8, 8)
@@ -63,15 +55,13 @@ def test_in_another_order_the_same_keys_are_read(inspection: Inspection) -> None
 
 
 @pytest.mark.parametrize("variant", ["frames and prefix", "no grid", "nothing exact"])
-def test_a_picture_is_drawn_complete(variant: str, inspection: Inspection, tmp_path: Path) -> None:
+def test_a_picture_is_drawn_complete(variant: str, inspection: Inspection) -> None:
     if variant == "no grid":
         inputs = make_inputs()
         inspection = inspect_attention(AttentionInputs(q=inputs.q, k=inputs.k), CONFIG)
     elif variant == "nothing exact":
         inspection = inspect_attention(make_inputs(), CONFIG, query_blocks=0)
-    draw(inspection, inspection.heads[1], "made up", tmp_path / "picture.png")
-    assert [file.name for file in tmp_path.iterdir()] == ["picture.png"]
-    with Image.open(tmp_path / "picture.png") as image:
+    with Image.open(BytesIO(draw(inspection, inspection.heads[1], "made up"))) as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
         assert image.width == 1300
     assert {(0x08, 0x30, 0x6B), (0xC6, 0xDB, 0xEF), (0xEE, 0xEE, 0xEE)} <= colours, "levels 1, 8 and 0"
@@ -101,8 +91,7 @@ def test_names_of_places() -> None:
 
 def test_saved_tensors_come_back_with_grid_and_prefix(tmp_path: Path) -> None:
     inputs, path = make_inputs(prefix=5), tmp_path / "qkv.safetensors"
-    write_qkv(path, inputs, {"preset": "tiny-wan/psa_balanced"})
-    assert [file.name for file in tmp_path.iterdir()] == ["qkv.safetensors"]
+    path.write_bytes(qkv_bytes(inputs, {"preset": "tiny-wan/psa_balanced"}))
     file = read_qkv(path, CPU)
     assert file.header["preset"] == "tiny-wan/psa_balanced"
     back = file.inputs()

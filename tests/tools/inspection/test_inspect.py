@@ -7,8 +7,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
-from psa_triton.tools.inspection import AttentionInputs, Inspection, inspect_attention, level_shares, levels_in_use
 from psa_triton.tools.inspection.exact import spread_evenly
+from psa_triton.tools.inspection.inputs import AttentionInputs
+from psa_triton.tools.inspection.inspect import Inspection, inspect_attention
+from psa_triton.tools.inspection.numbers import level_shares, levels_in_use
 
 GRID = (3, 5, 7)
 ALL = 100

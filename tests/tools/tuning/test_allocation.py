@@ -7,8 +7,9 @@ from itertools import product
 
 import pytest
 
-from psa_triton.tools.tuning import Cell, Point, RunPart, make_cells, one_budget, within_cost, within_error
-from psa_triton.tools.tuning.curve import DENSE, Curve, lower_hull, refined
+from psa_triton.tools.tuning.allocation import Cell, make_cells, one_budget, within_cost, within_error
+from psa_triton.tools.tuning.curve import DENSE, Curve, Point, lower_hull, refined
+from psa_triton.tools.tuning.plan import RunPart
 
 BUDGETS = (0.05, 0.1, 0.2, 0.5)
 

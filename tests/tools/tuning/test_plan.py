@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from psa_triton.config import PSAConfig
-from psa_triton.tools.tuning import Allocation, Cell, Goal, Point, RunPart, parts_around, parts_of_run, tuned_config
-from psa_triton.tools.tuning.curve import DENSE
+from psa_triton.presets import PresetError, load_preset, load_presets_file, shipped_presets
+from psa_triton.tools.tuning.allocation import Allocation, Cell
+from psa_triton.tools.tuning.curve import DENSE, Point
+from psa_triton.tools.tuning.goal import Goal
+from psa_triton.tools.tuning.plan import RunPart, parts_around, parts_of_run
+from psa_triton.tools.tuning.preset import presets_with, tuned_config
 
 BASE = PSAConfig(mask_mode="budget", warmup_steps=3)
 
@@ -82,3 +88,68 @@ def test_wishes_beyond_the_least_budget() -> None:
     Goal(speedup=2.3).check(steps=10, warmup=4)
     with pytest.raises(ValueError, match=r"budget: expected 0\.04 or more, got 0\.03"):
         Goal(budget=0.03).check(steps=10, warmup=4)
+
+
+TUNED = PSAConfig(
+    description="Ein Test: ça va?",
+    block_m=64,
+    block_n=32,
+    mask_mode="budget",
+    budget=0.2,
+    budget_table=[{"start": 0, "budgets": [0.1, 0.2]}, {"start": 0.5, "budgets": [0.3, 1.0]}],
+    importance="representative",
+    warmup_steps=2,
+)
+SECTION = "Wan2.1_1.3b"
+
+
+def put(file: Path, config: PSAConfig = TUNED, section: str = SECTION, name: str = "tuned") -> bytes:
+    file.write_bytes(presets_with(file, section, name, config, base=None))
+    return file.read_bytes()
+
+
+def test_a_file_adds_the_preset_to_the_library_s(tmp_path: Path) -> None:
+    path = tmp_path / "new.yaml"
+    first = put(path)
+    assert b"budgets: [0.3, 1.0]" in first
+    assert load_preset(SECTION, "tuned", path) == TUNED
+    assert load_preset(SECTION, "psa_topk", path) == load_preset(SECTION, "psa_topk")
+    assert put(path) == first
+
+
+def test_other_presets_of_earlier_runs_are_kept(tmp_path: Path) -> None:
+    path, other = tmp_path / "new.yaml", TUNED.replace(budget=0.3)
+    put(path)
+    put(path, other, name="other")
+    put(path, other, section="tiny-wan")
+    put(path, other)
+    assert list(load_presets_file(path).sections) == [SECTION, "tiny-wan"]
+    assert [load_preset(*place, path) for place in ((SECTION, "tuned"), (SECTION, "other"), ("tiny-wan", "tuned"))] == [
+        other
+    ] * 3
+
+
+def test_the_rest_of_a_section_is_that_of_one_s_own_base(tmp_path: Path) -> None:
+    base, path = tmp_path / "base.yaml", tmp_path / "new.yaml"
+    base.write_text(f"{SECTION}:\n  text_length: 7\n  attention_configs:\n    mine: {{type: dense}}\n")
+    path.write_bytes(presets_with(path, SECTION, "tuned", TUNED, base=base))
+    assert load_presets_file(path).section(SECTION).text_length == 7
+    assert load_preset(SECTION, "mine", path) is None
+    assert load_preset(SECTION, "tuned", path) == TUNED
+
+
+def test_files_that_others_wrote_stay_as_they_are(tmp_path: Path) -> None:
+    path, link = tmp_path / "mine.yaml", tmp_path / "link.yaml"
+    path.write_text(f"# Mine.\n{SECTION}:\n  attention_configs:\n    mine: {{type: dense}}\n")
+    link.symlink_to(shipped_presets())
+    for file, error, message in (
+        (path, ValueError, "was not written by psa tune"),
+        (shipped_presets(), ValueError, "comes with the library and is never written"),
+        (link, ValueError, "never written"),
+        (tmp_path / "missing" / "mine.yaml", FileNotFoundError, "there is no folder"),
+    ):
+        with pytest.raises(error, match=message):
+            put(file)
+    path.write_text("a: [")
+    with pytest.raises(PresetError, match="expected YAML"):
+        put(path)

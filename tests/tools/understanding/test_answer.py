@@ -6,24 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from psa_triton import PSAConfig
+from psa_triton.presets import load_preset
 from psa_triton.tools.generation import DENSE, Attention
-from psa_triton.tools.understanding import (
-    Checkpoint,
-    Prompt,
-    answer_prompt,
-    choose_attention,
-    find_checkpoint,
-    make_prompt,
-    read_media,
-)
+from psa_triton.tools.understanding import Checkpoint, Prompt, answer_prompt, find_checkpoint, make_prompt, read_media
 
 TOKENS = 12
 
 
 def shares(**mask_ratios: tuple[float, float]) -> Attention:
     """The preset's blocks, with fixed shares of them at each level."""
-    config: PSAConfig = choose_attention().config
+    config = load_preset("Qwen2.5-VL")
     ratios = {int(level[1:]): share for level, share in mask_ratios.items()}
     return Attention(name="shares", config=config.replace(mask_mode="topk", use_sim_mask=False, mask_ratios=ratios))
 
@@ -105,26 +97,6 @@ def test_sampling_settings_of_the_checkpoint_are_put_aside(
     for name, value in {"do_sample": True, "temperature": 5.0, "top_k": 50, "top_p": 0.9}.items():
         monkeypatch.setattr(model.generation_config, name, value)
     assert answer_prompt(model, checkpoint.tokenizer, prompt, DENSE, max_tokens=TOKENS).text == greedy
-
-
-@pytest.mark.parametrize(
-    ("preset", "name"),
-    [
-        (None, "Qwen2.5-VL/psa_balanced"),
-        ("psa_balanced", "Qwen2.5-VL/psa_balanced"),
-        ("Wan2.1_1.3b/psa_balanced", "Wan2.1_1.3b/psa_balanced"),
-        ("dense", "dense"),
-    ],
-)
-def test_choose_attention(preset: str | None, name: str) -> None:
-    attention = choose_attention(preset, impl="reference")
-    assert attention.name == name
-    assert (attention.config is None) == (name == "dense")
-
-
-def test_an_unknown_preset() -> None:
-    with pytest.raises(ValueError, match="unknown preset 'psa_balance'.*psa_balanced"):
-        choose_attention("psa_balance")
 
 
 def test_qwen2_vl_is_asked_in_the_same_way(qwen_folder: Path, clips: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
+from psa_triton.impl import Impl, check_impl
 from psa_triton.importance import estimation_cost
+from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.diffusers import cogvideox, wan
 from psa_triton.integrations.diffusers.pipelines import is_pipeline, transformers_of
 from psa_triton.integrations.diffusers.processor import PSAProcessor
@@ -26,7 +27,7 @@ from psa_triton.integrations.diffusers.steps import Schedule
 from psa_triton.integrations.removal import ATTACHED_ALREADY, ATTACHMENT
 from psa_triton.integrations.wrappers import held_models, library, unwrap
 from psa_triton.models import recognise
-from psa_triton.presets import load_preset, load_presets_file
+from psa_triton.presets import DENSE, resolve
 
 Transformer: TypeAlias = WanTransformer3DModel | WanVACETransformer3DModel | CogVideoXTransformer3DModel
 
@@ -172,14 +173,14 @@ def apply_psa(
         pipe_or_transformer: a pipeline, modular or not, with a `transformer`, a `transformer_2` or both; or a
             transformer. A transformer may be wrapped by PEFT, `DistributedDataParallel` or the like.
         config_or_preset: a configuration; a preset's name in the section of the recognised model; "SECTION/PRESET";
-            None for the default preset of the recognised model.
+            `dense`; None for the default preset of the recognised model.
         scheduler: tells the denoising step of forwards outside of a pipeline's call; by default the pipeline's,
             whichever it has at the time. If steps matter (`warmup_steps`, `dense_last_steps`, a `budget_table`), a
             forward whose step cannot be told raises a ValueError.
         impl: implementation of the operator, as in `psa_attention`.
-        min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than two key blocks, and on a CPU
-            those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a GPU
-            nothing has been measured yet.
+        min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than eight key blocks, and on a
+            CPU those of fewer than 1,024 tokens, on which dense attention is faster (`benchmarks/break_even.py`). On a
+            GPU nothing has been measured yet.
         dense_last_steps: number of denoising steps at the end that run dense, like `config.warmup_steps` at the start.
         dense_layers: indexes of the blocks, of each transformer, that run dense in every step.
         time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
@@ -190,7 +191,7 @@ def apply_psa(
         The handle to read statistics from and to detach with.
 
     Raises:
-        TypeError: if an argument is of a class that isn't supported.
+        TypeError: if an argument is of a class or type that isn't supported.
         ValueError: if PSA is attached already or the transformer compiled already; if a preset is asked for by name and
             the model isn't recognised; if `video_scale` of its section is not the pipeline's; if there are dense steps
             and no scheduler to tell them by; if `min_tokens`, `dense_last_steps` or `dense_layers` is out of range; if
@@ -203,7 +204,12 @@ def apply_psa(
     pipe = pipe_or_transformer if is_pipeline(pipe_or_transformer) else None
     transformers = {name: unwrap(transformer) for name, transformer in transformers.items()}
     config = _config(pipe, config_or_preset, transformers)
-    rules = DenseRules(config, min_tokens, dense_last_steps, frozenset(dense_layers))
+    rules = DenseRules(
+        config,
+        None if min_tokens is None else as_count("min_tokens", min_tokens),
+        as_count("dense_last_steps", dense_last_steps),
+        as_indexes("dense_layers", dense_layers),
+    )
     for transformer in transformers.values():
         rules.check(layers=layer_count(transformer))
     if scheduler is not None and not hasattr(scheduler, "timesteps"):
@@ -222,7 +228,8 @@ def apply_psa(
     )
     attachments = [
         _attach(
-            transformer, ForwardState(name, rules, schedule=schedule, recorder=recorder, impl=impl, on_levels=on_levels)
+            transformer,
+            ForwardState(name, rules, schedule=schedule, recorder=recorder, impl=check_impl(impl), on_levels=on_levels),
         )
         for name, transformer in transformers.items()
     ]
@@ -312,22 +319,22 @@ def _config(pipe: Any, config_or_preset: Any, transformers: dict[str, Transforme
             "config_or_preset: expected a PSAConfig, a preset's name, 'SECTION/PRESET' or None, "
             f"got {type(config_or_preset).__name__}"
         )
-    if config_or_preset is not None and "/" in config_or_preset:
-        section, _, preset = config_or_preset.partition("/")
-        return load_preset(section, preset)
+    if config_or_preset == DENSE.name or "/" in (config_or_preset or ""):
+        return resolve(config_or_preset).config
     section = _section(config_or_preset, transformers)
-    if pipe is not None:
-        check_video_scale(pipe, section, load_presets_file().section(section).video_scale)
-    return load_preset(section, config_or_preset)
+    found = resolve(config_or_preset, section)
+    if pipe is not None and found.video_scale is not None:
+        check_video_scale(pipe, section, found.video_scale)
+    return found.config
 
 
 def _section(preset: str | None, transformers: dict[str, Transformer]) -> str:
     transformer = next(iter(transformers.values()))
     described = {**transformer.config, "_class_name": type(transformer).__name__}
-    section = recognise(described, two_transformers="transformer_2" in transformers)
-    if section is None:
+    spec = recognise(described, two_transformers="transformer_2" in transformers)
+    if spec is None:
         raise ValueError(
             f"config_or_preset: got {preset!r}, but this {type(transformer).__name__} is no known checkpoint, "
             "so it has no presets; pass a PSAConfig, or 'SECTION/PRESET' to borrow a known model's preset"
         )
-    return section
+    return spec.preset_section

@@ -52,10 +52,6 @@ class DenseRules:
         Raises:
             ValueError: if a number is out of its range.
         """
-        if self.min_tokens is not None and self.min_tokens < 0:
-            raise ValueError(f"min_tokens: expected 0 or more, got {self.min_tokens}")
-        if self.last_steps < 0:
-            raise ValueError(f"dense_last_steps: expected 0 or more, got {self.last_steps}")
         unknown = sorted(layer for layer in self.layers if not 0 <= layer < layers)
         if unknown:
             raise ValueError(f"dense_layers: expected indexes from 0 to {layers - 1}, got {unknown}")

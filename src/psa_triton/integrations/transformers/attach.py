@@ -11,7 +11,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
+from psa_triton.impl import Impl, check_impl
+from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.removal import ATTACHED_ALREADY, ATTACHMENT
 from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE
 from psa_triton.integrations.transformers.registration import NAME
@@ -19,7 +20,7 @@ from psa_triton.integrations.transformers.settings import AttachedLayer, Setting
 from psa_triton.integrations.transformers.stats import PSAStats, Recorder
 from psa_triton.integrations.wrappers import held_models, is_language_pipeline, library, unwrap
 from psa_triton.models import QWEN2_5_VL
-from psa_triton.presets import load_preset
+from psa_triton.presets import resolve
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +101,8 @@ def apply_psa(
     Args:
         model: any model whose text layers take their attention from transformers' `AttentionInterface`; one that is
             wrapped, by PEFT, `torch.compile` or `DistributedDataParallel`, say; or what `transformers.pipeline` makes.
-        config_or_preset: a configuration; a preset's name in section `Qwen2.5-VL`; "SECTION/PRESET"; None for the
-            default preset of `Qwen2.5-VL`.
+        config_or_preset: a configuration; a preset's name in section `Qwen2.5-VL`; "SECTION/PRESET"; `dense`; None
+            for the default preset of `Qwen2.5-VL`.
         impl: implementation of the operator, as in `psa_attention`.
         min_tokens: sequences of fewer keys run dense; by default those of fewer than three key blocks.
         dense_layers: indexes of the text layers that run dense.
@@ -117,7 +118,8 @@ def apply_psa(
     """
     model = _model(model)
     config = _config(config_or_preset)
-    settings = Settings(config, impl, min_tokens, frozenset(dense_layers))
+    least = None if min_tokens is None else as_count("min_tokens", min_tokens)
+    settings = Settings(config, check_impl(impl), least, as_indexes("dense_layers", dense_layers))
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
         raise ValueError(f"model: PSA is attached to it already; {ATTACHED_ALREADY}")
     recorder = Recorder(timed=time_layers or (config is not None and config.verbose))
@@ -199,5 +201,4 @@ def _config(config_or_preset: Any) -> PSAConfig | None:
             "config_or_preset: expected a PSAConfig, a preset's name, 'SECTION/PRESET' or None, "
             f"got {type(config_or_preset).__name__}"
         )
-    section, slash, preset = (config_or_preset or "").rpartition("/")
-    return load_preset(section if slash else QWEN2_5_VL.preset_section, preset or None)
+    return resolve(config_or_preset, QWEN2_5_VL.preset_section).config

@@ -15,7 +15,7 @@ from psa_triton.integrations.transformers.call import AttentionCall
 from psa_triton.integrations.transformers.dense import attend_dense
 from psa_triton.integrations.transformers.masks import filled_keys
 from psa_triton.integrations.transformers.rules import dense_reason
-from psa_triton.integrations.transformers.settings import DEFAULT_SETTINGS, AttachedLayer, Settings, check_causal
+from psa_triton.integrations.transformers.settings import AttachedLayer, Settings, check_causal, default_settings
 from psa_triton.levels import read_density
 
 logger = logging.getLogger("psa_triton")
@@ -41,7 +41,7 @@ def psa_attention_forward(
     Causal prefill runs PSA, whole or in chunks, padded or not; everything else runs dense, and `dense_reason` says why.
 
     Args:
-        module: the attention layer; it runs as `apply_psa` said, else by `DEFAULT_SETTINGS`.
+        module: the attention layer; it runs as `apply_psa` said, else by `default_settings`.
         query: `[B, Hq, Nq, D]`.
         key, value: `[B, Hkv, Nk, D]`, those in the cache included; query head `h` reads key head `h // (Hq // Hkv)`.
         attention_mask: as `psa_mask` makes it.
@@ -65,7 +65,8 @@ def psa_attention_forward(
     call = AttentionCall(module, query, key, value, attention_mask, key_mask, dropout, scaling, causal, extras)
     layer: AttachedLayer | None = getattr(module, LAYER_ATTRIBUTE, None)
     if layer is None:
-        return _attend(call, psa_config or DEFAULT_SETTINGS.config, DEFAULT_SETTINGS), None
+        settings = default_settings()
+        return _attend(call, psa_config or settings.config, settings), None
     if torch.compiler.is_compiling() and call.queries == 1:
         # Decoding may be compiled to one graph, which cannot count.
         return attend_dense(call), None

@@ -6,11 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
+
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.integrations.transformers.stats import Recorder
 from psa_triton.models import QWEN2_5_VL
-from psa_triton.presets import load_preset
+from psa_triton.presets import resolve
 
 MIN_KEY_BLOCKS: Final = 3
 """A sequence of fewer key blocks than this runs dense: the first block and those on the diagonal leave no choice.
@@ -25,7 +27,7 @@ class Settings:
 
     Raises:
         TypeError: if `config` is no configuration.
-        ValueError: if the configuration has no causal form, or `min_tokens` is negative.
+        ValueError: if the configuration has no causal form.
     """
 
     config: PSAConfig | None
@@ -40,8 +42,6 @@ class Settings:
     def __post_init__(self) -> None:
         if self.config is not None:
             check_causal(self.config)
-        if self.min_tokens is not None and self.min_tokens < 0:
-            raise ValueError(f"min_tokens: expected 0 or more, got {self.min_tokens}")
 
     def least_tokens(self, config: PSAConfig) -> int:
         """The fewest keys that run sparse with `config`."""
@@ -80,5 +80,17 @@ def check_causal(config: Any) -> None:
         raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use config.replace(attn_impl='auto')")
 
 
-DEFAULT_SETTINGS: Final = Settings(load_preset(QWEN2_5_VL.preset_section))
-"""Of models that name `psa` without `apply_psa`: the paper's for understanding."""
+_default: list[Settings] = []
+
+
+def default_settings() -> Settings:
+    """Of models that name `psa` without `apply_psa`: the paper's for understanding. Read at the first call."""
+    _read_default()
+    return _default[0]
+
+
+@torch.compiler.assume_constant_result  # done while a graph is traced, and no part of it
+def _read_default() -> bool:
+    if not _default:
+        _default.append(Settings(resolve(section=QWEN2_5_VL.preset_section).config))
+    return True

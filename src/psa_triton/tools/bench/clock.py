@@ -1,4 +1,4 @@
-"""Seconds of functions side by side: interleaved rounds and medians, so that a busy machine slows all alike."""
+"""Seconds of functions side by side: interleaved rounds, so that a busy machine slows all alike."""
 
 from __future__ import annotations
 
@@ -9,30 +9,40 @@ from collections.abc import Callable, Mapping
 import torch
 
 
+def seconds_by_round(
+    functions: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Wall-clock seconds of each function in each round; every round runs each of them once.
+
+    On a GPU the host waits for the device before and after each, so that small shapes hold the time of launching.
+
+    Args:
+        functions: by name.
+        rounds: that count.
+        device: that they run on.
+        warm_up: begin with a round that does not count.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for counted in [False] * warm_up + [True] * rounds:
+        for name, function in functions.items():
+            began = now(device)
+            function()
+            elapsed = now(device) - began
+            if counted:
+                seconds[name].append(elapsed)
+    return seconds
+
+
 def median_seconds(
     functions: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Median wall-clock seconds of each function; every round runs each of them once, after one that is not counted.
-
-    On a GPU the host waits for the device before and after each, so that small shapes hold the time of launching.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for counted in [False] + [True] * repeats:
-        for name, function in functions.items():
-            elapsed = _elapsed(function, device)
-            if counted:
-                seconds[name].append(elapsed)
+    """Median of `seconds_by_round`, after a warm-up."""
+    seconds = seconds_by_round(functions, rounds=repeats, device=device)
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def _elapsed(function: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    began = time.perf_counter()
-    function()
-    _wait(device)
-    return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

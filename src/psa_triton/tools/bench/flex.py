@@ -1,4 +1,4 @@
-"""PyTorch's FlexAttention as a peer: dense, and block sparsity of a given density."""
+"""PyTorch's FlexAttention as a peer: dense, and block sparsity."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ def compiled_flex_attention() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def block_sparse_mask(importance: Tensor, *, density: float, block_m: int, block_n: int, tokens: int) -> BlockMask:
-    """The most important key blocks of each query block, as many as `density` allows, each read in full.
+def most_important(importance: Tensor, density: float) -> Tensor:
+    """The most important key blocks of each query block, as many as `density` allows: bool `[B, H, nq, nk]`."""
+    kept = max(1, round(importance.shape[-1] * density))
+    chosen = importance.topk(kept, dim=-1).indices
+    return torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, chosen, True)
+
+
+def block_mask(chosen: Tensor, *, block_m: int, block_n: int, tokens: int) -> BlockMask:
+    """Key blocks that are read in full, and no others.
 
     Args:
-        importance: `[B, H, nq, nk]`.
-        density: share of the key blocks.
+        chosen: which, bool `[B, H, nq, nk]`.
         block_m, block_n: tokens of a query block and of a key block.
         tokens: N, of queries and of keys.
     """
-    blocks = importance.shape[-1]
-    kept = max(1, round(blocks * density))
-    chosen = importance.topk(kept, dim=-1).indices.sort(dim=-1).values.int()
-    indices = torch.zeros(importance.shape, dtype=torch.int32, device=importance.device)
-    indices[..., :kept] = chosen
-    count = torch.full(importance.shape[:-1], kept, dtype=torch.int32, device=importance.device)
-    return BlockMask.from_kv_blocks(count, indices, BLOCK_SIZE=(block_m, block_n), seq_lengths=(tokens, tokens))
+    count, places = listed(chosen)
+    return BlockMask.from_kv_blocks(count, places, BLOCK_SIZE=(block_m, block_n), seq_lengths=(tokens, tokens))
+
+
+def listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many key blocks each row of `chosen [..., nk]` names, and their numbers first; int32."""
+    return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).int()

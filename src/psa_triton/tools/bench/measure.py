@@ -20,10 +20,10 @@ from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.kernels import attend_levels
-from psa_triton.levels import choose_levels, read_density
 from psa_triton.tools.bench.clock import median_seconds
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
+from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.shapes import AttentionShape, find_shape
 
 logger = logging.getLogger("psa_triton")
@@ -102,106 +102,75 @@ def lengths(shape: AttentionShape) -> list[int]:
 
 def measure_case(shape: AttentionShape, settings: Settings) -> Case:
     """Measure one length; tokens are in order already, as they are inside a model."""
-    tensors = local_inputs(shape, device=settings.device, dtype=settings.dtype)
-    config = settings.config.replace(use_rearrange=False)
-    levels = _choose(shape, settings, *tensors)
-    share = read_density(
-        levels,
-        block_m=config.block_m,
-        block_n=config.block_n,
-        query_tokens=shape.tokens,
-        key_tokens=shape.tokens,
-        is_causal=shape.is_causal,
-    )
-    density = float(share.mean())
-    functions = _functions(shape, settings, tensors)
-    functions[CHOICE] = partial(_choose, shape, settings, *tensors)
-    functions[KERNEL] = partial(_attend, shape, settings, tensors, levels)
+    inputs, config = _inputs(shape, settings), settings.config
+    levels = inputs.choose_levels(config, settings.impl)
+    density = float(inputs.density(levels, config).mean())
+    functions = _functions(inputs, settings)
+    functions[CHOICE] = partial(inputs.choose_levels, config, settings.impl)
+    functions[KERNEL] = partial(_attend, inputs, settings, levels)
     if settings.flex and not shape.is_causal:
-        functions |= _flex_functions(shape, config, tensors, density)
+        functions |= _flex_functions(inputs, config, density)
     return Case(
         tokens=shape.tokens,
         density=density,
         estimation_share=estimation_cost(config.importance, config.block_m, config.block_n),
         seconds=median_seconds(functions, repeats=settings.repeats, device=settings.device),
-        scratch=_scratch(shape, settings, tensors),
+        scratch=_scratch(shape, settings, inputs),
     )
 
 
-def _functions(
-    shape: AttentionShape, settings: Settings, tensors: tuple[Tensor, Tensor, Tensor]
-) -> dict[str, Callable[[], Tensor]]:
-    grouped = shape.heads != shape.key_heads
+def _inputs(shape: AttentionShape, settings: Settings) -> AttentionInputs:
+    q, k, v = local_inputs(shape, device=settings.device, dtype=settings.dtype)
+    return AttentionInputs(q=q, k=k, v=v, prefix_tokens=shape.prefix_tokens, is_causal=shape.is_causal)
+
+
+def _functions(x: AttentionInputs, settings: Settings) -> dict[str, Callable[[], Tensor]]:
+    assert x.v is not None
+    causal, grouped = x.is_causal, x.q.shape[1] != x.k.shape[1]
+    config = settings.config.replace(use_rearrange=False)
+    marks: dict[str, Any] = {"prefix_tokens": x.prefix_tokens, "is_causal": causal, "impl": settings.impl}
     return {
-        DENSE: partial(F.scaled_dot_product_attention, *tensors, is_causal=shape.is_causal, enable_gqa=grouped),
-        PSA: partial(
-            psa_attention,
-            *tensors,
-            settings.config.replace(use_rearrange=False),
-            prefix_tokens=shape.prefix_tokens,
-            is_causal=shape.is_causal,
-            impl=settings.impl,
-        ),
+        DENSE: partial(F.scaled_dot_product_attention, x.q, x.k, x.v, is_causal=causal, enable_gqa=grouped),
+        PSA: partial(psa_attention, x.q, x.k, x.v, config, **marks),
     }
 
 
-def _flex_functions(
-    shape: AttentionShape, config: PSAConfig, tensors: tuple[Tensor, Tensor, Tensor], density: float
-) -> dict[str, Callable[[], Tensor]]:
+def _flex_functions(x: AttentionInputs, config: PSAConfig, density: float) -> dict[str, Callable[[], Tensor]]:
     """FlexAttention, dense and of the same density; the mask is made beforehand."""
     # Brings torch's compiler, which the fresh processes that measure memory need not wait for.
-    from psa_triton.tools.bench.flex import block_sparse_mask, compiled_flex_attention
+    from psa_triton.tools.bench.flex import block_mask, compiled_flex_attention, most_important
 
-    attention = compiled_flex_attention()
-    importance = block_importance(*tensors[:2], block_m=config.block_m, block_n=config.block_n, method="pooled")
-    mask = block_sparse_mask(
-        importance, density=density, block_m=config.block_m, block_n=config.block_n, tokens=shape.tokens
-    )
-    grouped = shape.heads != shape.key_heads
-    return {
-        FLEX: partial(attention, *tensors, enable_gqa=grouped),
-        FLEX_SPARSE: partial(attention, *tensors, block_mask=mask, enable_gqa=grouped),
-    }
+    blocks: dict[str, Any] = {"block_m": config.block_m, "block_n": config.block_n}
+    chosen = most_important(block_importance(x.q, x.k, method="pooled", **blocks), density)
+    mask = block_mask(chosen, tokens=x.q.shape[2], **blocks)
+    attention = partial(compiled_flex_attention(), x.q, x.k, x.v, enable_gqa=x.q.shape[1] != x.k.shape[1])
+    return {FLEX: attention, FLEX_SPARSE: partial(attention, block_mask=mask)}
 
 
-def _choose(shape: AttentionShape, settings: Settings, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return choose_levels(
-        q,
-        k,
-        level_choice(settings.config),
-        v=v,
-        scale=shape.dim**-0.5,
-        prefix_tokens=shape.prefix_tokens,
-        is_causal=shape.is_causal,
-        impl=settings.impl,
-    )
-
-
-def _attend(
-    shape: AttentionShape, settings: Settings, tensors: tuple[Tensor, Tensor, Tensor], levels: Tensor
-) -> Tensor:
+def _attend(x: AttentionInputs, settings: Settings, levels: Tensor) -> Tensor:
+    assert x.v is not None
     choice = level_choice(settings.config)
     out, _ = attend_levels(
-        *tensors,
+        x.q,
+        x.k,
+        x.v,
         levels,
         block_m=choice.block_m,
         block_n=choice.block_n,
         coarsest=choice.coarsest,
-        is_causal=shape.is_causal,
-        scale=shape.dim**-0.5,
+        is_causal=x.is_causal,
+        scale=x.q.shape[-1] ** -0.5,
         pool_correction=settings.config.pool_correction,
         impl=settings.impl,
     )
     return out
 
 
-def _scratch(
-    shape: AttentionShape, settings: Settings, tensors: tuple[Tensor, Tensor, Tensor]
-) -> dict[str, int | None]:
+def _scratch(shape: AttentionShape, settings: Settings, inputs: AttentionInputs) -> dict[str, int | None]:
     if settings.device.type == "cpu":
-        return in_fresh_process(_request(shape, settings))
-    functions = _functions(shape, settings, tensors)
-    return {name: scratch_bytes(function, settings.device) for name, function in functions.items()}
+        program = ("-m", "psa_triton.tools.bench.measure")
+        return in_fresh_process(program, _request(shape, settings))
+    return {name: scratch_bytes(run, settings.device) for name, run in _functions(inputs, settings).items()}
 
 
 def _request(shape: AttentionShape, settings: Settings) -> dict[str, Any]:
@@ -227,8 +196,7 @@ def _measure_scratch_here(request: dict[str, Any]) -> dict[str, int | None]:
 
     def functions(tokens: int) -> dict[str, Callable[[], Tensor]]:
         smaller = shape if tokens == shape.tokens else shape.shrunk(tokens)
-        tensors = local_inputs(smaller, device=settings.device, dtype=settings.dtype)
-        return _functions(smaller, settings, tensors)
+        return _functions(_inputs(smaller, settings), settings)
 
     for function in functions(min(_FEWEST_TOKENS, shape.tokens)).values():
         function()  # libraries and threads have their memory now

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,13 @@ def scratch_bytes(attention: Callable[[], Tensor], device: torch.device) -> int 
     return max(0, _peak_resident() - before - out.nbytes)
 
 
-def in_fresh_process(request: dict[str, Any]) -> dict[str, int | None]:
-    """What `python -m psa_triton.tools.bench.measure` prints for `request`: bytes by name of the attention.
+def in_fresh_process(program: Sequence[str], request: Any) -> Any:
+    """What a Python program, such as `("-m", "a.module")`, prints last for `request`; JSON both.
 
     Raises:
         subprocess.CalledProcessError: it fails; its last lines are the error's `stderr`.
     """
-    command = [sys.executable, "-m", "psa_triton.tools.bench.measure", json.dumps(request)]
+    command = [sys.executable, *program, json.dumps(request)]
     # glibc keeps freed tensors for later; with this they go back at once, so that the peak is of memory in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)

@@ -8,17 +8,10 @@ import typer
 from typer.core import TyperGroup
 
 import psa_triton
-from psa_triton.tools.cli.bench import bench
-from psa_triton.tools.cli.compare import compare
-from psa_triton.tools.cli.doctor import doctor
+from psa_triton.tools.cli.commands import Bench, Compare, Doctor, Generate, Inspect, Tune, Understand
 from psa_triton.tools.cli.errors import errors_in_one_line
-from psa_triton.tools.cli.generate import generate
-from psa_triton.tools.cli.inspect import inspect
+from psa_triton.tools.cli.options import command
 from psa_triton.tools.cli.presets import presets
-from psa_triton.tools.cli.tune import tune
-from psa_triton.tools.cli.understand import understand
-
-# These modules declare options and import nothing heavy; what runs a command is imported by its function.
 
 DASH_OR_UNDERSCORE = {
     "help_option_names": ["-h", "--help"],
@@ -52,8 +45,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings=DASH_OR_UNDERSCORE,
 )
-for command in (generate, compare, understand, bench, inspect, tune, doctor):
-    app.command()(command)
+for options in (Generate(), Compare(), Understand(), Bench(), Inspect(), Tune(), Doctor()):
+    name = type(options).__name__.lower()
+    app.command(name)(command(options, run=name))
 app.add_typer(presets, name="presets")
 
 

@@ -1,115 +1,61 @@
-"""`psa compare`: dense and sparse attention on the same noise."""
+"""`psa compare`: dense and sparse attention on the same noise; the cases that are left to do, and how they went."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import typer
+from diffusers import DiffusionPipeline
+from rich.console import Console
+from rich.table import Table
 
-from psa_triton.tools.cli import options
+from psa_triton.tools.cli.commands import Compare
+from psa_triton.tools.cli.console import VideoProgress, few, logging_to, make_console, reason, try_warm_up
+from psa_triton.tools.cli.errors import told_if_interrupted
+from psa_triton.tools.cli.target import choose_source, find_target, load, read_all_prompts, read_dense_parts
+from psa_triton.tools.evaluation.case import Case, expected_room, plan_cases, read_finished, write_case, write_summary
+from psa_triton.tools.evaluation.ceiling import Ceiling, choose_ceiling
+from psa_triton.tools.evaluation.compare import compare_attentions
+from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
+from psa_triton.tools.files import Hold, check_room, output_folder
+from psa_triton.tools.generation import DENSE, Attention, Target, choose_attention, make_requests, surroundings
 
-_COMPARISON = "Comparison"
+logger = logging.getLogger("psa_triton")
+
+Data = Mapping[str, Any]
 
 
-def compare(
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What is to be seen; may be given repeatedly.")
-    ] = None,
-    prompt_file: options.PromptFile = None,
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", help="Folder of the results; several prompts or seeds have folders in it.")
-    ] = Path("outputs/compare"),
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Do again what is done already, or was done with other settings.")
-    ] = False,
-    warm_up: Annotated[
-        bool, typer.Option("--warm-up/--no-warm-up", help="First run an untimed step each, for fair times.")
-    ] = True,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--seed",
-            help="Seed of the noise, 42 by default; every prompt is made with every seed. May be given repeatedly.",
-            rich_help_panel=_COMPARISON,
-        ),
-    ] = None,
-    num_seeds: Annotated[
-        int, typer.Option("--num-seeds", min=1, help="That many seeds from --seed on.", rich_help_panel=_COMPARISON)
-    ] = 1,
-    ceiling: Annotated[
-        Literal["auto", "backend", "dtype", "none"],
-        typer.Option(
-            "--ceiling",
-            help="Make the dense video again by another backend or in another dtype, as what to expect at best; auto: "
-            "backend on a GPU in 16 bits, else dtype.",
-            rich_help_panel=_COMPARISON,
-        ),
-    ] = "auto",
-    model: options.Model = "tiny-wan",
-    model_path: options.ModelPath = None,
-    lora_path: options.LoraPath = None,
-    attention_preset: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--attention-preset",
-            metavar="NAME",
-            help="A preset of the model, or SECTION/PRESET; by default the model's own. May be given repeatedly.",
-            rich_help_panel="Model and attention",
-        ),
-    ] = None,
-    config: options.PresetsPath = None,
-    impl: options.Implementation = "auto",
-    min_tokens: options.MinTokens = 0,
-    dense_last_steps: options.DenseLastSteps = 0,
-    dense_layers: options.DenseLayers = "",
-    negative_prompt: options.NegativePrompt = None,
-    num_inference_steps: options.Steps = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    num_frames: options.NumFrames = None,
-    guidance_scale: options.GuidanceScale = None,
-    guidance_scale_2: options.GuidanceScale2 = None,
-    fps: options.Fps = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-) -> None:
-    """Make the same video dense and with PSA, and show how close, how fast and how sparse it is.
+def run(options: Compare) -> None:
+    """Do the cases that are not done yet, write the summary of all, and show it.
 
-    Writes comparison.json, comparison.md and report.html (to look at in a browser), and for every prompt and seed
-    dense.mp4, psa.mp4 (or one a preset), side_by_side.mp4, frames.png and case.json. What is done is kept, so an
-    interrupted run goes on when started again into the same folder.
+    Raises:
+        OSError: the folder cannot be made or written, or has no room; known before the model is loaded.
+        TakenError: another process compares into it.
+        ValueError: an option is wrong, or a case is there that was made with other settings.
+        typer.Exit: something failed.
     """
-    # Here and not above: torch and diffusers take seconds to import.
-    from psa_triton.tools.cli import target as targets
-    from psa_triton.tools.cli.compare_run import CompareRun
-    from psa_triton.tools.evaluation import choose_ceiling, plan_cases
-    from psa_triton.tools.generation import choose_attention, make_requests
-
-    prompts = targets.read_all_prompts(prompt or [], prompt_file)
-    seeds = _all_seeds(seed or [42], num_seeds)
-    source = targets.choose_source(model, model_path=model_path, lora_path=lora_path)
-    target = targets.find_target(source, device=device, dtype=dtype, impl=impl)
-    parts = targets.read_dense_parts(min_tokens, dense_last_steps, dense_layers)
-    presets: list[str | None] = [*attention_preset] if attention_preset else [None]
+    prompts = read_all_prompts(options.prompts.prompt, options.prompts.prompt_file)
+    seeds = _all_seeds(options.seed or [42], options.num_seeds)
+    target = find_target(choose_source(options.model), options.machine, options.preset.impl)
+    dense_parts = read_dense_parts(options.dense)
+    file, impl = options.preset.config, options.preset.impl
+    presets: list[str] | list[None] = options.attention_preset or [None]
     attentions = [
-        choose_attention(target.source, preset, file=config, impl=impl, dense_parts=parts) for preset in presets
+        choose_attention(target.source, preset, file=file, impl=impl, dense_parts=dense_parts) for preset in presets
     ]
-    settings = {
-        "negative_prompt": negative_prompt,
-        "num_inference_steps": num_inference_steps,
-        "width": width,
-        "height": height,
-        "num_frames": num_frames,
-        "guidance_scale": guidance_scale,
-        "guidance_scale_2": guidance_scale_2,
-        "fps": fps,
-    }
-    requests = make_requests(target.source, prompts, seed=0, settings=settings)
-    second = choose_ceiling(ceiling, target.device, target.dtype)
-    run = CompareRun(target, attentions, second, warm_up=warm_up)
-    cases = plan_cases(output_dir, requests, seeds, attentions, ceiling=second, model=run.model_settings())
-    if run.make(cases, output_dir, overwrite=overwrite):
+    requests = make_requests(target.source, prompts, seed=0, settings=asdict(options.video))
+    ceiling = choose_ceiling(options.ceiling, target.device, target.dtype)
+    folder = options.output_dir
+    cases = plan_cases(folder, requests, seeds, attentions, ceiling=ceiling, model=target.as_dict())
+    with output_folder(folder, room=0), Hold(folder):
+        done: dict[str, Data | None] = {case.name: read_finished(case, overwrite=options.overwrite) for case in cases}
+        failed = _Comparison(target, attentions, ceiling, cases, done).make(folder, warm_up=options.warm_up)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -121,3 +67,101 @@ def _all_seeds(seeds: list[int], count: int) -> list[int]:
     if len(seeds) > 1:
         raise ValueError("expected --num-seeds with at most one --seed, got several")
     return [seeds[0] + index for index in range(count)]
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What is compared: the model, the attentions, how dense attention is made again; and how far it is.
+
+    `done` has the numbers of each case by its name, None for one that is not done; `errors` why it could not be.
+    """
+
+    target: Target
+    attentions: Sequence[Attention]
+    ceiling: Ceiling | None
+    cases: Sequence[Case]
+    done: dict[str, Data | None]
+    errors: dict[str, Exception] = field(default_factory=dict)
+    console: Console = field(default_factory=make_console)
+
+    def make(self, folder: Path, *, warm_up: bool) -> int:
+        """Do what is not done, and show all; how many videos or cases failed."""
+        todo = [case for case in self.cases if self.done[case.name] is None]
+        for case in self.cases:
+            if case not in todo:
+                self.console.print(f"{case.folder}: finished before, kept")
+        if todo:
+            check_room(folder, sum(map(expected_room, todo)))
+            with told_if_interrupted(lambda: self._so_far(folder)), logging_to(self.console):
+                pipe = load(self.target, todo[0].request, self.console)
+                if warm_up:
+                    # An attention with dense steps has dense attention warmed up as well.
+                    dense = [] if any(attention.has_dense_steps for attention in self.attentions) else [DENSE]
+                    for attention in (*dense, *self.attentions):
+                        try_warm_up(self.console, pipe, [todo[0].request], attention)
+                self._make_all(pipe, todo)
+        finished = [data for case in self.cases if (data := self.done[case.name]) is not None]
+        if finished:
+            failed = [{"name": name, "error": reason(error)} for name, error in self.errors.items()]
+            write_summary(folder, finished, failed, surroundings(self.target.device))
+            self._show(finished)
+        return self._show_failures(finished)
+
+    def _make_all(self, pipe: DiffusionPipeline, todo: Sequence[Case]) -> None:
+        videos = 1 + len(self.attentions) + (self.ceiling is not None)
+        with VideoProgress(self.console, len(todo) * videos) as progress:
+            for case in todo:
+                try:
+                    check_room(case.folder, expected_room(case))
+                    comparison = compare_attentions(
+                        pipe,
+                        case.request,
+                        self.attentions,
+                        ceiling=self.ceiling,
+                        on_start=partial(progress.start_video, steps=case.request.num_inference_steps),
+                        on_end=progress.end_video,
+                    )
+                    self.done[case.name] = write_case(case, comparison, surroundings(self.target.device))
+                except Exception as error:
+                    logger.debug("%s failed", case.folder, exc_info=True)
+                    self.errors[case.name] = error
+                    self.console.print(f"{case.folder}: failed: {reason(error)}")
+                else:
+                    self.console.print(f"{case.folder}: done")
+
+    def _so_far(self, folder: Path) -> str:
+        """What an interrupted run has made, what not, and how the rest comes about."""
+        missing = [case.name or repr(case.request.prompt) for case in self.cases if self.done[case.name] is None]
+        made = len(self.cases) - len(missing)
+        return (
+            f"{made} of {len(self.cases)} cases made; not made: {few(missing)}; the same command goes on with these; "
+            f"files in {folder}"
+        )
+
+    def _show(self, finished: Sequence[Data]) -> None:
+        columns = summarise(finished)
+        one = finished[0]["settings"]["prompt"] if len(finished) == 1 else None
+        table = Table("", title=one or f"means over {len(finished)} cases ± standard error")
+        for column in columns:
+            table.add_column(column.label, justify="right")
+        for row in table_rows(columns):
+            table.add_row(*row)
+        sentences = [sentence(columns, column) for column in columns if column.role == "psa"]
+        for what in (table, *notes(columns), *sentences):
+            self.console.print(what)
+
+    def _show_failures(self, finished: Sequence[Data]) -> int:
+        """Says what failed and where the files are; returns how many videos or cases failed."""
+        lost = [
+            f"{case.folder} ({case.request.prompt}): {reason(self.errors[case.name])}"
+            for case in self.cases
+            if case.name in self.errors
+        ]
+        for data in finished:
+            lost += [f"{data['name'] or 'case'}, {missing['label']}: {missing['error']}" for missing in data["missing"]]
+        if lost:
+            self.console.print(f"{len(lost)} failed:")
+        for line in lost:
+            self.console.print(f"  {line}")
+        self.console.print(f"Files: {self.cases[0].folder if len(self.cases) == 1 else self.cases[0].folder.parent}")
+        return len(lost)

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import textwrap
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from psa_triton.tools.diagnosis import Finding
+from psa_triton.tools.cli.commands import Doctor
+from psa_triton.tools.diagnosis import Finding, diagnose
 
 _MARKS = {"ok": "ok", "optional": "-", "problem": "PROBLEM"}
 _INDENT = " " * 10
 _WIDTH = 80
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Look at packages, devices and implementations, by trying them; exit code 1 if something needed does not work."""
-    # Here and not above: torch takes seconds to import.
-    from psa_triton.tools.diagnosis import diagnose
+def run(options: Doctor) -> None:
+    """Show the findings.
 
+    Raises:
+        typer.Exit: something needed does not work.
+    """
     findings = diagnose()
     problems = [finding for finding in findings if finding.state == "problem"]
-    if as_json:
+    if options.as_json:
         typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
     else:
         typer.echo("\n".join(_lines(findings)))

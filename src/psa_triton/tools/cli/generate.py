@@ -1,140 +1,222 @@
-"""`psa generate`, and the scripts of `examples/inference`: videos from prompts."""
+"""`psa generate`, and the scripts of `examples/inference`: the videos that are left to do, and how they went."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
+from diffusers import DiffusionPipeline
+from rich.console import Console
 
-from psa_triton.tools.cli import options
+from psa_triton.tools.cli.commands import Generate
+from psa_triton.tools.cli.console import VideoProgress, few, logging_to, make_console, reason, try_warm_up
+from psa_triton.tools.cli.errors import told_if_interrupted
+from psa_triton.tools.cli.target import (
+    choose_source,
+    find_target,
+    load,
+    read_all_prompts,
+    read_dense_parts,
+    wanted_attention,
+)
+from psa_triton.tools.files import output_folder
+from psa_triton.tools.generation import (
+    Attention,
+    Cost,
+    Failure,
+    GeneratedVideo,
+    Job,
+    OnStep,
+    Processes,
+    Target,
+    VideoRequest,
+    choose_attention,
+    generate_videos,
+    launched_processes,
+    make_requests,
+    plan_jobs,
+    run_jobs,
+    settings_of,
+    surroundings,
+)
 
-if TYPE_CHECKING:
-    from psa_triton.impl import Impl
-    from psa_triton.tools.generation import Attention, DenseParts, ModelSource
+logger = logging.getLogger("psa_triton")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """What a command that makes videos does where the command line says nothing."""
+def run(options: Generate, *, keys: Sequence[str] = (), configs: Path | None = None, sparse: bool = True) -> None:
+    """Make videos.
 
-    model: str
-    """Key of the model."""
-    keys: tuple[str, ...] = ()
-    """The keys to choose from, the first of them for folders with an unknown model; empty for any key."""
-    configs: Path | None = None
-    """Its `model_configs.py`; None for that of the checkout which the library runs from."""
-    use_psa: bool
-    """Sparse attention where neither that nor a preset is asked for."""
-    warm_up: bool
-    """First run an untimed step."""
-    timestamp: bool
-    """A folder for each run."""
+    Args:
+        options: what is asked for.
+        keys: the models to choose from; see `choose_source`.
+        configs: a `model_configs.py`; likewise.
+        sparse: sparse attention where neither that nor a preset is asked for.
 
-
-def make_generate(defaults: Defaults) -> Callable[..., None]:
-    """The function of a command that turns prompts into videos: its parameters are the command's options."""
-
-    def generate(
-        prompt: options.Prompt = None,
-        prompt_file: options.PromptFile = None,
-        output_dir: options.OutputDir = Path("outputs"),
-        timestamp: options.Timestamp = defaults.timestamp,
-        overwrite: options.Overwrite = False,
-        batch_size: options.BatchSize = 1,
-        warm_up: options.WarmUp = defaults.warm_up,
-        verbose: options.Verbose = False,
-        model: options.Model = defaults.model,
-        model_path: options.ModelPath = None,
-        lora_path: options.LoraPath = None,
-        use_psa: options.UsePsa = None,
-        attention_preset: options.AttentionPreset = None,
-        config: options.PresetsPath = None,
-        impl: options.Implementation = "auto",
-        min_tokens: options.MinTokens = None,
-        dense_last_steps: options.DenseLastSteps = 0,
-        dense_layers: options.DenseLayers = "",
-        seed: options.Seed = 42,
-        negative_prompt: options.NegativePrompt = None,
-        num_inference_steps: options.Steps = None,
-        width: options.Width = None,
-        height: options.Height = None,
-        num_frames: options.NumFrames = None,
-        guidance_scale: options.GuidanceScale = None,
-        guidance_scale_2: options.GuidanceScale2 = None,
-        fps: options.Fps = None,
-        device: options.Device = "auto",
-        dtype: options.Dtype = "auto",
-    ) -> None:
-        """Turn prompts into videos.
-
-        Each video gets a JSON file of the same name with all settings, versions, times and densities. Videos that are
-        there already with the same settings are skipped, so an interrupted batch goes on when started again into the
-        same folder (--no-timestamp); any others get the next numbers. Several processes, started by torchrun or
-        accelerate launch, share the prompts.
-        """
-        # Here and not above: torch and diffusers take seconds to import.
-        from psa_triton.tools.cli import target as targets
-        from psa_triton.tools.cli.run import Run
-        from psa_triton.tools.generation import launched_processes, make_requests
-
-        settings = {
-            "negative_prompt": negative_prompt,
-            "num_inference_steps": num_inference_steps,
-            "width": width,
-            "height": height,
-            "num_frames": num_frames,
-            "guidance_scale": guidance_scale,
-            "guidance_scale_2": guidance_scale_2,
-            "fps": fps,
-        }
-        prompts = targets.read_all_prompts([] if prompt is None else [prompt], prompt_file)
-        source = targets.choose_source(
-            model, model_path=model_path, lora_path=lora_path, keys=defaults.keys, configs=defaults.configs
+    Raises:
+        OSError: the folder cannot be made or written, or has no room; known before the model is loaded.
+        ValueError: an option is wrong, or a sidecar in the folder is damaged.
+        Exception: the model cannot be loaded, or the attention does not fit it. One of several processes lets its
+            videos fail instead, and does not stop the others.
+        typer.Exit: videos failed, in whichever process.
+    """
+    prompts = read_all_prompts(options.prompts.prompt, options.prompts.prompt_file)
+    source = choose_source(options.model, keys=keys, configs=configs)
+    dense_parts = read_dense_parts(options.dense)
+    attention = wanted_attention(
+        options.attention, partial(choose_attention, source, dense_parts=dense_parts), sparse=sparse
+    )
+    requests = make_requests(source, prompts, seed=options.seed, settings=asdict(options.video))
+    folder = options.output_dir / source.short_name
+    if options.timestamp:
+        folder /= datetime.now().strftime("%Y%m%d_%H%M%S")
+    with launched_processes() as processes:
+        target = find_target(source, options.machine, options.attention.preset.impl, processes)
+        settings = [settings_of(target, request, attention) for request in requests]
+        # Only one looks what is there: by the time another did, the first video might be made, and the shares differ.
+        folder, todo, done = processes.from_main(
+            lambda: (folder, *plan_jobs(folder, requests, settings, overwrite=options.overwrite))
         )
-        if use_psa is None:
-            use_psa = defaults.use_psa or attention_preset is not None
-        dense_parts = targets.read_dense_parts(min_tokens, dense_last_steps, dense_layers)
-        attention = _attention(source, attention_preset, use_psa, config, impl, dense_parts)
-        requests = make_requests(source, prompts, seed=seed, settings=settings)
-        with launched_processes() as processes:
-            target = targets.find_target(source, device=device, dtype=dtype, impl=impl, processes=processes)
-            run = Run(
-                target,
-                attention,
-                processes,
-                batch_size=batch_size,
-                warm_up=warm_up,
-                verbose=verbose,
-                new_folder=timestamp,
+        failed = _Batch(target, attention, processes, options).make(todo, done, folder)
+    if failed:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """How the videos of one process went.
+
+    Attributes:
+        costs: one a video that was made.
+        failed: a line for each that was not.
+        seconds: from the first video to the last.
+    """
+
+    costs: list[Cost] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """How videos are made: the model, the attention, by which processes, and what else the options say."""
+
+    target: Target
+    attention: Attention
+    processes: Processes
+    options: Generate
+
+    def make(self, todo: Sequence[Job], done: Sequence[Job], folder: Path) -> int:
+        """Make the videos that are to do, and say how each went; how many failed, in all processes."""
+        console = make_console(bars=self.processes.is_main)
+        if self.processes.is_main:
+            for job in done:
+                console.print(f"{job.path}: finished before, skipped")
+        mine = self.processes.share(todo)
+        made: list[Job] = []
+        with (
+            output_folder(folder, room=sum(job.room for job in mine)) if mine else nullcontext(),
+            told_if_interrupted(lambda: self._so_far(mine, made, folder)),
+            logging_to(console, verbose=self.options.verbose),
+        ):
+            share = self._make_share(mine, made, console) if mine else _Share()
+        shares = self.processes.gather(share)
+        failed = sorted(line for share in shares for line in share.failed)
+        if self.processes.is_main:
+            if failed:
+                console.print(f"{len(failed)} of {len(todo)} videos failed:")
+            for line in failed:
+                console.print(f"  {line}")
+            costs = [cost for share in shares for cost in share.costs]
+            counts = f"{len(costs)} made, {len(done)} skipped, {len(failed)} failed"
+            seconds = max(share.seconds for share in shares)
+            console.print(f"{counts}; {seconds:.1f} s{_mean_density(costs)}; files in {folder}")
+        return len(failed)
+
+    def _so_far(self, jobs: Sequence[Job], made: Sequence[Job], folder: Path) -> str:
+        """What an interrupted process has made, what not, and how the rest comes about."""
+        names = f" ({few([job.path.name for job in made])})" if made else ""
+        requests = [job.request for job in made]
+        missing = few([repr(job.request.prompt) for job in jobs if job.request not in requests])
+        again = "starts anew, in a folder of its own" if self.options.timestamp else "goes on with these"
+        return (
+            f"{len(made)} of {len(jobs)} videos made{names}; not made: {missing}; the same command {again}; "
+            f"files in {folder}"
+        )
+
+    def _make_share(self, jobs: list[Job], made: list[Job], console: Console) -> _Share:
+        """Make the videos of this process."""
+        try:
+            pipe = load(self.target, jobs[0].request, console)
+            self.attention.attach(pipe).remove()  # tells what does not fit the model before each video does
+        except Exception as error:
+            if self.processes.count == 1:
+                raise
+            logger.warning("process %d makes none of its videos: %s", self.processes.index, reason(error))
+            return _Share(failed=[_failure_line(Failure(job, error)) for job in jobs])
+        if self.options.warm_up:
+            try_warm_up(console, pipe, [job.request for job in jobs[: self.options.batch_size]], self.attention)
+        return self._make_all(pipe, jobs, made, console)
+
+    def _make_all(self, pipe: DiffusionPipeline, jobs: list[Job], made: list[Job], console: Console) -> _Share:
+        attention, config = self.attention, self.attention.config
+        if self.options.verbose and config is not None:
+            attention = replace(attention, config=config.replace(verbose=True))
+        costs: list[Cost] = []
+
+        def make(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+            return generate_videos(pipe, requests, attention, on_step=on_step)
+
+        def start(batch: Sequence[Job]) -> OnStep:
+            first, last = batch[0].path.name, batch[-1].path.name
+            name = first if first == last else f"{first} to {last}"
+            return progress.start_video(name, batch[0].request.num_inference_steps)
+
+        def end(job: Job, outcome: GeneratedVideo | Failure) -> None:
+            progress.end_video()
+            console.print(f"{job.path}: {_outcome(outcome)}")
+            if isinstance(outcome, GeneratedVideo):
+                costs.append(outcome.cost)
+                made.append(job)
+
+        began = time.perf_counter()
+        with VideoProgress(console, len(jobs)) as progress:
+            failures = run_jobs(
+                jobs,
+                make,
+                batch_size=self.options.batch_size,
+                describe=partial(surroundings, self.target.device),
+                on_start=start,
+                on_end=end,
             )
-            folder = processes.from_main(lambda: _folder(output_dir, source, timestamp))
-            failed = run.make(requests, folder, overwrite=overwrite)
-        if failed:
-            raise typer.Exit(1)
-
-    return generate
+        return _Share(costs, [_failure_line(failure) for failure in failures], time.perf_counter() - began)
 
 
-generate = make_generate(Defaults(model="tiny-wan", use_psa=True, warm_up=False, timestamp=False))
-"""The function of `psa generate`."""
+def _outcome(outcome: GeneratedVideo | Failure) -> str:
+    """Time and density of a video, or why there is none."""
+    if isinstance(outcome, Failure):
+        return f"failed: {reason(outcome.error)}"
+    cost = outcome.cost
+    together = "" if cost.videos == 1 else f" for {cost.videos} videos together"
+    line = f"{cost.total_seconds:.1f} s{together}, {cost.attention_seconds:.1f} s of it in self-attention"
+    if cost.attention_density is None:
+        return f"{line}; all of it dense ({', '.join(cost.dense_reasons)})"
+    return (
+        f"{line}; density {cost.attention_density:.1%}, {cost.attention_density_with_estimation:.1%} with estimation, "
+        f"{cost.run_density_with_estimation:.1%} over the whole run"
+    )
 
 
-def _attention(
-    source: ModelSource, preset: str | None, use_psa: bool, config: Path | None, impl: Impl, dense_parts: DenseParts
-) -> Attention:
-    from psa_triton.tools.generation import DENSE, choose_attention
-
-    if use_psa:
-        return choose_attention(source, preset, file=config, impl=impl, dense_parts=dense_parts)
-    if preset is not None or config is not None:
-        raise ValueError("expected --use-psa with --attention-preset or --config, got dense attention")
-    return DENSE
+def _failure_line(failure: Failure) -> str:
+    return f"{failure.job.path.name} ({failure.job.request.prompt}): {reason(failure.error)}"
 
 
-def _folder(output_dir: Path, source: ModelSource, timestamp: bool) -> Path:
-    folder = output_dir / source.short_name
-    return folder / datetime.now().strftime("%Y%m%d_%H%M%S") if timestamp else folder
+def _mean_density(costs: Sequence[Cost]) -> str:
+    densities = [cost.run_density_with_estimation for cost in costs if cost.run_density_with_estimation is not None]
+    return f", mean density of self-attention {sum(densities) / len(densities):.1%}" if densities else ""

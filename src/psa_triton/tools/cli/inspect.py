@@ -2,163 +2,242 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
+import torch
+from rich.console import Console
+from torch import Tensor
 
+from psa_triton.config import PSAConfig
+from psa_triton.integrations.diffusers import layer_count
+from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.models import QWEN2_5_VL, model_key
-from psa_triton.tools.cli import options
+from psa_triton.tools.cli.commands import Inspect
+from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
+from psa_triton.tools.cli.options import read_indexes, refuse
+from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
+from psa_triton.tools.evaluation.levels_record import CallSite
+from psa_triton.tools.files import Hold, Staging, output_folder, staged
+from psa_triton.tools.generation import (
+    Attention,
+    choose_attention,
+    choose_device,
+    generate_video,
+    make_requests,
+    settings_of,
+    surroundings,
+)
+from psa_triton.tools.generation.sidecar import json_bytes
+from psa_triton.tools.inspection.exact import spread_evenly
+from psa_triton.tools.inspection.inputs import AttentionInputs
+from psa_triton.tools.inspection.inspect import choose_indexes, inspect_attention
+from psa_triton.tools.inspection.numbers import SCHEMA_VERSION, Place, call_data, place_name, place_title, table
+from psa_triton.tools.inspection.picture import draw
+from psa_triton.tools.inspection.probe import Probe
+from psa_triton.tools.inspection.qkv_file import qkv_bytes, read_grid, read_qkv
 
-if TYPE_CHECKING:
-    from psa_triton.impl import Impl
-    from psa_triton.tools.generation import Attention
-
-_SAVED = "Saved q, k, v"
-_VIDEO = "Video (by default as the model is made for)"
-
-
-def inspect(
-    prompt: options.Prompt = None,
-    qkv: Annotated[
-        Path | None,
-        typer.Option(
-            "--qkv",
-            metavar="FILE",
-            help="Look at the tensors q, k and v, [B, H, N, D], of a safetensors file instead of a generation.",
-            rich_help_panel=_SAVED,
-        ),
-    ] = None,
-    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder of inspect.json and the pictures.")] = Path(
-        "outputs/inspect"
-    ),
-    layers: Annotated[
-        str | None, typer.Option("--layers", metavar="INDEXES", help="Such as 0,2 or 0,36-39; by default three.")
-    ] = None,
-    heads: Annotated[str | None, typer.Option("--heads", metavar="INDEXES", help="By default three.")] = None,
-    steps: Annotated[
-        str | None,
-        typer.Option("--steps", metavar="INDEXES", help="Denoising steps, from 0; by default the middle sparse one."),
-    ] = None,
-    query_blocks: Annotated[
-        int, typer.Option("--query-blocks", min=0, help="Query blocks to compute exact attention of; 0 for none.")
-    ] = 16,
-    save_qkv: Annotated[
-        bool, typer.Option("--save-qkv", help="Also write q, k and v of each layer and step, for --qkv.")
-    ] = False,
-    grid: Annotated[
-        str | None,
-        typer.Option(
-            "--grid",
-            metavar="F,H,W",
-            help="Visual tokens as frames, height and width; by default as the file says.",
-            rich_help_panel=_SAVED,
-        ),
-    ] = None,
-    prefix_tokens: Annotated[
-        int | None, typer.Option("--prefix-tokens", min=0, help="Text tokens before them.", rich_help_panel=_SAVED)
-    ] = None,
-    causal: Annotated[bool, typer.Option("--causal", help="Mask later keys.", rich_help_panel=_SAVED)] = False,
-    model: options.Model = "tiny-wan",
-    model_path: options.ModelPath = None,
-    lora_path: options.LoraPath = None,
-    attention_preset: Annotated[
-        str | None,
-        typer.Option(
-            "--attention-preset",
-            "--preset",
-            metavar="NAME",
-            help="A preset of the model, or SECTION/PRESET; by default the model's own, or the file's.",
-            rich_help_panel="Model and attention",
-        ),
-    ] = None,
-    config: options.PresetsPath = None,
-    impl: options.Implementation = "auto",
-    seed: options.Seed = 42,
-    negative_prompt: options.NegativePrompt = None,
-    num_inference_steps: Annotated[
-        int | None, typer.Option("--num-inference-steps", help="Denoising steps of the run.", rich_help_panel=_VIDEO)
-    ] = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    num_frames: options.NumFrames = None,
-    guidance_scale: options.GuidanceScale = None,
-    guidance_scale_2: options.GuidanceScale2 = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-) -> None:
-    """Show at which level each query block reads each key block, what was estimated, and what exact attention does.
-
-    Of a generation (--prompt) or of saved tensors (--qkv). Writes inspect.json, and a PNG a layer, step and head.
-    """
-    # Here and not above: torch and diffusers take seconds to import.
-    from psa_triton.tools.cli import target as targets
-    from psa_triton.tools.cli.inspect_run import InspectRun, Selection
-    from psa_triton.tools.generation import choose_attention, choose_device, make_requests
-    from psa_triton.tools.inspection import read_grid, read_qkv
-
-    settings: dict[str, Any] = {
-        "negative_prompt": negative_prompt,
-        "num_inference_steps": num_inference_steps,
-        "width": width,
-        "height": height,
-        "num_frames": num_frames,
-        "guidance_scale": guidance_scale,
-        "guidance_scale_2": guidance_scale_2,
-    }
-    selection = Selection(
-        layers=None if layers is None else options.read_indexes("layers", layers),
-        heads=None if heads is None else options.read_indexes("heads", heads),
-        steps=None if steps is None else options.read_indexes("steps", steps),
-        query_blocks=query_blocks,
-    )
-    run = InspectRun(output_dir, selection)
-    if qkv is not None:
-        of_generation = {
-            "prompt": prompt,
-            "layers": layers,
-            "steps": steps,
-            "save_qkv": save_qkv or None,
-            "model_path": model_path,
-            "lora_path": lora_path,
-            "dtype": None if dtype == "auto" else dtype,
-            **settings,
-        }
-        options.refuse(of_generation, "a generation, and --qkv looks at a file")
-        where = choose_device(device)
-        file = read_qkv(qkv, where)
-        inputs = file.inputs(
-            grid=None if grid is None else read_grid(grid), prefix_tokens=prefix_tokens, is_causal=causal
-        )
-        attention = _preset_of_file(attention_preset or file.header.get("preset"), config, impl)
-        run.look_at_file(qkv, inputs, attention, where)
-    else:
-        of_file = {"grid": grid, "prefix_tokens": prefix_tokens, "causal": causal or None}
-        options.refuse(of_file, "saved tensors: give --qkv FILE")
-        prompts = targets.read_all_prompts([] if prompt is None else [prompt], None)
-        if model_key(model) == QWEN2_5_VL.key:
-            raise ValueError(f"model: expected a video model, got {model}; save its q, k, v, and give --qkv --causal")
-        source = targets.choose_source(model, model_path=model_path, lora_path=lora_path)
-        target = targets.find_target(source, device=device, dtype=dtype, impl=impl)
-        attention = choose_attention(source, attention_preset, file=config, impl=impl)
-        (request,) = make_requests(source, prompts, seed=seed, settings=settings)
-        run.look_at_generation(target, request, attention, save_qkv=save_qkv)
+_BY_DEFAULT = 3
+"""Layers, and heads, where none are asked for."""
+_PICTURE = 128 << 10
+"""Bytes of a picture, roughly."""
 
 
-def _preset_of_file(preset: str | None, config: Path | None, impl: Impl) -> Attention:
-    """The attention to look at tensors with.
+def run(options: Inspect) -> None:
+    """Look at a generation, or at each batch entry of saved tensors.
 
     Raises:
-        ValueError: no preset with its section was given, or there is no such preset.
+        OSError: the folder cannot be made or written, or has no room; known before the model is loaded.
+        TakenError: another process writes into it.
+        ValueError: an option is wrong or goes with the other way; the preset is dense or cannot be used with these
+            tensors; a layer, head or step does not exist, or runs dense.
     """
-    from psa_triton.presets import load_presets_file
-    from psa_triton.tools.generation import Attention
+    asked = {
+        name: None if (text := getattr(options, name)) is None else read_indexes(name, text)
+        for name in ("layers", "heads", "steps")
+    }
+    if options.qkv is None:
+        of_file = {"grid": options.grid, "prefix_tokens": options.prefix_tokens, "causal": options.causal or None}
+        refuse(of_file, "saved tensors: give --qkv FILE")
+        _look_at_generation(options, asked)
+        return
+    of_generation = {
+        "prompt": options.prompt,
+        "layers": options.layers,
+        "steps": options.steps,
+        "save_qkv": options.save_qkv or None,
+        "model_path": options.model.model_path,
+        "lora_path": options.model.lora_path,
+        "dtype": None if options.machine.dtype == "auto" else options.machine.dtype,
+        **asdict(options.video),
+    }
+    refuse(of_generation, "a generation, and --qkv looks at a file")
+    _look_at_file(options, options.qkv, asked)
 
-    section, _, name = (preset or "").partition("/")
-    if not name:
+
+def _look_at_file(options: Inspect, path: Path, asked: Mapping[str, Sequence[int] | None]) -> None:
+    device = choose_device(options.machine.device)
+    file = read_qkv(path, device)
+    inputs = file.inputs(
+        grid=None if options.grid is None else read_grid(options.grid),
+        prefix_tokens=options.prefix_tokens,
+        is_causal=options.causal,
+    )
+    preset = options.attention_preset or file.header.get("preset")
+    attention = attention_for_files(preset, options.preset, files="the file does not tell its model")
+    inputs.check(_sparse(attention))
+    heads = _choose("heads", asked, inputs.q.shape[1])
+    entries = inputs.q.shape[0]
+    with _Look.into(options, path.stem, attention, heads, pictures=entries * len(heads)) as look:
+        for entry in range(entries):
+            with look.console.status(f"looking at {path.name}"):
+                look.at(inputs.batch_entry(entry), {"entry": entry} if entries > 1 else {})
+        look.write_numbers({"qkv": path.name, "attention": attention.as_dict()}, device)
+    look.show()
+
+
+def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | None]) -> None:
+    prompts = read_all_prompts([options.prompt], None)
+    if model_key(options.model.model) == QWEN2_5_VL.key:
         raise ValueError(
-            f"attention_preset: expected SECTION/PRESET, as the file does not tell its model, got {preset!r}; "
-            "`psa presets list` shows them"
+            f"model: expected a video model, got {options.model.model}; save its q, k, v, and give --qkv --causal"
         )
-    found, settings = load_presets_file(config).attention(section, name)
-    return Attention(name=found, config=settings, impl=impl)
+    source = choose_source(options.model)
+    target = find_target(source, options.machine, options.preset.impl)
+    attention = choose_attention(source, options.attention_preset, file=options.preset.config, impl=options.preset.impl)
+    (request,) = make_requests(source, prompts, seed=options.seed, settings=asdict(options.video))
+    steps = _sparse_steps(_sparse(attention), request.num_inference_steps, asked["steps"])
+    chosen = [_BY_DEFAULT if (indexes := asked[name]) is None else len(indexes) for name in ("layers", "heads")]
+    pictures = math.prod((*chosen, len(steps)))
+    with _Look.into(options, source.short_name, attention, (), pictures=pictures) as look, logging_to(look.console):
+        pipe = load(target, request, look.console)
+        layers = _choose("layers", asked, layer_count(pipe.transformer))
+        look.heads = _choose("heads", asked, pipe.transformer.config["num_attention_heads"])
+
+        def on_call(site: CallSite, inputs: AttentionInputs, levels: Tensor) -> None:
+            place = _place(site)
+            look.at(inputs, place, levels)
+            if options.save_qkv:
+                look.save(inputs, place)
+
+        with QKVTap(pipe) as tap, VideoProgress(look.console, 1) as progress:
+            on_step = progress.start_video(request.prompt, request.num_inference_steps)
+            generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(tap, layers, steps, on_call))
+        if not look.calls:
+            raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
+        look.write_numbers(settings_of(target, request, attention), target.device)
+    look.show()
+
+
+@dataclass(kw_only=True)
+class _Look:
+    """How calls of a run are looked at, where their pictures and numbers go, and the numbers so far."""
+
+    folder: Path
+    files: Staging
+    subject: str
+    attention: Attention
+    heads: Sequence[int]
+    query_blocks: int
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    console: Console = field(default_factory=make_console)
+
+    @classmethod
+    @contextmanager
+    def into(
+        cls, options: Inspect, subject: str, attention: Attention, heads: Sequence[int], *, pictures: int
+    ) -> Iterator[_Look]:
+        """Files appear together at the end of the block; the folder is looked at first."""
+        folder = options.output_dir
+        with output_folder(folder, room=pictures * _PICTURE), Hold(folder), staged() as files:
+            yield cls(
+                folder=folder,
+                files=files,
+                subject=subject,
+                attention=attention,
+                heads=heads,
+                query_blocks=options.query_blocks,
+            )
+
+    def at(self, inputs: AttentionInputs, place: Place, levels: Tensor | None = None) -> None:
+        """Draw one call, and keep its numbers; `levels` are those that it read, if it has been made already."""
+        inspection = inspect_attention(
+            inputs,
+            _sparse(self.attention),
+            heads=self.heads,
+            levels=levels,
+            query_blocks=self.query_blocks,
+            impl=self.attention.impl,
+        )
+        for head in inspection.heads:
+            title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
+            self.files.write(self.folder / f"{place_name(place, head.head)}.png", draw(inspection, head, title))
+        self.calls.append(call_data(place, inspection))
+
+    def save(self, inputs: AttentionInputs, place: Place) -> None:
+        """Write the tensors of one call."""
+        header = {"model": self.subject, "preset": self.attention.name}
+        header |= {key: str(value) for key, value in place.items()}
+        self.files.write(self.folder / f"qkv_{place_name(place)}.safetensors", qkv_bytes(inputs, header))
+
+    def write_numbers(self, settings: Mapping[str, Any], device: torch.device) -> None:
+        """Last of all: it names the pictures."""
+        data = {"schema_version": SCHEMA_VERSION, "settings": settings, "calls": self.calls, **surroundings(device)}
+        self.files.write(self.folder / "inspect.json", json_bytes(data))
+
+    def show(self) -> None:
+        """Print the numbers."""
+        columns, lines = table(self.calls)
+        self.console.print(make_table(columns, lines, column={"min_width": 5}, collapse_padding=True, pad_edge=False))
+        first = self.calls[0]["heads"][0]
+        estimate = first["density_with_estimation"] - first["density"]
+        self.console.print(f"Estimating importance costs {estimate:.3f} of dense attention beside the density.")
+        if first["levels"][0]["mass"] is not None:
+            self.console.print(
+                "Recall: exact attention of the blocks at level 1, over the most that as many could have."
+            )
+        self.console.print(f"Files: {self.folder}")
+
+
+def _choose(name: str, asked: Mapping[str, Sequence[int] | None], count: int) -> list[int]:
+    """Those asked for of `count`, or a few spread evenly.
+
+    Raises:
+        ValueError: one does not exist.
+    """
+    indexes = asked[name]
+    return choose_indexes(name, spread_evenly(count, _BY_DEFAULT) if indexes is None else indexes, count)
+
+
+def _sparse(attention: Attention) -> PSAConfig:
+    if attention.config is None:
+        raise ValueError(f"attention_preset: expected a sparse one, got {attention.name}, which is dense")
+    return attention.config
+
+
+def _sparse_steps(config: PSAConfig, count: int, asked: Sequence[int] | None) -> list[int]:
+    """Steps to look at: those asked for, or the middle one of those that run sparse."""
+    first = config.warmup_steps
+    if first >= count:
+        raise ValueError(
+            f"num_inference_steps: expected more than the {first} warm-up steps of the preset, which run dense, "
+            f"got {count}"
+        )
+    if asked is None:
+        return [(first + count) // 2]
+    chosen = choose_indexes("steps", asked, count)
+    if dense := [step for step in chosen if step < first]:
+        raise ValueError(
+            f"steps: expected some from {first} to {count - 1}, as the preset's warm-up runs dense, "
+            f"got {', '.join(map(str, dense))}"
+        )
+    return chosen
+
+
+def _place(site: CallSite) -> dict[str, int | str]:
+    second = {} if site.transformer == "transformer" else {"transformer": site.transformer}
+    return {**second, "layer": site.layer, "step": site.step}

@@ -1,118 +1,166 @@
-"""Options that several commands have. Nothing heavy is imported here: `--help` and slips wait for no torch."""
+"""Groups of options, and how typer gets them.
+
+A command's options are the fields of a dataclass, in the order of its help; a field that is such a dataclass itself is
+a group that several commands have. Nothing heavy is imported here: `--help` and slips wait for no torch.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from importlib import import_module
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Final, Literal, get_type_hints
 
 import typer
 
-_ATTENTION = "Model and attention"
-_VIDEO = "Video (by default as the model is made for)"
-_MACHINE = "Machine"
 _INDEXES = re.compile(r"(?P<first>\d+)(?:-(?P<last>\d+))?")
+REQUIRED: Final[Any] = ...
+"""Default of an option that has none, as typer writes it."""
 
 
-def _option(name: str, text: str, panel: str, metavar: str | None = None) -> Any:
-    return typer.Option(name, help=text, rich_help_panel=panel, metavar=metavar)
+def option(default: Any, help: str | None, *names: str, **more: Any) -> Any:
+    """A field that is an option; `names` where they are not that of the field, `more` as `typer.Option` takes it."""
+    return field(default=default, metadata={"option": lambda value: typer.Option(value, *names, help=help, **more)})
 
 
-Prompt = Annotated[str | None, typer.Option("--prompt", help="What is to be seen.")]
-PromptFile = Annotated[
-    Path | None,
-    typer.Option("--prompt-file", metavar="FILE", help="Prompts, one a line; blank lines and # comments are skipped."),
-]
-OutputDir = Annotated[
-    Path,
-    typer.Option(
-        "--output-dir",
-        help="Videos go to OUTPUT_DIR/MODEL: video_0000.mp4, video_0000.json, ...; new ones get the next numbers.",
-    ),
-]
-Timestamp = Annotated[
-    bool, typer.Option("--timestamp/--no-timestamp", help="Make a new folder in OUTPUT_DIR/MODEL for this run.")
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Number videos from 0000, and replace those that are there.")
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="How many videos to make together.")]
-WarmUp = Annotated[
-    bool,
-    typer.Option("--warmup/--no-warmup", "--warm-up/--no-warm-up", help="First run an untimed step, for fair times."),
-]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Tell of every sparse attention call.")]
-Model = Annotated[str, _option("--model", "A known model, or a diffusers pipeline folder.", _ATTENTION, "KEY|PATH")]
-ModelPath = Annotated[
-    str | None,
-    _option("--model-path", "Weights for a known model: a pipeline folder, or a hub id.", _ATTENTION, "PATH|ID"),
-]
-LoraPath = Annotated[
-    str | None,
-    _option("--lora-path", "LoRA weights: a safetensors file, its folder, or a hub id.", _ATTENTION, "PATH|ID"),
-]
-UsePsa = Annotated[
-    bool | None,
-    _option(
-        "--use-psa/--dense",
+of_attention = partial(option, rich_help_panel="Model and attention")
+of_video = partial(option, rich_help_panel="Video (by default as the model is made for)")
+of_machine = partial(option, rich_help_panel="Machine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsOptions:
+    """What to make, of as many prompts as are given."""
+
+    prompt: list[str] | None = option(None, "What is to be seen; may be given repeatedly.", metavar="TEXT")
+    prompt_file: Path | None = option(
+        None, "Prompts, one a line; blank lines and # comments are skipped.", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, with which weights."""
+
+    model: str = of_attention("tiny-wan", "A known model, or a diffusers pipeline folder.", metavar="KEY|PATH")
+    model_path: str | None = of_attention(
+        None, "Weights for a known model: a pipeline folder, or a hub id.", metavar="PATH|ID"
+    )
+    lora_path: str | None = of_attention(
+        None, "LoRA weights: a safetensors file, its folder, or a hub id.", metavar="PATH|ID"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetOptions:
+    """Where a preset is from, and what computes it."""
+
+    config: Path | None = of_attention(None, "A presets file of your own instead of the shipped one.", metavar="PATH")
+    # The words are those of `psa_triton.impl.Impl`, whose module needs torch; a test holds them together.
+    impl: Literal["auto", "reference", "torch", "cpu", "triton"] = of_attention(
+        "auto", "Implementation of the sparse operator."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """Sparse attention of which preset, or dense."""
+
+    use_psa: bool | None = of_attention(
+        None,
         "Sparse or dense attention. By default `psa generate` is sparse; the scripts are if a preset is named.",
-        _ATTENTION,
-    ),
-]
-AttentionPreset = Annotated[
-    str | None,
-    _option(
-        "--attention-preset",
+        "--use-psa/--dense",
+    )
+    attention_preset: str | None = of_attention(
+        None,
         "A preset of the model (see `psa presets list`), or SECTION/PRESET; by default the model's own.",
-        _ATTENTION,
-        "NAME",
-    ),
-]
-PresetsPath = Annotated[
-    Path | None, _option("--config", "A presets file of your own instead of the shipped one.", _ATTENTION, "PATH")
-]
-# The words are those of `psa_triton.impl.Impl`, whose module needs torch; a test holds them together.
-Implementation = Annotated[
-    Literal["auto", "reference", "torch", "cpu", "triton"],
-    _option("--impl", "Implementation of the sparse operator.", _ATTENTION),
-]
-MinTokens = Annotated[
-    int | None,
-    _option(
-        "--min-tokens",
-        "Shorter sequences run dense; 0 for none. By default those that PSA is no faster on.",
-        _ATTENTION,
-    ),
-]
-DenseLastSteps = Annotated[
-    int, _option("--dense-last-steps", "Denoising steps at the end that run dense.", _ATTENTION, "N")
-]
-DenseLayers = Annotated[
-    str, _option("--dense-layers", "Transformer blocks that run dense, such as 0,1 or 0,36-39.", _ATTENTION, "INDEXES")
-]
-Seed = Annotated[int, _option("--seed", "Seed of the noise; video i uses seed + i.", _VIDEO)]
-NegativePrompt = Annotated[str | None, _option("--negative-prompt", "What is not to be seen.", _VIDEO, "TEXT")]
-Steps = Annotated[
-    int | None, typer.Option("--num-inference-steps", "--steps", help="Denoising steps.", rich_help_panel=_VIDEO)
-]
-Width = Annotated[int | None, _option("--width", "Pixels.", _VIDEO)]
-Height = Annotated[int | None, _option("--height", "Pixels.", _VIDEO)]
-NumFrames = Annotated[int | None, _option("--num-frames", "Frames.", _VIDEO)]
-GuidanceScale = Annotated[
-    float | None, _option("--guidance-scale", "How closely to follow the prompt; 1 runs the model once a step.", _VIDEO)
-]
-GuidanceScale2 = Annotated[
-    float | None, _option("--guidance-scale-2", "The same for the second transformer, where there are two.", _VIDEO)
-]
-Fps = Annotated[int | None, _option("--fps", "Frames per second of the file.", _VIDEO)]
-Device = Annotated[
-    str, _option("--device", "auto, cpu, cuda, cuda:1, ...; of several processes each has a GPU of its own.", _MACHINE)
-]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    _option("--dtype", "Type of the weights; auto: float32 on a CPU, else bfloat16.", _MACHINE),
-]
+        metavar="NAME",
+    )
+    preset: PresetOptions = field(default_factory=PresetOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseOptions:
+    """What runs dense though attention is sparse."""
+
+    min_tokens: int | None = of_attention(
+        None, "Shorter sequences run dense; 0 for none. By default those that PSA is no faster on."
+    )
+    dense_last_steps: int = of_attention(0, "Denoising steps at the end that run dense.", metavar="N")
+    dense_layers: str = of_attention(
+        "", "Transformer blocks that run dense, such as 0,1 or 0,36-39.", metavar="INDEXES"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """What a video is like: fields of `VideoRequest`; None for what the model is made for."""
+
+    negative_prompt: str | None = of_video(None, "What is not to be seen.", metavar="TEXT")
+    num_inference_steps: int | None = of_video(None, "Denoising steps.", "--num-inference-steps", "--steps")
+    width: int | None = of_video(None, "Pixels.")
+    height: int | None = of_video(None, "Pixels.")
+    num_frames: int | None = of_video(None, "Frames.")
+    guidance_scale: float | None = of_video(None, "How closely to follow the prompt; 1 runs the model once a step.")
+    guidance_scale_2: float | None = of_video(None, "The same for the second transformer, where there are two.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFileOptions(VideoOptions):
+    """The same of a video that is written."""
+
+    fps: int | None = of_video(None, "Frames per second of the file.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where a model runs."""
+
+    device: str = of_machine("auto", "auto, cpu, cuda, cuda:1, ...; of several processes each has a GPU of its own.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = of_machine(
+        "auto", "Type of the weights; auto: float32 on a CPU, else bfloat16."
+    )
+
+
+def command(defaults: Any, run: str, **context: Any) -> Callable[..., None]:
+    """A command for typer.
+
+    Args:
+        defaults: the command's dataclass of options: its docstring is the help, its values are the defaults.
+        run: the module of this package that is imported when the command is called; its function `run` gets the options
+            and `context`.
+    """
+
+    def call(**given: Any) -> None:
+        import_module(f"{__package__}.{run}").run(_filled(defaults, given), **context)
+
+    call.__doc__ = type(defaults).__doc__
+    call.__signature__ = Signature([*_parameters(defaults)])  # type: ignore[attr-defined]
+    return call
+
+
+def _parameters(defaults: Any) -> Iterator[Parameter]:
+    hints = get_type_hints(type(defaults))
+    for each in fields(defaults):
+        value = getattr(defaults, each.name)
+        if is_dataclass(value):
+            yield from _parameters(value)
+        else:
+            default = each.metadata["option"](value)
+            yield Parameter(each.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[each.name])
+
+
+def _filled(defaults: Any, given: Mapping[str, Any]) -> Any:
+    """The options with what the command line says."""
+    values = {each.name: getattr(defaults, each.name) for each in fields(defaults)}
+    return replace(
+        defaults,
+        **{name: _filled(value, given) if is_dataclass(value) else given[name] for name, value in values.items()},
+    )
 
 
 def read_indexes(name: str, text: str) -> list[int]:

@@ -46,16 +46,15 @@ def show_preset(
     config: ConfigPath = None,
 ) -> None:
     """What a preset does, in words, and how much work it saves."""
-    from psa_triton.presets import load_presets_file
+    from psa_triton.presets import resolve
     from psa_triton.presets.explain import explain
 
-    file = load_presets_file(config)
-    name, settings = file.attention(model, preset)
-    typer.echo(f"{name.replace('/', ' / ')}: {file.preset(model, preset).description}")
-    if settings is None:
+    found = resolve(preset, model, config)
+    typer.echo(f"{found.name.replace('/', ' / ')}: {found.description}")
+    if found.config is None:
         typer.echo("Dense attention: every query reads every key in full. Density: 100%.")
     else:
-        typer.echo("\n".join(explain(settings)))
+        typer.echo("\n".join(explain(found.config)))
 
 
 @presets.command("init")

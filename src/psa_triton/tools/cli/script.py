@@ -10,9 +10,9 @@ import typer
 from typer.core import TyperCommand
 
 from psa_triton.tools.cli.app import DASH_OR_UNDERSCORE
+from psa_triton.tools.cli.commands import Generate, Understand
 from psa_triton.tools.cli.errors import errors_in_one_line
-from psa_triton.tools.cli.generate import Defaults, make_generate
-from psa_triton.tools.cli.understand import make_understand
+from psa_triton.tools.cli.options import ModelOptions, command
 
 
 class _Script(TyperCommand):
@@ -30,13 +30,14 @@ def make_script(*models: str, configs: Path) -> typer.Typer:
         models: keys of the models to choose from; the first is the default.
         configs: the `model_configs.py` that holds the settings people edit.
     """
-    defaults = Defaults(model=models[0], keys=models, configs=configs, use_psa=False, warm_up=True, timestamp=True)
-    return _script(make_generate(defaults), epilog=f"Models: {', '.join(models)}.")
+    options = Generate(model=ModelOptions(model=models[0]), warm_up=True, timestamp=True)
+    generate = command(options, run="generate", keys=models, configs=configs, sparse=False)
+    return _script(generate, epilog=f"Models: {', '.join(models)}.")
 
 
 def make_understanding_script() -> typer.Typer:
     """The command of a script: the options of `psa understand`, dense unless asked otherwise."""
-    return _script(make_understand(use_psa=False))
+    return _script(command(Understand(), run="understand", sparse=False))
 
 
 def _script(function: Callable[..., None], *, epilog: str | None = None) -> typer.Typer:

@@ -2,142 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from statistics import fmean
+from typing import Final
 
-import typer
+import torch
+from diffusers import DiffusionPipeline
+from rich.console import Console
+from torch import Tensor
 
-from psa_triton.tools.cli import options
+from psa_triton.config import PSAConfig
+from psa_triton.integrations.diffusers import layer_count
+from psa_triton.integrations.diffusers.tap import QKVTap
+from psa_triton.tools.cli.commands import Tune
+from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
+from psa_triton.tools.cli.errors import told_if_interrupted
+from psa_triton.tools.cli.options import refuse
+from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
+from psa_triton.tools.evaluation.levels_record import CallSite
+from psa_triton.tools.evaluation.measures.pixels import psnr
+from psa_triton.tools.files import Hold, output_folder, staged
+from psa_triton.tools.generation import (
+    DENSE,
+    Attention,
+    Target,
+    VideoRequest,
+    choose_attention,
+    choose_device,
+    generate_video,
+    make_requests,
+)
+from psa_triton.tools.inspection.inputs import AttentionInputs
+from psa_triton.tools.inspection.probe import READ_ALL, Probe
+from psa_triton.tools.inspection.qkv_file import QKVFile, read_qkv
+from psa_triton.tools.tuning.allocation import Allocation, Cell, make_cells, one_budget
+from psa_triton.tools.tuning.curve import Curve, root_mean_square
+from psa_triton.tools.tuning.goal import Goal
+from psa_triton.tools.tuning.measure import measure_curve
+from psa_triton.tools.tuning.picture import draw
+from psa_triton.tools.tuning.plan import RunPart, parts_around, parts_of_run
+from psa_triton.tools.tuning.preset import presets_with, tuned_config
 
-if TYPE_CHECKING:
-    from psa_triton.impl import Impl
-    from psa_triton.tools.generation import Attention
-    from psa_triton.tools.inspection import QKVFile
-
-_GOAL: Final = "Goal (one of them; by default the budget of the preset that is tuned)"
-_SAVED: Final = "Saved q, k, v"
 _BASE: Final = "psa_budget"
+_FEW_LAYERS = 12
+_ROOM = 1 << 18
+"""Bytes of the presets file and the picture, roughly."""
+
+Measured = defaultdict[tuple[int, int], list[Curve]]
+"""Curves by part and layer."""
 
 
-def tune(
-    output: Annotated[
-        Path, typer.Option("--output", metavar="FILE", help="Presets file of yours to write, or to add the preset to.")
-    ],
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What is to be seen; may be given repeatedly.")
-    ] = None,
-    prompt_file: options.PromptFile = None,
-    qkv: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--qkv",
-            metavar="PATH",
-            help="What `psa inspect --save-qkv` wrote, instead of prompts: a file, or a folder of them; may be given "
-            "repeatedly.",
-            rich_help_panel=_SAVED,
-        ),
-    ] = None,
-    target_error: Annotated[
-        float | None,
-        typer.Option(
-            "--target-error",
-            help="Relative error of attention's output, root mean square over layers and steps.",
-            rich_help_panel=_GOAL,
-        ),
-    ] = None,
-    target_speedup: Annotated[
-        float | None,
-        typer.Option(
-            "--target-speedup",
-            help="Work of dense attention over that of a whole run's attention, as densities count it; no time is "
-            "measured for it.",
-            rich_help_panel=_GOAL,
-        ),
-    ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option("--budget", help="Mean density of the steps after the warm-up.", rich_help_panel=_GOAL),
-    ] = None,
-    preset_name: Annotated[str, typer.Option("--preset-name", help="Name of the preset to write.")] = "psa_tuned",
-    parts: Annotated[int, typer.Option("--parts", min=1, help="Parts of the run that get budgets of their own.")] = 4,
-    query_blocks: Annotated[
-        int, typer.Option("--query-blocks", min=1, help="Query blocks to compute exact attention of, in each call.")
-    ] = 16,
-    warmup_steps: Annotated[
-        int | None,
-        typer.Option("--warmup-steps", min=0, help="First steps that run dense; by default as in the preset."),
-    ] = None,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Make the first prompt's video with the tuned preset too: its PSNR and seconds."),
-    ] = False,
-    model: options.Model = "tiny-wan",
-    model_path: options.ModelPath = None,
-    lora_path: options.LoraPath = None,
-    attention_preset: Annotated[
-        str | None,
-        typer.Option(
-            "--attention-preset",
-            metavar="NAME",
-            help="The preset to tune, a mask_mode: budget one of the model, or SECTION/PRESET; psa_budget by default.",
-            rich_help_panel="Model and attention",
-        ),
-    ] = None,
-    config: options.PresetsPath = None,
-    impl: options.Implementation = "auto",
-    seed: options.Seed = 42,
-    negative_prompt: options.NegativePrompt = None,
-    num_inference_steps: options.Steps = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    num_frames: options.NumFrames = None,
-    guidance_scale: options.GuidanceScale = None,
-    guidance_scale_2: options.GuidanceScale2 = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-) -> None:
-    """Find the budgets by layer and denoising step that leave least error at a cost, or cost least for an error.
+def run(options: Tune) -> None:
+    """Tune on a generation or on saved tensors, and write the preset.
 
-    Makes a video a prompt with dense attention, tries growing budgets on what its attention layers attended with, shows
-    the curves, and writes a preset for `psa generate --config FILE --attention-preset NAME`, with a picture beside it.
+    Raises:
+        OSError: the file cannot be written; known before the model is loaded.
+        ValueError: an option is wrong or goes with the other way, the preset is in no budget mode, the goal is out of
+            reach, or a file does not tell its layer or holds no values.
     """
-    # Here and not above: torch and diffusers take seconds to import.
-    from psa_triton.tools.cli import target as targets
-    from psa_triton.tools.cli.tune_run import Destination, TuneRun
-    from psa_triton.tools.generation import choose_attention, choose_device, make_requests
-    from psa_triton.tools.inspection import read_qkv
-    from psa_triton.tools.tuning import Goal
-
-    settings: dict[str, Any] = {
-        "negative_prompt": negative_prompt,
-        "num_inference_steps": num_inference_steps,
-        "width": width,
-        "height": height,
-        "num_frames": num_frames,
-        "guidance_scale": guidance_scale,
-        "guidance_scale_2": guidance_scale_2,
-    }
     goal = None
-    if (target_error, target_speedup, budget) != (None, None, None):
-        goal = Goal(budget=budget, speedup=target_speedup, error=target_error)
-    to = Destination(output, preset_name, config)
-    if qkv:
-        of_run = {"prompt": prompt, "prompt_file": prompt_file, "check": check or None, **settings}
-        del of_run["num_inference_steps"]
-        options.refuse(of_run, "a generation, and --qkv looks at files")
-        where = choose_device(device)
-        files = {path: read_qkv(path, where) for path in _files(qkv)}
-        base = _preset_of_files(attention_preset, files.values(), config, impl)
-        run = TuneRun(base, warmup_steps, goal, to, query_blocks)
-        run.tune_files(files, steps=num_inference_steps)
+    if (options.target_error, options.target_speedup, options.budget) != (None, None, None):
+        goal = Goal(budget=options.budget, speedup=options.target_speedup, error=options.target_error)
+    if not options.qkv:
+        prompts = read_all_prompts(options.prompts.prompt, options.prompts.prompt_file)
+        source = choose_source(options.model)
+        target = find_target(source, options.machine, options.preset.impl)
+        file, impl = options.preset.config, options.preset.impl
+        base = choose_attention(source, options.attention_preset or _BASE, file=file, impl=impl)
+        requests = make_requests(source, prompts, seed=options.seed, settings=asdict(options.video))
+        _Tuning(options, base, goal).on_model(target, requests)
         return
-    prompts = targets.read_all_prompts(prompt or [], prompt_file)
-    source = targets.choose_source(model, model_path=model_path, lora_path=lora_path)
-    target = targets.find_target(source, device=device, dtype=dtype, impl=impl)
-    base = choose_attention(source, attention_preset or _BASE, file=config, impl=impl)
-    run = TuneRun(base, warmup_steps, goal, to, query_blocks)
-    run.tune_model(target, make_requests(source, prompts, seed=seed, settings=settings), parts=parts, check=check)
+    of_run = {**asdict(options.prompts), "check": options.check or None}
+    of_run |= asdict(replace(options.video, num_inference_steps=None))
+    refuse(of_run, "a generation, and --qkv looks at files")
+    device = choose_device(options.machine.device)
+    files = {path: read_qkv(path, device) for path in _files(options.qkv)}
+    preset = options.attention_preset or _preset_of(files.values())
+    base = attention_for_files(preset, options.preset, files="the files do not tell one model")
+    _Tuning(options, base, goal).on_files(files)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -155,23 +102,169 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _preset_of_files(preset: str | None, files: Iterable[QKVFile], config: Path | None, impl: Impl) -> Attention:
-    """The preset to tune: as asked for, or that of the section that the files' own presets are of.
+def _preset_of(files: Iterable[QKVFile]) -> str | None:
+    """The preset to tune, of the section that the files' own presets are of; None if they are not of one."""
+    sections = {file.header.get("preset", "").partition("/")[0] for file in files}
+    return f"{min(sections)}/{_BASE}" if len(sections) == 1 and all(sections) else None
 
-    Raises:
-        ValueError: neither tells one section, or there is no such preset.
-    """
-    from psa_triton.presets import load_presets_file
-    from psa_triton.tools.generation import Attention
 
-    if preset is None:
-        sections = {file.header.get("preset", "").partition("/")[0] for file in files}
-        preset = f"{min(sections)}/{_BASE}" if len(sections) == 1 and all(sections) else None
-    section, _, name = (preset or "").partition("/")
-    if not name:
-        raise ValueError(
-            f"attention_preset: expected SECTION/PRESET, as the files do not tell one model, got {preset!r}; "
-            "`psa presets list` shows them"
+@dataclass(frozen=True)
+class _Tuning:
+    """What is tuned, and towards what; `goal` None for the preset's own budget."""
+
+    options: Tune
+    base: Attention
+    goal: Goal | None
+    console: Console = field(default_factory=make_console)
+
+    def on_model(self, target: Target, requests: Sequence[VideoRequest]) -> None:
+        """Tune on what the model attends with while it makes videos, densely."""
+        began = time.perf_counter()
+        config, steps = self._config(), requests[0].num_inference_steps
+        chosen = parts_of_run(steps, warmup=config.warmup_steps, count=self.options.parts)
+        part_of = {part.measured: index for index, part in enumerate(chosen)}
+        measured: Measured = defaultdict(list)
+
+        def on_call(site: CallSite, inputs: AttentionInputs, _: Tensor) -> None:
+            measured[part_of[site.step], site.layer].append(self._curve(inputs, config))
+
+        with self._begun(config, steps) as goal, logging_to(self.console):
+            pipe = load(target, requests[0], self.console)
+            dense = Attention(name="dense, tapped", config=READ_ALL, impl=self.base.impl)
+            with QKVTap(pipe) as tap, VideoProgress(self.console, len(requests)) as progress:
+                for request in requests:
+                    on_step = progress.start_video(request.prompt, steps)
+                    probe = Probe(tap, range(layer_count(pipe.transformer)), part_of, on_call)
+                    generate_video(pipe, request, dense, on_step=on_step, on_levels=probe)
+                    progress.end_video()
+            tuned, uniform = self._finish(make_cells(measured, chosen), chosen, goal, config, steps)
+            if self.options.check:
+                output = self.options.output
+                with told_if_interrupted(lambda: f"the preset is in {output}; its check was not finished"):
+                    self._check(pipe, requests[0], {"one budget": uniform, self.options.preset_name: tuned})
+        self.console.print(f"{time.perf_counter() - began:.0f} s in all")
+
+    def on_files(self, files: Mapping[Path, QKVFile]) -> None:
+        """Tune on saved tensors of a run; where they are all of one step, its number of steps need not be known."""
+        config, steps = self._config(), self.options.video.num_inference_steps
+        places = {path: _place(path, file) for path, file in files.items()}
+        found = sorted({step for _, step in places.values()})
+        if steps is None:
+            if found != [0]:
+                raise ValueError("num_inference_steps: expected it, as the files are of denoising steps")
+            steps = 1 + config.warmup_steps
+            places, found = {path: (layer, steps - 1) for path, (layer, _) in places.items()}, [steps - 1]
+        parts = parts_around(found, steps, warmup=config.warmup_steps)
+        measured: Measured = defaultdict(list)
+        with self._begun(config, steps) as goal:
+            for path, file in files.items():
+                layer, step = places[path]
+                inputs = file.inputs()
+                with self.console.status(f"measuring {path.name}"):
+                    for entry in range(inputs.q.shape[0]):
+                        measured[found.index(step), layer].append(self._curve(inputs.batch_entry(entry), config))
+            self._finish(make_cells(measured, parts), parts, goal, config, steps)
+
+    def _config(self) -> PSAConfig:
+        config, steps = self.base.config, self.options.warmup_steps
+        if config is None or config.mask_mode != "budget":
+            raise ValueError(f"attention_preset: expected one with mask_mode: budget, got {self.base.name}")
+        return config if steps is None else config.replace(warmup_steps=steps)
+
+    @property
+    def _section(self) -> str:
+        return self.base.name.partition("/")[0]
+
+    @contextmanager
+    def _begun(self, config: PSAConfig, steps: int) -> Iterator[Goal]:
+        """Everything that may go wrong is to do so before the work starts; nobody else edits the file meanwhile."""
+        output = self.options.output
+        goal = self.goal or Goal(budget=config.budget)
+        goal.check(steps=steps, warmup=config.warmup_steps)
+        self._file(config)
+        with output_folder(output.absolute().parent, room=_ROOM, option="output"), Hold(output):
+            yield goal
+
+    def _file(self, config: PSAConfig) -> bytes:
+        base = self.options.preset.config
+        return presets_with(self.options.output, self._section, self.options.preset_name, config, base=base)
+
+    def _curve(self, inputs: AttentionInputs, config: PSAConfig) -> Curve:
+        return measure_curve(inputs, config, query_blocks=self.options.query_blocks, impl=self.base.impl)
+
+    def _finish(
+        self, cells: Sequence[Cell], parts: Sequence[RunPart], goal: Goal, config: PSAConfig, steps: int
+    ) -> tuple[PSAConfig, PSAConfig]:
+        """Choose, show and write; returns the tuned configuration, and the one with one budget at the same cost."""
+        chosen = goal.reach(cells, steps=steps, warmup=config.warmup_steps)
+        budget, uniform = one_budget(cells, chosen.cost)
+        words = (
+            f"Tuned by psa tune: error {chosen.error:.4f} expected at a mean density of {chosen.cost:.3f}; "
+            f"one budget for all {uniform.error:.4f}."
         )
-    found, settings = load_presets_file(config).attention(section, name)
-    return Attention(name=found, config=settings, impl=impl)
+        tuned = tuned_config(config, cells, parts, chosen, steps=steps, words=words)
+        self._show(cells, parts, tuned)
+        self._say(chosen, budget, uniform, config.warmup_steps, steps)
+        output, preset = self.options.output, self.options.preset_name
+        title = f"{self._section}/{preset}"
+        picture = output.with_name(f"{output.stem}_{preset}.png")
+        with staged() as files:
+            files.write(output, self._file(tuned))
+            files.write(picture, draw(cells, parts, chosen, uniform, f"{title}, from {self.base.name}"))
+        self.console.print(f"Preset {title} is in {output}, the curves in {picture}")
+        return tuned, config.replace(budget=budget, budget_table=())
+
+    def _show(self, cells: Sequence[Cell], parts: Sequence[RunPart], tuned: PSAConfig) -> None:
+        rows = []
+        for points in zip(*(cell.measured for cell in cells), strict=True):
+            errors = [point.error for point in points]
+            numbers = root_mean_square(errors), min(errors), max(errors)
+            density = fmean(point.cost for point in points)
+            rows.append([f"{points[0].budget:g}", f"{density:.3f}", *(f"{x:.4f}" for x in numbers)])
+        columns: Sequence[str] = ("budget", "density", "root mean square", "least", "greatest")
+        self.console.print(make_table(columns, rows, title="Error by budget, over layers and parts"))
+        tables = [line.budgets for line in tuned.budget_table]
+        columns = tuple(f"layer {layer}" for layer in range(len(tables[0])))
+        if len(columns) > _FEW_LAYERS:
+            columns, tables = ("mean", "least", "greatest"), [(fmean(x), min(x), max(x)) for x in tables]
+        rows = [[str(part), *(f"{x:.3f}" for x in budgets)] for part, budgets in zip(parts, tables, strict=True)]
+        self.console.print(make_table(("steps", *columns), rows, title="Budgets chosen"))
+
+    def _say(self, chosen: Allocation, budget: float, uniform: Allocation, warmup: int, steps: int) -> None:
+        self.console.print(
+            f"Expected error {chosen.error:.4f} at a mean density of {chosen.cost:.3f}, the estimate of importance "
+            f"included; one budget of {budget:.3f} for all: {uniform.error:.4f}."
+        )
+        whole = (warmup + chosen.cost * (steps - warmup)) / steps
+        dense = f", {warmup} of {steps} steps dense" if warmup else ""
+        self.console.print(
+            f"Whole run{dense}: density {whole:.3f}, {1 / whole:.2f} times less work in attention than dense by this "
+            "count; times depend on the machine."
+        )
+
+    def _check(self, pipe: DiffusionPipeline, request: VideoRequest, configs: Mapping[str, PSAConfig]) -> None:
+        """Make one video densely and with each configuration, and show how close and how fast it is."""
+        ways = [DENSE, *(replace(self.base, name=name, config=config) for name, config in configs.items())]
+        rows = []
+        with VideoProgress(self.console, len(ways)) as progress:
+            for attention in ways:
+                on_step = progress.start_video(attention.name, request.num_inference_steps)
+                video = generate_video(pipe, request, attention, on_step=on_step)
+                progress.end_video()
+                frames, cost = torch.from_numpy(video.frames).permute(0, 3, 1, 2), video.cost
+                if attention is DENSE:
+                    dense = frames
+                closeness = "" if attention is DENSE else f"{psnr(dense, frames).mean:.1f}"
+                density = f"{cost.run_density_with_estimation:.3f}"
+                rows.append((attention.name, f"{cost.attention_seconds:.2f}", density, closeness))
+        columns = ("", "self-attention, s", "density", "PSNR to dense, dB")
+        self.console.print(make_table(columns, rows, title=f"{request.prompt}, made with it"))
+
+
+def _place(path: Path, file: QKVFile) -> tuple[int, int]:
+    """Layer and denoising step of a file's tensors."""
+    if not file.header.get("layer", "").isdecimal():
+        raise ValueError(f"qkv: expected the layer in the header of {path}, as psa inspect --save-qkv writes it")
+    if "v" not in file.tensors:
+        raise ValueError(f"qkv: expected tensors q, k and v in {path}, found no v")
+    return int(file.header["layer"]), file.number("step")

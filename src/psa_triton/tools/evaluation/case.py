@@ -1,4 +1,4 @@
-"""One case, a prompt with a seed: its settings, its numbers as a file, and whether it is done already."""
+"""A case is a prompt with a seed: its settings, its files and numbers, whether it is done; and a run of several."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Any, Final
 
 from psa_triton.tools.evaluation.ceiling import Ceiling
 from psa_triton.tools.evaluation.compare import Candidate, Comparison, label_attentions
-from psa_triton.tools.evaluation.measures import PSNR_CAP
-from psa_triton.tools.evaluation.summary import summarise
-from psa_triton.tools.generation import Attention, VideoRequest
-from psa_triton.tools.generation.sidecar import differences, read_settings
+from psa_triton.tools.evaluation.frames import contact_sheet
+from psa_triton.tools.evaluation.measures import MEASURES, PSNR_CAP
+from psa_triton.tools.evaluation.report import case_report, run_report
+from psa_triton.tools.evaluation.summary import markdown, summarise
+from psa_triton.tools.files import staged
+from psa_triton.tools.generation import DENSE, Attention, VideoRequest
+from psa_triton.tools.generation.sidecar import differences, json_bytes, read_settings
+from psa_triton.tools.video import Frames, encode_video, png, side_by_side
 
 SCHEMA_VERSION: Final = 2
 """Of `case.json` and `comparison.json`. Version 1 had PSNR and SSIM alone, and a file a prompt."""
@@ -96,6 +100,33 @@ def read_finished(case: Case, *, overwrite: bool = False) -> dict[str, Any] | No
     return data
 
 
+def write_case(case: Case, comparison: Comparison, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a case's files, in place of those of an earlier run, and return what its `case.json` holds.
+
+    Files: `dense.mp4`; `psa.mp4`, or one `LABEL.mp4` each if there are several attentions; `side_by_side.mp4`;
+    `frames.png`; `report.html`; `case.json`, last of all.
+
+    Args:
+        case: what was asked for; its folder is made where it does not exist.
+        comparison: what came out.
+        described: what else `case.json` is to hold, such as versions and hardware.
+    """
+    fps, dense = case.request.fps, comparison.dense.frames
+    frames = {candidate.label: candidate.video.frames for candidate in comparison.candidates}
+    single = len(case.settings["attentions"]) == 1
+    names = {label: "psa" if single else label.replace("/", "_") for label in frames}
+    videos: dict[str, Frames] = {DENSE.name: dense, **{names[label]: frames[label] for label in frames}}
+    videos["side_by_side"] = side_by_side({DENSE.name: dense, **frames})
+    data = case_data(case, comparison, described)
+    with staged() as files:
+        for name, video in videos.items():
+            files.write(case.folder / f"{name}.mp4", encode_video(video, fps=fps))
+        files.write(case.folder / "frames.png", png(contact_sheet(dense, frames)))
+        files.write(case.folder / "report.html", case_report(data, comparison))
+        files.write(case.file, json_bytes(data))
+    return data
+
+
 def case_data(case: Case, comparison: Comparison, described: Mapping[str, Any]) -> dict[str, Any]:
     """All settings and numbers of a case as plain data.
 
@@ -127,6 +158,43 @@ def _candidate_data(candidate: Candidate) -> dict[str, Any]:
     return {
         "label": candidate.label,
         "attention": candidate.attention.as_dict(),
-        "cost": candidate.video.cost.as_dict() | {"level_choice_seconds": candidate.level_choice_seconds},
+        "cost": candidate.video.cost.as_dict(),
         "fidelity": candidate.fidelity.as_dict(),
     }
+
+
+def expected_room(case: Case) -> int:
+    """Bytes that the files of a case take, roughly."""
+    request, videos = case.request, 2 + len(case.settings["attentions"])
+    pixels = videos * request.width * request.height * request.num_frames
+    # The frames in the report, kept exactly where they are few, are most of it; then the videos beside each other.
+    return (1 << 19) + min(pixels, 24 << 20) + pixels // 8
+
+
+def write_summary(
+    folder: Path, cases: Sequence[Mapping[str, Any]], failed: Sequence[Mapping[str, Any]], described: Mapping[str, Any]
+) -> None:
+    """Write `comparison.json` and `comparison.md`: means and standard errors over cases, and all cases.
+
+    Several cases get a `report.html` of their own too; that of a single case stands there already.
+
+    Args:
+        folder: of the run.
+        cases: as `write_case` returned them, or as they were read.
+        failed: cases that came to nothing: `name` and `error`.
+        described: what else `comparison.json` is to hold, such as versions and hardware.
+    """
+    columns = summarise(cases)
+    data = {
+        "schema_version": SCHEMA_VERSION,
+        "measures": {name: {"label": measure.label, "closer": measure.closer} for name, measure in MEASURES.items()},
+        "summary": [asdict(column) for column in columns],
+        "cases": list(cases),
+        "failed": list(failed),
+        **described,
+    }
+    with staged() as files:
+        files.write(folder / "comparison.md", markdown(columns, cases=len(cases)).encode())
+        if not (len(cases) == 1 and cases[0]["name"] == ""):
+            files.write(folder / "report.html", run_report(cases, failed, described))
+        files.write(folder / "comparison.json", json_bytes(data))

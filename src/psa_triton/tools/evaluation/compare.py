@@ -4,51 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+from itertools import repeat
 
 import torch
 from diffusers import DiffusionPipeline
 
 from psa_triton.tools.evaluation.ceiling import Ceiling
-from psa_triton.tools.evaluation.choice_time import level_choice_seconds
 from psa_triton.tools.evaluation.levels_record import LevelRecording
 from psa_triton.tools.evaluation.measures import Fidelity, fidelity
 from psa_triton.tools.generation import DENSE, Attention, GeneratedVideo, OnStep, VideoRequest, generate_video
 
 logger = logging.getLogger("psa_triton")
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class SecondDense:
-    """A dense video made another way: its distance from the first is what dense attention itself varies by.
-
-    Attributes:
-        label: how it was made, in a few words.
-        video: frames and cost.
-        fidelity: against the first dense video.
-    """
-
-    label: str
-    video: GeneratedVideo
-    fidelity: Fidelity
-
 
 @dataclass(frozen=True)
 class Candidate:
-    """A video made with PSA, against the dense one.
+    """A video that is held against the dense one.
 
     Attributes:
-        label: short name of the attention, unlike any other candidate's.
-        attention: how it was made.
+        label: how it was made, in a few words; unlike any other's.
+        attention: likewise.
         video: frames and cost.
         fidelity: of its frames against the dense video's, before they are compressed to a file.
         recording: what its sparse calls read.
-        level_choice_seconds: what choosing levels (estimating importance included) took of the attention's time,
-            measured apart; None without a sparse call.
     """
 
     label: str
@@ -56,7 +36,6 @@ class Candidate:
     video: GeneratedVideo
     fidelity: Fidelity
     recording: LevelRecording
-    level_choice_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -79,14 +58,14 @@ class Comparison:
     Attributes:
         request: what was made.
         dense: the reference.
-        ceiling: dense again; None if it was not asked for, or failed.
+        ceiling: dense again, made another way: what dense attention itself varies by; None if not asked for, or failed.
         candidates: those with PSA, one an attention.
         missing: those that failed.
     """
 
     request: VideoRequest
     dense: GeneratedVideo
-    ceiling: SecondDense | None
+    ceiling: Candidate | None
     candidates: tuple[Candidate, ...]
     missing: tuple[MissingVideo, ...] = ()
 
@@ -115,7 +94,10 @@ def compare_attentions(
     Raises:
         ValueError: no attention, one that is dense, or one that comes twice.
     """
-    labels = label_attentions(attentions)
+    ways: list[tuple[str, Attention, Ceiling | None]] = []
+    if ceiling is not None:
+        ways.append((ceiling.label, DENSE, ceiling))
+    ways += zip(label_attentions(attentions), attentions, repeat(None))
 
     def make(label: str, attention: Attention, recording: LevelRecording | None = None) -> GeneratedVideo:
         on_step = None if on_start is None else on_start(label)
@@ -125,37 +107,20 @@ def compare_attentions(
             if on_end is not None:
                 on_end()
 
-    def again(how: Ceiling) -> SecondDense:
-        with how.entered(pipe):
-            video = make(how.label, DENSE)
-        return SecondDense(how.label, video, _closeness(pipe, dense, video))
-
-    def candidate(label: str, attention: Attention) -> Candidate:
-        recording = LevelRecording()
-        video = make(label, attention, recording)
-        seconds = level_choice_seconds(pipe, recording, attention.impl)
-        return Candidate(label, attention, video, _closeness(pipe, dense, video), recording, seconds)
-
     dense = make(DENSE.name, DENSE)
+    made: list[Candidate] = []
     missing: list[MissingVideo] = []
-    second = None
-    candidates = []
-    if ceiling is not None:
-        second = _attempt(ceiling.label, partial(again, ceiling), missing)
-    for label, attention in zip(labels, attentions, strict=True):
-        made = _attempt(label, partial(candidate, label, attention), missing)
-        if made is not None:
-            candidates.append(made)
-    return Comparison(request, dense, second, tuple(candidates), tuple(missing))
-
-
-def _attempt(label: str, make: Callable[[], T], missing: list[MissingVideo]) -> T | None:
-    try:
-        return make()
-    except Exception as error:
-        logger.debug("%s failed", label, exc_info=True)
-        missing.append(MissingVideo(label, error))
-        return None
+    for label, attention, second in ways:
+        recording = LevelRecording()
+        try:
+            with nullcontext() if second is None else second.entered(pipe):
+                video = make(label, attention, recording if second is None else None)
+            made.append(Candidate(label, attention, video, _closeness(pipe, dense, video), recording))
+        except Exception as error:
+            logger.debug("%s failed", label, exc_info=True)
+            missing.append(MissingVideo(label, error))
+    again = made.pop(0) if made and made[0].attention is DENSE else None
+    return Comparison(request, dense, again, tuple(made), tuple(missing))
 
 
 def _closeness(pipe: DiffusionPipeline, dense: GeneratedVideo, video: GeneratedVideo) -> Fidelity:

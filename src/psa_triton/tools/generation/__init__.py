@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from psa_triton.tools.generation.attention import DENSE, Attention, DenseParts, choose_attention
+from psa_triton.tools.generation.attention import DENSE, Attention, DenseParts, choose_attention, named_attention
 from psa_triton.tools.generation.batch import Failure, Job, plan_jobs, run_jobs
-from psa_triton.tools.generation.loading import choose_device, choose_dtype, load_pipeline
+from psa_triton.tools.generation.loading import Target, choose_device, choose_dtype, load_pipeline
 from psa_triton.tools.generation.lora import Lora, find_lora
 from psa_triton.tools.generation.model_configs import checkout_model_configs, configured_models
 from psa_triton.tools.generation.processes import ALONE, Processes, launched_processes
@@ -26,6 +26,7 @@ __all__ = [
     "ModelSource",
     "OnStep",
     "Processes",
+    "Target",
     "VideoRequest",
     "checkout_model_configs",
     "choose_attention",
@@ -39,6 +40,7 @@ __all__ = [
     "launched_processes",
     "load_pipeline",
     "make_requests",
+    "named_attention",
     "plan_jobs",
     "read_prompts",
     "run_jobs",

@@ -11,15 +11,12 @@ from diffusers import DiffusionPipeline
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.integrations.diffusers import OnLevels, PSAHandle, apply_psa, check_video_scale
-from psa_triton.presets import VideoScale, load_presets_file
+from psa_triton.presets import DENSE as DENSE_PRESET
+from psa_triton.presets import VideoScale, resolve
 from psa_triton.tools.generation.source import ModelSource
 
-DENSE_NAME = "dense"
-# Any section's dense preset tells apply_psa to measure and change nothing.
-_DENSE_PRESET = "tiny-wan/baseline"
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DenseParts:
     """What runs dense though attention is sparse, besides the warm-up of the configuration."""
 
@@ -70,7 +67,7 @@ class Attention:
             check_video_scale(pipe, self.name.partition("/")[0], self.video_scale)
         return apply_psa(
             pipe,
-            _DENSE_PRESET if self.config is None else self.config,
+            DENSE_PRESET.name if self.config is None else self.config,
             impl=self.impl,
             **asdict(self.dense_parts),
             time_layers=time_layers,
@@ -84,7 +81,7 @@ class Attention:
         return {"preset": self.name, "impl": self.impl, "config": config, **parts}
 
 
-DENSE = Attention(name=DENSE_NAME, config=None)
+DENSE = Attention(name=DENSE_PRESET.name, config=None)
 
 
 def choose_attention(
@@ -95,39 +92,45 @@ def choose_attention(
     impl: Impl = "auto",
     dense_parts: DenseParts = DenseParts(),
 ) -> Attention:
-    """The attention of a preset.
+    """The attention that a preset of a model stands for; errors and other arguments as in `named_attention`.
 
     Args:
-        source: the model; its section of the presets file is searched.
-        preset: a preset of that section; "SECTION/PRESET" for another model's; `dense` for none; None for the
-            model's default.
+        source: the model; None for `preset` is the one that it is run with.
+        preset: a preset of the model's section, or "SECTION/PRESET", or `dense`.
+    """
+    spec = source.spec
+    if spec is None and preset != DENSE.name and "/" not in (preset or ""):
+        raise ValueError(
+            f"attention_preset: {source.name} is no model I know, so it has no presets: give SECTION/PRESET to borrow "
+            "a known model's (see `psa presets list`), or --dense"
+        )
+    section, usual = (None, None) if spec is None else (spec.preset_section, spec.preset)
+    return named_attention(preset or usual, section, file=file, impl=impl, dense_parts=dense_parts)
+
+
+def named_attention(
+    preset: str | None,
+    section: str | None = None,
+    *,
+    file: Path | None = None,
+    impl: Impl = "auto",
+    dense_parts: DenseParts = DenseParts(),
+) -> Attention:
+    """The attention that a name stands for.
+
+    Args:
+        preset: a preset of that section; "SECTION/PRESET" for another's; `dense` for none; None for the default.
+        section: of the presets file.
         file: a presets file of the user's own; None for the one that comes with the library.
         impl: implementation of the sparse operator.
         dense_parts: what runs dense all the same.
 
     Raises:
-        ValueError: the file has mistakes, the preset does not exist, or the model is unknown and no section is named.
+        ValueError: the file has mistakes, the preset does not exist, or no section is named.
     """
-    if preset == DENSE_NAME:
+    if preset == DENSE.name:
         return DENSE
-    spec = source.spec
-    section = None if spec is None else spec.preset_section
-    if preset is not None and "/" in preset:
-        section, _, preset = preset.partition("/")
-    if section is None:
-        raise ValueError(
-            f"attention_preset: {source.name} is no model I know, so it has no presets: give SECTION/PRESET to borrow "
-            "a known model's (see `psa presets list`), or --dense"
-        )
-    presets = load_presets_file(file)
-    if preset is None and spec is not None:
-        preset = spec.preset
-    name, config = presets.attention(section, preset)
-    own = spec is not None and name.startswith(f"{spec.preset_section}/")
+    found = resolve(preset, section, file)
     return Attention(
-        name=name,
-        config=config,
-        impl=impl,
-        dense_parts=dense_parts,
-        video_scale=presets.section(section).video_scale if own else None,
+        name=found.name, config=found.config, impl=impl, dense_parts=dense_parts, video_scale=found.video_scale
     )

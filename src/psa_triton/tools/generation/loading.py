@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import diffusers
@@ -13,13 +15,38 @@ from packaging.version import Version
 
 from psa_triton.models import ModelSpec
 from psa_triton.tools.builtin import LinearVideoCodec
-from psa_triton.tools.generation.lora import Lora, load_lora
+from psa_triton.tools.generation.lora import Lora, find_lora, load_lora
 from psa_triton.tools.generation.processes import ALONE, Processes
 from psa_triton.tools.generation.source import ModelSource
 
 _DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to run, and where. Making it loads nothing."""
+
+    source: ModelSource
+    device: torch.device
+    dtype: torch.dtype
+
+    @cached_property
+    def lora(self) -> Lora | None:
+        """The LoRA weights that the model is run with; those on the hub are fetched."""
+        spec = self.source.spec
+        return None if spec is None or spec.lora_path is None else find_lora(spec.lora_path)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a sidecar."""
+        return {
+            "model": self.source.name,
+            "weights": self.source.weights,
+            "lora": None if self.lora is None else self.lora.as_dict(),
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
 
 
 def choose_device(device: str, processes: Processes = ALONE) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,11 @@ class VideoRequest:
         for name in ("num_inference_steps", "fps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if not self.guidance_scale >= 0:
-            raise ValueError(f"guidance_scale: expected a number >= 0, got {self.guidance_scale}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed: expected a number of 64 bits, got {self.seed}")
+        for name in ("guidance_scale", "guidance_scale_2"):
+            if (scale := getattr(self, name)) is not None and not 0 <= scale < math.inf:
+                raise ValueError(f"{name}: expected a number >= 0, got {scale}")
 
 
 def read_prompts(file: Path) -> list[str]:

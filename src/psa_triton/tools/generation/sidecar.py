@@ -15,31 +15,16 @@ import torch
 
 from psa_triton.tools.files import write_file
 from psa_triton.tools.generation.attention import Attention
-from psa_triton.tools.generation.lora import Lora
+from psa_triton.tools.generation.loading import Target
 from psa_triton.tools.generation.request import VideoRequest
-from psa_triton.tools.generation.source import ModelSource
 from psa_triton.tools.machine import hardware, versions
 
 
-def settings_of(
-    source: ModelSource,
-    request: VideoRequest,
-    attention: Attention,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    lora: Lora | None = None,
-) -> dict[str, Any]:
+def settings_of(target: Target, request: VideoRequest, attention: Attention) -> dict[str, Any]:
     """Everything that determines a video, as plain data: two videos of equal settings are the same video."""
-    return {
-        "model": source.name,
-        "weights": source.weights,
-        "lora": None if lora is None else lora.as_dict(),
-        **asdict(request),
-        "attention": attention.as_dict(),
-        "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+    model = target.as_dict()
+    place = {name: model.pop(name) for name in ("device", "dtype")}
+    return {**model, **asdict(request), "attention": attention.as_dict(), **place}
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

@@ -139,8 +139,7 @@ def _recognise_folder(path: Path, index: dict[str, Any], models: Mapping[str, Mo
     second = index.get("transformer_2")
     has_second = isinstance(second, list) and second[:1] not in ([], [None])
     transformer = _read_json(path / "transformer" / "config.json")
-    section = recognise(transformer, two_transformers=has_second)
-    return next((spec for spec in models.values() if spec.preset_section == section), None)
+    return recognise(transformer, two_transformers=has_second, models=models)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from psa_triton.blocks import block_count
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.kernels import pyramid_attention
+from psa_triton.tools.inspection.inputs import AttentionInputs
 
 
 @dataclass(frozen=True)
@@ -36,28 +37,18 @@ def spread_evenly(count: int, wanted: int) -> tuple[int, ...]:
 
 
 def sample_exactly(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor | None,
-    levels: Tensor,
-    config: PSAConfig,
-    *,
-    query_blocks: int,
-    is_causal: bool,
-    impl: Impl,
+    inputs: AttentionInputs, levels: Tensor, config: PSAConfig, *, query_blocks: int, impl: Impl
 ) -> ExactSample:
     """Compute a sample; scores of one query block of one head exist at a time.
 
     Args:
-        q: `[1, H, Nq, D]`, in the order in which it is cut into blocks, like k, v `[1, H, Nk, D]`.
-        k: keys.
-        v: values, or None.
+        inputs: a batch of one, as many key heads as query heads, in the order in which tokens are cut into blocks.
         levels: int8 `[1, H, nq, nk]`.
         config: its blocks, and how groups are read.
         query_blocks: how many; all if there are fewer.
-        is_causal: whether query `i` sees keys up to `i + Nk - Nq` alone.
         impl: implementation of the sparse operator.
     """
+    q, k, v, is_causal = inputs.q, inputs.k, inputs.v, inputs.is_causal
     heads, query_tokens, key_tokens = q.shape[1], q.shape[2], k.shape[2]
     blocks = spread_evenly(levels.shape[2], query_blocks)
     mass = torch.zeros(heads, len(blocks), levels.shape[3])

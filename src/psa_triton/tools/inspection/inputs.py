@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from psa_triton.attention import token_orders
+from psa_triton.attention import level_choice, token_orders
 from psa_triton.config import PSAConfig
+from psa_triton.impl import Impl
 from psa_triton.inputs import check_attention_inputs
+from psa_triton.levels import choose_levels, read_density
 from psa_triton.ordering import TokenOrder
 
 Grid = tuple[int, int, int]
@@ -71,6 +74,13 @@ class AttentionInputs:
         assert q is not None and k is not None
         return replace(self, q=q, k=k, v=v)
 
+    def heads(self, chosen: Sequence[int]) -> AttentionInputs:
+        """Some query heads, each with a key head of its own."""
+        group = self.q.shape[1] // self.k.shape[1]
+        own = [head // group for head in chosen]
+        v = None if self.v is None else self.v[:, own]
+        return replace(self, q=self.q[:, list(chosen)], k=self.k[:, own], v=v)
+
     def check(self, config: PSAConfig) -> None:
         """Check that they can be attended with in this way.
 
@@ -87,6 +97,27 @@ class AttentionInputs:
         """The orders in which queries and keys are cut into blocks, as `psa_attention` has them."""
         orders = token_orders(self.q, self.k, config, self.grid, self.prefix_tokens)
         return (_as_they_come(self.q), _as_they_come(self.k)) if orders is None else orders
+
+    def ordered(self, for_queries: TokenOrder, for_keys: TokenOrder) -> AttentionInputs:
+        """Tokens in these orders, and no longer in raster order."""
+        q, k = for_queries.apply(self.q), for_keys.apply(self.k)
+        return replace(self, q=q, k=k, v=None if self.v is None else for_keys.apply(self.v), grid=None)
+
+    def choose_levels(self, config: PSAConfig, impl: Impl = "auto") -> Tensor:
+        """As `psa_attention` does, for tokens as they stand: int8 `[B, Hq, nq, nk]`."""
+        settings = dict(scale=self.q.shape[-1] ** -0.5, prefix_tokens=self.prefix_tokens, is_causal=self.is_causal)
+        return choose_levels(self.q, self.k, level_choice(config), v=self.v, impl=impl, **settings)
+
+    def density(self, levels: Tensor, config: PSAConfig) -> Tensor:
+        """Groups read over keys visible, float32 `[B, Hq]`."""
+        return read_density(
+            levels,
+            block_m=config.block_m,
+            block_n=config.block_n,
+            query_tokens=self.q.shape[2],
+            key_tokens=self.k.shape[2],
+            is_causal=self.is_causal,
+        )
 
     def _reordered(self, config: PSAConfig) -> bool:
         return config.use_rearrange and (self.grid is not None or config.rearrange_method == "SemanticAware")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from psa_triton.attention import level_choice
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import block_importance, estimation_cost
-from psa_triton.levels import choose_levels, read_density
 from psa_triton.tools.inspection.exact import sample_exactly
 from psa_triton.tools.inspection.inputs import AttentionInputs, Grid
 
@@ -60,12 +57,6 @@ class Inspection:
     """In the order asked for."""
 
 
-class _Blocks(TypedDict):
-    block_m: int
-    block_n: int
-    is_causal: bool
-
-
 @torch.no_grad()
 def inspect_attention(
     inputs: AttentionInputs,
@@ -95,20 +86,23 @@ def inspect_attention(
     chosen = choose_indexes("heads", heads, inputs.q.shape[1])
     inputs.check(config)
     for_q, for_k = inputs.orders(config)
-    q, k, v = for_q.apply(inputs.q), for_k.apply(inputs.k), None if inputs.v is None else for_k.apply(inputs.v)
+    ordered = inputs.ordered(for_q, for_k)
     if levels is None:
-        levels = _choose_levels(q, k, v, inputs, config, impl)
-    group = q.shape[1] // k.shape[1]
-    key_heads = [head // group for head in chosen]
-    q, k, v, levels = q[:, chosen], k[:, key_heads], None if v is None else v[:, key_heads], levels[:, chosen]
-    blocks = _Blocks(block_m=config.block_m, block_n=config.block_n, is_causal=inputs.is_causal)
-    importance = block_importance(q, k, method=config.importance, impl=impl, **blocks)
-    densities = read_density(levels, query_tokens=q.shape[2], key_tokens=k.shape[2], **blocks)
-    exact = None
-    if query_blocks:
-        exact = sample_exactly(
-            q, k, v, levels, config, query_blocks=query_blocks, is_causal=inputs.is_causal, impl=impl
-        )
+        levels = ordered.choose_levels(config, impl)
+    levels = levels[:, chosen]
+    some = ordered.heads(chosen)
+    importance = block_importance(
+        some.q,
+        some.k,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        method=config.importance,
+        is_causal=inputs.is_causal,
+        impl=impl,
+    )
+    densities = some.density(levels, config)
+    exact = sample_exactly(some, levels, config, query_blocks=query_blocks, impl=impl) if query_blocks else None
+    group = inputs.q.shape[1] // inputs.k.shape[1]
     return Inspection(
         config=config,
         grid=inputs.grid,
@@ -143,22 +137,6 @@ def choose_indexes(name: str, asked: Sequence[int] | None, count: int) -> list[i
     if unknown := [index for index in asked if not 0 <= index < count]:
         raise ValueError(f"{name}: expected indexes from 0 to {count - 1}, got {', '.join(map(str, unknown))}")
     return list(asked)
-
-
-def _choose_levels(
-    q: Tensor, k: Tensor, v: Tensor | None, inputs: AttentionInputs, config: PSAConfig, impl: Impl
-) -> Tensor:
-    """As `psa_attention` does, of all heads: they may share a budget."""
-    return choose_levels(
-        q,
-        k,
-        level_choice(config),
-        scale=q.shape[-1] ** -0.5,
-        v=v,
-        prefix_tokens=inputs.prefix_tokens,
-        is_causal=inputs.is_causal,
-        impl=impl,
-    )
 
 
 def _places(permutation: Tensor, head: int) -> Tensor:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psa_triton.tools.files import Write, write_file
 from psa_triton.tools.inspection.exact import spread_evenly
-from psa_triton.tools.inspection.frames import FrameMap, frame_map
 from psa_triton.tools.inspection.inspect import HeadInspection, Inspection
-from psa_triton.tools.inspection.shares import LevelShare, level_shares, levels_in_use, visible_pairs
+from psa_triton.tools.inspection.numbers import LevelShare, level_shares, levels_in_use, visible_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,15 +40,56 @@ _LEAST_MASS: Final = 1e-6
 """Colours of importance go no deeper than this."""
 
 
-def draw(inspection: Inspection, head: HeadInspection, title: str, path: Path, write: Write = write_file) -> None:
-    """Write the picture as PNG.
+@dataclass(frozen=True)
+class FrameMap:
+    """One query block over the frames.
+
+    Attributes:
+        block: its index.
+        frames: frames worth showing, the block's own among them.
+        levels: at which each visual token is read, int8 `[t, h, w]`.
+        queries: which tokens are its queries, bool `[t, h, w]`.
+    """
+
+    block: int
+    frames: tuple[int, ...]
+    levels: torch.Tensor
+    queries: torch.Tensor
+
+
+def frame_map(inspection: Inspection, head: HeadInspection, block: int, *, frames: int) -> FrameMap:
+    """The map of a query block, with up to `frames` frames to show.
+
+    Raises:
+        ValueError: the tokens have no place in frames.
+    """
+    if inspection.grid is None:
+        raise ValueError("inspection: expected one of visual tokens, got one without a grid")
+    config, prefix = inspection.config, inspection.prefix_tokens
+    levels = torch.empty(len(head.key_places), dtype=torch.int8)
+    levels[head.key_places] = head.levels[block].repeat_interleave(config.block_n)[: len(levels)]
+    queries = torch.zeros(len(head.query_places), dtype=torch.bool)
+    queries[head.query_places[block * config.block_m : (block + 1) * config.block_m]] = True
+    levels, queries = levels[prefix:].view(inspection.grid), queries[prefix:].view(inspection.grid)
+    own = int(queries.sum((1, 2)).argmax())
+    return FrameMap(block, _frames_with(own, inspection.grid[0], frames), levels, queries)
+
+
+def _frames_with(own: int, count: int, wanted: int) -> tuple[int, ...]:
+    """Frames spread evenly, the one nearest to `own` moved onto it."""
+    frames = list(spread_evenly(count, wanted))
+    nearest = min(range(len(frames)), key=lambda place: abs(frames[place] - own))
+    frames[nearest] = own
+    return tuple(frames)
+
+
+def draw(inspection: Inspection, head: HeadInspection, title: str) -> bytes:
+    """The picture as PNG.
 
     Args:
         inspection: the call.
         head: one of its heads.
         title: what call it is.
-        path: of the file.
-        write: what writes it.
     """
     from matplotlib.figure import Figure
 
@@ -66,7 +105,7 @@ def draw(inspection: Inspection, head: HeadInspection, title: str, path: Path, w
     _add_legend(figure, levels_in_use([head]), queries=bool(maps))
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _figures(inspection: Inspection, head: HeadInspection) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Final
 
 from torch import Tensor
 
+from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import LevelRecord
 from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.ordering import TokenOrder
-from psa_triton.tools.evaluation import CallSite
+from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.inspection.inputs import AttentionInputs
+
+READ_ALL: Final = PSAConfig(block_n=128, mask_ratios={1: (0.0, 1.0)}, importance="pooled", use_rearrange=False)
+"""Dense attention, in a form that tells of its calls; tokens stay in their own order."""
 
 OnCall = Callable[[CallSite, AttentionInputs, Tensor], None]
 """Told where a call stands, what it attended with, and the levels that it read, int8 `[1, H, nq, nk]`."""

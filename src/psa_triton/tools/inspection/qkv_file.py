@@ -11,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from psa_triton.tools.files import Write, write_file
 from psa_triton.tools.inspection.inputs import AttentionInputs, Grid
 
 
@@ -88,11 +87,11 @@ def read_qkv(path: Path, device: torch.device) -> QKVFile:
         raise ValueError(f"qkv: expected a safetensors file, got {path} ({error})") from error
 
 
-def write_qkv(path: Path, inputs: AttentionInputs, header: Mapping[str, str], write: Write = write_file) -> None:
-    """Write q, k, v, their grid and prefix, and more words for the header, by `write`."""
+def qkv_bytes(inputs: AttentionInputs, header: Mapping[str, str]) -> bytes:
+    """Content of a file of q, k and v, with their grid, prefix, and more words in its header."""
     known = {"prefix_tokens": str(inputs.prefix_tokens)}
     if inputs.grid is not None:
         known["grid"] = ",".join(map(str, inputs.grid))
     named = {"q": inputs.q, "k": inputs.k, "v": inputs.v}
     tensors = {name: x.cpu().contiguous() for name, x in named.items() if x is not None}
-    write(path, save(tensors, metadata={**header, **known}))
+    return save(tensors, metadata={**header, **known})

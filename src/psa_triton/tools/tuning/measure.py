@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from psa_triton.attention import level_choice
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
-from psa_triton.levels import choose_levels, read_density
-from psa_triton.tools.inspection import AttentionInputs
 from psa_triton.tools.inspection.exact import sample_exactly, spread_evenly
+from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.tuning.curve import BUDGETS, DENSE, Curve, Point, root_mean_square
 
 
@@ -39,42 +37,16 @@ def measure_curve(
     Returns:
         Costs are means over all heads, errors root mean squares over the sampled ones.
     """
-    for_q, for_k = inputs.orders(config)
     assert inputs.v is not None
-    q, k, v = for_q.apply(inputs.q), for_k.apply(inputs.k), for_k.apply(inputs.v)
-    chosen = list(spread_evenly(q.shape[1], heads))
-    key_heads = [head // (q.shape[1] // k.shape[1]) for head in chosen]
+    ordered = inputs.ordered(*inputs.orders(config))
+    chosen = list(spread_evenly(ordered.q.shape[1], heads))
+    sampled = ordered.heads(chosen)
     estimate = estimation_cost(config.importance, config.block_m, config.block_n)
     curve = []
     for budget in (budget for budget in budgets if budget > estimate):
-        levels = choose_levels(
-            q,
-            k,
-            level_choice(config.replace(budget=budget, budget_table=())),
-            scale=q.shape[-1] ** -0.5,
-            v=v,
-            prefix_tokens=inputs.prefix_tokens,
-            is_causal=inputs.is_causal,
-            impl=impl,
-        )
-        densities = read_density(
-            levels,
-            block_m=config.block_m,
-            block_n=config.block_n,
-            query_tokens=q.shape[2],
-            key_tokens=k.shape[2],
-            is_causal=inputs.is_causal,
-        )
-        sample = sample_exactly(
-            q[:, chosen],
-            k[:, key_heads],
-            v[:, key_heads],
-            levels[:, chosen],
-            config,
-            query_blocks=query_blocks,
-            is_causal=inputs.is_causal,
-            impl=impl,
-        )
+        levels = ordered.choose_levels(config.replace(budget=budget, budget_table=()), impl)
+        cost = float(ordered.density(levels, config).mean()) + estimate
+        sample = sample_exactly(sampled, levels[:, chosen], config, query_blocks=query_blocks, impl=impl)
         assert sample.errors is not None
-        curve.append(Point(budget, float(densities.mean()) + estimate, root_mean_square(sample.errors)))
+        curve.append(Point(budget, cost, root_mean_square(sample.errors)))
     return (*curve, DENSE)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psa_triton.tools.files import Write, write_file
 from psa_triton.tools.tuning.allocation import Allocation, Cell
 from psa_triton.tools.tuning.curve import DENSE
 from psa_triton.tools.tuning.plan import RunPart
@@ -20,15 +18,9 @@ _FEW = 64
 
 
 def draw(
-    cells: Sequence[Cell],
-    parts: Sequence[RunPart],
-    allocation: Allocation,
-    uniform: Allocation,
-    title: str,
-    path: Path,
-    write: Write = write_file,
-) -> None:
-    """Write the picture as PNG; the same for the same numbers.
+    cells: Sequence[Cell], parts: Sequence[RunPart], allocation: Allocation, uniform: Allocation, title: str
+) -> bytes:
+    """The picture as PNG; the same for the same numbers.
 
     Args:
         cells: every layer in every part, with its curve.
@@ -36,8 +28,6 @@ def draw(
         allocation: the points that were chosen.
         uniform: what one budget for all gives at the same cost.
         title: what was tuned.
-        path: of the file.
-        write: what writes it.
     """
     from matplotlib.figure import Figure
 
@@ -48,7 +38,7 @@ def draw(
     _draw_budgets(right, cells, parts, allocation)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _draw_curves(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from psa_triton.tools.understanding.answer import Answer, OnText, answer_prompt
-from psa_triton.tools.understanding.attention import choose_attention
 from psa_triton.tools.understanding.checkpoint import Checkpoint, find_checkpoint
 from psa_triton.tools.understanding.media import Media, MediaKind, check_media, read_media
 from psa_triton.tools.understanding.patches import Patcher, Patches
@@ -20,7 +19,6 @@ __all__ = [
     "Prompt",
     "answer_prompt",
     "check_media",
-    "choose_attention",
     "find_checkpoint",
     "make_prompt",
     "read_media",

@@ -1,18 +1,24 @@
-"""A picture of a few frames of several videos, one row a video."""
+"""Frames of several videos as pictures: a sheet of a few, one row a video, and all of them inside a web page."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
+from io import BytesIO
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from psa_triton.tools.video import Frames, enlarge, heading, to_uint8
 
-DIFFERENCE_GAIN = 4
+_QUALITY: Final = 88
+"""WebP's, where frames are too large to be kept exactly: below 80 its blocks show in an amplified difference."""
+DIFFERENCE_GAIN: Final = 4
 """How much differences are amplified: at 1 most of them are too dark to see."""
 
-_GAP = 4  # pixels between frames
+_GAP: Final = 4  # pixels between frames
 
 
 def contact_sheet(
@@ -49,3 +55,33 @@ def _row(label: str, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     padded = np.pad(frames, ((0, 0), (0, _GAP), (0, _GAP), (0, 0)))
     strip = np.concatenate(list(padded), axis=1)
     return np.concatenate([heading(label, strip.shape[1]), strip])
+
+
+def web_frames(videos: Mapping[str, Frames], *, max_bytes: int = 24 << 20) -> tuple[dict[str, list[str]], bool]:
+    """Videos as WebP images: exact ones if by the size of the first frames all are likely to fit, else compressed ones.
+
+    Images, drawn on a canvas, and not the mp4 files: a page then has two videos on exactly the same frame at any time,
+    which browsers do not promise for video elements, and it sees the pixels that the model made and can take their
+    difference.
+
+    Args:
+        videos: `[F, H, W, 3]` by label, all of one shape.
+        max_bytes: of all exact images together.
+
+    Returns:
+        By label a `data:` URI a frame, and whether every pixel is the one that was made, in 8 bits.
+    """
+    pixels = {label: to_uint8(frames) for label, frames in videos.items()}
+    expected = sum(len(_webp(frames[0], exact=True)) * len(frames) for frames in pixels.values())
+    exact = expected <= max_bytes
+    return {label: [_uri(_webp(frame, exact=exact)) for frame in frames] for label, frames in pixels.items()}, exact
+
+
+def _webp(frame: NDArray[np.uint8], *, exact: bool) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(frame).save(buffer, "WEBP", lossless=exact, quality=_QUALITY)
+    return buffer.getvalue()
+
+
+def _uri(image: bytes) -> str:
+    return f"data:image/webp;base64,{base64.b64encode(image).decode('ascii')}"

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from psa_triton.tools.bench.flex import listed
+
 LEVELS = (1, 2, 4, 8)
 
 
@@ -74,7 +76,7 @@ def flex_pyramid(
     if not is_causal and tokens % kv_block == 0:
         ones = _any_of(levels != 1, kv_block // block_n).logical_not()
         whole[..., : ones.shape[-1]] = ones
-    partial, full = _listed(touched & ~whole), _listed(whole)
+    partial, full = listed(touched & ~whole), listed(whole)
     mask = BlockMask.from_kv_blocks(
         *partial, *full, BLOCK_SIZE=(block_m, kv_block), mask_mod=wanted, seq_lengths=(tokens, len(row_level))
     )
@@ -105,8 +107,3 @@ def _filled(rows: int, kv_block: int) -> int:
 def _any_of(chosen: Tensor, count: int) -> Tensor:
     """Whether any of `count` neighbouring key blocks is chosen, bool `[B, H, nq, ceil(nk / count)]`."""
     return F.pad(chosen, (0, -chosen.shape[-1] % count)).unflatten(-1, (-1, count)).any(-1)
-
-
-def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many kv blocks each row of `chosen` names, and their numbers first."""
-    return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).int()

@@ -1,0 +1,124 @@
+"""How the commands tell what they do: lines, tables, progress bars, and the library's log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from psa_triton.tools.generation import Attention, OnStep, VideoRequest, warm_up
+
+logger = logging.getLogger("psa_triton")
+
+_SHOWN = 5
+"""Names of a list that are shown."""
+
+
+def make_console(*, bars: bool = True) -> Console:
+    """Where a command tells how it goes: in lines, and with `bars` in bars too if its output is a terminal."""
+    return Console(highlight=False, markup=False, soft_wrap=True, force_terminal=None if bars else False)
+
+
+def make_table(
+    columns: Iterable[str],
+    rows: Iterable[Iterable[RenderableType]],
+    *,
+    title: str | None = None,
+    column: Mapping[str, Any] | None = None,
+    **style: Any,
+) -> Table:
+    """A table of numbers; `column` and `style` are what rich calls its columns' and its own arguments."""
+    table = Table(title=title, box=SIMPLE_HEAD, **style)
+    for heading in columns:
+        table.add_column(heading, justify="right", **(column or {}))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def few(names: Sequence[str]) -> str:
+    """Some names, and how many more there are; `none` where there are none."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more or "none"
+
+
+def try_warm_up(
+    console: Console, pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention: Attention
+) -> None:
+    """An untimed step; where it fails, the run itself will tell which video cannot be made."""
+    try:
+        with console.status("warming up"):
+            warm_up(pipe, requests, attention)
+    except Exception as error:
+        logger.warning("the untimed first step failed (%s): times hold what is done only once", reason(error))
+
+
+class VideoProgress:
+    """Two bars, videos and the steps of the one in work, gone when done; none where output is no terminal.
+
+    A context manager.
+
+    Args:
+        console: where they are drawn; lines printed to it meanwhile appear above them.
+        videos: how many videos there are to make.
+    """
+
+    def __init__(self, console: Console, videos: int) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._videos = self._bars.add_task("videos", total=videos)
+        self._steps = self._bars.add_task("steps", total=None)
+
+    def __enter__(self) -> VideoProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def start_video(self, name: str, steps: int) -> OnStep:
+        """A video begins; what comes back is to be told of each denoising step."""
+        self._bars.reset(self._steps, total=steps, description=name)
+        return lambda done: self._bars.update(self._steps, completed=done)
+
+    def end_video(self) -> None:
+        """The video is done, or has failed."""
+        self._bars.advance(self._videos)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above the progress bars of a console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record))
+
+
+@contextmanager
+def logging_to(console: Console, *, verbose: bool = False) -> Iterator[None]:
+    """Shows the library's log on `console`: warnings, and with `verbose` every sparse attention call."""
+    before = logger.level
+    handler = _ConsoleHandler(console)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
