@@ -139,12 +139,16 @@ def load_weights(model: torch.nn.ModuleDict, pipeline: Path) -> None:
     model.text_encoder.load_state_dict(encoder | {"shared.weight": table}, strict=False)
 
 
-def stretch_positions(transformer: torch.nn.Module) -> None:
-    """Make the transformer see height and width as 2.5 times smaller, so that weights of a small grid fit a larger one.
+STRETCH = (
+    10_000**0.1
+)  # one rotary frequency of height or width over the next: each axis has ten, from 1 to 10000 ** -0.9
 
-    Each axis has ten rotary frequencies, each 10000 ** (1 / 10) times lower than the one before. Queries and keys that
-    used one now use the next; what used the lowest, which hardly turns over a grid, takes the highest one's place. The
-    model stays diffusers' own, which has no scale of positions to set.
+
+def stretch_positions(transformer: torch.nn.Module) -> None:
+    """Make the transformer see height and width as `STRETCH` times smaller: weights of a small grid for a larger one.
+
+    Queries and keys that used one rotary frequency now use the next lower one; what used the lowest, which hardly
+    turns over a grid, takes the highest one's place. The model stays diffusers' own, which has no scale of positions.
     """
     per_head = transformer.config.attention_head_dim
     axis = 2 * (per_head // 6)
@@ -158,6 +162,17 @@ def stretch_positions(transformer: torch.nn.Module) -> None:
             for linear, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
                 for weight in (linear.weight, linear.bias, norm.weight):
                     weight.copy_(weight[everywhere])
+
+
+def scale_positions(transformer: torch.nn.Module, scale: float) -> None:
+    """Multiply height and width by `scale` in the rotary tables. They are no part of what is saved."""
+    rope = transformer.rope
+    per_head = transformer.config.attention_head_dim
+    axis = 2 * (per_head // 6)
+    rates = STRETCH ** -torch.arange(axis // 2, dtype=torch.float64).repeat_interleave(2)
+    angles = scale * torch.outer(torch.arange(len(rope.freqs_cos), dtype=torch.float64), rates).repeat(1, 2)
+    rope.freqs_cos[:, -2 * axis :] = angles.cos()
+    rope.freqs_sin[:, -2 * axis :] = angles.sin()
 
 
 class Trainer:
@@ -253,8 +268,14 @@ class Trainer:
         tail = max(0.0, (self.step / total - 0.75) / 0.25)
         return self.args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, tail))))
 
+    def position_scale(self) -> float:
+        """At first as if the grid were twice as fine as the weights know, which they can draw; at last 1."""
+        return 1 + (STRETCH / 2 - 1) * max(0.0, 1 - self.step / self.args.anneal) if self.args.anneal else 1.0
+
     def advance(self, stage: Stage, steps: int) -> float:
         """One step of `steps` in all; its loss."""
+        if self.args.anneal:
+            scale_positions(self.transformer, self.position_scale())
         loss = self.loss(stage)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -296,6 +317,7 @@ def main() -> None:
     parser.add_argument("--work", default="training/work", help="folder of the checkpoint")
     parser.add_argument("--start", type=Path, help="folder of a pipeline to go on from; from nothing if left out")
     parser.add_argument("--stretch", action="store_true", help="make --start's positions fit a 2.5 times larger grid")
+    parser.add_argument("--anneal", type=int, default=0, help="steps from half of --start's positions to --stretch's")
     parser.add_argument("--stages", default="4x8x8:16:3900:1,8x12x12:8:8200:1", help="tokens:batch:steps:density, ...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lr", type=float, default=2e-3)

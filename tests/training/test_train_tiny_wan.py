@@ -6,13 +6,23 @@ from pathlib import Path
 import torch
 from recipe import make_tokenizer, make_transformer
 from safetensors.torch import load_file
-from train_tiny_wan import SparseSelfAttention, Trainer, parse_stages, schedule, stretch_positions
+from train_tiny_wan import (
+    STRETCH,
+    SparseSelfAttention,
+    Trainer,
+    parse_stages,
+    scale_positions,
+    schedule,
+    stretch_positions,
+)
 
 from psa_triton.tools.builtin import tiny_wan_path
 
 
 def trainer(work: Path, stages: str, **changes: object) -> Trainer:
-    options = dict(start=tiny_wan_path(), stretch=False, device="cpu", lr=1e-3, decay=0.9, warmup=2, harder=0.5, seed=0)
+    options = dict(
+        start=tiny_wan_path(), stretch=False, device="cpu", lr=1e-3, decay=0.9, warmup=2, harder=0.5, anneal=4, seed=0
+    )
     options |= dict(log_every=60.0, save_every=60.0, compile=False)
     return Trainer(Namespace(**(options | dict(work=str(work), stages=stages) | changes)))
 
@@ -59,6 +69,20 @@ def test_a_start_keeps_the_pipelines_weights_and_its_words(tmp_path: Path) -> No
         for name, tensor in load_file(tiny_wan_path() / part / f"{file}.safetensors").items():
             assert torch.equal(weights[f"{part}.{name}"][: len(tensor)], tensor), name
     assert len(weights["text_encoder.shared.weight"]) == len(make_tokenizer())
+
+
+@torch.no_grad()
+def test_scaled_positions_undo_the_stretch() -> None:
+    torch.manual_seed(0)
+    model = make_transformer()
+    plain = model.rope.freqs_cos.clone(), model.rope.freqs_sin.clone()
+    scale_positions(model, 1.0)
+    torch.testing.assert_close((model.rope.freqs_cos, model.rope.freqs_sin), plain)
+    scale_positions(model, STRETCH)
+    for scaled, before in zip((model.rope.freqs_cos, model.rope.freqs_sin), plain, strict=True):
+        assert torch.equal(scaled[:, :24], before[:, :24])  # time
+        torch.testing.assert_close(scaled[:64, 26:44], before[:64, 24:42])  # height, by one frequency
+        torch.testing.assert_close(scaled[:64, 46:], before[:64, 44:62])
 
 
 @torch.no_grad()
