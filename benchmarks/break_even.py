@@ -1,58 +1,42 @@
-"""From how many tokens on is each shipped preset faster than dense attention? `python benchmarks/break_even.py`.
+"""Where is each shipped preset faster than dense attention, and does PSA stand aside where it is not?
+
+`python benchmarks/break_even.py`, and on a processor with AVX-512 again as one without would run it, by
+`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/break_even.py`.
 
 Dense attention and the whole sparse operator (levels chosen anew each time) run side by side in one process, on tensors
 that attend to their surroundings as those of video models do; tokens are in order already, as inside a model with PSA
 attached. Times are the least of interleaved rounds: at these lengths a call takes milliseconds, and anything else that
-runs on the machine takes as long. `apply_psa` takes its shortest sequences from here (`BREAK_EVEN`).
+runs on the machine takes as long. The costs in `psa_triton/break_even.py` are made so that nothing that runs sparse
+here takes 5% longer than dense attention.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from itertools import takewhile
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from harness import CPU, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
+from psa_triton.integrations.rules import DenseRules
 from psa_triton.levels import read_density
 from psa_triton.presets import load_presets_file
+from psa_triton.tools.bench.clock import seconds_by_round
 from psa_triton.tools.bench.inputs import local_inputs
-from psa_triton.tools.machine import hardware, versions
 from psa_triton.tools.shapes import AttentionShape, known_shapes
 
-RESULTS = Path(__file__).parent / "results"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEADS = 4
-GRIDS = [(4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 32)]
-"""256 to 8,192 visual tokens."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+GRIDS = [(8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 32)]
+"""1,024 to 8,192 visual tokens."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """One preset at one length."""
-
-    preset: str
-    dim: int
-    dtype: str
-    visual_tokens: int
-    prefix_tokens: int
-    density: float
-    dense_seconds: float
-    sparse_seconds: float
-
-    @property
-    def speedup(self) -> float:
-        return self.dense_seconds / self.sparse_seconds
+Row = dict[str, Any]
+"""One preset at one length."""
 
 
 def shipped_presets() -> Iterator[tuple[str, PSAConfig, AttentionShape]]:
@@ -65,7 +49,7 @@ def shipped_presets() -> Iterator[tuple[str, PSAConfig, AttentionShape]]:
                 yield f"{name}/{preset}", config.replace(use_rearrange=False), shape
 
 
-def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, device: torch.device) -> Case:
+def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, device: torch.device) -> Row:
     q, k, v = local_inputs(shape, device=device, dtype=DTYPES[dtype])
     prefix = shape.prefix_tokens
     _, levels = sparse_attention(q, k, v, config, prefix_tokens=prefix)
@@ -75,87 +59,73 @@ def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, d
         "dense": lambda: F.scaled_dot_product_attention(q, k, v),
         "sparse": lambda: sparse_attention(q, k, v, config, prefix_tokens=prefix),
     }
-    seconds = least_seconds(functions, rounds=max(3, min(20, 20_000 // shape.tokens)), device=device)
-    return Case(
-        preset=preset,
-        dim=shape.dim,
-        dtype=dtype,
-        visual_tokens=shape.tokens - prefix,
-        prefix_tokens=prefix,
-        density=float(density.mean()),
-        dense_seconds=seconds["dense"],
-        sparse_seconds=seconds["sparse"],
-    )
+    rounds = max(3, min(20, 20_000 // shape.tokens))
+    seconds = {name: min(each) for name, each in seconds_by_round(functions, rounds=rounds, device=device).items()}
+    return {
+        "preset": preset,
+        "dim": shape.dim,
+        "dtype": dtype,
+        "visual_tokens": shape.tokens - prefix,
+        "prefix_tokens": prefix,
+        "density": float(density.mean()),
+        "dense_seconds": seconds["dense"],
+        "sparse_seconds": seconds["sparse"],
+        "speedup": seconds["dense"] / seconds["sparse"],
+        "dense_because": DenseRules(kind="diffusion", config=config).of_length(
+            shape.tokens, config, device, DTYPES[dtype], prefix
+        ),
+    }
 
 
-def least_seconds(functions: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    seconds = dict.fromkeys(functions, float("inf"))
-    for _ in range(1 + rounds):
-        for name, function in functions.items():
-            began = now(device)
-            function()
-            seconds[name] = min(seconds[name], now(device) - began)
-    return seconds
+def least_in_auto(cases: Sequence[Row]) -> float | None:
+    """The worst speed-up of what `impl="auto"` does not run dense; None if it runs all dense."""
+    return min((case["speedup"] for case in cases if case["dense_because"] is None), default=None)
 
 
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def measure_preset(
+    preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, device: torch.device, lengths: int
+) -> list[Row]:
+    """`measure` at the shortest lengths."""
+    shapes = [replace(shape.with_heads(HEADS), grid=grid) for grid in GRIDS[:lengths]]
+    return [measure(preset, config, each, dtype, device) for each in shapes]
 
 
-def break_even(cases: list[Case]) -> int | None:
-    """The shortest length from which on sparse attention was faster at every one measured."""
-    faster = list(takewhile(lambda case: case.speedup > 1, reversed(cases)))
-    return faster[-1].visual_tokens + faster[-1].prefix_tokens if faster else None
-
-
-def table(runs: dict[tuple[str, str], list[Case]]) -> str:
-    """Markdown: a row a preset and type, a column a length."""
-    lengths = [case.visual_tokens for case in next(iter(runs.values()))]
-    lines = ["| preset | head | text | type |" + "".join(f" {n:,} |" for n in lengths) + " faster from |"]
-    lines.append("|---|---|---|---|" + "---|" * (len(lengths) + 1))
+def page(report: Report) -> str:
+    """A row a preset and type, a column a length."""
+    runs: dict[tuple[str, str], list[Row]] = {}
+    for case in report["cases"]:
+        runs.setdefault((case["preset"], case["dtype"]), []).append(case)
+    lengths = [f"{case['visual_tokens']:,}" for case in next(iter(runs.values()))]
+    rows = []
     for (preset, dtype), cases in runs.items():
-        cells = "".join(f" {case.speedup:.2f} ({case.density:.2f}) |" for case in cases)
-        start = break_even(cases)
-        first = cases[0]
-        head = f"| {preset} | {first.dim} | {first.prefix_tokens} | {dtype} |"
-        lines.append(f"{head}{cells} {'-' if start is None else f'{start:,}'} |")
-    return "\n".join(lines)
+        worst = least_in_auto(cases)
+        cells = [
+            f"{case['speedup']:.2f} ({case['density']:.2f}){'' if case['dense_because'] is None else ' d'}"
+            for case in cases
+        ]
+        first = [str(cases[0]["dim"]), str(cases[0]["prefix_tokens"]), dtype]
+        rows.append([preset, *first, *cells, "-" if worst is None else f"{worst:.2f}"])
+    words = (
+        f"Speed of the whole sparse operator over dense attention (density), by visual tokens; {HEADS} heads;",
+        f"{report['instructions']}. d: `auto` runs dense there. The last column is the worst of the others.",
+        "",
+    )
+    columns = ["preset", "head", "text", "type", *lengths, "worst in auto"]
+    return "\n".join([*heading(report, "Break-even lengths", *words), *table(columns, rows), ""])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser = options(__doc__)
+    parser.add_argument("--device", type=torch.device, default=CPU)
     parser.add_argument("--lengths", type=int, default=len(GRIDS), help="how many lengths, shortest first")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON and the table")
     args = parser.parse_args()
-    runs: dict[tuple[str, str], list[Case]] = {}
+    instructions = torch.backends.cpu.get_cpu_capability().lower()
+    run, cases = Run("break_even", args.output / instructions, args.device), []
     for preset, config, shape in shipped_presets():
-        small = shape.with_heads(HEADS)
         for dtype in DTYPES:
-            shapes = [AttentionShape(**{**asdict(small), "grid": grid}) for grid in GRIDS[: args.lengths]]
-            runs[preset, dtype] = [measure(preset, config, each, dtype, args.device) for each in shapes]
-            print(f"{preset}, {dtype}: faster from {break_even(runs[preset, dtype])}", flush=True)
-    command = shlex.join(["python", "benchmarks/break_even.py", *sys.argv[1:]])
-    made_with = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "hardware": hardware(args.device),
-        "versions": versions(),
-    }
-    cases = [{**asdict(case), "speedup": case.speedup} for run in runs.values() for case in run]
-    machine = made_with["hardware"]
-    text = (
-        f"Speed of the whole sparse operator over dense attention (density), by visual tokens; {HEADS} heads; "
-        f"{machine['gpu'] or machine['cpu']}, threads: {machine['threads']}, torch {torch.__version__}, "
-        f"{made_with['date'][:10]}, `{command}`\n\n{table(runs)}\n"
-    )
-    stem = args.output / f"break_even_{made_with['date'][:10]}"
-    args.output.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".json").write_text(json.dumps(made_with | {"cases": cases}, indent=2) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
+            how = (preset, config, shape, dtype, args.device, args.lengths)
+            cases += run.piece(f"{preset}, {dtype}", measure_preset, *how)
+    run.write({"cases": cases, "instructions": instructions}, page)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ LIBRARY = [
     "levels",  # importance -> levels
     "schedule",  # levels -> lists of rows
     "kernels",  # pyramid and lists -> output
+    "break_even",  # how long sequences must be for sparse attention to be faster
     "attention",  # the whole operator
     "integrations",  # the operator inside diffusers' and transformers' models
 ]

@@ -32,6 +32,7 @@ SECTIONS = {
     "Wan2.2_5B": (32, 32, 4, 0),
     "CogVideo1.5_5b": (16, 16, 8, 226),
     "CogVideo_5b": (16, 16, 4, 226),
+    "general": (16, 16, 4, 0),
     "tiny-wan": (8, 8, 4, 0),
     "Qwen2.5-VL": (28, 28, 2, 0),
 }
@@ -44,6 +45,7 @@ PRESETS = {
     ("Wan2.2_5B", "psa_balanced"): (128, 32, "thresholdbound", (0.6, 0.7, 0.7, 0.8), "new", True, False, 15, 0.6),
     ("CogVideo1.5_5b", "psa_balanced"): (128, 32, "topk", (0.1, 0.15, 0.15, 0.35), "new", True, False, 15, 0.6),
     ("CogVideo_5b", "psa_balanced"): (128, 128, "topk", (0.1, 0.15, 0.15, 0.35), "new", False, False, 15, 0.6),
+    ("general", "psa_balanced"): (128, 64, "thresholdbound", (0.7, 0.8, 0.9, 0.9), "new", True, False, 10, 0.6),
     ("CogVideo_5b", "psa_4steps"): (128, 128, "topk", (0.05, 0.15, 0.25, 0.5), "old", False, False, 0, 0.6),
 }
 # The preset that the configuration guide gives as an example: no level 8, several keys left out.
@@ -221,8 +223,10 @@ class TestJsonSchema:
 class TestCustomPreset:
     def test_example_added_to_a_copy_of_the_shipped_file(self, tmp_path: Path) -> None:
         # CogVideo_5b's presets end where the next section's comment begins.
-        before, after = shipped_presets().read_text(encoding="utf-8").split("# The built-in model")
-        file = write(tmp_path, f"{before.rstrip()}\n    my_custom_preset:{EXAMPLE_PRESET}\n# The built-in model{after}")
+        before, after = shipped_presets().read_text(encoding="utf-8").split("# Diffusion transformers")
+        file = write(
+            tmp_path, f"{before.rstrip()}\n    my_custom_preset:{EXAMPLE_PRESET}\n# Diffusion transformers{after}"
+        )
         assert load_preset("CogVideo_5b", "my_custom_preset", file) == PSAConfig(
             description="My custom PSA configuration",
             block_m=128,

@@ -17,7 +17,7 @@ def test_lists_computed_by_hand():
     # level 4 at step 36, level 8 at step 42, behind which step 45 holds nothing.
     layout = pyramid_layout(48, 16, 8)
     levels = torch.tensor([[1, 0, 8], [0, 0, 0], [4, 2, 0]], dtype=torch.int8)
-    schedule = make_schedule(levels, layout)
+    schedule = make_schedule(levels[None], layout)
     assert schedule.size == 2
     assert schedule.start.tolist() == [0, 9, 9, 15]
     assert schedule.steps.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 44, 36, 37, 28, 29, 30, 31]
@@ -33,7 +33,7 @@ def test_lists_computed_by_hand():
 def test_a_level_coarser_than_a_unit_makes_steps_shorter():
     layout = pyramid_layout(40, 16, 16)
     assert step_size(layout) == 1
-    schedule = make_schedule(torch.tensor([[16, 0, 8]], dtype=torch.int8), layout)
+    schedule = make_schedule(torch.tensor([[[16, 0, 8]]], dtype=torch.int8), layout)
     assert schedule.steps.tolist() == [90, 88]  # the last block has 8 tokens: one group of 8, where two had room
 
 
@@ -52,7 +52,7 @@ def test_every_row_with_tokens_of_every_chosen_block_is_listed_once(data):
     layout = pyramid_layout(tokens, block_n, int(levels.max()))
     keep = torch.tensor(data.draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)))
     kept = kept_row_tables(layout, keep).count
-    schedule = make_schedule(levels, layout, kept)
+    schedule = make_schedule(levels[None], layout, kept)
     for i, row in enumerate(chosen):
         steps = schedule.steps[schedule.start[i] : schedule.start[i + 1]].tolist()
         listed = [s * schedule.size + r for s in steps for r in range(schedule.size)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from flex_pyramid import flex_pyramid
 from shares import Ratios
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
+from triton.testing import do_bench
 
 from gpu.cases import (
     BLOCK_N,
@@ -38,10 +38,6 @@ DENSITIES = (0.10, 0.15, 0.25, 1.0)
 SMALL_DENSITIES = (0.15, 1.0)
 STEPS = {"_pool_kernel": "pyramid", "_list_blocks_kernel": "schedule", "_attend_kernel": "kernel"}
 """What the kernels of the attention are called in the report."""
-MEASURED_MS, FEWEST, MOST = 100, 3, 100
-"""Runs are repeated for so long, but at least and at most so often."""
-CACHE_BYTES = 256 * 2**20
-"""More than any GPU's L2 cache holds."""
 FLEX_MARGIN = 0.02
 """FlexAttention's output may differ from the kernel's by this much, relatively: both have 16-bit weights."""
 
@@ -174,7 +170,7 @@ def replay_ms(run: Callable[[], Any], device: torch.device) -> float | None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return bench_ms(graph.replay)
+    return _median_ms(graph.replay)
 
 
 def backward_ms(attention: Callable[..., Tensor], *inputs: Tensor) -> float | None:
@@ -187,33 +183,17 @@ def backward_ms(attention: Callable[..., Tensor], *inputs: Tensor) -> float | No
         torch.autograd.grad(out, leaves, upstream, retain_graph=True)
 
     if out.device.type == "cuda":
-        return bench_ms(run)
+        return _median_ms(run)
     run()
     return None
-
-
-def bench_ms(run: Callable[[], Any]) -> float:
-    """Median milliseconds between CUDA events; the L2 cache is written over before every run."""
-    cache = torch.empty(CACHE_BYTES, dtype=torch.uint8, device="cuda")
-
-    def once() -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        cache.zero_()
-        began.record()
-        run()
-        ended.record()
-        return began, ended
-
-    once()
-    warm = once()
-    torch.cuda.synchronize()
-    repeats = min(max(int(MEASURED_MS / warm[0].elapsed_time(warm[1])), FEWEST), MOST)
-    events = [once() for _ in range(repeats)]
-    torch.cuda.synchronize()
-    return statistics.median(began.elapsed_time(ended) for began, ended in events)
 
 
 def scratch_over_kv(run: Callable[[], Tensor], x: Inputs) -> float | None:
     """Bytes at the peak of a run beside inputs and output, over those of K and V."""
     scratch = scratch_bytes(run, x.device) if x.device.type == "cuda" else None
     return None if scratch is None else scratch / (x.k.nbytes + x.v.nbytes)
+
+
+def _median_ms(run: Callable[[], Any]) -> float:
+    """Between CUDA events; the L2 cache is written over before every run."""
+    return float(do_bench(run, return_mode="median"))

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from psa_triton.integrations.diffusers import layer_count
-from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.generation import (
     Attention,
@@ -40,9 +39,8 @@ def record(pipe: DiffusionPipeline, request: VideoRequest, steps: tuple[int, ...
         for name, x in (("q", inputs.q), ("k", inputs.k), ("v", inputs.v)):
             found[f"{site.step}.{site.layer}.{name}"] = x.float().contiguous()
 
-    with QKVTap(pipe) as tap:
-        probe = Probe(tap, range(layer_count(pipe.transformer)), steps, keep)
-        generate_video(pipe, request, Attention(name="dense, tapped", config=READ_ALL), on_levels=probe)
+    probe = Probe(range(layer_count(pipe.transformer)), steps, keep)
+    generate_video(pipe, request, Attention(name="dense, tapped", config=READ_ALL), on_levels=probe)
     return found
 
 

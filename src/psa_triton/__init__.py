@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from psa_triton.config import PSAConfig
     from psa_triton.importance import block_importance
     from psa_triton.integrations.attach import apply_psa
-    from psa_triton.integrations.removal import remove_psa
+    from psa_triton.integrations.handle import remove_psa
     from psa_triton.kernels import pyramid_attention
     from psa_triton.levels import density, select_levels
     from psa_triton.presets import load_preset
@@ -40,7 +40,7 @@ _HOME = {
     "load_preset": ".presets",
     "psa_attention": ".attention",
     "pyramid_attention": ".kernels",
-    "remove_psa": ".integrations.removal",
+    "remove_psa": ".integrations.handle",
     "select_levels": ".levels",
 }
 

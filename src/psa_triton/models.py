@@ -274,6 +274,9 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.key: spec for spec in _
 """The known video models by key."""
 
 
+GENERAL_SECTION = "general"
+"""Section of `attention_config.yaml` for diffusion transformers of no known model."""
+
 PRESET_SECTIONS: Mapping[str, str] = MappingProxyType(
     {**{key: spec.preset_section for key, spec in MODELS.items()}, QWEN2_5_VL.key: QWEN2_5_VL.preset_section}
 )

@@ -44,8 +44,8 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`a @ b` of operands `[G, R, K]` and `[G, K, C]`; in float32, neither `b` nor its transpose has gaps."""
     if _takes_linear(a):
         return _stacked([linear(x, y.T) for x, y in zip(a, b, strict=True)])
-    # Not torch.matmul: for a stack of one it copies a transposed operand first.
-    return torch.bmm(a, b)
+    # Not torch.matmul, nor torch.bmm in float32: for a stack of one they copy a transposed operand first.
+    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
 
 
 def logits(q: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor, scale: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
@@ -29,35 +30,48 @@ def step_size(layout: PyramidLayout) -> int:
     return layout.block_n // max(UNITS_PER_BLOCK, layout.levels[-1])
 
 
-def make_schedule(levels: torch.Tensor, layout: PyramidLayout, kept: torch.Tensor | None = None) -> Schedule:
+def make_schedule(
+    levels: torch.Tensor, layout: PyramidLayout, kept: torch.Tensor | None = None, stride: int = 0
+) -> Schedule:
     """The lists of query blocks.
 
     Args:
-        levels: int8 `[R, nk]`, each 0 or a level of `layout`.
-        layout: of the pyramid that the lists index. Steps without a token, behind the end of the sequence or left out
+        levels: int8 `[H, R / H, nk]`, each 0 or a level of `layout`: what is read of each of H key heads.
+        layout: of the pyramids that the lists index. Steps without a token, behind the end of the sequence or left out
             by a key mask, are not listed.
         kept: int64 `[P]`, tokens of each row where a key mask leaves some out; None if it leaves out none.
+        stride: steps from the pyramid of one key head to that of the next.
     """
-    size = step_size(layout)
-    tail = layout.tokens - (layout.blocks - 1) * layout.block_n
-    per_block, in_last, first = torch.zeros(3, COARSEST_LEVEL + 1, dtype=torch.int64)
-    for level in layout.levels:
-        per_block[level] = layout.block_n // level // size
-        in_last[level] = -(-tail // (level * size))
-        first[level] = layout.first_row(level) // size
-    per_block, in_last, first = (x.to(levels.device) for x in (per_block, in_last, first))
+    size, device = step_size(layout), levels.device
+    per_block, in_last, first = _step_tables(layout, device)
     chosen = levels.long()
     counts = per_block[chosen]
-    begin = (first[chosen] + torch.arange(layout.blocks, device=levels.device) * counts).flatten()
-    counts[:, -1] = in_last[chosen[:, -1]]
+    begin = first[chosen] + torch.arange(layout.blocks, device=device) * counts
+    begin += torch.arange(len(levels), device=device)[:, None, None] * stride
+    counts[..., -1] = in_last[chosen[..., -1]]
     each = counts.flatten()
-    offset = each.cumsum(0) - each
-    steps = torch.arange(int(each.sum()), device=levels.device) + (begin - offset).repeat_interleave(each)
-    start = F.pad(counts.sum(1).cumsum(0), (1, 0))
+    until = each.cumsum(0)
+    start = F.pad(until[layout.blocks - 1 :: layout.blocks], (1, 0))
+    count = int(start[-1])
+    steps = torch.arange(count, device=device)
+    steps += (begin.flatten() - (until - each)).repeat_interleave(each, output_size=count)
     if kept is not None:
-        is_listed = (kept.view(-1, size) > 0).any(-1)[steps]
+        is_listed = (kept.view(-1, size) > 0).any(-1)[steps % stride if stride else steps]
         steps, start = steps[is_listed], F.pad(is_listed.cumsum(0), (1, 0))[start]
     return Schedule(steps, start, size)
+
+
+@lru_cache(maxsize=32)
+def _step_tables(layout: PyramidLayout, device: torch.device) -> torch.Tensor:
+    """int64 `[3, COARSEST_LEVEL + 1]`: by level, steps of a block, steps of the last block, and the first step."""
+    size = step_size(layout)
+    tail = layout.tokens - (layout.blocks - 1) * layout.block_n
+    tables = torch.zeros(3, COARSEST_LEVEL + 1, dtype=torch.int64)
+    for level in layout.levels:
+        tables[:, level] = torch.tensor(
+            [layout.block_n // level // size, -(-tail // (level * size)), layout.first_row(level) // size]
+        )
+    return tables.to(device)
 
 
 def stacked(schedule: Schedule, blocks: torch.Tensor, rows: int) -> Iterator[tuple[torch.Tensor, int]]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from diffusers import CogVideoXTransformer3DModel, ContextParallelConfig, DiffusionPipeline, WanTransformer3DModel
+from small_families import SMALL
+from small_families import run as run_small
 from small_pipelines import (
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
@@ -26,7 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import PSAHandle, apply_psa, cogvideox_context_parallel_plan
-from psa_triton.integrations.diffusers.parallel import HeadParallel
+from psa_triton.integrations.diffusers.parallel import HeadParallel, Stream
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 4: (0.3, 0.6), 0: (0.6, 1)})
 WARM_UP = SPARSE.replace(warmup_steps=1)
@@ -82,12 +84,23 @@ def run_per_token_timesteps(shared: bool) -> Video:
     return out, records(handle)
 
 
+def run_joint(shared: bool) -> Video:
+    """Flux: text and image are both shared, each for itself, and stand in every process's share in turn."""
+    transformer, inputs = SMALL["flux"].make()
+    if shared:
+        share_tokens(transformer)
+    with torch.no_grad(), apply_psa(transformer, SPARSE, min_tokens=0) as handle:
+        out = run_small(transformer, inputs)
+    return out, records(handle)
+
+
 CASES = {
     "wan": run_pipeline(make_wan_pipeline, WARM_UP, guidance_scale=3.0),
     "wan-three-heads": run_pipeline(lambda: make_wan_pipeline(make_wan_transformer(num_attention_heads=3)), SPARSE),
     "wan-no-order": run_pipeline(make_wan_pipeline, SPARSE.replace(use_rearrange=False)),
     "wan-clusters": run_pipeline(make_wan_pipeline, SPARSE.replace(rearrange_method="Hybrid"), grid=(4, 8, 9)),
     "wan-per-token-timesteps": run_per_token_timesteps,
+    "flux": run_joint,
     "cogvideox": run_pipeline(make_cogvideox_pipeline, WARM_UP, guidance_scale=3.0),
     "cogvideox-three-heads": run_pipeline(
         lambda: make_cogvideox_pipeline(make_cogvideox_transformer(num_attention_heads=3)), SPARSE
@@ -101,10 +114,10 @@ CASES = {
 
 def gradient_error() -> float:
     """Heads attended elsewhere send their gradients back: here attention is a square, whose gradient is known."""
-    exchange = HeadParallel(dist.group.WORLD)
+    exchange, tokens = HeadParallel(dist.group.WORLD), Stream(105, shared=True)
     x = torch.randn(1, 3, 53 - dist.get_rank(), 8, generator=torch.Generator().manual_seed(dist.get_rank()))
     x.requires_grad_()
-    exchange.to_tokens(exchange.to_heads(x, tokens=105) ** 2, heads=3).sum().backward()
+    exchange.to_tokens(exchange.to_heads(x, [tokens]) ** 2, 3, [tokens]).sum().backward()
     return (x.grad - 2 * x).abs().max().item()
 
 

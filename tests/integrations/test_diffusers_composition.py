@@ -86,7 +86,7 @@ def test_compiled_after_attaching(make_transformer: Callable, make_inputs: Calla
         handle.reset()
         assert_equal_to_rounding(compiled(**inputs).sample, eager)
         summary = handle.stats().summary
-        assert (summary.sparse_calls, summary.dense_calls, summary.gathers) == (2, 0, 4)
+        assert (summary.sparse_calls, summary.dense_calls, summary.gathers) == (2, 0, 8)
         handle.remove()
         assert_equal_to_rounding(compiled(**inputs).sample, dense)
     assert handle.stats().summary.sparse_calls == 2

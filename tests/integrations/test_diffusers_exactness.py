@@ -20,7 +20,6 @@ from small_pipelines import (
     make_wan_image_pipeline,
     make_wan_inputs,
     make_wan_pipeline,
-    make_wan_transformer,
     make_wan_vace_transformer,
 )
 
@@ -32,12 +31,8 @@ EVERY_TOKEN = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)}, rearran
 """All key blocks at level 1: no approximation, so only a wrong order, grid or rotary table can change the result."""
 
 PIPELINES = {
-    "wan": make_wan_pipeline,
-    "wan-per-token-timesteps": lambda: make_wan_pipeline(expand_timesteps=True),
     "wan-two-transformers": lambda: make_wan_pipeline(two_transformers=True),
-    "wan-one-layer": lambda: make_wan_pipeline(make_wan_transformer(num_layers=1)),
     "wan-fused": lambda: _fused(make_wan_pipeline()),
-    "cogvideox": make_cogvideox_pipeline,
     "cogvideox-1.5": lambda: make_cogvideox_pipeline(make_cogvideox_transformer(patch_size_t=2)),
     "cogvideox-fused": lambda: _fused(make_cogvideox_pipeline()),
     "cogvideox-no-rotary": lambda: make_cogvideox_pipeline(
@@ -55,19 +50,17 @@ def assert_equal_to_rounding(actual: torch.Tensor, expected: torch.Tensor) -> No
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.std().item())
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["no-guidance", "guidance"])
 @pytest.mark.parametrize("make_pipe", PIPELINES.values(), ids=PIPELINES.keys())
-def test_every_token_gives_the_dense_video(make_pipe: Callable, guidance_scale: float) -> None:
+def test_every_token_gives_the_dense_video(make_pipe: Callable) -> None:
     pipe = make_pipe()
-    dense = make_video(pipe, guidance_scale=guidance_scale)
+    dense = make_video(pipe, guidance_scale=3.0)
     with apply_psa(pipe, EVERY_TOKEN) as handle:
-        sparse = make_video(pipe, guidance_scale=guidance_scale)
+        sparse = make_video(pipe, guidance_scale=3.0)
     summary = handle.stats().summary
     assert summary.dense_calls == 0 and summary.sparse_calls > 0 and summary.gathers > 0
     assert_equal_to_rounding(sparse, dense)
 
 
-@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
 @pytest.mark.parametrize(
     "order",
     [
@@ -78,9 +71,9 @@ def test_every_token_gives_the_dense_video(make_pipe: Callable, guidance_scale: 
     ],
     ids=["no-order", "tiles", "semantic", "hybrid"],
 )
-def test_every_order_gives_the_dense_video(make_pipe: Callable, order: dict) -> None:
+def test_every_order_gives_the_dense_video(order: dict) -> None:
     """288 tokens: enough for k-means to make more than one cluster."""
-    pipe, grid = make_pipe(), (4, 8, 9)
+    pipe, grid = make_cogvideox_pipeline(), (4, 8, 9)
     dense = make_video(pipe, grid=grid)
     with apply_psa(pipe, EVERY_TOKEN.replace(**order)) as handle:
         sparse = make_video(pipe, grid=grid)
@@ -88,7 +81,7 @@ def test_every_order_gives_the_dense_video(make_pipe: Callable, order: dict) -> 
     assert_equal_to_rounding(sparse, dense)
 
 
-@pytest.mark.parametrize("grid", [(1, 8, 9), (3, 5, 7), (4, 4, 8), (7, 3, 5)], ids=str)
+@pytest.mark.parametrize("grid", [(1, 8, 9), (7, 3, 5)], ids=str)
 @pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
 def test_grid_is_read_from_the_latent(make_pipe: Callable, grid: tuple[int, int, int]) -> None:
     pipe = make_pipe()
@@ -99,31 +92,6 @@ def test_grid_is_read_from_the_latent(make_pipe: Callable, grid: tuple[int, int,
     frames, height, width = grid
     assert {record.tokens for record in handle.stats().records} == {text + frames * height * width}
     assert_equal_to_rounding(sparse, dense)
-
-
-def test_different_timesteps_per_token() -> None:
-    """TI2V: each token has a modulation of its own, which must follow it into the blocks and not beyond."""
-    transformer = make_wan_transformer()
-    inputs = make_wan_inputs(timestep=torch.linspace(0, 999, 105)[None])
-    with torch.no_grad():
-        dense = transformer(**inputs).sample
-        with apply_psa(transformer, EVERY_TOKEN):
-            assert_equal_to_rounding(transformer(**inputs).sample, dense)
-
-
-def test_image_keys_of_wan_i2v() -> None:
-    transformer = make_wan_transformer(in_channels=36, image_dim=24, added_kv_proj_dim=64)
-    generator = torch.Generator().manual_seed(0)
-    inputs = make_wan_inputs(
-        hidden_states=torch.randn(1, 36, 3, 10, 14, generator=generator),
-        encoder_hidden_states=torch.randn(1, 512, TEXT_DIM, generator=generator),
-        encoder_hidden_states_image=torch.randn(1, 9, 24, generator=generator),
-    )
-    with torch.no_grad():
-        dense = transformer(**inputs).sample
-        with apply_psa(transformer, EVERY_TOKEN) as handle:
-            assert_equal_to_rounding(transformer(**inputs).sample, dense)
-    assert handle.stats().summary.sparse_calls == 2
 
 
 IMAGE_PIPELINES = {
@@ -145,33 +113,17 @@ def test_image_to_video(make_pipe: Callable, more: dict) -> None:
     assert_equal_to_rounding(sparse, dense)
 
 
-def test_vace() -> None:
-    transformer = make_wan_vace_transformer()
+def test_vace_with_control_after_the_last_block() -> None:
+    transformer = make_wan_vace_transformer(vace_layers=[0, 1])
     generator = torch.Generator().manual_seed(1)
     inputs = make_wan_inputs(control_hidden_states=torch.randn(1, 8, 3, 10, 14, generator=generator))
     with torch.no_grad():
         dense = transformer(**inputs).sample
         with apply_psa(transformer, EVERY_TOKEN) as handle:
             assert_equal_to_rounding(transformer(**inputs).sample, dense)
-    assert [(record.layer, record.sparse) for record in handle.stats().records] == [(2, True), (0, True), (1, True)]
-
-
-def test_vace_with_control_after_the_last_block_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"vace_layers: expected layers before the last of 2 for PSA, got \[0, 1\]"):
-        apply_psa(make_wan_vace_transformer(vace_layers=[0, 1]), EVERY_TOKEN)
-
-
-@pytest.mark.parametrize("make_pipe", PIPELINES.values(), ids=PIPELINES.keys())
-def test_the_models_own_attention_does_not_mind_the_order(make_pipe: Callable) -> None:
-    """Layers that run dense inside a sparse forward get reordered tokens: here all layers do."""
-    pipe = make_pipe()
-    dense = make_video(pipe)
-    with apply_psa(pipe, EVERY_TOKEN, dense_layers=range(pipe.transformer.config.num_layers)) as handle:
-        reordered = make_video(pipe)
-    summary = handle.stats().summary
-    assert summary.sparse_calls == 0 and summary.dense_calls > 0 and summary.gathers > 0
-    assert {record.reason for record in handle.stats().records} == {"dense layer"}
-    assert_equal_to_rounding(reordered, dense)
+    assert [(record.layer, record.sparse) for record in handle.stats().records] == [
+        (layer, True) for layer in (2, 3, 0, 1)
+    ]
 
 
 def test_positional_arguments() -> None:
@@ -239,18 +191,15 @@ def test_step_cache_enabled_after_attaching(make_pipe: Callable) -> None:
     assert_equal_to_rounding(sparse, dense)
 
 
-def test_dropping_blocks_changes_the_video() -> None:
-    """Guards the tests above: their comparison does notice a difference in attention."""
-    pipe = make_wan_pipeline()
-    dense = make_video(pipe)
-    with apply_psa(pipe, EVERY_TOKEN.replace(mask_ratios={1: (0, 0.3), 0: (0.3, 1)})):
-        sparse = make_video(pipe)
-    assert (sparse - dense).std() > 1e-3 * dense.std()
-
-
-@pytest.mark.parametrize("order", [{"use_rearrange": False}, {}, {"rearrange_method": "Hybrid"}], ids=str)
-@pytest.mark.parametrize("text_tokens", [TEXT_TOKENS, 70])
-@pytest.mark.parametrize(("block_m", "block_n"), [(32, 32), (128, 32), (32, 128), (64, 64)])
+@pytest.mark.parametrize(
+    ("block_m", "block_n", "text_tokens", "order"),
+    [
+        (32, 32, TEXT_TOKENS, {"use_rearrange": False}),
+        (128, 32, TEXT_TOKENS, {}),
+        (32, 128, 70, {"rearrange_method": "Hybrid"}),
+        (64, 64, 70, {}),
+    ],
+)
 def test_text_is_read_and_reads_in_full(
     monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, text_tokens: int, order: dict
 ) -> None:
@@ -261,7 +210,7 @@ def test_text_is_read_and_reads_in_full(
         chosen.append(levels)
         return out, levels
 
-    monkeypatch.setattr("psa_triton.integrations.diffusers.state.sparse_attention", spy)
+    monkeypatch.setattr("psa_triton.integrations.diffusers.forward.sparse_attention", spy)
     generator = torch.Generator().manual_seed(0)
     inputs = make_cogvideox_inputs(
         hidden_states=torch.randn(1, 4, 4, 16, 18, generator=generator),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from small_pipelines import TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
 
+from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import LevelRecord, apply_psa
 from psa_triton.ordering import grid_order
@@ -58,3 +60,28 @@ def test_dense_runs_tell_nothing() -> None:
     with apply_psa(pipe, CONFIG, min_tokens=1000, on_levels=told.append):
         make_video(pipe)
     assert told == []
+
+
+@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+def test_the_tensors_of_a_call_are_what_it_attended_with(make_pipe: Callable) -> None:
+    """Attending to them gives the layer's output, and choosing among them its levels."""
+    pipe, told, outputs = make_pipe(), [], []
+    module = next(module for module in pipe.transformer.modules() if hasattr(module, "processor"))
+    every_token = CONFIG.replace(mask_ratios={1: (0, 1)}, warmup_steps=0)
+
+    def keep_output(_: Any, args: Any, output: Any) -> None:
+        outputs.append(output if isinstance(output, torch.Tensor) else torch.cat(output[::-1], dim=1))
+
+    module.register_forward_hook(keep_output)
+    with apply_psa(pipe, every_token, on_levels=told.append):
+        make_video(pipe, steps=1)
+    q, k, v = told[0].qkv
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    attended = told[0].order.with_prefix(told[0].prefix_tokens).restore(attended).transpose(1, 2).flatten(2)
+    with torch.no_grad():
+        torch.testing.assert_close(module.to_out[0](attended), outputs[0], rtol=1e-4, atol=1e-5)
+    with apply_psa(pipe, CONFIG.replace(warmup_steps=0), on_levels=told.append):
+        make_video(pipe, steps=1)
+    q, k, v = told[-1].qkv
+    _, levels = sparse_attention(q, k, v, CONFIG.replace(use_rearrange=False), prefix_tokens=told[-1].prefix_tokens)
+    assert torch.equal(levels, told[-1].levels)

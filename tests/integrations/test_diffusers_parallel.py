@@ -11,16 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from diffusers import ContextParallelConfig
 from small_pipelines import make_wan_transformer
 
-from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers.parallel import head_parallel
-from psa_triton.integrations.diffusers.rules import DenseRules
-from psa_triton.integrations.diffusers.state import ForwardState
-from psa_triton.integrations.diffusers.stats import Recorder
-from psa_triton.integrations.diffusers.steps import Schedule
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 CASES = [
@@ -29,6 +23,7 @@ CASES = [
     "wan-no-order",
     "wan-clusters",
     "wan-per-token-timesteps",
+    "flux",
     "cogvideox",
     "cogvideox-three-heads",
     "cogvideox-no-rotary",
@@ -77,17 +72,3 @@ def test_forms_that_sparse_attention_cannot_take_part_in(degrees: dict, message:
     transformer._parallel_config = SimpleNamespace(context_parallel_config=SimpleNamespace(**degrees))
     with pytest.raises(ValueError, match=message):
         head_parallel(transformer)
-
-
-def test_a_mask_on_shared_tokens_is_refused() -> None:
-    rules = DenseRules(PSAConfig())
-    state = ForwardState("transformer", rules, schedule=Schedule(), recorder=Recorder(0.0, False), impl="auto")
-    shared = SimpleNamespace(ring_degree=1, ulysses_degree=2, _ulysses_mesh=SimpleNamespace(get_group=lambda: None))
-    transformer = make_wan_transformer()
-    transformer._parallel_config = SimpleNamespace(context_parallel_config=shared)
-    state.begin(transformer, 500.0, (3, 5, 7), torch.device("cpu"), masked=True)
-    with (
-        pytest.raises(ValueError, match=r"attention_mask: expected None .* shared between processes, got a mask"),
-        state.call(0, 53, 13, torch.ones(1), torch.device("cpu")),
-    ):
-        pytest.fail("the call was let in")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -15,42 +19,63 @@ from small_pipelines import (
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa, check_video_scale, pipeline_scale
-from psa_triton.integrations.diffusers.rules import BREAK_EVEN, MIN_KEY_BLOCKS, DenseRules
+from psa_triton.integrations.rules import MIN_KEY_BLOCKS, DenseRules, Kind, break_even
 from psa_triton.presets import VideoScale, load_presets_file
 from psa_triton.tools.generation import find_source, load_pipeline
 
+KEY_BLOCKS = MIN_KEY_BLOCKS["diffusion"]
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 
 
 @pytest.fixture
-def break_even(short_sequences_sparse: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psa_triton.integrations.diffusers.rules.BREAK_EVEN", BREAK_EVEN)
-    monkeypatch.setattr("psa_triton.integrations.diffusers.rules.MIN_KEY_BLOCKS", MIN_KEY_BLOCKS)
+def as_shipped(short_sequences_sparse: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psa_triton.integrations.rules.break_even", break_even)
+    monkeypatch.setitem(MIN_KEY_BLOCKS, "diffusion", KEY_BLOCKS)
 
 
 @pytest.mark.parametrize(
     ("device", "block_n", "min_tokens", "least"),
     [
-        pytest.param("cpu", 128, None, 1024, id="cpu"),
-        pytest.param("cuda", 128, None, 1024, id="gpu-eight-key-blocks"),
-        pytest.param("cuda", 32, None, 256, id="gpu-small-key-blocks"),
+        pytest.param("cuda", 128, None, 1024, id="eight-key-blocks"),
+        pytest.param("cuda", 32, None, 256, id="small-key-blocks"),
         pytest.param("cpu", 128, 300, 300, id="asked-for"),
         pytest.param("cuda", 128, 300, 300, id="asked-for-on-a-gpu"),
     ],
 )
-def test_sequences_below_the_break_even_length_run_dense(
-    device: str, block_n: int, min_tokens: int | None, least: int, break_even: None
+def test_short_sequences_run_dense(
+    device: str, block_n: int, min_tokens: int | None, least: int, as_shipped: None
 ) -> None:
-    rules = DenseRules(PSAConfig(block_n=block_n), min_tokens)
-    assert rules.of_forward(None, 0, least - 1, device, masked=False) == f"fewer than {least} tokens"
-    assert rules.of_forward(None, 0, least, device, masked=False) is None
+    config = PSAConfig(block_n=block_n)
+    rules = DenseRules(kind="diffusion", config=config, min_tokens=min_tokens)
+    of_length = partial(rules.of_length, config=config, device=torch.device(device), dtype=torch.float32)
+    assert of_length(least - 1) == f"fewer than {least} tokens"
+    assert of_length(least) is None
 
 
-def test_a_forward_is_of_the_device_it_runs_on(break_even: None) -> None:
+@pytest.mark.parametrize("kind", ["diffusion", "language"])
+def test_where_dense_is_faster_it_runs(kind: Kind, as_shipped: None) -> None:
+    config = PSAConfig(block_n=32)
+    least = math.ceil(break_even(config, torch.float32, "cpu", is_causal=kind == "language"))
+    rules = DenseRules(kind=kind, config=config)
+    here = dict(config=config, device=torch.device("cpu"), dtype=torch.float32)
+    assert rules.of_length(least - 1, **here) == f"dense is faster below {least} tokens here"
+    assert rules.of_length(least, **here) is None
+    assert replace(rules, impl="cpu").of_length(least - 1, **here) is None
+    assert replace(rules, min_tokens=0).of_length(1, **here) is None
+
+
+def test_a_config_that_never_pays_runs_dense_at_any_length(as_shipped: None) -> None:
+    config = PSAConfig(mask_mode="topk", mask_ratios={1: (0, 0.9), 0: (0.9, 1)})
+    reason = DenseRules(kind="diffusion", config=config).of_length(10**6, config, torch.device("cpu"), torch.float32)
+    assert reason == "dense is faster at this density"
+
+
+def test_a_forward_is_of_the_device_it_runs_on(as_shipped: None) -> None:
     transformer = make_wan_transformer()
     with torch.no_grad(), apply_psa(transformer, SPARSE) as handle:
         transformer(**make_wan_inputs())
-    assert {record.reason for record in handle.stats().records} == {"fewer than 1024 tokens"}
+    (reason,) = {record.reason for record in handle.stats().records}
+    assert reason is not None and reason.startswith(("fewer than 256 tokens", "dense is faster below"))
 
 
 def test_a_negative_length_is_refused() -> None:

@@ -29,7 +29,6 @@ from small_pipelines import (
 
 from psa_triton import PSAConfig, apply_psa, remove_psa
 from psa_triton.integrations.diffusers import LevelRecord, PSAStats
-from psa_triton.integrations.diffusers.tap import QKVTap
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 WARM = SPARSE.replace(warmup_steps=2)
@@ -227,19 +226,19 @@ def test_threads_with_transformers_of_two_kinds_of_pipeline() -> None:
     assert all(torch.equal(*pair) for pair in zip(found, alone, strict=True))
 
 
-def test_what_on_levels_and_the_tap_are_told_is_of_their_own_thread() -> None:
+def test_what_on_levels_is_told_is_of_their_own_thread() -> None:
     pipe = make_wan_pipeline()
     other = sharing(pipe, FlowMatchEulerDiscreteScheduler())
     told: list[tuple[str, LevelRecord, int]] = []
 
     def keep(record: LevelRecord) -> None:
-        told.append((threading.current_thread().name, record, tap.read()[0].shape[2]))
+        told.append((threading.current_thread().name, record, record.qkv[0].shape[2]))
 
     def run(pipe: DiffusionPipeline, grid: tuple[int, int, int]) -> None:
         threading.current_thread().name = str(grid)
         make_video(pipe, steps=2, grid=grid)
 
-    with QKVTap(pipe) as tap, apply_psa(pipe, SPARSE, on_levels=keep):
+    with apply_psa(pipe, SPARSE, on_levels=keep):
         Together([pipe.transformer], 2).run(lambda: run(pipe, (3, 5, 7)), lambda: run(other, (2, 6, 6)))
     assert {(name, str(record.grid), tokens) for name, record, tokens in told} == {
         ("(3, 5, 7)", "(3, 5, 7)", 105),
@@ -275,7 +274,7 @@ def held_forward() -> Iterator[tuple[WanPipeline, Callable[[], torch.Tensor]]]:
 
 
 def test_detaching_in_the_middle_of_a_forward_is_refused(held_forward: Any) -> None:
-    """The tokens would stay in the order of the sparse blocks."""
+    """Some of its layers would be sparse and others not."""
     pipe, start = held_forward
     handle = apply_psa(pipe, SPARSE)
     finish = start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,8 +11,9 @@ from small_pipelines import TEXT_TOKENS, make_cogvideox_pipeline, make_video, ma
 
 from psa_triton.config import PSAConfig
 from psa_triton.importance import estimation_cost
-from psa_triton.integrations.diffusers import apply_psa
-from psa_triton.integrations.diffusers.stats import CallKey, Recorder
+from psa_triton.integrations.diffusers import PSAStats, apply_psa
+from psa_triton.integrations.diffusers.stats import CallKey
+from psa_triton.integrations.stats import Recorder
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 
@@ -63,27 +63,13 @@ def test_density_counts_the_exempt_text() -> None:
         assert (32 * 118 + 86 * 32) / 118**2 - 1e-6 < record.density < (32 * 118 + 86 * 64) / 118**2 + 1e-6
 
 
-@pytest.mark.parametrize(
-    ("make_pipe", "forwards_per_step"), [(make_wan_pipeline, 2), (make_cogvideox_pipeline, 1)], ids=["wan", "cogvideox"]
-)
-def test_tokens_are_permuted_once_per_forward(make_pipe: Callable, forwards_per_step: int) -> None:
-    """Tokens in, tokens out, cosines, sines: four gathers a sparse forward, whatever the layers, none in warm-up.
-
-    Wan runs the model twice a step for guidance, CogVideoX once on both halves.
-    """
-    pipe = make_pipe()
+def test_tokens_are_put_in_order_in_each_call() -> None:
+    """q, k, v and the output; CogVideoX runs its two layers once a step on both halves of the guidance."""
+    pipe = make_cogvideox_pipeline()
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
         make_video(pipe, steps=3, guidance_scale=3.0)
     summary = handle.stats().summary
-    assert summary.forwards == 3 * forwards_per_step
-    assert summary.gathers == 4 * 2 * forwards_per_step
-
-
-def test_per_token_timesteps_take_one_gather_more() -> None:
-    pipe = make_wan_pipeline(expand_timesteps=True)
-    with apply_psa(pipe, SPARSE) as handle:
-        make_video(pipe, steps=3)
-    assert handle.stats().summary.gathers == 5 * 3
+    assert (summary.forwards, summary.sparse_calls, summary.gathers) == (3, 4, 4 * 4)
 
 
 def test_no_gathers_without_an_order() -> None:
@@ -160,13 +146,17 @@ def test_verbose_logs_each_sparse_call(caplog: pytest.LogCaptureFixture) -> None
     assert messages[0].startswith("transformer layer 0 step 2: 105 tokens, density 0.")
 
 
+def recorded(*calls: tuple[CallKey, torch.Tensor | float, float], timed: bool = True) -> PSAStats:
+    recorder: Recorder[CallKey, PSAStats] = Recorder(PSAStats.of, timed)
+    for key, density, seconds in calls:
+        recorder.add(key, key.tokens**2, density, seconds)
+    return recorder.stats()
+
+
 def test_summary_weighs_calls_by_their_work() -> None:
     """One dense call over 10 tokens and two sparse ones over 20: work 100 and 2 * 400."""
-    recorder = Recorder(estimation_cost=0.1, timed=True)
-    recorder.add(CallKey("transformer", 0, 0, 10, "warm-up"), 1.0, seconds=1.0)
-    for density in [0.2, 0.4]:
-        recorder.add(CallKey("transformer", 0, 1, 20, None), torch.tensor(density), seconds=2.0)
-    stats = recorder.stats()
+    dense, sparse = CallKey("transformer", 0, 0, 10, "warm-up", 0.0), CallKey("transformer", 0, 1, 20, None, 0.1)
+    stats = recorded((dense, 1.0, 1.0), (sparse, torch.tensor(0.2), 2.0), (sparse, torch.tensor(0.4), 2.0))
     assert [(r.calls, r.seconds) for r in stats.records] == [(1, 1.0), (2, 4.0)]
     assert stats.records[1].density == pytest.approx(0.3)
     assert stats.summary.sparse_density == pytest.approx(0.3)
@@ -176,8 +166,7 @@ def test_summary_weighs_calls_by_their_work() -> None:
 
 
 def test_memory_is_bounded_by_layers_and_steps() -> None:
-    recorder = Recorder(estimation_cost=0.0, timed=False)
-    for call in range(1000):
-        recorder.add(CallKey("transformer", call % 2, call % 5, 64, None), torch.tensor(0.5), seconds=0.0)
-    assert len(recorder.stats().records) == 10
-    assert sum(record.calls for record in recorder.stats().records) == 1000
+    keys = [CallKey("transformer", call % 2, call % 5, 64, None, 0.0) for call in range(1000)]
+    stats = recorded(*((key, torch.tensor(0.5), 0.0) for key in keys), timed=False)
+    assert len(stats.records) == 10
+    assert stats.summary.sparse_calls == 1000

@@ -27,6 +27,7 @@ from small_pipelines import (
 )
 
 import psa_triton
+import psa_triton.integrations.transformers  # makes the name `psa` valid
 from psa_triton import PSAConfig, apply_psa, remove_psa
 from psa_triton.integrations.diffusers import LevelRecord
 

@@ -16,7 +16,7 @@ from accuracy import (
 from psa_triton import products
 from psa_triton.kernels import gathered, pyramid_attention
 from psa_triton.kernels.gathered import ways
-from psa_triton.kernels.gathered.ways import FUSED, PRODUCTS, WAYS, choose_way
+from psa_triton.kernels.gathered.ways import BLOCKS, FUSED, STACKS, WAYS, choose_way
 
 ALL_DTYPES = [*DTYPES, torch.float64]
 
@@ -91,20 +91,20 @@ def test_results_are_the_same_on_every_run():
 
 
 @pytest.mark.parametrize(
-    ("wide", "bfloat16", "dtype", "rows", "way"),
+    ("wide", "bfloat16", "dtype", "work", "way"),
     [
-        (False, False, torch.float32, 5000, FUSED),
-        (False, False, torch.bfloat16, 5000, FUSED),
-        (True, False, torch.float32, 5000, PRODUCTS),
-        (True, False, torch.bfloat16, 5000, FUSED),
-        (True, True, torch.bfloat16, 5000, PRODUCTS),
-        (True, True, torch.bfloat16, 200, FUSED),
-        (True, True, torch.float16, 5000, FUSED),
-        (True, True, torch.float64, 5000, FUSED),
+        (False, False, torch.float32, 1 << 25, FUSED),
+        (False, False, torch.bfloat16, 1 << 25, FUSED),
+        (True, False, torch.float32, 1 << 25, BLOCKS),
+        (True, False, torch.bfloat16, 1 << 25, FUSED),
+        (True, True, torch.bfloat16, 1 << 25, BLOCKS),
+        (True, True, torch.bfloat16, 1 << 20, STACKS),
+        (True, True, torch.float16, 1 << 25, FUSED),
+        (True, True, torch.float64, 1 << 25, FUSED),
     ],
 )
-def test_the_way_follows_from_the_processor(wide, bfloat16, dtype, rows, way, monkeypatch):
+def test_the_way_follows_from_the_processor(wide, bfloat16, dtype, work, way, monkeypatch):
     monkeypatch.setattr(ways, "has_wide_vectors", lambda: wide)
     monkeypatch.setattr(ways, "multiplies", lambda dtype: bfloat16)
-    assert choose_way(dtype, torch.device("cpu"), rows) is way
-    assert choose_way(dtype, torch.device("meta"), rows) is FUSED
+    assert choose_way(dtype, torch.device("cpu"), work) is way
+    assert choose_way(dtype, torch.device("meta"), work) is FUSED

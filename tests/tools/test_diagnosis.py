@@ -49,7 +49,7 @@ class TestAttention:
             for dim in (64, 128):
                 finding = found[f"cpu, {dtype}, head dimension {dim}"]
                 assert finding.state == "ok"
-                assert finding.detail.startswith(("cpu, fused (error ", "cpu, products (error "))
+                assert finding.detail.startswith(("cpu, fused (error ", "cpu, blocks (error "))
 
     def test_a_wrong_result_is_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def wrong(q, k, v, config, *, impl):

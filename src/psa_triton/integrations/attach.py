@@ -11,8 +11,7 @@ from psa_triton.integrations.wrappers import held_models, library, unwrap
 
 if TYPE_CHECKING:
     from psa_triton.integrations.diffusers import OnLevels
-    from psa_triton.integrations.diffusers import PSAHandle as DiffusionHandle
-    from psa_triton.integrations.transformers import PSAHandle as LanguageHandle
+    from psa_triton.integrations.handle import PSAHandle
 
 
 def apply_psa(
@@ -26,14 +25,14 @@ def apply_psa(
     dense_layers: Collection[int] = (),
     time_layers: bool = False,
     on_levels: OnLevels | None = None,
-) -> DiffusionHandle | LanguageHandle:
+) -> PSAHandle[Any]:
     """Attach PSA to a model until the handle's `remove`, or `remove_psa`.
 
     `psa_triton.integrations.diffusers.apply_psa` and `psa_triton.integrations.transformers.apply_psa` say in full what
     is done to the model.
 
     Args:
-        model: a diffusers pipeline or transformer (Wan, Wan VACE, CogVideoX), or a transformers model or pipeline,
+        model: a diffusers pipeline or transformer of a known family, or a transformers model or pipeline,
             whose text layers then prefill with PSA; also wrapped by PEFT, `DistributedDataParallel` and the like.
         config_or_preset: a configuration; a preset's name in the section of the model; "SECTION/PRESET"; `dense`;
             None for the default preset of the model.

@@ -99,20 +99,21 @@ def write_pyramid(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, cou
     """Write every level of `x` to the rows of `out`; each row is the mean of its group's true tokens.
 
     Args:
-        x: keys or values of one head `[Nk, D]`, any strides.
+        x: keys or values `[..., Nk, D]`, any strides.
         layout: of `Nk` tokens.
-        out: `[P, D]`, any strides, of any floating dtype; means are formed in float32 (float64 for float64).
+        out: `[..., P, D]`, any strides, of any floating dtype; means are formed in float32 (float64 for float64).
         count: int64 `[P]`, `RowTables.count` where a key mask leaves tokens out: these are not read, and rows without
             a token become zeros. None if all tokens are there.
     """
     for start, total in token_chunks(x, layout, count):
-        out[start : start + len(total)] = total
+        out[..., start : start + total.shape[-2], :] = total
         for level in layout.levels[1:]:
-            total = total[0::2] + total[1::2]
+            total = total[..., 0::2, :] + total[..., 1::2, :]
             row = layout.first_row(level) + start // level
-            target = out[row : row + len(total)]
+            end = row + total.shape[-2]
+            target = out[..., row:end, :]
             if count is not None:
-                target.copy_(total / count[row : row + len(total), None].clamp(min=1))
+                target.copy_(total / count[row:end, None].clamp(min=1))
             elif out.dtype == total.dtype:
                 target.copy_(total).mul_(1 / level)
             else:
@@ -120,29 +121,30 @@ def write_pyramid(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, cou
     if count is None:
         # Groups cut by the end of the sequence were divided by too much.
         for row, tokens in short_groups(x, layout):
-            out[row] = tokens.mean(0)
+            out[..., row, :] = tokens.mean(-2)
 
 
 def token_chunks(
     x: torch.Tensor, layout: PyramidLayout, count: torch.Tensor | None = None
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Pieces of whole blocks `[C, D]` in the dtype of sums, each with its first token; zeros for what is not there."""
+    """Whole blocks `[..., C, D]` in the dtype of sums, and the first token of them; zeros for what is not there."""
     n = layout.block_n
-    chunk = max(n, _TOKENS_AT_ONCE // n * n)
+    heads = x[..., 0, 0].numel()
+    chunk = max(n, _TOKENS_AT_ONCE // (n * heads) * n)
     for start in range(0, layout.blocks * n, chunk):
         end = min(start + chunk, layout.blocks * n)
-        piece = x[start:end].to(_wide(x))
-        missing = end - start - len(piece)
+        piece = x[..., start:end, :].to(_wide(x))
+        missing = end - start - piece.shape[-2]
         piece = torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
         yield start, piece if count is None else piece.masked_fill(count[start:end, None] == 0, 0.0)
 
 
 def short_groups(x: torch.Tensor, layout: PyramidLayout) -> Iterator[tuple[int, torch.Tensor]]:
-    """Row and tokens, in the dtype of sums, of the groups that the end of the sequence cuts, finest first."""
+    """Row and tokens `[..., C, D]`, in the dtype of sums, of groups that the sequence's end cuts, finest first."""
     for level in layout.levels[1:]:
         group, count = divmod(layout.tokens, level)
         if count:
-            yield layout.first_row(level) + group, x[group * level :].to(_wide(x))
+            yield layout.first_row(level) + group, x[..., group * level :, :].to(_wide(x))
 
 
 def _wide(x: torch.Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ from psa_triton.config import PSAConfig
 from psa_triton.impl import IMPLEMENTATIONS, Impl, resolve_impl
 from psa_triton.inputs import DTYPES
 from psa_triton.kernels import pyramid_attention
-from psa_triton.kernels.gathered.ways import LONG_LIST, choose_way
+from psa_triton.kernels.gathered.ways import LARGE_BLOCK, choose_way
 from psa_triton.presets import load_presets_file
 from psa_triton.tools.machine import hardware
 
@@ -142,7 +142,7 @@ def _try_attention(device: torch.device, dtype: torch.dtype, dim: int) -> Findin
     if not error <= _TOLERANCE[dtype]:
         detail = f"{impl}: error {error:.1e} against the definition, expected at most {_TOLERANCE[dtype]:.0e}"
         return Finding("attention", name, "problem", detail, "report it, with all that this command shows")
-    way = f", {choose_way(dtype, device, LONG_LIST).name}" if impl == "cpu" else ""
+    way = f", {choose_way(dtype, device, LARGE_BLOCK).name}" if impl == "cpu" else ""
     return Finding("attention", name, "ok", f"{impl}{way} (error {error:.0e})")
 
 

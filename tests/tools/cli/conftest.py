@@ -11,9 +11,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "understanding"))
 
-from small_qwen_fixtures import clips, qwen_folder
+from small_qwen_fixtures import clips, qwen_folder, short_prompts_sparse
 
-__all__ = ["clips", "qwen_folder"]
+__all__ = ["clips", "qwen_folder", "short_prompts_sparse"]
 
 
 @pytest.fixture(autouse=True)

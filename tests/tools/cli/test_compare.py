@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from psa_triton.tools.cli.app import app
 from psa_triton.tools.video import read_video
 
-PRESET = "CogVideo_5b/psa_4steps"  # no warm-up
+PRESET = "tiny-wan/psa_timing"  # no warm-up
 OTHER = "tiny-wan/psa_balanced"
 FAST = ("--no-warm-up", "--ceiling", "none", "--steps", "6")
 
@@ -19,7 +19,7 @@ def compare(pipeline_folder: Path, tmp_path: Path):
     """Runs `psa compare` on the small pipeline, into `tmp_path / "out"`."""
 
     def run(*options: str) -> Result:
-        small = ["--width", "64", "--height", "64", "--num_frames", "17", "--guidance-scale", "1"]
+        small = ["--width", "64", "--height", "64", "--num_frames", "5", "--guidance-scale", "1"]
         model = ["--model", str(pipeline_folder), "--output_dir", str(tmp_path / "out")]
         return CliRunner().invoke(app, ["compare", *model, *small, *options])
 
@@ -39,7 +39,7 @@ def test_dense_and_sparse_are_made_from_one_noise_and_reported(compare, tmp_path
         *("psa.mp4", "report.html", "side_by_side.mp4"),
     ]
     dense, sparse = (read_video(out / name).frames for name in ("dense.mp4", "psa.mp4"))
-    assert dense.shape == sparse.shape == (17, 64, 64, 3)
+    assert dense.shape == sparse.shape == (5, 64, 64, 3)
     saved = summary_of(out)
     assert saved["versions"]["diffusers"]
     (case,) = saved["cases"]
@@ -62,12 +62,12 @@ def test_prompts_times_seeds_have_folders_of_their_own_and_a_mean(compare, tmp_p
     assert [(case["settings"]["prompt"], case["settings"]["seed"]) for case in saved["cases"]] == [
         *(("a red square", 7), ("a red square", 8), ("a blue ring", 7), ("a blue ring", 8))
     ]
-    assert (out / "prompt_0001_seed_8" / "psa_4steps.mp4").is_file()
+    assert (out / "prompt_0001_seed_8" / "psa_timing.mp4").is_file()
     assert (out / "prompt_0000_seed_7" / "report.html").is_file()
-    dense, four, balanced = saved["summary"]
-    assert [dense["label"], four["label"], balanced["label"]] == ["dense", "psa_4steps", "psa_balanced"]
-    assert four["averages"]["psnr"]["count"] == 4
-    assert four["averages"]["psnr"]["standard_error"] > 0
+    dense, timing, balanced = saved["summary"]
+    assert [dense["label"], timing["label"], balanced["label"]] == ["dense", "psa_timing", "psa_balanced"]
+    assert timing["averages"]["psnr"]["count"] == 4
+    assert timing["averages"]["psnr"]["standard_error"] > 0
     assert "means over 4 cases" in result.output
     assert " ± " in (out / "comparison.md").read_text()
 

@@ -16,22 +16,6 @@ from psa_triton.tools.generation import Attention, VideoRequest
 from psa_triton.tools.video import read_video
 
 
-def test_prompts_times_seeds(
-    tmp_path: Path, request_320: VideoRequest, sparse: Attention, full: Attention, model: dict[str, Any]
-) -> None:
-    prompts = [request_320, replace(request_320, prompt="a blue ring")]
-    cases = plan_cases(tmp_path, prompts, [7, 9], [sparse, full], ceiling=None, model=model)
-    assert [case.name for case in cases] == [
-        *("prompt_0000_seed_7", "prompt_0000_seed_9", "prompt_0001_seed_7", "prompt_0001_seed_9")
-    ]
-    assert [(case.request.prompt, case.request.seed) for case in cases[1:3]] == [
-        (request_320.prompt, 9),
-        ("a blue ring", 7),
-    ]
-    assert cases[0].folder == tmp_path / "prompt_0000_seed_7"
-    assert cases[0].settings["attentions"]["half"]["preset"] == "hand/half"
-
-
 def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
     case: Case, comparison: Comparison, described: dict[str, Any]
 ) -> None:
@@ -67,13 +51,6 @@ def test_a_single_attention_is_called_psa(
     assert (tmp_path / "psa.mp4").is_file()
 
 
-def test_what_is_done_is_kept(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
-    assert read_finished(case) is None
-    data = write_case(case, comparison, described)
-    assert read_finished(case) == json.loads(json.dumps(data))
-    assert read_finished(case, overwrite=True) is None
-
-
 def test_a_case_that_lacks_a_video_is_done_again(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
     missing = MissingVideo("full", RuntimeError("out of memory"))
     partly = replace(comparison, candidates=comparison.candidates[:1], missing=(missing,))
@@ -98,14 +75,6 @@ def test_a_case_cut_short_changes_nothing(
         write_case(case, comparison, described)
     assert read_finished(case) == before
     assert not list(tmp_path.rglob("*.part"))
-
-
-def test_other_settings_are_not_written_over(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
-    write_case(case, comparison, described)
-    other = replace(case, settings={**case.settings, "num_inference_steps": 9})
-    with pytest.raises(ValueError, match=r"num_inference_steps: 2 -> 9\); give --overwrite"):
-        read_finished(other)
-    assert read_finished(other, overwrite=True) is None
 
 
 def test_the_summary_of_a_run(

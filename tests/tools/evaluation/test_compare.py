@@ -90,13 +90,3 @@ def test_progress_is_told_for_every_video(pipe: DiffusionPipeline, request_320: 
 def test_labels_are_preset_names_and_full_where_those_are_the_same(full: Attention) -> None:
     a, b, c = (replace(full, name=name) for name in ("x/one", "y/one", "y/two"))
     assert label_attentions([a, b, c]) == ["x/one", "y/one", "two"]
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [([], "at least one"), (["dense"], "which is dense"), (["hand/full", "hand/full"], "hand/full twice")],
-    ids=["none", "dense", "twice"],
-)
-def test_what_is_not_worth_comparing_is_refused(names: list[str], message: str, full: Attention) -> None:
-    with pytest.raises(ValueError, match=message):
-        label_attentions([DENSE if name == "dense" else full for name in names])

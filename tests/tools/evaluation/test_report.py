@@ -16,7 +16,7 @@ from PIL import Image
 
 from psa_triton.tools.evaluation.case import Case, case_data, write_case
 from psa_triton.tools.evaluation.compare import Comparison
-from psa_triton.tools.evaluation.frames import web_frames
+from psa_triton.tools.evaluation.frames import DIFFERENCE_GAIN, contact_sheet, web_frames
 from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.evaluation.report import case_report, case_view
 from psa_triton.tools.video import to_uint8
@@ -58,6 +58,15 @@ def test_small_frames_are_kept_exactly(comparison: Comparison) -> None:
     assert (view["width"], view["height"], view["count"]) == (64, 64, 17)
     for label, frames in (("dense", comparison.dense.frames), ("half", comparison.candidates[0].video.frames)):
         assert np.array_equal(image(view["frames"][label][5]), to_uint8(frames)[5])
+
+
+def test_a_sheet_has_rows_of_dense_psa_and_their_amplified_difference_spread_over_the_video() -> None:
+    dense = np.broadcast_to(10 * np.arange(9, dtype=np.uint8)[:, None, None, None], (9, 16, 16, 3))
+    rows = np.split(contact_sheet(dense, {"psa": dense + 10}, columns=3, min_height=16), 3)
+    # Pictures of 16 pixels, with a gap of 4 after each; first, middle and last frame.
+    found = [[int(row[-10, x, 0]) for x in (8, 28, 48)] for row in rows]
+    assert found == [[0, 40, 80], [10, 50, 90], [10 * DIFFERENCE_GAIN] * 3]
+    assert contact_sheet(dense[:2], {"psa": dense[:2]}, columns=6, min_height=16).shape[1] == 2 * (16 + 4)
 
 
 def test_frames_that_do_not_fit_are_compressed() -> None:

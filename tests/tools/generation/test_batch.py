@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from psa_triton.integrations.diffusers.stats import Recorder
+from psa_triton.integrations.diffusers import PSAStats
+from psa_triton.integrations.stats import Recorder
 from psa_triton.tools.files import Hold
 from psa_triton.tools.generation import Cost, Failure, GeneratedVideo, Job, OnStep, VideoRequest, plan_jobs, run_jobs
 from psa_triton.tools.video import read_video
@@ -25,7 +26,7 @@ COST = Cost(
     run_density_with_estimation=0.625,
     dense_reasons=("warm-up",),
 )
-NOTHING_RAN = Recorder(estimation_cost=0.0, timed=False).stats()
+NOTHING_RAN = Recorder(PSAStats.of, timed=False).stats()
 
 
 def make_jobs(folder: Path, *prompts: str, steps: int = 4) -> list[Job]:

@@ -34,7 +34,7 @@ def test_two_processes_agree_and_one_notices_that_the_other_died() -> None:
         )
         for rank in "01"
     ]
-    (first, errors), (second, _) = (process.communicate(timeout=100) for process in running)
+    (first, errors), (second, _) = (process.communicate(timeout=600) for process in running)
     assert [process.returncode for process in running] == [0, 9], errors
     *found, death = (json.loads(line) for line in (*second.splitlines(), *first.splitlines()))
     assert "another process of this run has died" in death

@@ -7,6 +7,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from small_qwen_fixtures import clips, qwen_folder
+from small_qwen_fixtures import clips, qwen_folder, short_prompts_sparse
 
-__all__ = ["clips", "qwen_folder"]
+__all__ = ["clips", "qwen_folder", "short_prompts_sparse"]

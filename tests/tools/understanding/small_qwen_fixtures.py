@@ -24,3 +24,9 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_qwen import save_small_qwen
 
     return save_small_qwen(tmp_path_factory.mktemp("models") / "small-qwen")
+
+
+@pytest.fixture(autouse=True)
+def short_prompts_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU prompts of a test's length would all run dense; `tests/integrations` tests that they do."""
+    monkeypatch.setattr("psa_triton.integrations.rules.break_even", lambda *_, **__: 0)

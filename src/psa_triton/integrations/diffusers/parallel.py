@@ -19,6 +19,16 @@ HEADS, TOKENS = -3, -2
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Tokens that stand together in a sequence."""
+
+    total: int
+    """In all processes."""
+    shared: bool
+    """Whether each process holds a share of them, or each holds all."""
+
+
+@dataclass(frozen=True)
 class HeadParallel:
     """Exchanges tokens for heads between the processes of a group; every process must make the same calls.
 
@@ -31,29 +41,39 @@ class HeadParallel:
         """This process's part of `x` along `dim`."""
         return x.tensor_split(self.group.size(), dim=dim)[self.group.rank()]
 
-    def join(self, x: torch.Tensor, dim: int, total: int) -> torch.Tensor:
-        """The whole, `total` long along `dim`, of which each process passes its share."""
-        return self._exchange([x] * self.group.size(), dim, total)
+    def length(self, total: int) -> int:
+        """Tokens that this process holds of `total` shared ones."""
+        whole, rest = divmod(total, self.group.size())
+        return whole + (self.group.rank() < rest)
 
-    def to_heads(self, x: torch.Tensor, tokens: int, prefix: int = 0) -> torch.Tensor:
+    def to_heads(self, x: torch.Tensor, streams: Sequence[Stream]) -> torch.Tensor:
         """All tokens of this process's heads.
 
         Args:
-            x: `[..., H, prefix + n, D]`: all heads of the prefix and of this process's share of the other tokens.
-            tokens: number of the other tokens in all processes.
-            prefix: tokens at the start that every process holds.
+            x: `[..., H, n, D]`: all heads of what this process holds of the streams.
+            streams: that make the sequence, one after the other.
 
         Returns:
-            `[..., h, prefix + tokens, D]`.
+            `[..., h, N, D]`.
         """
-        shared = self._exchange(x[..., prefix:, :].tensor_split(self.group.size(), dim=HEADS), TOKENS, tokens)
-        return shared if prefix == 0 else torch.cat([self.share(x[..., :prefix, :], HEADS), shared], dim=TOKENS)
+        lengths = [self.length(stream.total) if stream.shared else stream.total for stream in streams]
+        parts = zip(x.split(lengths, dim=TOKENS), streams, strict=True)
+        return torch.cat([self._to_heads(part, stream) for part, stream in parts], dim=TOKENS)
 
-    def to_tokens(self, x: torch.Tensor, heads: int, prefix: int = 0) -> torch.Tensor:
-        """The inverse of `to_heads`: all heads of the prefix and of this process's share of the other tokens."""
-        pieces = x[..., prefix:, :].tensor_split(self.group.size(), dim=TOKENS)
-        shared = self._exchange(pieces, HEADS, heads)
-        return shared if prefix == 0 else torch.cat([self.join(x[..., :prefix, :], HEADS, heads), shared], dim=TOKENS)
+    def _to_heads(self, x: torch.Tensor, stream: Stream) -> torch.Tensor:
+        if not stream.shared:
+            return self.share(x, HEADS)
+        return self._exchange(x.tensor_split(self.group.size(), dim=HEADS), TOKENS, stream.total)
+
+    def to_tokens(self, x: torch.Tensor, heads: int, streams: Sequence[Stream]) -> torch.Tensor:
+        """The inverse of `to_heads`: all `heads` of what this process holds of the streams."""
+        parts = zip(x.split([stream.total for stream in streams], dim=TOKENS), streams, strict=True)
+        return torch.cat([self._to_tokens(part, heads, stream) for part, stream in parts], dim=TOKENS)
+
+    def _to_tokens(self, x: torch.Tensor, heads: int, stream: Stream) -> torch.Tensor:
+        if not stream.shared:
+            return self._exchange([x] * self.group.size(), HEADS, heads)
+        return self._exchange(x.tensor_split(self.group.size(), dim=TOKENS), HEADS, heads)
 
     def _exchange(self, pieces: Sequence[torch.Tensor], dim: int, total: int) -> torch.Tensor:
         """Piece `i` goes to process `i`; what comes is joined along `dim`, of which each process had its share."""
@@ -88,10 +108,27 @@ def head_parallel(transformer: Any) -> HeadParallel | None:
             f"ContextParallelConfig: PSA chooses among all key blocks, so it shares heads and not keys; expected "
             f"ring_degree=1, got {config.ring_degree}; use ulysses_degree"
         )
-    heads = transformer.config.num_attention_heads
-    if config.ulysses_degree > heads:
+    heads = transformer.config.get("num_attention_heads")
+    if heads is not None and config.ulysses_degree > heads:
         raise ValueError(
             f"ContextParallelConfig: expected ulysses_degree of at most {heads}, the attention heads, "
             f"got {config.ulysses_degree}"
         )
     return HeadParallel(config._ulysses_mesh.get_group())
+
+
+def cogvideox_context_parallel_plan() -> dict[str, Any]:
+    """How to split tokens between processes, as the `cp_plan` of `CogVideoXTransformer3DModel.enable_parallelism`.
+
+    diffusers has no plan of its own for this class, and its attention processors would attend within each share: a
+    transformer with this plan is right while PSA is attached, be it with a dense preset, and not without.
+    """
+    # Public by their use as `cp_plan`, but exported nowhere else; and older releases of diffusers do not have them.
+    from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+
+    tables = ContextParallelInput(split_dim=0, expected_dims=2)
+    return {
+        "": {"image_rotary_emb": [tables, tables]},
+        "transformer_blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }

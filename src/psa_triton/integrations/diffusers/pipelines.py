@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from psa_triton.integrations.diffusers.families import family_name
 from psa_triton.integrations.wrappers import library, parts, unwrap
 
 
@@ -16,14 +17,14 @@ def is_pipeline(target: Any) -> bool:
     return library(target) == "diffusers" and isinstance(getattr(target, "components", None), dict)
 
 
-def transformers_of(pipe: Any, classes: tuple[type, ...]) -> dict[str, Any]:
+def transformers_of(pipe: Any) -> dict[str, Any]:
     """The transformers of a pipeline by name, as it holds them: wrapped perhaps.
 
-    They are its `transformer` and `transformer_2`, and whatever else is of one of `classes`; each once.
+    They are its `transformer` and `transformer_2`, and whatever else is of a known family; each once.
     """
     usual = ("transformer", "transformer_2")
     named = sorted(
-        (item for item in parts(pipe) if item[0] in usual or isinstance(unwrap(item[1]), classes)), key=itemgetter(0)
+        (item for item in parts(pipe) if item[0] in usual or family_name(unwrap(item[1]))), key=itemgetter(0)
     )
     first = {id(unwrap(part)): name for name, part in reversed(named)}
     return {name: part for name, part in named if first[id(unwrap(part))] == name}

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from psa_triton.integrations.diffusers.families import patch_size
 from psa_triton.integrations.wrappers import unwrap
 from psa_triton.presets import VideoScale
 
+# The names that diffusers' pipelines have for the compression of their VAE.
+_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor", "vae_scale_factor")
+_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
+
 
 def pipeline_scale(pipe: Any) -> VideoScale:
-    """The compression of a Wan or CogVideoX pipeline's VAE times the patch size of its transformer."""
+    """The compression of a pipeline's VAE times the patch size of its transformer; of images a frame is a token deep.
+
+    Raises:
+        ValueError: the pipeline tells no compression.
+    """
     transformers = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
-    config = unwrap(next(part for part in transformers if part is not None)).config
-    if isinstance(config.patch_size, int):  # CogVideoX; one patch a latent frame where there is no `patch_size_t`
-        time, height, width = config.get("patch_size_t") or 1, config.patch_size, config.patch_size
-    else:
-        time, height, width = config.patch_size
+    time, height, width = patch_size(unwrap(next(part for part in transformers if part is not None)).config)
+    spatial, temporal = (
+        next((getattr(pipe, name) for name in names if hasattr(pipe, name)), None) for names in (_SPATIAL, _TEMPORAL)
+    )
+    if spatial is None:
+        raise ValueError(f"pipe: expected a pipeline that tells its VAE's compression, got {type(pipe).__name__}")
     return VideoScale(
-        width_divisor=pipe.vae_scale_factor_spatial * width,
-        height_divisor=pipe.vae_scale_factor_spatial * height,
-        depth_divisor=pipe.vae_scale_factor_temporal * time,
+        width_divisor=spatial * width, height_divisor=spatial * height, depth_divisor=(temporal or 1) * time
     )
 
 

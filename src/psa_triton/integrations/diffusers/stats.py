@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 
 from psa_triton.config import PSAConfig
-from psa_triton.integrations.totals import Total, Totals, mean_over_work
+from psa_triton.integrations.stats import AsDict, Snapshot
 from psa_triton.ordering import TokenOrder
 
 
@@ -21,7 +19,7 @@ class LevelRecord:
     transformer: str
     """`transformer` or `transformer_2`."""
     layer: int
-    """Index of the transformer block."""
+    """Index of the attention layer."""
     step: int | None
     """Index of the denoising step; None where no scheduler is known."""
     config: PSAConfig
@@ -31,11 +29,13 @@ class LevelRecord:
     densities: torch.Tensor
     """float32 `[B, H]`: groups read / keys visible."""
     grid: tuple[int, int, int]
-    """Visual tokens as (frames, height, width)."""
+    """Visual tokens as (frames, height, width); (1, 1, V) where they are of several grids."""
     prefix_tokens: int
-    """Text tokens before them."""
+    """Other tokens, of text say, which the operator gets first."""
     order: TokenOrder | None
     """Of the visual tokens, on the CPU; None: they stand as they come, or by clusters that each layer finds anew."""
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    """q, k, v of the call, `[B, H, N, D]`, in that order: to be copied by who keeps them."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class AttentionRecord:
     transformer: str
     """`transformer` or `transformer_2`."""
     layer: int
-    """Index of the transformer block."""
+    """Index of the attention layer."""
     step: int | None
     """Index of the denoising step in the scheduler's timesteps; None where no scheduler is known."""
     tokens: int
-    """Length of the attended sequence, text included."""
+    """Length of the attended sequence, text and padding included."""
     sparse: bool
     """Whether PSA ran; False: the model's own attention ran."""
     reason: str | None
@@ -76,7 +76,7 @@ class AttentionSummary:
     forwards: int
     """Transformer forwards."""
     gathers: int
-    """Tensors that the hooks permuted or restored."""
+    """Tensors that were put in the order of the operator, or back."""
     sparse_calls: int
     """Attention calls that ran PSA."""
     dense_calls: int
@@ -95,18 +95,6 @@ class AttentionSummary:
     """Time in dense calls; None if not asked for."""
 
 
-@dataclass(frozen=True)
-class PSAStats:
-    """A snapshot of what an attached pipeline or transformer did."""
-
-    summary: AttentionSummary
-    records: tuple[AttentionRecord, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as plain dicts, lists and numbers, ready for `json.dumps`."""
-        return {"summary": asdict(self.summary), "records": [asdict(record) for record in self.records]}
-
-
 class CallKey(NamedTuple):
     """What tells the calls of one record from those of another."""
 
@@ -115,69 +103,19 @@ class CallKey(NamedTuple):
     step: int | None
     tokens: int
     reason: str | None
+    estimation_cost: float
 
 
-class Recorder:
-    """Adds up calls per `CallKey`, so that memory is bounded by layers x steps however long a run is.
+@dataclass(frozen=True)
+class PSAStats(AsDict):
+    """A snapshot of what an attached pipeline or transformer did."""
 
-    Densities stay tensors on their device until `stats` is called: recording never waits for the device. Threads may
-    record at the same time; a copy starts from nothing.
+    summary: AttentionSummary
+    records: tuple[AttentionRecord, ...]
 
-    Args:
-        estimation_cost: multiply-adds of the importance estimator as a share of dense attention's.
-        timed: whether calls come with their seconds.
-    """
-
-    def __init__(self, estimation_cost: float, timed: bool) -> None:
-        self.timed = timed
-        self._estimation_cost = estimation_cost
-        self._totals: Totals[CallKey] = Totals()
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._totals.reset()
-
-    def count(self, event: Literal["forwards", "gathers"]) -> None:
-        """Count a transformer forward, or a tensor that a hook permuted or restored."""
-        self._totals.count(event)
-
-    def add(self, key: CallKey, density: torch.Tensor | float, seconds: float) -> None:
-        """Add one attention call; `density` is a scalar."""
-        self._totals.add(key, key.tokens**2, density, seconds)
-
-    def stats(self) -> PSAStats:
-        """A snapshot; waits for the device."""
-        totals, events = self._totals.snapshot()
-        records = tuple(self._record(key, total) for key, total in totals.items())
-        return PSAStats(self._summary(records, events), records)
-
-    def _record(self, key: CallKey, total: Total) -> AttentionRecord:
-        sparse = key.reason is None
-        density = total.mean_density
-        return AttentionRecord(
-            **key._asdict(),
-            sparse=sparse,
-            calls=total.calls,
-            density=density,
-            density_with_estimation=density + self._estimation_cost if sparse else density,
-            seconds=total.seconds if self.timed else None,
-        )
-
-    def _summary(self, records: tuple[AttentionRecord, ...], events: Counter[str]) -> AttentionSummary:
-        sparse = [record for record in records if record.sparse]
-        dense = [record for record in records if not record.sparse]
-        return AttentionSummary(
-            forwards=events["forwards"],
-            gathers=events["gathers"],
-            sparse_calls=sum(record.calls for record in sparse),
-            dense_calls=sum(record.calls for record in dense),
-            sparse_density=mean_over_work(sparse, "density"),
-            sparse_density_with_estimation=mean_over_work(sparse, "density_with_estimation"),
-            run_density=mean_over_work(records, "density"),
-            run_density_with_estimation=mean_over_work(records, "density_with_estimation"),
-            sparse_seconds=self._seconds(sparse),
-            dense_seconds=self._seconds(dense),
-        )
-
-    def _seconds(self, records: Iterable[AttentionRecord]) -> float | None:
-        return sum((record.seconds or 0.0 for record in records), 0.0) if self.timed else None
+    @classmethod
+    def of(cls, counted: Snapshot) -> Self:
+        """The statistics of what was counted."""
+        records = tuple(AttentionRecord(**counted.fields(key)) for key in counted.totals)
+        events = {name: counted.events[name] for name in ("forwards", "gathers")}
+        return cls(AttentionSummary(**events, **counted.summary(records)), records)

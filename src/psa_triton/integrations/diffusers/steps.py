@@ -63,8 +63,10 @@ class Schedule:
         pipe = self._pipe and self._pipe()
         return self._scheduler if self._scheduler is not None or pipe is None else scheduler_of(pipe)
 
-    def step(self, transformer: nn.Module, timestep: torch.Tensor | float) -> tuple[int, int]:
+    def step(self, transformer: nn.Module, timestep: torch.Tensor | float | None) -> tuple[int, int]:
         """The step that a forward of `transformer` at `timestep` is, and the number of steps.
+
+        A None goes by where the scheduler says that it stands: it counts the steps that were taken.
 
         Raises:
             ValueError: if that cannot be told.
@@ -88,7 +90,7 @@ class Schedule:
             return _step(own, timestep, rounded=False)
 
 
-def _step(scheduler: Any, timestep: torch.Tensor | float, *, rounded: bool) -> tuple[int, int]:
+def _step(scheduler: Any, timestep: torch.Tensor | float | None, *, rounded: bool) -> tuple[int, int]:
     """The step at `timestep` of a scheduler, and how many it has.
 
     Args:
@@ -106,7 +108,10 @@ def _step(scheduler: Any, timestep: torch.Tensor | float, *, rounded: bool) -> t
             f"scheduler: expected the timesteps of a run, got a {name} whose set_timesteps was not called; pass the "
             "scheduler of this run as scheduler= to apply_psa, or have no dense steps and no budget_table"
         )
-    step = denoising_step(timestep, timesteps, current=getattr(scheduler, "step_index", None))
+    current = getattr(scheduler, "step_index", None)
+    if timestep is None:
+        return min(current or getattr(scheduler, "begin_index", None) or 0, len(timesteps) - 1), len(timesteps)
+    step = denoising_step(timestep, timesteps, current=current)
     timestep = torch.as_tensor(timestep)
     found, wanted = float(timesteps[step].to(timestep.dtype)), float(timestep.max())
     tolerance = 2**-8 * float(timesteps.abs().max()) if rounded else 0.0

@@ -1,6 +1,7 @@
 """PSA in the prefill of transformers' language models: importing makes `attn_implementation="psa"` valid."""
 
-from psa_triton.integrations.transformers.attach import PSAHandle, apply_psa
+from psa_triton.integrations.handle import PSAHandle
+from psa_triton.integrations.transformers.attach import apply_psa
 from psa_triton.integrations.transformers.registration import register
 from psa_triton.integrations.transformers.stats import AttentionRecord, AttentionSummary, PSAStats
 

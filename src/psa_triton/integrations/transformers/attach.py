@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -13,11 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, check_impl
 from psa_triton.inputs import as_count, as_indexes
-from psa_triton.integrations.removal import ATTACHED_ALREADY, ATTACHMENT
+from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
+from psa_triton.integrations.rules import DenseRules
+from psa_triton.integrations.stats import Recorder
 from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE
 from psa_triton.integrations.transformers.registration import NAME
 from psa_triton.integrations.transformers.settings import AttachedLayer, Settings
-from psa_triton.integrations.transformers.stats import PSAStats, Recorder
+from psa_triton.integrations.transformers.stats import CallKey, PSAStats
 from psa_triton.integrations.wrappers import held_models, is_language_pipeline, library, unwrap
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import resolve
@@ -43,43 +44,6 @@ class _Attachment:
             self.text_model.set_attn_implementation(self.previous)
 
 
-class PSAHandle:
-    """PSA as attached by `apply_psa`. Also a context manager that detaches at its end.
-
-    Attributes:
-        config: the attention in use; None where the preset is dense.
-    """
-
-    def __init__(self, config: PSAConfig | None, recorder: Recorder, attachment: _Attachment) -> None:
-        self.config = config
-        self._recorder = recorder
-        self._attachment = attachment
-
-    def stats(self) -> PSAStats:
-        """What ran since attaching or the last `reset`: by layer and kind of call, and in sum. Waits for the device."""
-        return self._recorder.stats()
-
-    def reset(self) -> None:
-        """Forget what ran so far."""
-        self._recorder.reset()
-
-    def remove(self) -> None:
-        """Put the attention implementation back that was there before. Again is fine.
-
-        One that somebody set in the meantime is theirs and stays. Copies of the model that were made in the meantime
-        stay attached: `psa_triton.remove_psa` detaches them.
-        """
-        self._attachment.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-
 def apply_psa(
     model: Any,
     config_or_preset: PSAConfig | str | None = None,
@@ -88,7 +52,7 @@ def apply_psa(
     min_tokens: int | None = None,
     dense_layers: Collection[int] = (),
     time_layers: bool = False,
-) -> PSAHandle:
+) -> PSAHandle[PSAStats]:
     """Let the text model of a transformers model prefill with PSA, until the handle's `remove`.
 
     Only its attention implementation is changed, to `psa`, and what is asked for here is left at its attention layers.
@@ -104,7 +68,8 @@ def apply_psa(
         config_or_preset: a configuration; a preset's name in section `Qwen2.5-VL`; "SECTION/PRESET"; `dense`; None
             for the default preset of `Qwen2.5-VL`.
         impl: implementation of the operator, as in `psa_attention`.
-        min_tokens: sequences of fewer keys run dense; by default those of fewer than three key blocks.
+        min_tokens: sequences of fewer keys run dense; by default those of fewer than three key blocks, and with
+            `impl="auto"` on a CPU those on which dense attention is faster.
         dense_layers: indexes of the text layers that run dense.
         time_layers: take the wall-clock time of each attention call (on a GPU this waits for it twice a call).
 
@@ -118,11 +83,19 @@ def apply_psa(
     """
     model = _model(model)
     config = _config(config_or_preset)
-    least = None if min_tokens is None else as_count("min_tokens", min_tokens)
-    settings = Settings(config, check_impl(impl), least, as_indexes("dense_layers", dense_layers))
+    rules = DenseRules(
+        kind="language",
+        config=config,
+        min_tokens=None if min_tokens is None else as_count("min_tokens", min_tokens),
+        layers=as_indexes("dense_layers", dense_layers),
+        impl=check_impl(impl),
+    )
+    settings = Settings(rules, check_impl(impl))
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
         raise ValueError(f"model: PSA is attached to it already; {ATTACHED_ALREADY}")
-    recorder = Recorder(timed=time_layers or (config is not None and config.verbose))
+    recorder: Recorder[CallKey, PSAStats] = Recorder(
+        PSAStats.of, timed=time_layers or (config is not None and config.verbose)
+    )
     text_model = _text_model(model)
     previous = text_model.config._attn_implementation
     text_model.set_attn_implementation(NAME)
@@ -135,7 +108,7 @@ def apply_psa(
         setattr(module, LAYER_ATTRIBUTE, layer)
     attachment = _Attachment(text_model, previous, list(layers))
     setattr(text_model, ATTACHMENT, attachment)
-    return PSAHandle(config, recorder, attachment)
+    return PSAHandle(config, recorder, [attachment])
 
 
 def _model(target: Any) -> PreTrainedModel:
@@ -154,7 +127,7 @@ def _model(target: Any) -> PreTrainedModel:
 
 
 def _layers(
-    model: PreTrainedModel, text_model: PreTrainedModel, settings: Settings, recorder: Recorder
+    model: PreTrainedModel, text_model: PreTrainedModel, settings: Settings, recorder: Recorder[CallKey, PSAStats]
 ) -> dict[nn.Module, AttachedLayer]:
     """What each attention module of a model whose text model runs `psa` is to know."""
     text = {module: _index(module, position) for position, module in enumerate(_attention_modules(text_model))}
@@ -163,8 +136,7 @@ def _layers(
             "model: expected text layers that take their attention from transformers' AttentionInterface, which those "
             f"of {type(text_model).__name__} do not"
         )
-    if unknown := sorted(set(settings.dense_layers) - set(text.values())):
-        raise ValueError(f"dense_layers: expected some of {sorted(text.values())}, got {unknown}")
+    settings.rules.check_layers(text.values())
     others = [module for module in _attention_modules(model) if module not in text]
     return {module: AttachedLayer("text", index, settings, recorder) for module, index in text.items()} | {
         module: AttachedLayer("other", _index(module, position), settings, recorder)
@@ -194,11 +166,5 @@ def _index(module: nn.Module, position: int) -> int:
 
 def _config(config_or_preset: Any) -> PSAConfig | None:
     """The configuration asked for; None for a dense preset."""
-    if isinstance(config_or_preset, PSAConfig):
-        return config_or_preset
-    if not isinstance(config_or_preset, str | None):
-        raise TypeError(
-            "config_or_preset: expected a PSAConfig, a preset's name, 'SECTION/PRESET' or None, "
-            f"got {type(config_or_preset).__name__}"
-        )
-    return resolve(config_or_preset, QWEN2_5_VL.preset_section).config
+    wanted = checked_preset(config_or_preset)
+    return wanted if isinstance(wanted, PSAConfig) else resolve(wanted, QWEN2_5_VL.preset_section).config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, Final
 
 import torch
@@ -11,11 +10,13 @@ from torch import Tensor, nn
 
 from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
+from psa_triton.importance import estimation_cost
 from psa_triton.integrations.transformers.call import AttentionCall
 from psa_triton.integrations.transformers.dense import attend_dense
 from psa_triton.integrations.transformers.masks import filled_keys
 from psa_triton.integrations.transformers.rules import dense_reason
 from psa_triton.integrations.transformers.settings import AttachedLayer, Settings, check_causal, default_settings
+from psa_triton.integrations.transformers.stats import DECODE, CallKey
 from psa_triton.levels import read_density
 
 logger = logging.getLogger("psa_triton")
@@ -66,11 +67,11 @@ def psa_attention_forward(
     layer: AttachedLayer | None = getattr(module, LAYER_ATTRIBUTE, None)
     if layer is None:
         settings = default_settings()
-        return _attend(call, psa_config or settings.config, settings), None
+        return _attend(call, psa_config or settings.rules.config, settings), None
     if torch.compiler.is_compiling() and call.queries == 1:
         # Decoding may be compiled to one graph, which cannot count.
         return attend_dense(call), None
-    return _attend_and_record(call, psa_config or layer.settings.config, layer), None
+    return _attend_and_record(call, psa_config or layer.settings.rules.config, layer), None
 
 
 def _attend(call: AttentionCall, config: PSAConfig | None, settings: Settings) -> Tensor:
@@ -83,15 +84,19 @@ def _attend(call: AttentionCall, config: PSAConfig | None, settings: Settings) -
 def _attend_and_record(call: AttentionCall, config: PSAConfig | None, layer: AttachedLayer) -> Tensor:
     reason = dense_reason(call, config, layer.settings, layer.layer if layer.part == "text" else None)
     density: Tensor | float = 1.0
-    started = _clock(call, layer)
+    cost, device = 0.0, call.query.device
+    started = layer.recorder.clock(device)
     if config is None or reason is not None:
         out = attend_dense(call)
-        seconds = _clock(call, layer) - started
+        seconds = layer.recorder.clock(device) - started
     else:
         out, levels = _attend_sparse(call, config, layer.settings)
-        seconds = _clock(call, layer) - started
+        seconds = layer.recorder.clock(device) - started
         density = _density(call, config, levels)
-    layer.recorder.add(layer.part, layer.layer, call, reason, config, density, seconds)
+        cost = estimation_cost(config.importance, config.block_m, config.block_n)
+    keys = None if reason == DECODE else call.keys
+    key = CallKey(layer.part, layer.layer, call.queries, keys, reason, cost)
+    layer.recorder.add(key, call.work, density, seconds)
     if config is not None and config.verbose and reason is None:
         logger.info(
             "layer %d: %d queries, %d keys, density %.3f, %.4f s",
@@ -125,11 +130,3 @@ def _density(call: AttentionCall, config: PSAConfig, levels: Tensor) -> Tensor:
         is_causal=True,
         key_mask=call.key_mask,
     ).mean()
-
-
-def _clock(call: AttentionCall, layer: AttachedLayer) -> float:
-    if not layer.recorder.timed:
-        return 0.0
-    if call.query.is_cuda:
-        torch.cuda.synchronize(call.query.device)
-    return time.perf_counter()

@@ -37,8 +37,8 @@ def dense_reason(
         return DECODE
     if config is None:
         return "dense preset"
-    if layer in settings.dense_layers:
-        return "dense layer"
+    if (reason := settings.rules.of_layer(layer, config)) is not None:
+        return reason
     for name, reason in _EXTRAS.items():
         if call.extras.get(name) is not None:
             return reason
@@ -62,8 +62,7 @@ def _unsupported(call: AttentionCall) -> str | None:
 
 
 def _too_short(call: AttentionCall, config: PSAConfig, settings: Settings) -> str | None:
-    if call.keys < (least := settings.least_tokens(config)):
-        return f"fewer than {least} tokens"
-    if call.queries < config.block_m:
+    reason = settings.rules.of_length(call.keys, config, call.query.device, call.query.dtype)
+    if reason is None and call.queries < config.block_m:
         return f"fewer than {config.block_m} queries"
-    return None
+    return reason

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
-from psa_triton.integrations.transformers.stats import Recorder
+from psa_triton.integrations.rules import DenseRules
+from psa_triton.integrations.stats import Recorder
+from psa_triton.integrations.transformers.stats import CallKey, PSAStats
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import resolve
-
-MIN_KEY_BLOCKS: Final = 3
-"""A sequence of fewer key blocks than this runs dense: the first block and those on the diagonal leave no choice.
-
-Nor do they leave much error: it grows with the number of blocks (`benchmarks/few_blocks.py`).
-"""
 
 
 @dataclass(frozen=True)
@@ -26,26 +21,18 @@ class Settings:
     """How the attention of one model runs.
 
     Raises:
-        TypeError: if `config` is no configuration.
-        ValueError: if the configuration has no causal form.
+        TypeError: if the configuration is none.
+        ValueError: if it has no causal form.
     """
 
-    config: PSAConfig | None
-    """None runs everything dense."""
+    rules: DenseRules
+    """The attention, and what runs dense."""
     impl: Impl = "auto"
     """Implementation of the operator, as in `psa_attention`."""
-    min_tokens: int | None = None
-    """Sequences of fewer keys run dense; None for `MIN_KEY_BLOCKS` key blocks."""
-    dense_layers: Collection[int] = ()
-    """Indexes of the text layers that run dense."""
 
     def __post_init__(self) -> None:
-        if self.config is not None:
-            check_causal(self.config)
-
-    def least_tokens(self, config: PSAConfig) -> int:
-        """The fewest keys that run sparse with `config`."""
-        return MIN_KEY_BLOCKS * config.block_n if self.min_tokens is None else self.min_tokens
+        if self.rules.config is not None:
+            check_causal(self.rules.config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +45,7 @@ class AttachedLayer:
     """Index in the part."""
     settings: Settings
     """Of the model."""
-    recorder: Recorder
+    recorder: Recorder[CallKey, PSAStats]
     """Of the model."""
 
 
@@ -92,5 +79,5 @@ def default_settings() -> Settings:
 @torch.compiler.assume_constant_result  # done while a graph is traced, and no part of it
 def _read_default() -> bool:
     if not _default:
-        _default.append(Settings(resolve(section=QWEN2_5_VL.preset_section).config))
+        _default.append(Settings(DenseRules(kind="language", config=resolve(section=QWEN2_5_VL.preset_section).config)))
     return True

@@ -1,8 +1,8 @@
 """The gradient of pyramid attention: for each stack of query blocks, gather its rows again and walk the chain rule.
 
-Stacks are dealt to as many shares as there are threads, each with its own sums for the pyramid's rows. These are added
-up in a fixed order, so on a CPU the result is the same on every run with the same number of threads. On other devices
-it is as `Tensor.index_add_` is there.
+Where threads share the work, each has its own sums for the pyramid's rows. These are added up in a fixed order, so on
+a CPU the result is the same on every run with the same number of threads. On other devices it is as `Tensor.index_add_`
+is there.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import partial
 
 import torch
 
-from psa_triton.kernels.gathered.forward import half_norm, product_of_seen
-from psa_triton.kernels.gathered.pyramid import Pyramid, empty_pyramid
+from psa_triton.kernels.gathered.forward import half_norm, mean_work, product_of_seen
+from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
 from psa_triton.kernels.gathered.stack import Frontier, QueryBlocks, Stack, gather, in_steps, query_blocks
 from psa_triton.kernels.gathered.unpool import unpool_gradient, unpool_key_gradient
-from psa_triton.kernels.gathered.ways import gradient_rows
+from psa_triton.kernels.gathered.ways import Way, choose_way, gradient_rows
 from psa_triton.products import operand, product, wide
 from psa_triton.schedule import Schedule, lists, stacked
 from psa_triton.threads import run_tasks
@@ -42,7 +42,7 @@ def pyramid_attention_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of `q`, `k` and `v`. Queries that see nothing have and give none.
 
-    Scratch memory is that of one key head: its pyramid, and for each thread the float32 gradient of that pyramid.
+    Scratch memory is that of few key heads: their pyramid, and for each thread the float32 gradient of that pyramid.
 
     Args:
         grad_out: gradient of the output, `[B, Hq, Nq, D]`, dtype of `q`.
@@ -55,43 +55,44 @@ def pyramid_attention_backward(
         The gradients, contiguous, each with shape and dtype of its tensor.
     """
     queries, group = q.shape[2], q.shape[1] // k.shape[1]
-    pyramid = empty_pyramid(k, levels, block_n, pool_correction)
+    layout = layout_of(k, levels, block_n)
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-    threads = q.device.type == "cpu"
-    shares = min(torch.get_num_threads(), group * levels.shape[2]) if threads else 1
-    sums = [_empty_sums(pyramid) for _ in range(shares)]
     with torch.no_grad():
-        for b in range(len(k)):
-            for h_kv in range(k.shape[1]):
-                pyramid.hold(k[b, h_kv], v[b, h_kv], None if key_mask is None else key_mask[b])
-                of = slice(h_kv * group, (h_kv + 1) * group)
-                heads = _Heads(
-                    q=q[b, of],
-                    grad_out=grad_out[b, of],
-                    out=out[b, of],
-                    lse=lse[b, of],
-                    grad_lse=grad_lse[b, of],
-                    grad_q=grad_q[b, of],
-                    pyramid=pyramid,
-                    schedule=pyramid.schedule(levels[b, of]),
-                    shift=k.shape[2] - queries if is_causal else None,
-                    scale=scale,
-                )
-                if (heads.schedule.start.diff() == 0).any():  # such blocks are in no stack
-                    heads.grad_q.zero_()
-                stacks = _stacks(heads, block_m)
-                run_tasks(_add_share, ((heads, stacks[s::shares], sums[s]) for s in range(shares)), threads=threads)
-                for more in sums[1:]:
-                    sums[0].add(more)
-                grad_k[b, h_kv] = unpool_key_gradient(sums[0].keys, sums[0].spread, k[b, h_kv], pyramid)
-                grad_v[b, h_kv] = unpool_gradient(sums[0].values, pyramid.layout, pyramid.kept)
+        for b, of_keys in held_at_once(k, layout):
+            keys, values = k[b, of_keys], v[b, of_keys]
+            pyramid = build_pyramid(keys, values, layout, pool_correction, None if key_mask is None else key_mask[b])
+            of = slice(of_keys.start * group, of_keys.stop * group)
+            heads = _Heads(
+                q=q[b, of],
+                grad_out=grad_out[b, of],
+                out=out[b, of],
+                lse=lse[b, of],
+                grad_lse=grad_lse[b, of],
+                grad_q=grad_q[b, of],
+                pyramid=pyramid,
+                schedule=pyramid.schedule(levels[b, of]),
+                shift=k.shape[2] - queries if is_causal else None,
+                scale=scale,
+            )
+            if (heads.schedule.start.diff() == 0).any():  # such blocks are in no stack
+                heads.grad_q.zero_()
+            way = choose_way(q.dtype, q.device, mean_work(heads.q, heads.schedule))
+            stacks = _stacks(heads, block_m, way)
+            shares = min(torch.get_num_threads(), len(stacks)) if way.threads else 1
+            sums = [_empty_sums(pyramid) for _ in range(shares)]
+            run_tasks(_add_share, ((heads, stacks[s::shares], sums[s]) for s in range(shares)), threads=way.threads)
+            for more in sums[1:]:
+                sums[0].add(more)
+            grad_k[b, of_keys] = unpool_key_gradient(sums[0].keys, sums[0].spread, keys, pyramid)
+            grad_v[b, of_keys] = unpool_gradient(sums[0].values, layout, pyramid.kept)
+            del pyramid, heads, sums  # before the next are built
     return grad_q, grad_k, grad_v
 
 
 @dataclass(frozen=True)
 class _Heads:
-    """The query heads that read one key head: `[G, Nq, D]`, and `[G, Nq]` for what belongs to the log-sum-exp."""
+    """The query heads that read a pyramid: `[G, Nq, D]`, and `[G, Nq]` for what belongs to the log-sum-exp."""
 
     q: torch.Tensor
     grad_out: torch.Tensor
@@ -159,9 +160,9 @@ class _Gradients:
 _StackedBlocks = tuple[QueryBlocks, torch.Tensor, int]
 
 
-def _stacks(heads: _Heads, block_m: int) -> list[_StackedBlocks]:
+def _stacks(heads: _Heads, block_m: int, way: Way) -> list[_StackedBlocks]:
     """Query blocks of one length, the numbers of those of a stack, and the steps of the longest of their lists."""
-    at_once = gradient_rows(heads.q.dtype, heads.pyramid.keys)
+    at_once = gradient_rows(way, heads.pyramid.keys)
     return [
         (blocks, numbers, longest)
         for blocks in query_blocks(len(heads.q), heads.q.shape[1], block_m)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from psa_triton.kernels.gathered.pyramid import Pyramid, empty_pyramid
+from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
 from psa_triton.kernels.gathered.stack import Frontier, QueryBlocks, Stack, gather, query_blocks
 from psa_triton.kernels.gathered.ways import Way, choose_way, stack_rows
 from psa_triton.products import logits, operand, product, wide
@@ -40,33 +40,35 @@ def pyramid_attention(
         input) if `return_lse`.
     """
     queries, group = q.shape[2], q.shape[1] // k.shape[1]
-    pyramid = empty_pyramid(k, levels, block_n, pool_correction)
+    layout = layout_of(k, levels, block_n)
     out = torch.empty_like(q)
     lse = wide(q[:0]).new_empty(q.shape[:3]) if return_lse else None
     with torch.no_grad():
-        for b in range(len(k)):
-            for h_kv in range(k.shape[1]):
-                pyramid.hold(k[b, h_kv], v[b, h_kv], None if key_mask is None else key_mask[b])
-                heads = slice(h_kv * group, (h_kv + 1) * group)
-                _attend_heads(
-                    _Heads(
-                        q=q[b, heads],
-                        pyramid=pyramid,
-                        schedule=pyramid.schedule(levels[b, heads]),
-                        shift=k.shape[2] - queries if is_causal else None,
-                        scale=scale,
-                        out=out[b, heads],
-                        lse=None if lse is None else lse[b, heads],
-                    ),
-                    block_m,
-                    way,
-                )
+        for b, of in held_at_once(k, layout):
+            pyramid = build_pyramid(
+                k[b, of], v[b, of], layout, pool_correction, None if key_mask is None else key_mask[b]
+            )
+            heads = slice(of.start * group, of.stop * group)
+            _attend_heads(
+                _Heads(
+                    q=q[b, heads],
+                    pyramid=pyramid,
+                    schedule=pyramid.schedule(levels[b, heads]),
+                    shift=k.shape[2] - queries if is_causal else None,
+                    scale=scale,
+                    out=out[b, heads],
+                    lse=None if lse is None else lse[b, heads],
+                ),
+                block_m,
+                way,
+            )
+            del pyramid  # before the next is built
     return out, lse
 
 
 @dataclass(frozen=True)
 class _Heads:
-    """Inputs and outputs of the query heads that read one key head."""
+    """Inputs and outputs of the query heads that read the key heads of a pyramid."""
 
     q: torch.Tensor
     pyramid: Pyramid
@@ -84,9 +86,8 @@ def _attend_heads(heads: _Heads, block_m: int, way: Way | None) -> None:
         if heads.lse is not None:
             heads.lse.fill_(-torch.inf)
     if way is None:
-        rows = len(heads.schedule.steps) * heads.schedule.size / (len(heads.schedule.start) - 1)
-        way = choose_way(heads.q.dtype, heads.q.device, rows)
-    at_once = stack_rows(way, heads.pyramid.keys)
+        way = choose_way(heads.q.dtype, heads.q.device, mean_work(heads.q, heads.schedule))
+    at_once = stack_rows(way, heads.pyramid.keys, block_m)
     run_tasks(
         _attend_stack,
         (
@@ -96,6 +97,12 @@ def _attend_heads(heads: _Heads, block_m: int, way: Way | None) -> None:
         ),
         threads=way.threads and heads.q.device.type == "cpu",
     )
+
+
+def mean_work(q: torch.Tensor, schedule: Schedule) -> float:
+    """Multiply-adds of a block of queries `[Hq, Nq, D]` times the rows of its list, on average over the blocks."""
+    blocks = len(schedule.start) - 1
+    return q.numel() / blocks * len(schedule.steps) * schedule.size / blocks
 
 
 def _attend_stack(heads: _Heads, blocks: QueryBlocks, fused: bool, numbers: torch.Tensor, longest: int) -> None:
@@ -120,9 +127,12 @@ def _fused(q: torch.Tensor, stack: Stack, scale: float) -> torch.Tensor:
     if stack.frontier is not None:
         bias = bias.expand(-1, q.shape[1], -1).clone() if stack.spread is None else bias
         bias[..., stack.frontier.cut :].masked_fill_(stack.frontier.hidden, -torch.inf)
-    out = F.scaled_dot_product_attention(
-        q[:, None], stack.keys[:, None], stack.values[:, None], attn_mask=bias[:, None].to(q.dtype), scale=scale
-    )[:, 0]
+    operands = [q, stack.keys, stack.values, bias]
+    if q.device.type == "cpu" and q.dtype == torch.float16:
+        # Torch's attention takes twice as long in it as in float32 there.
+        operands = [x.float() for x in operands]
+    queries, keys, values, bias = (x[:, None].to(operands[0].dtype) for x in operands)
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)[:, 0]
     if stack.frontier is None:
         return out
     if stack.frontier.empty is not None:

@@ -108,7 +108,7 @@ def gather(pyramid: Pyramid, steps: torch.Tensor, limit: torch.Tensor | None) ->
     chosen = steps.flatten()
 
     def pick(table: torch.Tensor) -> torch.Tensor:
-        return in_steps(table, pyramid).index_select(0, chosen).view(len(steps), -1, *table.shape[1:])
+        return in_steps(table, pyramid).index_select(0, chosen).view(len(steps), -1, *table.shape[2:])
 
     log_count = pick(pyramid.log_count)
     return Stack(
@@ -117,13 +117,13 @@ def gather(pyramid: Pyramid, steps: torch.Tensor, limit: torch.Tensor | None) ->
         values=pick(pyramid.values),
         log_count=log_count,
         spread=None if pyramid.spread is None else pick(pyramid.spread),
-        frontier=None if limit is None else _frontier(pick(pyramid.tables.last_token), log_count, limit),
+        frontier=None if limit is None else _frontier(pick(pyramid.last_token), log_count, limit),
     )
 
 
 def in_steps(table: torch.Tensor, pyramid: Pyramid) -> torch.Tensor:
-    """A view of a table `[P + S, ...]` with a row a step."""
-    return table.view(pyramid.nothing + 1, -1)
+    """A view of a table `[H, P + S, ...]` with a row a step."""
+    return table.view(len(table) * (pyramid.nothing + 1), -1)
 
 
 def _frontier(last_token: torch.Tensor, log_count: torch.Tensor, limit: torch.Tensor) -> Frontier | None:

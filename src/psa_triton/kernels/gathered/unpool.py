@@ -12,30 +12,31 @@ def unpool_gradient(rows: torch.Tensor, layout: PyramidLayout, kept: torch.Tenso
     """The adjoint of `write_pyramid`: every token gets its share, 1 / count, of each group that it was averaged in.
 
     Args:
-        rows: gradient of the rows `[P, D]`, contiguous; overwritten.
+        rows: gradient of the rows `[..., P + S, D]`, contiguous; overwritten.
         layout: of the pyramid.
         kept: int64 `[P]`, `Pyramid.kept`: tokens that a key mask leaves out get zeros.
 
     Returns:
-        Gradient of the tokens `[Nk, D]`, a view of `rows`.
+        Gradient of the tokens `[..., Nk, D]`, a view of `rows`.
     """
     coarser: torch.Tensor | None = None
     for level in reversed(layout.levels):
         first = layout.first_row(level)
-        share = rows[first : first + layout.blocks * layout.block_n // level]
+        end = first + layout.blocks * layout.block_n // level
+        share = rows[..., first:end, :]
         group, count = divmod(layout.tokens, level)
         if kept is not None:
-            share.div_(kept[first : first + len(share), None].clamp(min=1))
+            share.div_(kept[first:end, None].clamp(min=1))
         else:
             share.mul_(1 / level)
             if count:  # the group that the end of the sequence cuts
-                share[group] *= level / count
+                share[..., group, :] *= level / count
         if coarser is not None:
-            share.view(len(coarser), 2, -1).add_(coarser[:, None])
+            share.unflatten(-2, (-1, 2)).add_(coarser[..., None, :])
         coarser = share
     if kept is not None:
-        share.masked_fill_(kept[: len(share), None] == 0, 0.0)
-    return share[: layout.tokens]
+        share.masked_fill_(kept[:end, None] == 0, 0.0)
+    return share[..., : layout.tokens, :]
 
 
 def unpool_key_gradient(
@@ -47,21 +48,21 @@ def unpool_key_gradient(
     the row, the part of the key is the key times its share of `2 / D`.
 
     Args:
-        rows: gradient of the rows of keys `[P, D]`, contiguous; overwritten.
-        spread: gradient of their spread `[P]`; overwritten. None if nothing depends on it.
-        k: the keys `[Nk, D]`.
+        rows: gradient of the rows of keys `[H, P + S, D]`, contiguous; overwritten.
+        spread: gradient of their spread `[H, P + S]`; overwritten. None if nothing depends on it.
+        k: the keys `[H, Nk, D]`.
         pyramid: which holds them.
 
     Returns:
-        Gradient of the keys `[Nk, D]`, a view of `rows`.
+        Gradient of the keys `[H, Nk, D]`, a view of `rows`.
     """
     layout = pyramid.layout
     kept = pyramid.kept
     if spread is None:
         return unpool_gradient(rows, layout, kept)
-    share = spread.mul_(2 / k.shape[1])[:, None]
-    share[: layout.first_row(SPREAD_LEVELS[0])] = 0.0
-    share[layout.first_row(2 * SPREAD_LEVELS[-1]) :] = 0.0
+    spread[:, : layout.first_row(SPREAD_LEVELS[0])] = 0.0
+    spread[:, layout.first_row(2 * SPREAD_LEVELS[-1]) :] = 0.0
+    share = spread.mul_(2 / k.shape[2])[..., None]
     rows -= _scaled(pyramid.keys, share)
     return unpool_gradient(rows, layout, kept).add_(_scaled(k, unpool_gradient(share, layout, kept)))
 

@@ -9,19 +9,16 @@ import torch
 
 from psa_triton.products import has_wide_vectors, multiplies
 
-LONG_LIST: Final = 1024
-"""Rows from which on a list is worth a task of its own in Python."""
+LARGE_BLOCK: Final = 1 << 24
+"""Multiply-adds of a block's product with its list from which on it is worth a task of its own in Python."""
 _CACHE: Final = 8 << 20
-"""Bytes of gathered keys and values for each thread of a call: few calls, of which most stays in the cache."""
-
-
+"""Bytes of a stack on a CPU, its weights included: few calls, whose operands stay in the cache."""
+_LEAST: Final = 4 << 20
+"""Bytes of a stack that are little whatever else there is; beyond them a stack is a part of its pyramid."""
 _DEVICE: Final = 256 << 20
 """Bytes of a stack on another device: enough to fill it, and a small part of its memory."""
-_LEAST: Final = 2 << 20
-"""Bytes of a stack that are little whatever else there is; beyond them a stack is a part of its pyramid."""
-
-_GRADIENT_CACHE: Final = 1 << 20
-"""Bytes of gathered keys and values of a gradient's stack, which has several matrices of weights beside them."""
+_GRADIENT_CACHE: Final = 2 << 20
+"""As much of keys and values in a stack of the gradient, which has several matrices of weights beside them."""
 
 
 @dataclass(frozen=True)
@@ -29,34 +26,39 @@ class Way:
     """How stacks are attended over."""
 
     name: str
-    stack_bytes: int
-    """Of gathered keys and values in a stack, for each thread of torch; 0 makes every stack a single block."""
+    stacks: bool
+    """Whether query blocks are stacked; else every block stands alone."""
     threads: bool
-    """Whether stacks are shared by Python threads with one thread of torch each, or follow one another."""
+    """Whether Python threads with one thread of torch each share the work; else calls follow one another."""
     fused: bool
     """Whether torch's own attention does it, where no log-sum-exp is wanted; else products and a softmax."""
 
 
-FUSED: Final = Way("fused", _CACHE, threads=False, fused=True)
-"""Few large calls of torch's own attention, on any device: best where it runs at the rate of products."""
+FUSED: Final = Way("fused", stacks=True, threads=False, fused=True)
+"""Few large calls of torch's own attention, on any device; on a CPU it is as fast as products in float32."""
 
-PRODUCTS: Final = Way("products", 0, threads=True, fused=False)
-"""A product, a softmax and a product for each block: best where products far outrun torch's attention."""
+STACKS: Final = Way("stacks", stacks=True, threads=False, fused=False)
+"""Batched products and a softmax: faster where a CPU has instructions for bfloat16, which torch's attention wastes."""
 
-WAYS: Final = (FUSED, PRODUCTS)
+BLOCKS: Final = Way("blocks", stacks=False, threads=True, fused=False)
+"""Products and a softmax of single blocks: best for long lists where products far outrun torch's attention."""
+
+WAYS: Final = (FUSED, STACKS, BLOCKS)
 
 
-def choose_way(dtype: torch.dtype, device: torch.device, rows: float) -> Way:
+def choose_way(dtype: torch.dtype, device: torch.device, work: float) -> Way:
     """The way that suits a processor.
 
     Args:
         dtype: of the inputs.
         device: where they are.
-        rows: that a query block reads, on average.
+        work: multiply-adds of a query block's product with the rows that it reads, on average.
     """
-    if device.type != "cpu" or rows < LONG_LIST:
+    if device.type != "cpu" or not products_outrun_attention(dtype):
         return FUSED
-    return PRODUCTS if products_outrun_attention(dtype) else FUSED
+    if work >= LARGE_BLOCK:
+        return BLOCKS
+    return STACKS if dtype == torch.bfloat16 else FUSED
 
 
 def products_outrun_attention(dtype: torch.dtype) -> bool:
@@ -67,19 +69,22 @@ def products_outrun_attention(dtype: torch.dtype) -> bool:
     return has_wide_vectors() and (dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies(dtype)))
 
 
-def stack_rows(way: Way, keys: torch.Tensor) -> int:
-    """Rows of the pyramid `keys [P, D]` that the lists of a stack have together."""
+def stack_rows(way: Way, keys: torch.Tensor, block_m: int) -> int:
+    """Rows of the pyramid `keys [H, P, D]` that the lists of a stack, of blocks of `block_m`, have together."""
+    if not way.stacks:
+        return 0
     if keys.device.type != "cpu":
         return _DEVICE // _row_bytes(keys)
-    return min(way.stack_bytes * torch.get_num_threads(), max(keys.nbytes // 2, _LEAST)) // _row_bytes(keys)
+    weights = 4 * block_m
+    return min(_CACHE, max(keys.nbytes // 2, _LEAST)) // (_row_bytes(keys) + weights)
 
 
-def gradient_rows(dtype: torch.dtype, keys: torch.Tensor) -> int:
-    """`stack_rows` of the gradient, which Python threads share: products of single blocks where these are fast."""
-    if keys.device.type == "cpu" and products_outrun_attention(dtype):
+def gradient_rows(way: Way, keys: torch.Tensor) -> int:
+    """`stack_rows` of the gradient."""
+    if not way.stacks:
         return 0
     return (_GRADIENT_CACHE if keys.device.type == "cpu" else _DEVICE // 4) // _row_bytes(keys)
 
 
 def _row_bytes(keys: torch.Tensor) -> int:
-    return 2 * keys.shape[1] * keys.element_size()
+    return 2 * keys.shape[-1] * keys.element_size()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ from psa_triton.tools.bench.clock import median_seconds
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
 from psa_triton.tools.inspection.inputs import AttentionInputs
-from psa_triton.tools.shapes import AttentionShape, find_shape
+from psa_triton.tools.shapes import AttentionShape
 
 logger = logging.getLogger("psa_triton")
 
@@ -110,12 +108,13 @@ def measure_case(shape: AttentionShape, settings: Settings) -> Case:
     functions[KERNEL] = partial(_attend, inputs, settings, levels)
     if settings.flex and not shape.is_causal:
         functions |= _flex_functions(inputs, config, density)
+    on_cpu = settings.device.type == "cpu"
     return Case(
         tokens=shape.tokens,
         density=density,
         estimation_share=estimation_cost(config.importance, config.block_m, config.block_n),
         seconds=median_seconds(functions, repeats=settings.repeats, device=settings.device),
-        scratch=_scratch(shape, settings, inputs),
+        scratch=in_fresh_process(_scratch, shape, settings) if on_cpu else _scratch(shape, settings),
     )
 
 
@@ -166,42 +165,10 @@ def _attend(x: AttentionInputs, settings: Settings, levels: Tensor) -> Tensor:
     return out
 
 
-def _scratch(shape: AttentionShape, settings: Settings, inputs: AttentionInputs) -> dict[str, int | None]:
-    if settings.device.type == "cpu":
-        program = ("-m", "psa_triton.tools.bench.measure")
-        return in_fresh_process(program, _request(shape, settings))
-    return {name: scratch_bytes(run, settings.device) for name, run in _functions(inputs, settings).items()}
-
-
-def _request(shape: AttentionShape, settings: Settings) -> dict[str, Any]:
-    return {
-        "shape": shape.name,
-        "key_heads": shape.key_heads,
-        "tokens": shape.tokens,
-        "dtype": str(settings.dtype).removeprefix("torch."),
-        "impl": settings.impl,
-        "config": settings.config.model_dump(mode="json"),
-    }
-
-
-def _measure_scratch_here(request: dict[str, Any]) -> dict[str, int | None]:
-    """The other end of `in_fresh_process`."""
-    shape = find_shape(request["shape"]).with_heads(request["key_heads"])
-    settings = Settings(
-        config=PSAConfig(**request["config"]),
-        device=torch.device("cpu"),
-        dtype=getattr(torch, request["dtype"]),
-        impl=request["impl"],
-    )
-
-    def functions(tokens: int) -> dict[str, Callable[[], Tensor]]:
-        smaller = shape if tokens == shape.tokens else shape.shrunk(tokens)
-        return _functions(_inputs(smaller, settings), settings)
-
-    for function in functions(min(_FEWEST_TOKENS, shape.tokens)).values():
-        function()  # libraries and threads have their memory now
-    return {name: scratch_bytes(run, settings.device) for name, run in functions(request["tokens"]).items()}
-
-
-if __name__ == "__main__":
-    print(json.dumps(_measure_scratch_here(json.loads(sys.argv[1]))))
+def _scratch(shape: AttentionShape, settings: Settings) -> dict[str, int | None]:
+    """Bytes at the peak of each attention."""
+    few = shape.shrunk(_FEWEST_TOKENS) if shape.tokens > _FEWEST_TOKENS else shape
+    for run in _functions(_inputs(few, settings), settings).values():
+        run()  # libraries and threads have their memory now
+    functions = _functions(_inputs(shape, settings), settings)
+    return {name: scratch_bytes(run, settings.device) for name, run in functions.items()}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -37,17 +39,12 @@ def scratch_bytes(attention: Callable[[], Tensor], device: torch.device) -> int 
     return max(0, _peak_resident() - before - out.nbytes)
 
 
-def in_fresh_process(program: Sequence[str], request: Any) -> Any:
-    """What a Python program, such as `("-m", "a.module")`, prints last for `request`; JSON both.
-
-    Raises:
-        subprocess.CalledProcessError: it fails; its last lines are the error's `stderr`.
-    """
-    command = [sys.executable, *program, json.dumps(request)]
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """What a module's function gives in a process of its own; errors are raised here."""
     # glibc keeps freed tensors for later; with this they go back at once, so that the peak is of memory in use.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
+    with environment, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _peak_resident() -> int:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count
-from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.models import QWEN2_5_VL, model_key
 from psa_triton.tools.cli.commands import Inspect
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
@@ -124,9 +123,9 @@ def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | No
             if options.save_qkv:
                 look.save(inputs, place)
 
-        with QKVTap(pipe) as tap, VideoProgress(look.console, 1) as progress:
+        with VideoProgress(look.console, 1) as progress:
             on_step = progress.start_video(request.prompt, request.num_inference_steps)
-            generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(tap, layers, steps, on_call))
+            generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(layers, steps, on_call))
         if not look.calls:
             raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
         look.write_numbers(settings_of(target, request, attention), target.device)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count
-from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.tools.cli.commands import Tune
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
 from psa_triton.tools.cli.errors import told_if_interrupted
@@ -131,10 +130,10 @@ class _Tuning:
         with self._begun(config, steps) as goal, logging_to(self.console):
             pipe = load(target, requests[0], self.console)
             dense = Attention(name="dense, tapped", config=READ_ALL, impl=self.base.impl)
-            with QKVTap(pipe) as tap, VideoProgress(self.console, len(requests)) as progress:
+            with VideoProgress(self.console, len(requests)) as progress:
                 for request in requests:
                     on_step = progress.start_video(request.prompt, steps)
-                    probe = Probe(tap, range(layer_count(pipe.transformer)), part_of, on_call)
+                    probe = Probe(range(layer_count(pipe.transformer)), part_of, on_call)
                     generate_video(pipe, request, dense, on_step=on_step, on_levels=probe)
                     progress.end_video()
             tuned, uniform = self._finish(make_cells(measured, chosen), chosen, goal, config, steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -91,9 +91,6 @@ class LevelRecording:
     every second layer; of many heads an even choice is kept.
 
     Attributes:
-        layers: to map; None for all.
-        steps: to map; None for all.
-        heads: to map; None for all.
         max_bytes: of all maps together.
         maps: what was kept.
         layout: of the first call, and so of the run; None before it.
@@ -101,9 +98,6 @@ class LevelRecording:
         shape: of the first call's levels, `(B, H, nq, nk)`.
     """
 
-    layers: Collection[int] | None = None
-    steps: Collection[int] | None = None
-    heads: Collection[int] | None = None
     max_bytes: int = 8 << 20
     maps: dict[CallSite, LevelMap] = field(default_factory=dict, init=False)
     layout: TokenLayout | None = field(default=None, init=False)
@@ -122,7 +116,7 @@ class LevelRecording:
         first = total.calls == 0
         total.calls += 1
         total.densities = total.densities + density
-        if first and self._wanted(site):
+        if first and all(getattr(site, name) % stride == 0 for name, stride in self._strides.items()):
             self.maps[site] = self._map(record.levels[-1])
             self._thin()
 
@@ -136,16 +130,10 @@ class LevelRecording:
         """Sparse calls so far."""
         return sum(total.calls for total in self._totals.values())
 
-    def _wanted(self, site: CallSite) -> bool:
-        asked = (self.layers is None or site.layer in self.layers) and (self.steps is None or site.step in self.steps)
-        return asked and site.step % self._strides["step"] == 0 and site.layer % self._strides["layer"] == 0
-
     def _map(self, levels: Tensor) -> LevelMap:
         heads, queries, keys = levels.shape
-        chosen = [head for head in range(heads) if self.heads is None or head in self.heads]
-        fit = max(1, self.max_bytes // _HEADS_SHARE // (queries * -(-keys // 2)))
-        if len(chosen) > fit:
-            chosen = [chosen[i * len(chosen) // fit] for i in range(fit)]
+        fit = min(heads, max(1, self.max_bytes // _HEADS_SHARE // (queries * -(-keys // 2))))
+        chosen = [place * heads // fit for place in range(fit)]
         return LevelMap(tuple(chosen), _pack(levels[chosen]), keys)
 
     def _thin(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -84,9 +84,12 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
     Args:
         cases: as `case_data` makes them; a video that failed is missing in its case, and in the averages.
     """
+    found: dict[tuple[str, str], list[tuple[Entry, Entry]]] = {}
+    for case in cases:
+        for role, label, entry in _entries(case):
+            found.setdefault((role, label), []).append((case["dense"], entry))
     columns = []
-    for role, label in _ways(cases):
-        pairs = [(case["dense"], entry) for case in cases if (entry := _entry(case, role, label)) is not None]
+    for (role, label), pairs in found.items():
         values = [_values(dense, entry) for dense, entry in pairs]
         averages = {name: _average([value[name] for value in values]) for name in QUANTITIES}
         notes = {name: note for _, entry in pairs for name, note in _notes(role, entry).items()}
@@ -94,23 +97,13 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
     return columns
 
 
-def _ways(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Role and label of every column, in the order in which they come."""
-    found: dict[tuple[str, str], None] = {}
-    for case in cases:
-        found["dense", "dense"] = None
-        if case["ceiling"] is not None:
-            found["ceiling", case["ceiling"]["label"]] = None
-        found.update({("psa", entry["label"]): None for entry in case["candidates"]})
-    return list(found)
-
-
-def _entry(case: Mapping[str, Any], role: str, label: str) -> Entry | None:
-    if role == "dense":
-        return case["dense"]
-    if role == "ceiling":
-        return case["ceiling"]
-    return next((entry for entry in case["candidates"] if entry["label"] == label), None)
+def _entries(case: Mapping[str, Any]) -> Iterator[tuple[str, str, Entry]]:
+    """Role, label and numbers of every video of a case."""
+    yield "dense", "dense", case["dense"]
+    if case["ceiling"] is not None:
+        yield "ceiling", case["ceiling"]["label"], case["ceiling"]
+    for entry in case["candidates"]:
+        yield "psa", entry["label"], entry
 
 
 def _notes(role: str, entry: Entry) -> dict[str, str]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import LevelRecord
-from psa_triton.integrations.diffusers.tap import QKVTap
 from psa_triton.ordering import TokenOrder
 from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.inspection.inputs import AttentionInputs
@@ -28,14 +27,12 @@ class Probe:
     forward for the prompt.
 
     Args:
-        tap: on the pipeline.
-        layers: of the transformer blocks.
+        layers: of the transformer's attention layers.
         steps: denoising steps.
         on_call: told of each.
     """
 
-    def __init__(self, tap: QKVTap, layers: Collection[int], steps: Collection[int], on_call: OnCall) -> None:
-        self._tap = tap
+    def __init__(self, layers: Collection[int], steps: Collection[int], on_call: OnCall) -> None:
         self._layers = layers
         self._steps = steps
         self._on_call = on_call
@@ -49,7 +46,8 @@ class Probe:
         if site in self._found:
             return
         self._found.add(site)
-        q, k, v = (x[-1:] for x in self._tap.read())
+        assert record.qkv is not None  # as of every record that apply_psa tells of
+        q, k, v = (x[-1:] for x in record.qkv)
         if record.order is not None:
             order = record.order.with_prefix(record.prefix_tokens)
             order = TokenOrder(order.permutation.to(q.device), order.inverse.to(q.device))

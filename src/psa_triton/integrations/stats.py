@@ -1,0 +1,162 @@
+"""Adding up attention calls, for the statistics of every integration."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+
+
+class CallKey(Protocol):
+    """What tells the calls of one record from those of another: a named tuple."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why the calls ran dense; None for sparse ones."""
+
+    @property
+    def estimation_cost(self) -> float:
+        """Multiply-adds of the importance estimator as a share of dense attention's; 0 for dense calls."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+Key = TypeVar("Key", bound=CallKey)
+Stats = TypeVar("Stats")
+
+
+@dataclass
+class Total:
+    """Sum over the calls of one key."""
+
+    calls: int = 0
+    work: int = 0
+    """What dense attention would do: pairs of a query and a key."""
+    density: torch.Tensor | float = 0.0
+    """Each call's density times its work; on the device, so that adding never waits for it."""
+    seconds: float = 0.0
+
+
+class Snapshot(NamedTuple):
+    """What was counted up to one moment."""
+
+    totals: Mapping[Any, Total]
+    events: Counter[str]
+    timed: bool
+
+    def fields(self, key: CallKey) -> dict[str, Any]:
+        """What records of every integration say of the calls of a key. Waits for the device."""
+        total = self.totals[key]
+        density = float(total.density) / total.work
+        named = {name: value for name, value in key._asdict().items() if name != "estimation_cost"}
+        return {
+            **named,
+            "sparse": key.reason is None,
+            "calls": total.calls,
+            "density": density,
+            "density_with_estimation": density + key.estimation_cost,
+            "seconds": total.seconds if self.timed else None,
+        }
+
+    def summary(self, records: Iterable[Any]) -> dict[str, Any]:
+        """What summaries of every integration say of all records."""
+        records = list(records)
+        sparse = [record for record in records if record.sparse]
+        dense = [record for record in records if not record.sparse]
+        return {
+            "sparse_calls": sum(record.calls for record in sparse),
+            "dense_calls": sum(record.calls for record in dense),
+            "sparse_density": mean_over_work(sparse, "density"),
+            "sparse_density_with_estimation": mean_over_work(sparse, "density_with_estimation"),
+            "run_density": mean_over_work(records, "density"),
+            "run_density_with_estimation": mean_over_work(records, "density_with_estimation"),
+            "sparse_seconds": sum((record.seconds for record in sparse), 0.0) if self.timed else None,
+            "dense_seconds": sum((record.seconds for record in dense), 0.0) if self.timed else None,
+        }
+
+
+class Recorder(Generic[Key, Stats]):
+    """Adds up calls by key, so that memory is bounded by the number of keys however long a run is.
+
+    Densities stay tensors on their device until `stats` is called: recording never waits for it. Threads may record at
+    the same time. A copy starts from nothing: counts belong to what was counted.
+
+    Args:
+        report: makes the statistics of a snapshot.
+        timed: whether calls come with their seconds.
+    """
+
+    def __init__(self, report: Callable[[Snapshot], Stats], timed: bool) -> None:
+        self.timed = timed
+        self._report = report
+        self._lock = threading.Lock()
+        self._totals: dict[Key, Total] = {}
+        self._events: Counter[str] = Counter()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._report, self.timed)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._totals.clear()
+            self._events.clear()
+
+    def count(self, event: str, times: int = 1) -> None:
+        """Count something that is no attention call."""
+        with self._lock:
+            self._events[event] += times
+
+    def add(self, key: Key, work: int, density: torch.Tensor | float, seconds: float) -> None:
+        """Add one attention call.
+
+        Args:
+            key: of its record.
+            work: pairs of a query and a key.
+            density: a scalar.
+            seconds: that it took; 0 if not timed.
+        """
+        with self._lock:
+            total = self._totals.setdefault(key, Total())
+            total.calls += 1
+            total.work += work
+            total.density = total.density + density * work
+            total.seconds += seconds
+
+    def clock(self, device: torch.device) -> float:
+        """The time when all work of the device is done, seconds; 0 if calls are not timed."""
+        if not self.timed:
+            return 0.0
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    def stats(self) -> Stats:
+        """The statistics of this moment; waits for the device."""
+        with self._lock:
+            totals = {key: replace(total) for key, total in self._totals.items()}
+            snapshot = Snapshot(totals, Counter(self._events), self.timed)
+        return self._report(snapshot)
+
+
+class AsDict:
+    """Statistics of a `summary` and `records`, both of dataclasses."""
+
+    summary: Any
+    records: tuple[Any, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain dicts, lists and numbers, ready for `json.dumps`."""
+        return {"summary": asdict(self.summary), "records": [asdict(record) for record in self.records]}
+
+
+def mean_over_work(records: Iterable[Any], field: str) -> float | None:
+    """Mean of a field of records, weighed by their `work`; None without any."""
+    pairs = [(record.work, getattr(record, field)) for record in records]
+    total = sum(work for work, _ in pairs)
+    return sum(work * value for work, value in pairs) / total if total else None

@@ -1,0 +1,330 @@
+"""Every family of diffusers, on small models of its real classes, through `apply_psa` as a user calls it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_dispatch import attention_backend
+from small_families import GRID, SMALL, TEXT, VISUAL, Small, run
+from torch import Tensor, nn
+
+from psa_triton import PSAConfig, apply_psa, remove_psa
+from psa_triton.integrations.diffusers import Family, LevelRecord, latent_grid, register_family
+from psa_triton.integrations.diffusers.families import FAMILIES
+from psa_triton.ordering import grid_order
+
+# Of diffusers' own: a tensor made of a tensor (SkyReels), autocast that a CPU lacks (Mochi).
+pytestmark = pytest.mark.filterwarnings("ignore:To copy construct:UserWarning", "ignore:In CPU autocast:UserWarning")
+
+EVERY_TOKEN = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)})
+"""No approximation: only a wrong order, grid or mask can change the result."""
+SPARSE = EVERY_TOKEN.replace(mask_ratios={1: (0, 0.3), 4: (0.3, 0.5), 0: (0.5, 1)})
+
+THERE = {
+    name: pytest.param(
+        small, id=name, marks=[] if small.is_there else pytest.mark.skip("this diffusers has no such class")
+    )
+    for name, small in SMALL.items()
+}
+families = pytest.mark.parametrize("small", THERE.values())
+SPARSE_ONES = [THERE[name] for name, small in SMALL.items() if None in small.reasons]
+sparse_families = pytest.mark.parametrize("small", SPARSE_ONES)
+SOME = pytest.mark.parametrize(
+    "small",
+    [
+        THERE[name]
+        for name in ("wan-vace", "cogvideox", "hunyuan-video", "hunyuan-video-1.5", "ltx-2", "flux", "lumina-2")
+    ],
+)
+
+
+def assert_equal_to_rounding(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def differ(actual: Tensor, expected: Tensor) -> bool:
+    return bool((actual - expected).abs().max() > 1e-3 * expected.abs().max())
+
+
+@families
+@torch.no_grad()
+def test_exact_sparse_and_gone(small: Small) -> None:
+    """All blocks at level 1: the model's own output; fewer: another one, at a density that says so; then as before."""
+    model, inputs = small.make()
+    dense = run(model, inputs)
+    with apply_psa(model, EVERY_TOKEN) as handle:
+        assert_equal_to_rounding(run(model, inputs), dense)
+    stats = handle.stats()
+    assert {record.reason for record in stats.records} == set(small.reasons)
+    for record in stats.records:
+        copies = record.tokens // sum(prod(grid) for grid in small.grids)
+        assert copies >= 1 or record.reason == "causal" or small.kind == "Latte"
+    with apply_psa(model, SPARSE) as handle:
+        sparse = run(model, inputs)
+    assert differ(sparse, dense) is (None in small.reasons)
+    density = handle.stats().summary.sparse_density
+    assert density is None if None not in small.reasons else 0.2 < density < 0.6
+    assert torch.equal(run(model, inputs), dense)
+
+
+def changed(small: Small, inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Arguments with one patch changed, at a place of the latent's grid; the number of its token in raster order."""
+    place = (1, 2, 3)
+    of_tokens = small.latent == "bnc"
+    grid = small.grids[0] if of_tokens else small.grids[-1]
+    t, h, w = place = tuple(min(index, size - 1) for index, size in zip(place, grid, strict=True))
+    token = (t * grid[1] + h) * grid[2] + w
+    inputs = dict(inputs)
+    latent = inputs[small.argument]
+    changes = latent[0].clone() if isinstance(latent, list) else latent.clone()
+    if of_tokens:
+        changes[:, token] += 1
+    else:
+        sizes = dict(zip(small.latent[-changes.ndim :], changes.shape, strict=True))
+        where: list[Any] = [slice(None)] * changes.ndim
+        for name, index, size in zip("thw", place, grid, strict=True):
+            if name in sizes:
+                patch = sizes[name] // size
+                where[small.latent[-changes.ndim :].index(name)] = slice(index * patch, (index + 1) * patch)
+        changes[tuple(where)] += 1
+        token += sum(prod(before) for before in small.grids[:-1])
+    inputs[small.argument] = [changes, *latent[1:]] if isinstance(latent, list) else changes
+    return inputs, token
+
+
+@sparse_families
+@torch.no_grad()
+def test_where_tokens_stand(small: Small) -> None:
+    """Of the keys of the first layer, one patch changes the one at its place on the curve and no other."""
+    model, inputs = small.make()
+    told: list[LevelRecord] = []
+    other, token = changed(small, inputs)
+    with apply_psa(model, EVERY_TOKEN, on_levels=told.append):
+        run(model, inputs)
+        calls = len(told)
+        run(model, other)
+    (_, before, _), (_, after, _) = told[0].qkv, told[calls].qkv
+    moved = (before != after).any(-1).any(1)[0].nonzero().flatten().tolist()
+    orders = [grid_order("Gilbert", grid).permutation for grid in small.grids]
+    starts = [sum(map(len, orders[:index])) for index in range(len(orders))]
+    curve = torch.cat([order + start for order, start in zip(orders, starts, strict=True)])
+    assert moved == [told[0].prefix_tokens + int((curve == token).nonzero())]
+
+
+@sparse_families
+@torch.no_grad()
+def test_copies_and_backends(small: Small) -> None:
+    """A copy of an attached model is attached, and each is detached alone; a backend set on it is no hindrance."""
+    model, inputs = small.make()
+    dense = run(model, inputs)
+    apply_psa(model, SPARSE)
+    sparse = run(model, inputs)
+    twin = copy.deepcopy(model)
+    remove_psa(model)
+    assert torch.equal(run(model, inputs), dense)
+    assert torch.equal(run(twin, inputs), sparse)
+    # Kandinsky 6's masks of text are none that the other backend takes.
+    with attention_backend("native" if small.kind == "Kandinsky6" else "_native_math"):
+        # Cross attention goes by the backend.
+        assert_equal_to_rounding(run(twin, inputs), sparse)
+    remove_psa(twin)
+    own = [value for module in twin.modules() for value in vars(module).values()]
+    assert not any(type(value).__module__.startswith("psa_triton") for value in own)
+
+
+def gradients(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    model.zero_grad()
+    (run(model, inputs) ** 2).sum().backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+@SOME
+def test_checkpointed_blocks_see_the_same(small: Small) -> None:
+    model, inputs = small.make()
+    model.train()
+    with apply_psa(model, SPARSE):
+        plain = gradients(model, inputs)
+        model.enable_gradient_checkpointing()
+        checkpointed = gradients(model, inputs)
+    assert len(plain) > 10
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
+
+
+@SOME
+@torch.no_grad()
+def test_offloaded_in_groups(small: Small) -> None:
+    model, inputs = small.make()
+    with apply_psa(model, SPARSE):
+        expected = run(model, inputs)
+        model.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+        assert torch.equal(run(model, inputs), expected)
+
+
+@pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["flux"]])
+@torch.no_grad()
+def test_compiled_once_for_all_forwards(small: Small) -> None:
+    model, inputs = small.make()
+    with apply_psa(model, SPARSE) as handle:
+        eager = run(model, inputs)
+        compiled = torch.compile(model, backend="eager")
+        run(compiled, inputs)
+        handle.reset()
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert_equal_to_rounding(run(compiled, inputs), eager)
+        assert handle.stats().summary.sparse_calls == 4
+
+
+@pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["lumina-2"]])
+@torch.no_grad()
+def test_padding_is_found_once_a_forward(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    from psa_triton.integrations.diffusers import layout
+
+    seen: list[Tensor] = []
+    looked_at = layout.as_key_mask
+
+    def spy(mask: Tensor, *others: Any) -> Tensor:
+        seen.append(mask)
+        return looked_at(mask, *others)
+
+    monkeypatch.setattr(layout, "as_key_mask", spy)
+    model, inputs = small.make()
+    with apply_psa(model, SPARSE) as handle:
+        run(model, inputs)
+    assert handle.stats().summary.sparse_calls > len(seen) == 1
+
+
+@torch.no_grad()
+def test_a_timestep_that_is_another_than_the_schedulers() -> None:
+    """Flux gets a thousandth of it: the scheduler itself tells where it stands."""
+    model, inputs = SMALL["flux"].make()
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    latents = inputs["hidden_states"]
+    with apply_psa(model, SPARSE.replace(warmup_steps=1), scheduler=scheduler) as handle:
+        for timestep in scheduler.timesteps:
+            out = run(model, inputs | {"timestep": timestep.expand(2) / 1000})
+            latents = scheduler.step(out, timestep, latents).prev_sample
+    assert {record.step: record.sparse for record in handle.stats().records} == {0: False, 1: True, 2: True}
+
+
+@pytest.mark.parametrize("small", [THERE["hunyuan-video-1.5"]])
+@torch.no_grad()
+def test_hunyuan_video_15_makes_no_mask_of_queries_times_keys(small: Small) -> None:
+    model, inputs = small.make()
+    sizes: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.dtype == torch.bool:
+                sizes.append(out.numel())
+            return out
+
+    with apply_psa(model, SPARSE), Watch():
+        run(model, inputs)
+    tokens = VISUAL + TEXT + 6 + 3
+    assert sizes and max(sizes) < tokens**2 / 4
+
+
+@pytest.mark.parametrize("small", [THERE["kandinsky-5"]])
+@torch.no_grad()
+def test_a_familys_own_sparse_attention_gives_way(small: Small) -> None:
+    model, inputs = small.make()
+    dense = run(model, inputs)
+    nabla = {"to_fractal": False, "sta_mask": torch.ones(1, 1, 5, 5).bool(), "P": 0.9, "attention_type": "nabla"}
+    with apply_psa(model, EVERY_TOKEN) as handle:
+        assert_equal_to_rounding(run(model, inputs | {"sparse_params": nabla}), dense)
+    assert handle.stats().summary.dense_calls == 0
+
+
+@pytest.mark.parametrize("small", [THERE["framepack"]])
+def test_clusters_along_the_curve_want_one_grid(small: Small) -> None:
+    model, inputs = small.make()
+    with apply_psa(model, EVERY_TOKEN.replace(rearrange_method="Hybrid")), pytest.raises(ValueError, match="one grid"):
+        run(model, inputs)
+    model, inputs = small.make()
+    with torch.no_grad():
+        dense = run(model, inputs)
+        with apply_psa(model, EVERY_TOKEN.replace(rearrange_method="SemanticAware")):
+            assert_equal_to_rounding(run(model, inputs), dense)
+
+
+def test_the_page_tells_of_every_family() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)`", page, flags=re.MULTILINE) == list(FAMILIES)
+    assert {small.class_name for small in SMALL.values()} == set(FAMILIES)
+
+
+class Attend(nn.Module):
+    """Somebody's own attention module."""
+
+    def __init__(self, processor: Any) -> None:
+        super().__init__()
+        self.processor = processor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.processor(self, x)
+
+
+class Third(ModelMixin, ConfigMixin):
+    """Somebody's own transformer."""
+
+    @register_to_config
+    def __init__(self, processor: Any, patch_size: int = 2) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Attend(processor)])
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        x = hidden_states.unflatten(3, (-1, 2)).unflatten(5, (-1, 2)).permute(0, 2, 3, 5, 4, 6, 1).flatten(4)
+        return (self.layers[0](x.flatten(1, 3)),)
+
+
+class TheirProcessor:
+    def __call__(self, attn: nn.Module, x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (2, 8)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
+
+
+class SilentProcessor(TheirProcessor):
+    def __call__(self, attn: nn.Module, x: Tensor) -> Tensor:
+        return x.softmax(-1)
+
+
+@pytest.fixture
+def third() -> Iterator[Family]:
+    family = Family(attentions=("layers.*",), grids=latent_grid())
+    register_family(Third, family)
+    yield family
+    del FAMILIES["Third"]
+
+
+@torch.no_grad()
+def test_a_family_of_ones_own(third: Family) -> None:
+    model, inputs = Third(TheirProcessor()), {"hidden_states": torch.randn(1, 4, 3, 16, 24), "timestep": torch.ones(1)}
+    dense = run(model, inputs)
+    with apply_psa(model, EVERY_TOKEN, min_tokens=0) as handle:
+        assert_equal_to_rounding(run(model, inputs), dense)
+    assert [(record.tokens, record.reason) for record in handle.stats().records] == [(prod(GRID), None)]
+
+
+@torch.no_grad()
+def test_an_attention_that_never_comes_is_told(third: Family) -> None:
+    model, inputs = Third(SilentProcessor()), {"hidden_states": torch.randn(1, 4, 3, 16, 24), "timestep": torch.ones(1)}
+    with apply_psa(model, SPARSE, min_tokens=0) as handle:
+        run(model, inputs)
+    assert [record.reason for record in handle.stats().records] == ["no call of scaled_dot_product_attention"]
+
+
+def test_a_pattern_that_names_nothing_is_an_error(third: Family) -> None:
+    register_family("Third", Family(attentions=("blocks.*.attn",), grids=latent_grid()))
+    with pytest.raises(ValueError, match=r"attentions: expected 'blocks\.\*\.attn' to name attention modules.*none"):
+        apply_psa(Third(TheirProcessor()), SPARSE)
