@@ -86,7 +86,9 @@ def encode_video(frames: Frames, *, fps: float) -> bytes:
     buffer = BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1000)
-        stream = cast(av.VideoStream, container.add_stream(_CODEC, rate=rate, options={"crf": _QUALITY}))
+        # One thread: with several, one video in a few hundred has other bytes where the machine is busy.
+        options = {"crf": _QUALITY, "threads": "1"}
+        stream = cast(av.VideoStream, container.add_stream(_CODEC, rate=rate, options=options))
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in pixels:
