@@ -22,6 +22,7 @@ from harness import CPU, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
+from psa_triton.blocks import Blocks
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.levels import read_density
 from psa_triton.presets import load_presets_file
@@ -53,8 +54,7 @@ def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, d
     q, k, v = local_inputs(shape, device=device, dtype=DTYPES[dtype])
     prefix = shape.prefix_tokens
     _, levels = sparse_attention(q, k, v, config, prefix_tokens=prefix)
-    blocks = dict(block_m=config.block_m, block_n=config.block_n)
-    density = read_density(levels, query_tokens=shape.tokens, key_tokens=shape.tokens, **blocks)
+    density = read_density(levels, Blocks.of(q, k, config.block_m, config.block_n))
     functions = {
         "dense": lambda: F.scaled_dot_product_attention(q, k, v),
         "sparse": lambda: sparse_attention(q, k, v, config, prefix_tokens=prefix),

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from harness import CPU, DTYPES, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig, block_importance
-from psa_triton.attention import level_choice
-from psa_triton.importance.rows import BlockGrid
-from psa_triton.levels import choose_levels
+from psa_triton.blocks import Blocks
+from psa_triton.impl import resolve_impl
+from psa_triton.levels import levels_of
 from psa_triton.levels.budget import budget_levels, expected_errors
 from psa_triton.tools.bench.clock import median_seconds
 
@@ -29,17 +29,18 @@ def parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Callab
     budget = PSAConfig(mask_mode="budget")
     m, n, scale = budget.block_m, budget.block_n, DIM**-0.5
     importance = block_importance(q, k, block_m=m, block_n=n, method=budget.importance)
-    errors = expected_errors(q, k, v, block_n=n, scale=scale)
-    grid = BlockGrid(m, n, q.shape[2], k.shape[2], False)
+    blocks, impl = Blocks.of(q, k, m, n), resolve_impl("auto", q)
+    errors = expected_errors(q, k, v, blocks, scale=scale, impl=impl)
+    shares = dict(prefix_tokens=0, keep_first_block=False, scope="row", impl=impl)
 
     def choose(config: PSAConfig) -> Callable[[], object]:
-        return lambda: choose_levels(q, k, level_choice(config), scale=scale, v=v)
+        return lambda: levels_of(q, k, v, config)
 
     return {
         "dense": lambda: F.scaled_dot_product_attention(q, k, v),
         "budget: estimate": lambda: block_importance(q, k, block_m=m, block_n=n, method=budget.importance),
-        "budget: expected errors": lambda: expected_errors(q, k, v, block_n=n, scale=scale),
-        "budget: allocation": lambda: budget_levels(importance, errors, grid, budget=0.15),
+        "budget: expected errors": lambda: expected_errors(q, k, v, blocks, scale=scale, impl=impl),
+        "budget: allocation": lambda: budget_levels(importance, errors, blocks, 0.15, **shares),
         "budget": choose(budget),
         "budget of a layer": choose(budget.replace(budget_scope="layer")),
         "shares, pooled": choose(PSAConfig(importance="pooled")),

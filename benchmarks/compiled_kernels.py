@@ -39,8 +39,10 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from psa_triton.blocks import Blocks
+from psa_triton.gpu import Launch
 from psa_triton.impl import is_interpreting
-from psa_triton.launch import Launch
+from psa_triton.kernels.reading import Reading
 from psa_triton.tools.machine import hardware, versions
 
 HEADS, TOKENS = 12, 75_600
@@ -79,39 +81,36 @@ def video(dtype: torch.dtype, dim: int) -> torch.Tensor:
     return meta(1, TOKENS, HEADS, dim, dtype=dtype).transpose(1, 2)
 
 
-def forward(dtype: torch.dtype, dim: int, *, block_n: int = 64, group: int = 1, **settings: Any) -> None:
-    """Attention; `group` query heads read one key head."""
+def forward(dtype: torch.dtype, dim: int, **settings: Any) -> None:
     from psa_triton.kernels.triton import pyramid_attention
 
-    q, k, v, levels = attention_inputs(dtype, dim, block_n, group)
-    pyramid_attention(q, k, v, levels, **attention_settings(block_n, **settings))
+    pyramid_attention(*attention_inputs(dtype, dim, **settings))
 
 
-def backward(dtype: torch.dtype, dim: int, *, block_n: int = 64, group: int = 1, **settings: Any) -> None:
+def backward(dtype: torch.dtype, dim: int, **settings: Any) -> None:
     from psa_triton.kernels.triton import pyramid_attention_backward
 
-    q, k, v, levels = attention_inputs(dtype, dim, block_n, group)
+    q, *others = attention_inputs(dtype, dim, **settings)
     lse = meta(1, HEADS, TOKENS, dtype=torch.float32)
-    pyramid_attention_backward(q, q, k, v, q, lse, levels, **attention_settings(block_n, **settings))
+    pyramid_attention_backward(q, None, q, lse, q, *others)
 
 
-def attention_settings(
-    block_n: int, *, is_causal: bool = False, pool_correction: str = "none", masked: bool = False
-) -> dict[str, Any]:
-    return dict(
-        block_m=128,
-        block_n=block_n,
-        coarsest=8,
-        is_causal=is_causal,
-        scale=1.0,
-        pool_correction=pool_correction,
-        key_mask=meta(1, TOKENS, dtype=torch.bool) if masked else None,
-    )
-
-
-def attention_inputs(dtype: torch.dtype, dim: int, block_n: int, group: int) -> tuple[torch.Tensor, ...]:
+def attention_inputs(
+    dtype: torch.dtype,
+    dim: int,
+    *,
+    block_n: int = 64,
+    group: int = 1,
+    is_causal: bool = False,
+    pool_correction: str = "none",
+    masked: bool = False,
+) -> tuple[Any, ...]:
+    """q, k, v, levels, blocks and how they are read; `group` query heads share a key head."""
     k, v = (video(dtype, dim)[:, : HEADS // group] for _ in "kv")
-    return video(dtype, dim), k, v, meta(1, HEADS, -(-TOKENS // 128), -(-TOKENS // block_n), dtype=torch.int8)
+    mask = meta(1, TOKENS, dtype=torch.bool) if masked else None
+    blocks = Blocks(128, block_n, TOKENS, TOKENS, is_causal, mask)
+    levels = meta(1, HEADS, blocks.rows, blocks.columns, dtype=torch.int8)
+    return (video(dtype, dim), k, v, levels, blocks, Reading(1.0, pool_correction, 8, "triton"))
 
 
 def importance(
@@ -136,15 +135,15 @@ def selection(dtype: torch.dtype, dim: int, *, mode: str) -> None:
 
 def allocation(dtype: torch.dtype, dim: int, *, block_n: int = 64) -> None:
     """What budget mode launches besides the estimate of importance."""
-    from psa_triton.levels.budget import triton_kernels
+    from psa_triton.levels.budget import allocation_triton, spread_triton
 
-    triton_kernels.group_spread(video(dtype, dim), block_n=block_n)
+    spread_triton.group_spread(video(dtype, dim), Blocks(128, block_n, TOKENS, TOKENS))
     rows, blocks, steps = -(-TOKENS // 128), -(-TOKENS // block_n), block_n.bit_length()
     weights = meta(1, HEADS, rows, blocks, dtype=torch.float32)
     rates = meta(1, HEADS, steps, blocks, dtype=torch.float32)
     prices = meta(1, steps, blocks, dtype=torch.int32)
-    triton_kernels.allocate(weights, rates, prices, meta(1, HEADS, rows, dtype=torch.int32))
-    triton_kernels.prices_above(meta(1, HEADS, rows, dtype=torch.float32), weights, rates, prices)
+    allocation_triton.allocate(weights, rates, prices, meta(1, HEADS, rows, dtype=torch.int32))
+    allocation_triton.prices_above(meta(1, HEADS, rows, dtype=torch.float32), weights, rates, prices)
 
 
 PATHS: dict[str, Callable[[torch.dtype, int], None]] = {"forward": forward, "backward": backward, "sampled": importance}
@@ -195,8 +194,8 @@ def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype
     return launches
 
 
-def choices(launch: Launch) -> tuple[dict[str, Any], set[str]]:
-    return launch.constants, {name for name, value in launch.arguments.items() if value is None}
+def choices(launch: Launch) -> tuple[dict[str, Any], list[bool]]:
+    return launch.constants, [value is None for value in launch.values]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
-from psa_triton.attention import level_choice
-from psa_triton.levels import choose_levels, read_density
+from psa_triton.blocks import Blocks
+from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.machine import hardware, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,8 +58,8 @@ def time_interleaved(functions: dict[str, Callable[[], object]], repeats: int) -
 def measure(tokens: int, dtype_name: str, repeats: int) -> dict[str, object]:
     q, k, v = make_inputs(tokens, DTYPES[dtype_name])
     blocks = dict(block_m=CONFIG.block_m, block_n=CONFIG.block_n)
-    levels = choose_levels(q, k, level_choice(CONFIG.replace(importance="pooled")), scale=DIM**-0.5)
-    density = float(read_density(levels, query_tokens=tokens, key_tokens=tokens, **blocks).mean())
+    levels = levels_of(q, k, v, CONFIG.replace(importance="pooled"))
+    density = float(read_density(levels, Blocks.of(q, k, CONFIG.block_m, CONFIG.block_n)).mean())
     functions: dict[str, Callable[[], object]] = {
         "dense": lambda: F.scaled_dot_product_attention(q, k, v),
         "kernel": lambda: pyramid_attention(q, k, v, levels, impl="cpu", **blocks),

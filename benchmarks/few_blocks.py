@@ -23,6 +23,7 @@ from torch import Tensor
 
 from psa_triton import PSAConfig, load_preset
 from psa_triton.attention import sparse_attention
+from psa_triton.blocks import Blocks
 from psa_triton.levels import read_density
 from psa_triton.tools.machine import hardware
 
@@ -86,11 +87,8 @@ def measure(
     for q, k, v in cases:
         dense = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
         out, levels = sparse_attention(q, k, v, config, grid=None if is_causal else grid, is_causal=is_causal)
-        sizes = dict(
-            block_m=BLOCK_M, block_n=BLOCK_N, query_tokens=q.shape[2], key_tokens=k.shape[2], is_causal=is_causal
-        )
         errors.append(float((out - dense).norm() / dense.norm()))
-        densities.append(float(read_density(levels, **sizes).mean()))
+        densities.append(float(read_density(levels, Blocks.of(q, k, BLOCK_M, BLOCK_N, is_causal)).mean()))
     return sum(errors) / len(errors), sum(densities) / len(densities)
 
 

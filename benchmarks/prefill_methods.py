@@ -13,9 +13,10 @@ from smollm2 import Attended
 from torch import Tensor
 
 from psa_triton import PSAConfig, block_importance, load_preset, select_levels
-from psa_triton.config import Importance
+from psa_triton.blocks import Blocks
+from psa_triton.config import Importance, SimThresholds
 from psa_triton.importance import estimation_cost
-from psa_triton.levels import Thresholds, cap_levels, exempt_levels, read_density, similarity_caps
+from psa_triton.levels import cap_levels, exempt_levels, read_density, similarity_caps
 
 GOAL_DENSITY: Final = 0.35
 DENSITIES: Final = (0.25, GOAL_DENSITY, 0.5)
@@ -31,28 +32,25 @@ class DenseRun:
 
     def density(self, config: PSAConfig) -> float:
         """What shares of importance read under the causal mask: mean over queries, heads and layers."""
-        sizes = dict(block_m=config.block_m, block_n=config.block_n, is_causal=True)
         importances = self._importance(config.importance, config.block_m, config.block_n)
-        limits = config.sim_thresholds
-        thresholds = Thresholds(limits.x2, limits.x4, limits.x8)
-        caps = self._caps(config.block_n, thresholds) if config.use_sim_mask else [None] * len(importances)
+        caps = self._caps(config.block_n, config.sim_thresholds) if config.use_sim_mask else [None] * len(importances)
         found = []
         for importance, cap, (q, _) in zip(importances, caps, self._layers, strict=True):
             choice = dict(mode=config.mask_mode, min_full_ratio=config.min_full_ratio)
             levels = select_levels(importance, config.mask_ratios, **choice)
             if cap is not None:
                 levels = cap_levels(levels, cap)
-            tokens = dict(query_tokens=q.shape[2], key_tokens=q.shape[2])
-            levels = exempt_levels(levels, keep_first_block=config.keep_first_block, **sizes, **tokens)
-            found.append(float(read_density(levels, **sizes, **tokens).mean()))
+            blocks = Blocks(config.block_m, config.block_n, q.shape[2], q.shape[2], is_causal=True)
+            levels = exempt_levels(levels, blocks, keep_first_block=config.keep_first_block)
+            found.append(float(read_density(levels, blocks).mean()))
         return statistics.mean(found)
 
     def _estimate(self, method: str, block_m: int, block_n: int) -> list[Tensor]:
         sizes = dict(block_m=block_m, block_n=block_n)
         return [block_importance(q, k, method=method, is_causal=True, **sizes) for q, k in self._layers]
 
-    def _similarity(self, block_n: int, thresholds: Thresholds) -> list[Tensor]:
-        return [similarity_caps(k, block_n=block_n, thresholds=thresholds) for _, k in self._layers]
+    def _similarity(self, block_n: int, thresholds: SimThresholds) -> list[Tensor]:
+        return [similarity_caps(k, block_n, thresholds) for _, k in self._layers]
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from harness import CPU, DTYPES, Report, Run, heading, options, table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
-from psa_triton.attention import level_choice
+from psa_triton.blocks import Blocks
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.transformers import apply_psa
-from psa_triton.levels import choose_levels, read_density
+from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.bench.clock import seconds_by_round
 
 VOCABULARY = 256
@@ -122,18 +122,17 @@ def measure_attention(shape: Shape, tokens: int, dtype: torch.dtype, rounds: int
     group = heads // key_heads
     q, k, v = (torch.randn(1, h, tokens, shape.dim, generator=generator).to(dtype) for h in (group, 1, 1))
     blocks: dict[str, int] = dict(block_m=config.block_m, block_n=config.block_n)
-    choice, scale = level_choice(config), shape.dim**-0.5
-    levels = choose_levels(q, k, choice, is_causal=True, scale=scale)
+    levels = levels_of(q, k, v, config, is_causal=True)
     seconds = _time(
         {
             "dense": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
             "psa": lambda: psa_attention(q, k, v, config, is_causal=True, impl="cpu"),
-            "choice": lambda: choose_levels(q, k, choice, is_causal=True, scale=scale),
+            "choice": lambda: levels_of(q, k, v, config, is_causal=True),
             "kernel": lambda: pyramid_attention(q, k, v, levels, is_causal=True, impl="cpu", **blocks),
         },
         rounds,
     )
-    density = read_density(levels, query_tokens=tokens, key_tokens=tokens, is_causal=True, **blocks).mean()
+    density = read_density(levels, Blocks.of(q, k, config.block_m, config.block_n, is_causal=True)).mean()
     return {
         "part": "attention",
         "model": shape.name,

@@ -10,8 +10,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
 from psa_triton import PSAConfig, psa_attention
-from psa_triton.attention import level_choice
-from psa_triton.levels import choose_levels, density
+from psa_triton.levels import density, levels_of
 from psa_triton.ordering import grid_order
 from psa_triton.pyramid import pyramid_layout, write_pyramid
 from psa_triton.tools.bench.inputs import local_inputs
@@ -86,7 +85,7 @@ def draw_level_map(path: Path) -> None:
     grid = figure.subplots(2, len(shown))
     exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     for line, (name, config) in zip(grid, (("kept or dropped", kept), ("pyramid", pyramid)), strict=True):
-        levels = choose_levels(q, k, level_choice(config), scale=shape.dim**-0.5)
+        levels = levels_of(q, k, v, config)
         error = (psa_attention(q, k, v, config) - exact).norm() / exact.norm()
         of_token = torch.empty(shape.tokens, dtype=torch.int8)
         of_token[along] = levels[0, 0, row].repeat_interleave(config.block_n)[: shape.tokens]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import psa_triton
 from psa_triton import PSAAttention, PSAConfig, psa_attention
 from psa_triton.attention import sparse_attention
+from psa_triton.blocks import Blocks
 from psa_triton.levels import read_density
 
 FULL = PSAConfig(mask_ratios={1: (0.0, 1.0)})
@@ -64,7 +65,7 @@ def test_the_pyramid_beats_dropping_blocks_at_equal_density():
     for config in (pyramid, dropping):
         out, levels = sparse_attention(q, k, v, config, grid=(8, 16, 16))
         errors.append(float((out - dense).norm() / dense.norm()))
-        density = read_density(levels, block_m=128, block_n=32, query_tokens=2048, key_tokens=2048)
+        density = read_density(levels, Blocks(128, 32, 2048, 2048))
         densities.append(float(density.mean()))
     assert densities[0] <= densities[1] + 0.01
     assert errors[0] < 0.8 * errors[1]

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from psa_triton import PSAConfig, load_preset, psa_attention, pyramid_attention
-from psa_triton.attention import sparse_attention, token_orders
+from psa_triton.attention import sparse_attention
+from psa_triton.ordering import token_orders
 from psa_triton.presets import load_presets_file
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 5e-3, torch.float64: 1e-11}

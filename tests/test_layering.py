@@ -21,14 +21,13 @@ LIBRARY = [
     "config",  # one description of an attention
     "models",  # the checkpoints, and their preset sections
     "presets",  # attention_config.yaml -> config
+    "inputs",  # checks of arguments
     "kept",  # what a key mask leaves of blocks
-    "inputs",  # checks of q, k, v
     "blocks",  # cutting sequences into blocks
-    "folding",  # operators under torch.vmap
+    "operators",  # functions as operators of torch
     "attn_mask",  # the mask of scaled_dot_product_attention -> key mask
     "impl",  # which implementation runs
-    "launch",  # one launch of a GPU kernel
-    "dots",  # matrix products inside GPU kernels
+    "gpu",  # launches of GPU kernels, and products inside them
     "products",  # matrix products on a CPU
     "threads",  # threads that share work on a CPU
     "pyramid",  # k, v -> every resolution

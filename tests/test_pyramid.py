@@ -112,10 +112,10 @@ class TestSpread:
         ("tokens", "coarsest"), [(64, 8), (75, 8), (130, 32), (3, 2), (67, 4)], ids=lambda x: str(x)
     )
     def test_on_a_gpu_is_the_same(self, tokens, coarsest, dtype):
-        kernels = pytest.importorskip("psa_triton.pyramid.triton_kernels")
+        kernels = pytest.importorskip("psa_triton.pyramid.pooling_triton")
         keys = torch.randn(2, 3, 24, tokens).to(dtype).mT
-        means, table = kernels.pool_with_spread(keys, block_n=32, coarsest=coarsest)
-        assert torch.equal(means, kernels.pool(keys, block_n=32, coarsest=coarsest))
+        means, table = kernels.pool(keys, 32, coarsest, None, with_spread=True)
+        assert torch.equal(means, kernels.pool(keys, 32, coarsest, None)[0])
         for b, h in [(0, 0), (1, 2)]:
             layout, expected = spread(keys[b, h], 32, max(coarsest, 8))
             pooled = expected[layout.first_row(2) : layout.first_row(2 * coarsest)]

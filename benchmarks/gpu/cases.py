@@ -12,8 +12,9 @@ from shares import BLOCK_SPARSE, DEFAULT, Ratios, bounds, scaled
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from psa_triton.blocks import Blocks
 from psa_triton.importance import block_importance
-from psa_triton.kernels import attend_levels
+from psa_triton.kernels import Reading, attend
 from psa_triton.levels import exempt_levels, read_density, select_levels
 from psa_triton.tools.shapes import AttentionShape
 
@@ -78,7 +79,7 @@ def choose_levels(importance: Tensor, shape: AttentionShape, ratios: Ratios) -> 
     levels = select_levels(importance, ratios, mode="topk")
     if not shape.is_causal:
         return levels
-    return exempt_levels(levels, **BLOCKS, query_tokens=shape.tokens, key_tokens=shape.tokens, is_causal=True)
+    return exempt_levels(levels, _blocks(shape))
 
 
 def whole_path(x: Inputs, method: str, ratios: Ratios) -> Tensor:
@@ -88,9 +89,13 @@ def whole_path(x: Inputs, method: str, ratios: Ratios) -> Tensor:
 
 def sparse_attention(x: Inputs, levels: Tensor, coarsest: int) -> Tensor:
     """Pyramid attention; no level is coarser than `coarsest`, so coarser ones are not pooled."""
-    settings = dict(coarsest=coarsest, is_causal=x.shape.is_causal, scale=x.shape.dim**-0.5)
-    out, _ = attend_levels(*x.tensors(), levels, **BLOCKS, **settings, impl="triton")
+    reading = Reading(x.shape.dim**-0.5, "none", coarsest, "triton")
+    out, _ = attend(*x.tensors(), levels, _blocks(x.shape), reading)
     return out
+
+
+def _blocks(shape: AttentionShape) -> Blocks:
+    return Blocks(BLOCK_M, BLOCK_N, shape.tokens, shape.tokens, shape.is_causal)
 
 
 def dense_attention(x: Inputs, backend: str) -> Tensor:
@@ -106,8 +111,7 @@ def dense_attention(x: Inputs, backend: str) -> Tensor:
 
 def read_share(levels: Tensor, shape: AttentionShape) -> float:
     """Groups read over keys visible: the share of dense attention's work that is left."""
-    sizes = dict(query_tokens=shape.tokens, key_tokens=shape.tokens, is_causal=shape.is_causal)
-    return float(read_density(levels, **BLOCKS, **sizes).mean())
+    return float(read_density(levels, _blocks(shape)).mean())
 
 
 def ratios_of_density(

@@ -30,7 +30,7 @@ from gpu.cases import (
     sparse_attention,
     whole_path,
 )
-from psa_triton.launch import Launch
+from psa_triton.gpu import Launch
 from psa_triton.tools.bench.memory import scratch_bytes
 from psa_triton.tools.shapes import AttentionShape
 

@@ -21,8 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
-from psa_triton.attention import level_choice
-from psa_triton.levels import choose_levels
+from psa_triton.levels import levels_of
 from psa_triton.ordering import grid_order
 from psa_triton.tools.bench.flex import block_mask
 
@@ -57,12 +56,12 @@ class Problem:
     @cached_property
     def pyramid_levels(self) -> Tensor:
         """int8 `[1, H, nq, nk]`, levels 1, 2, 8 and 0."""
-        return choose_levels(self.q, self.k, level_choice(PYRAMID), scale=self.scale)
+        return levels_of(self.q, self.k, self.v, PYRAMID)
 
     @cached_property
     def block_sparse_levels(self) -> Tensor:
         """int8 `[1, H, nq, nk]`, levels 1 and 0."""
-        return choose_levels(self.q, self.k, level_choice(BLOCK_SPARSE), scale=self.scale)
+        return levels_of(self.q, self.k, self.v, BLOCK_SPARSE)
 
     def need_cuda(self) -> None:
         """Raises `LeftOut` unless tensors are on an NVIDIA GPU."""

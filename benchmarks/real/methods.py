@@ -13,9 +13,9 @@ from shares import bounds, scaled
 from torch import Tensor
 
 from psa_triton import PSAConfig, block_importance, pyramid_attention, select_levels
-from psa_triton.attention import level_choice
+from psa_triton.blocks import Blocks
 from psa_triton.importance import estimation_cost
-from psa_triton.levels import Thresholds, cap_levels, choose_levels, exempt_levels, read_density, similarity_caps
+from psa_triton.levels import cap_levels, exempt_levels, levels_of, read_density, similarity_caps
 from real.inputs import InputSet
 from real.sample import Sample, take_sample
 
@@ -130,8 +130,8 @@ def _by_budget(sample: Sample, method: Method) -> Callable[[float], Tensor]:
     estimate = estimation_cost(method.importance, sample.block_m, method.block_n)
 
     def within(density: float) -> Tensor:
-        choice = level_choice(config.replace(budget=min(1.0, density + estimate)))
-        return choose_levels(sample.q, sample.k, choice, scale=sample.scale, v=sample.v, is_causal=sample.is_causal)
+        wanted = config.replace(budget=min(1.0, density + estimate))
+        return levels_of(sample.q, sample.k, sample.v, wanted, scale=sample.scale, is_causal=sample.is_causal)
 
     return within
 
@@ -139,7 +139,7 @@ def _by_budget(sample: Sample, method: Method) -> Callable[[float], Tensor]:
 def _by_shares(sample: Sample, method: Method) -> Callable[[float], Tensor]:
     """Likewise, by the largest factor; under a causal mask the first key block is read in full."""
     assert method.shares is not None
-    shares, sizes = method.shares, _sizes(sample, method)
+    shares = method.shares
     if method.importance == "exact":
         importance = sample.exact_importance(method.block_n)
     else:
@@ -147,15 +147,14 @@ def _by_shares(sample: Sample, method: Method) -> Callable[[float], Tensor]:
         importance = block_importance(
             sample.q, sample.k, method=method.importance, scale=sample.scale, is_causal=sample.is_causal, **blocks
         )
-    limits = PSAConfig().sim_thresholds
-    thresholds = Thresholds(limits.x2, limits.x4, limits.x8)
-    caps = similarity_caps(sample.k, block_n=method.block_n, thresholds=thresholds) if method.use_sim_mask else None
+    thresholds = PSAConfig().sim_thresholds
+    caps = similarity_caps(sample.k, method.block_n, thresholds) if method.use_sim_mask else None
 
     def levels(factor: float) -> Tensor:
         chosen = select_levels(importance, scaled(shares, factor, method.rest), mode=method.mode)
         if caps is not None:
             chosen = cap_levels(chosen, caps)
-        return exempt_levels(chosen, keep_first_block=sample.is_causal, **sizes)
+        return exempt_levels(chosen, _blocks(sample, method), keep_first_block=sample.is_causal)
 
     def within(density: float) -> Tensor:
         fitting, _ = bounds(lambda factor: _read(sample, method, levels(factor)) <= density, 1.0 / shares[1])
@@ -165,12 +164,11 @@ def _by_shares(sample: Sample, method: Method) -> Callable[[float], Tensor]:
 
 
 def _read(sample: Sample, method: Method, levels: Tensor) -> float:
-    return float(read_density(levels, **_sizes(sample, method)).mean())
+    return float(read_density(levels, _blocks(sample, method)).mean())
 
 
-def _sizes(sample: Sample, method: Method) -> dict[str, Any]:
-    tokens = dict(query_tokens=sample.q.shape[2], key_tokens=sample.k.shape[2], is_causal=sample.is_causal)
-    return dict(block_m=sample.block_m, block_n=method.block_n, **tokens)
+def _blocks(sample: Sample, method: Method) -> Blocks:
+    return Blocks.of(sample.q, sample.k, sample.block_m, method.block_n, sample.is_causal)
 
 
 def _summary(points: Sequence[Point]) -> Row:

@@ -1,27 +1,32 @@
-"""The whole operator on one screen: order -> importance -> levels -> pyramid attention -> restore."""
+"""The whole operator on one screen: order -> importance -> levels -> attend, which pools -> restore."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from psa_triton.attn_mask import as_key_mask
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, resolve_impl
+from psa_triton.importance import estimate_importance
 from psa_triton.inputs import (
     as_autocast,
-    as_int,
     check_attention_inputs,
     check_causal,
+    check_config,
+    check_dropout,
     check_generator,
+    check_grid,
     check_key_mask,
     resolve_scale,
 )
-from psa_triton.kernels import attend_levels
-from psa_triton.levels import LevelChoice, Thresholds, choose_levels, density
-from psa_triton.ordering import TokenOrder, grid_order, semantic_order
+from psa_triton.kernels import Reading, attend
+from psa_triton.levels import choose_levels, coarsest_level, density
+from psa_triton.ordering import token_orders
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +83,7 @@ def psa_attention(
         ValueError: shapes that do not fit, heads and tokens that look mixed up, a grid that does not match the tokens,
             a reorder with a causal mask, a mask or dropout, or a limit of `config.attn_impl`.
     """
-    _check_dropout(dropout_p)
+    check_dropout(dropout_p)
     q, k, v = as_autocast(q, k, v)
     if attn_mask is not None:
         check_attention_inputs(q, k, v)
@@ -122,75 +127,24 @@ def sparse_attention(
     Returns:
         The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
     """
-    _check_config(config)
+    check_config(config)
     q, k, v = as_autocast(q, k, v)
     check_attention_inputs(q, k, v)
     check_key_mask(key_mask, k)
-    check_causal(is_causal)
+    check_causal(is_causal, config)
     check_generator(generator)
-    grid, prefix_tokens = _check_tokens(q, k, grid, prefix_tokens)
-    if is_causal and config.attn_impl == "new_mask_type":
-        raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use attn_impl 'auto' or 'old_mask_type'")
-    impl = resolve_impl(impl, q)
-    scale = resolve_scale(scale, q.shape[-1])
-    orders = token_orders(q, k, config, grid, prefix_tokens, key_mask)
+    grid, prefix_tokens = check_grid(q, k, grid, prefix_tokens)
+    scale, impl = resolve_scale(scale, q.shape[-1]), resolve_impl(impl, q)
+
+    orders = token_orders(q, k, config, grid, prefix_tokens, is_causal, key_mask)
     if orders is not None:
-        if is_causal:
-            raise ValueError(
-                f"is_causal: a causal mask needs tokens in their own order, got rearrange_method "
-                f"{config.rearrange_method!r}; use config.replace(use_rearrange=False)"
-            )
-        q, k, v = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v)
-        if key_mask is not None:
-            # The same for all heads: an order by clusters puts what is left out behind the rest.
-            of_heads = key_mask[:, None].expand(-1, k.shape[1], -1)
-            key_mask = orders[1].apply(of_heads, dim=-1)[:, 0]
-    choice = level_choice(config)
+        q, k, v, key_mask = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v), orders[1].apply_mask(key_mask)
+    blocks = Blocks.of(q, k, config.block_m, config.block_n, is_causal, key_mask)
     with torch.no_grad():
-        levels = choose_levels(
-            q,
-            k,
-            choice,
-            v=v,
-            prefix_tokens=prefix_tokens,
-            is_causal=is_causal,
-            key_mask=key_mask,
-            scale=scale,
-            impl=impl,
-            generator=generator,
-        )
-    out, _ = attend_levels(
-        q,
-        k,
-        v,
-        levels,
-        block_m=config.block_m,
-        block_n=config.block_n,
-        coarsest=choice.coarsest,
-        is_causal=is_causal,
-        key_mask=key_mask,
-        scale=scale,
-        pool_correction=config.pool_correction,
-        impl=impl,
-    )
+        importance = estimate_importance(q, k, blocks, config, scale=scale, impl=impl, generator=generator)
+        levels = choose_levels(importance, q, k, v, blocks, config, scale=scale, impl=impl, prefix_tokens=prefix_tokens)
+    out, _ = attend(q, k, v, levels, blocks, Reading(scale, config.pool_correction, coarsest_level(config), impl))
     return (out if orders is None else orders[0].restore(out)), levels
-
-
-def level_choice(config: PSAConfig) -> LevelChoice:
-    """What `config` says of the choice of levels."""
-    thresholds = config.sim_thresholds
-    return LevelChoice(
-        block_m=config.block_m,
-        block_n=config.block_n,
-        mask_ratios=config.mask_ratios,
-        mask_mode=config.mask_mode,
-        min_full_ratio=config.min_full_ratio,
-        importance=config.importance,
-        sim_thresholds=Thresholds(thresholds.x2, thresholds.x4, thresholds.x8) if config.use_sim_mask else None,
-        keep_first_block=config.keep_first_block,
-        budget=config.budget,
-        budget_scope=config.budget_scope,
-    )
 
 
 class PSAAttention(nn.Module):
@@ -202,112 +156,11 @@ class PSAAttention(nn.Module):
             raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}")
         self.config = config
 
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        grid: tuple[int, int, int] | None = None,
-        prefix_tokens: int = 0,
-        is_causal: bool = False,
-        key_mask: Tensor | None = None,
-        scale: float | None = None,
-        impl: Impl = "auto",
-        generator: torch.Generator | None = None,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        """See `psa_attention`."""
-        return psa_attention(
-            q,
-            k,
-            v,
-            self.config,
-            grid=grid,
-            prefix_tokens=prefix_tokens,
-            is_causal=is_causal,
-            key_mask=key_mask,
-            scale=scale,
-            impl=impl,
-            generator=generator,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            enable_gqa=enable_gqa,
-        )
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
+        """`psa_attention`, which says what else may be given by name."""
+        return psa_attention(q, k, v, self.config, **arguments)
 
     def extra_repr(self) -> str:
         """The config's main choices."""
         c = self.config
         return f"block_m={c.block_m}, block_n={c.block_n}, mask_mode={c.mask_mode!r}, mask_ratios={c.mask_ratios}"
-
-
-def _check_dropout(dropout_p: float) -> None:
-    if not isinstance(dropout_p, (int, float)) or isinstance(dropout_p, bool):
-        raise TypeError(f"dropout_p: expected 0.0, got {dropout_p!r}")
-    if dropout_p != 0:
-        raise ValueError(f"dropout_p: expected 0.0, got {dropout_p}; pyramid attention has no dropout")
-
-
-def _check_config(config: PSAConfig) -> None:
-    if isinstance(config, PSAConfig):
-        return
-    if isinstance(config, Tensor):
-        raise TypeError(
-            "config: expected a PSAConfig as the fourth argument, got a tensor; if it is the mask that stands there in "
-            "scaled_dot_product_attention, pass it by its name: attn_mask"
-        )
-    raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset")
-
-
-def _check_tokens(
-    q: Tensor, k: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: int
-) -> tuple[tuple[int, int, int] | None, int]:
-    """`grid` and `prefix_tokens` as ints that fit the tokens."""
-    prefix_tokens = as_int("prefix_tokens", prefix_tokens)
-    if not 0 <= prefix_tokens <= min(q.shape[2], k.shape[2]):
-        raise ValueError(
-            f"prefix_tokens: expected 0 to {min(q.shape[2], k.shape[2])}, the number of tokens, got {prefix_tokens}"
-        )
-    if grid is None:
-        return None, prefix_tokens
-    message = f"grid: expected three positive ints (frames, height, width), got {grid!r}"
-    try:
-        sizes = [as_int("grid", size) for size in grid]
-    except TypeError as error:
-        raise TypeError(message) from error
-    if len(sizes) != 3 or not all(size > 0 for size in sizes):
-        raise ValueError(message)
-    t, h, w = sizes
-    total = t * h * w + prefix_tokens
-    for name, x in (("q", q), ("k", k)):
-        if total != x.shape[2]:
-            mixed_up = "; its heads are as many: if it is [batch, tokens, heads, channels], pass transpose(1, 2)"
-            raise ValueError(
-                f"grid: expected frames * height * width + prefix_tokens = {x.shape[2]}, the tokens of {name}, "
-                f"got {t} * {h} * {w} + {prefix_tokens} = {total}{mixed_up if total == x.shape[1] else ''}"
-            )
-    return (t, h, w), prefix_tokens
-
-
-def token_orders(
-    q: Tensor,
-    k: Tensor,
-    config: PSAConfig,
-    grid: tuple[int, int, int] | None,
-    prefix_tokens: int,
-    key_mask: Tensor | None = None,
-) -> tuple[TokenOrder, TokenOrder] | None:
-    """The orders of queries and of keys, or None if tokens are taken as they come."""
-    method = config.rearrange_method
-    if not config.use_rearrange or (grid is None and method != "SemanticAware"):
-        return None
-    if method == "SemanticAware" or method == "Hybrid":
-        return (
-            semantic_order(q, method=method, grid=grid, prefix_tokens=prefix_tokens),
-            semantic_order(k, method=method, grid=grid, prefix_tokens=prefix_tokens, keep=key_mask),
-        )
-    assert grid is not None
-    order = grid_order(method, grid, tile_size=config.tile_size, prefix_tokens=prefix_tokens, device=q.device)
-    return order, order

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from psa_triton.folding import register_folding
+from psa_triton.operators import operator
 
 LEFT_OUT: Final = -1e4
 """What is added to the logits of keys that are left out is at most this; models write -10000, -1e9, the least number
@@ -46,7 +46,7 @@ def as_key_mask(attn_mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return _key_mask_op(attn_mask.expand(full[0], -1, -1, full[3]))
 
 
-@torch.library.custom_op("psa_triton::key_mask", mutates_args=())
+@operator("key_mask", lambda mask: mask.new_empty(mask.shape[0], mask.shape[3], dtype=torch.bool))
 def _key_mask_op(attn_mask: Tensor) -> Tensor:
     one = attn_mask[:, :1, :1]
     # What is expanded along a dimension is the same there.
@@ -68,11 +68,3 @@ def _key_mask_op(attn_mask: Tensor) -> Tensor:
             "other values; pyramid attention adds no bias to its logits"
         )
     return keep
-
-
-@_key_mask_op.register_fake
-def _(attn_mask: Any) -> Any:
-    return attn_mask.new_empty(attn_mask.shape[0], attn_mask.shape[3], dtype=torch.bool)
-
-
-register_folding(_key_mask_op)

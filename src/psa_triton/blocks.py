@@ -1,12 +1,15 @@
-"""Block arithmetic: how many blocks, how long each is, and which (query block, key block) pairs masks cut."""
+"""How queries and keys are cut into blocks, and which (query block, key block) pairs masks leave visible."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from psa_triton.inputs import as_int
-from psa_triton.kept import first_kept, last_kept
+from psa_triton.kept import first_kept, kept_count, last_kept
 
 SMALLEST_BLOCK = 8
 
@@ -35,41 +38,70 @@ def block_lengths(tokens: int, size: int, device: torch.device) -> Tensor:
     return (tokens - starts).clamp(max=size)
 
 
-def visible_blocks(
-    query_tokens: int,
-    key_tokens: int,
-    block_m: int,
-    block_n: int,
-    device: torch.device,
-    *,
-    is_causal: bool,
-    key_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Which block pairs a bottom-right aligned causal mask and a key mask leave visible.
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Query blocks, key blocks, and the masks between them."""
 
-    Under the causal mask query `i` sees key `j` iff `j <= i + key_tokens - query_tokens`.
+    m: int
+    """Tokens of a query block; the last may have fewer."""
+    n: int
+    """Tokens of a key block, likewise."""
+    queries: int
+    """Nq."""
+    keys: int
+    """Nk."""
+    is_causal: bool = False
+    """Whether query `i` sees key `j` only if `j <= i + shift`."""
+    key_mask: Tensor | None = None
+    """bool `[B, Nk]`, which keys are there; None if all are."""
 
-    Args:
-        query_tokens, key_tokens: Nq and Nk.
-        block_m, block_n: tokens of a query block and of a key block.
-        device: of the result.
-        is_causal: whether there is a causal mask.
-        key_mask: bool `[B, Nk]`, which keys are there; None if all are.
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, m: int, n: int, is_causal: bool = False, key_mask: Tensor | None = None) -> Self:
+        """The blocks of `q [B, Hq, Nq, D]` and `k [B, Hkv, Nk, D]`."""
+        return cls(m, n, q.shape[2], k.shape[2], is_causal, key_mask)
 
-    Returns:
-        `visible` and `whole`, bool `[nq, nk]`, or `[B, 1, nq, nk]` with a key mask: some query of the block sees some
-        key of the block, and every query sees every key that is there. The causal frontier cuts the pairs that are
-        visible but not whole.
-    """
-    first_query = torch.arange(0, query_tokens, block_m, device=device)
-    last_query = (first_query + block_m).clamp(max=query_tokens) - 1
-    if is_causal:
-        first_limit, last_limit = (x + key_tokens - query_tokens for x in (first_query, last_query))
-    else:
-        first_limit = last_limit = torch.full_like(first_query, key_tokens - 1)
-    if key_mask is None:
-        first_key = torch.arange(0, key_tokens, block_n, device=device)
-        last_key = (first_key + block_n).clamp(max=key_tokens) - 1
-    else:
-        first_key, last_key = (of(key_mask, block_n)[:, None, None] for of in (first_kept, last_kept))
-    return first_key <= last_limit[:, None], last_key <= first_limit[:, None]
+    @property
+    def rows(self) -> int:
+        """Number of query blocks, nq."""
+        return block_count(self.queries, self.m)
+
+    @property
+    def columns(self) -> int:
+        """Number of key blocks, nk."""
+        return block_count(self.keys, self.n)
+
+    @property
+    def shift(self) -> int:
+        """Under the causal mask query `i` sees keys up to `i + shift`: the last query sees all."""
+        return self.keys - self.queries
+
+    def kept(self) -> Tensor | None:
+        """How many keys of each block a key mask leaves, int64 `[B, nk]`; None without one."""
+        return None if self.key_mask is None else kept_count(self.key_mask, self.n)
+
+    def visible(self, device: torch.device) -> Tensor:
+        """Pairs where some query of the block sees some key of the block: bool, `[B, 1, nq, nk]` with a key mask.
+
+        Without one, and then on `device`, `[nq, nk]`; so is `whole`.
+        """
+        _, last_limit = self._limits(device)
+        return self._key_edges(device)[0] <= last_limit[:, None]
+
+    def whole(self, device: torch.device) -> Tensor:
+        """Pairs where every query sees every key that is there; the causal frontier cuts what is visible, not whole."""
+        first_limit, _ = self._limits(device)
+        return self._key_edges(device)[1] <= first_limit[:, None]
+
+    def _limits(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The last key that the first and the last query of each query block sees."""
+        first = torch.arange(0, self.queries, self.m, device=device)
+        if not self.is_causal:
+            return (torch.full_like(first, self.keys - 1),) * 2
+        return first + self.shift, (first + self.m).clamp(max=self.queries) - 1 + self.shift
+
+    def _key_edges(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The first and the last key of each key block that are there."""
+        if self.key_mask is not None:
+            return first_kept(self.key_mask, self.n)[:, None, None], last_kept(self.key_mask, self.n)[:, None, None]
+        first = torch.arange(0, self.keys, self.n, device=device)
+        return first, (first + self.n).clamp(max=self.keys) - 1

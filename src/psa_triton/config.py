@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -284,6 +284,21 @@ class PSAConfig(BaseModel):
         """What `at` may return. Made once: it is asked for in every attention call."""
         budgets = {budget for row in self.budget_table for budget in row.budgets}
         return {budget: self.replace(budget=budget, budget_table=()) for budget in sorted(budgets)}
+
+    @cached_property
+    def text(self) -> str:
+        """All of it as JSON, which operators of torch can take."""
+        return self.model_dump_json()
+
+    def model_post_init(self, context: Any) -> None:
+        """Makes `text` before `torch.compile` meets it: a graph is right for this text alone, and cannot make it."""
+        _ = self.text
+
+    @staticmethod
+    @lru_cache(maxsize=256)
+    def from_text(text: str) -> PSAConfig:
+        """The config whose `text` this is."""
+        return PSAConfig.model_validate_json(text)
 
     def replace(self, **changes: Any) -> PSAConfig:
         """A validated copy with `changes`."""

@@ -10,6 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from psa_triton.config import PSAConfig
+
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MOST_HEADS: Final = 128
 """No known model has more heads: tensors with more, and fewer tokens than this, have the two mixed up."""
@@ -134,14 +136,17 @@ def as_indexes(name: str, values: Any) -> frozenset[int]:
         raise TypeError(f"{name}: expected a collection of ints, got {values!r}") from error
 
 
-def check_causal(is_causal: bool) -> None:
-    """Raise unless `is_causal` is a bool.
+def check_causal(is_causal: bool, config: PSAConfig | None = None) -> None:
+    """Raise unless `is_causal` is a bool, which `config` allows.
 
     Raises:
         TypeError: it is none; a string or a mask would count as True.
+        ValueError: a causal mask, which `new_mask_type` has not.
     """
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal: expected True or False, got {type(is_causal).__name__}")
+    if is_causal and config is not None and config.attn_impl == "new_mask_type":
+        raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use attn_impl 'auto' or 'old_mask_type'")
 
 
 def check_generator(generator: torch.Generator | None) -> None:
@@ -173,6 +178,61 @@ def check_key_mask(key_mask: Tensor | None, k: Tensor) -> None:
         raise ValueError(f"key_mask: expected [batch, keys] = {(k.shape[0], k.shape[2])}, got {tuple(key_mask.shape)}")
     if key_mask.device != k.device:
         raise ValueError(f"key_mask: expected the device of k, {k.device}, got {key_mask.device}")
+
+
+def check_dropout(dropout_p: float) -> None:
+    """Raise unless `dropout_p` is 0."""
+    if not isinstance(dropout_p, (int, float)) or isinstance(dropout_p, bool):
+        raise TypeError(f"dropout_p: expected 0.0, got {dropout_p!r}")
+    if dropout_p != 0:
+        raise ValueError(f"dropout_p: expected 0.0, got {dropout_p}; pyramid attention has no dropout")
+
+
+def check_config(config: PSAConfig) -> None:
+    """Raise unless `config` is a `PSAConfig`."""
+    if isinstance(config, PSAConfig):
+        return
+    if isinstance(config, Tensor):
+        raise TypeError(
+            "config: expected a PSAConfig as the fourth argument, got a tensor; if it is the mask that stands there in "
+            "scaled_dot_product_attention, pass it by its name: attn_mask"
+        )
+    raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset")
+
+
+def check_grid(
+    q: Tensor, k: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: int
+) -> tuple[tuple[int, int, int] | None, int]:
+    """`grid` and `prefix_tokens` as ints that fit the tokens.
+
+    Raises:
+        TypeError: one of them is not of ints.
+        ValueError: they do not fit.
+    """
+    prefix_tokens = as_int("prefix_tokens", prefix_tokens)
+    if not 0 <= prefix_tokens <= min(q.shape[2], k.shape[2]):
+        raise ValueError(
+            f"prefix_tokens: expected 0 to {min(q.shape[2], k.shape[2])}, the number of tokens, got {prefix_tokens}"
+        )
+    if grid is None:
+        return None, prefix_tokens
+    message = f"grid: expected three positive ints (frames, height, width), got {grid!r}"
+    try:
+        sizes = [as_int("grid", size) for size in grid]
+    except TypeError as error:
+        raise TypeError(message) from error
+    if len(sizes) != 3 or not all(size > 0 for size in sizes):
+        raise ValueError(message)
+    t, h, w = sizes
+    total = t * h * w + prefix_tokens
+    for name, x in (("q", q), ("k", k)):
+        if total != x.shape[2]:
+            mixed_up = "; its heads are as many: if it is [batch, tokens, heads, channels], pass transpose(1, 2)"
+            raise ValueError(
+                f"grid: expected frames * height * width + prefix_tokens = {x.shape[2]}, the tokens of {name}, "
+                f"got {t} * {h} * {w} + {prefix_tokens} = {total}{mixed_up if total == x.shape[1] else ''}"
+            )
+    return (t, h, w), prefix_tokens
 
 
 def resolve_scale(scale: float | None, dim: int) -> float:

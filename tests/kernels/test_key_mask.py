@@ -224,16 +224,12 @@ def test_long_lists_with_little_left(impl):
 def test_operators(impl):
     q, k, v = tensors(1, 1, 1, 8, 20, dim=8)
     levels, key_mask = random_levels(q, k, 16, 16, among=(1, 2)), padding(1, 20)
-    settings = (16, 16, 2, True, 0.25, "none")
+    inputs = (q, k, v, levels, key_mask, 16, 16, True, 0.25, "none", 2, impl)
     # Every other test runs the interpreter again, which takes long.
     tests = ("test_schema", "test_faketensor") if impl == "triton" else ALL_TESTS
-    opcheck(ops.attend, (q, k, v, levels, *settings, True, impl, key_mask), test_utils=tests)
-    out, lse = ops.attend(q, k, v, levels, *settings, True, impl, key_mask)
-    opcheck(
-        ops.attend_backward,
-        (torch.ones_like(q), lse, q, k, v, out, lse, levels, *settings, impl, key_mask),
-        test_utils=tests,
-    )
+    opcheck(ops.attend, (*inputs, True), test_utils=tests)
+    out, lse = ops.attend(*inputs, True)
+    opcheck(ops.attend_backward, (torch.ones_like(q), lse, out, lse, *inputs), test_utils=tests)
 
 
 @pytest.mark.parametrize(

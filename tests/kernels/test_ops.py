@@ -8,9 +8,10 @@ from accuracy import random_levels, tensors
 from torch.library import opcheck
 
 from psa_triton import PSAAttention, PSAConfig, block_importance, pyramid_attention, select_levels
+from psa_triton.importance import _importance
 from psa_triton.kernels import ops
-from psa_triton.levels.choice import _choose_levels_op
-from psa_triton.ordering.order import _traced_grid_order
+from psa_triton.levels.choice import _choose
+from psa_triton.ordering.grid import _traced_grid_order
 
 IMPLS = ["torch", "cpu", "triton"]
 CORRECTIONS = ["none", "isotropic"]
@@ -27,7 +28,7 @@ def small(requires_grad: bool, **kwargs) -> tuple[torch.Tensor, ...]:
 def test_the_forward_operator(impl, correction, requires_grad):
     q, k, v = small(requires_grad)
     levels = random_levels(q, k, 16, 16)
-    opcheck(ops.attend, (q, k, v, levels, 16, 16, 8, False, 0.25, correction, requires_grad, impl))
+    opcheck(ops.attend, (q, k, v, levels, None, 16, 16, False, 0.25, correction, 8, impl, requires_grad))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -35,17 +36,19 @@ def test_the_forward_operator(impl, correction, requires_grad):
 def test_the_backward_operator(impl, correction):
     q, k, v = small(False)
     levels = random_levels(q, k, 16, 16)
-    settings = (16, 16, 8, True, 0.25, correction)
-    out, lse = ops.attend(q, k, v, levels, *settings, True, impl)
-    opcheck(ops.attend_backward, (torch.ones_like(q), lse, q, k, v, out, lse, levels, *settings, impl))
+    inputs = (q, k, v, levels, None, 16, 16, True, 0.25, correction, 8, impl)
+    out, lse = ops.attend(*inputs, True)
+    opcheck(ops.attend_backward, (torch.ones_like(q), lse, out, lse, *inputs))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("mode", ["topk", "budget"])
 def test_the_choice_of_levels(impl, mode):
-    shares = ([1, 8, 0], [0.0, 0.3, 0.3, 0.6, 0.6, 1.0])
-    settings = (mode, 0.06, "sampled", [], False, 0.4, "row", 3, False, 0.25, impl)
-    opcheck(_choose_levels_op, (*small(False), 16, 16, *shares, *settings))
+    q, k, v = small(False)
+    config = PSAConfig(block_m=32, block_n=32, mask_mode=mode, budget=0.4)
+    importance = _importance(q, k, None, "sampled", 32, 32, False, 0.25, impl)
+    opcheck(_importance, (q, k, None, "sampled", 32, 32, False, 0.25, impl))
+    opcheck(_choose, (importance, q, k, v, None, config.text, False, 0.25, 3, impl))
 
 
 def test_the_grid_order():
@@ -57,7 +60,7 @@ def test_a_gradient_without_the_log_sum_exp_computes_it():
     levels = random_levels(q, k, 16, 16)
     grads = [
         torch.autograd.grad(
-            ops.attend(q, k, v, levels, 16, 16, 8, False, 0.25, "none", want_lse, "cpu")[0].sum(), (q, k, v)
+            ops.attend(q, k, v, levels, None, 16, 16, False, 0.25, "none", 8, "cpu", want_lse)[0].sum(), (q, k, v)
         )
         for want_lse in (True, False)
     ]

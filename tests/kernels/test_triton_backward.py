@@ -16,6 +16,8 @@ from accuracy import (
 
 pytest.importorskip("triton")
 
+from psa_triton.blocks import Blocks
+from psa_triton.kernels import Reading
 from psa_triton.kernels.triton import pyramid_attention_backward
 
 WITH_LEVEL_64 = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -32,22 +34,28 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-def gradients(grad_out, q, k, v, levels, *, grad_lse=None, coarsest=None, is_causal=False, **blocks):
+def gradients(
+    grad_out,
+    q,
+    k,
+    v,
+    levels,
+    *,
+    block_m,
+    block_n,
+    grad_lse=None,
+    coarsest=None,
+    is_causal=False,
+    pool_correction="none",
+    key_mask=None,
+):
     """Of the kernels, from the oracle's results."""
-    out, lse = oracle(q, k, v, levels, is_causal=is_causal, **blocks)
+    settings = dict(block_m=block_m, block_n=block_n, pool_correction=pool_correction, key_mask=key_mask)
+    out, lse = oracle(q, k, v, levels, is_causal=is_causal, **settings)
+    blocks = Blocks.of(q, k, block_m, block_n, is_causal, key_mask)
+    reading = Reading(q.shape[-1] ** -0.5, pool_correction, coarsest or min(block_n, 64), "triton")
     return pyramid_attention_backward(
-        grad_out,
-        q,
-        k,
-        v,
-        out.to(q.dtype),
-        lse.float(),
-        levels,
-        is_causal=is_causal,
-        scale=q.shape[-1] ** -0.5,
-        coarsest=coarsest,
-        grad_lse=grad_lse,
-        **blocks,
+        grad_out, grad_lse, out.to(q.dtype), lse.float(), q, k, v, levels, blocks, reading
     )
 
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
-from psa_triton.attention import level_choice, sparse_attention
+from psa_triton.attention import sparse_attention
+from psa_triton.blocks import Blocks
 from psa_triton.importance import block_importance, estimation_cost
-from psa_triton.importance.rows import BlockGrid
-from psa_triton.levels import choose_levels, read_density
+from psa_triton.levels import levels_of, read_density
 from psa_triton.levels.budget import budget_levels, expected_errors, ladder
-from psa_triton.levels.budget.allocation import allocate, benefit_rates
-from psa_triton.levels.budget.ladder import step_prices
+from psa_triton.levels.budget.allocation import allocate
+from psa_triton.levels.budget.ladder import benefit_rates, step_prices
 from psa_triton.levels.budget.spread import group_spread
 
 CPU = torch.device("cpu")
@@ -34,6 +34,10 @@ def tensors(count: int = 700, heads: int = 4, key_heads: int = 2, seed: int = 0)
     smooth = torch.linspace(0, 1, count)[:, None]
     k, v = (x.cumsum(-2) / count**0.5 + smooth * x for x in (k, v))
     return q * torch.linspace(0.5, 4, heads)[:, None, None], k, v
+
+
+def errors_of(q, k, v, block_n: int = 32, scale: float = 0.25, impl: str = "cpu") -> torch.Tensor:
+    return expected_errors(q, k, v, Blocks.of(q, k, 32, block_n), scale=scale, impl=impl)
 
 
 def random_errors(blocks: int, levels: int, seed: int) -> torch.Tensor:
@@ -58,13 +62,13 @@ class TestLadder:
 
     def test_prices_add_up_to_the_groups_of_each_level(self):
         # Blocks of 8 and 5 tokens: 1, 2, 4, 8 and 1, 2, 3, 5 groups.
-        assert step_prices(13, 8, CPU)[0].T.tolist() == [[1, 1, 2, 4], [1, 1, 1, 2]]
+        assert step_prices(Blocks(8, 8, 1, 13), CPU)[0].T.tolist() == [[1, 1, 2, 4], [1, 1, 1, 2]]
 
 
 class TestSpread:
     def test_is_the_mean_squared_distance_from_the_groups_mean(self):
         x = torch.randn(2, 3, 75, 8, generator=torch.Generator().manual_seed(1))
-        found, means = group_spread(x, block_n=32)
+        found, means = group_spread(x, Blocks(8, 32, 1, 75))
         for j, block in enumerate(x.split(32, dim=-2)):
             torch.testing.assert_close(means[..., j, :], block.mean(-2))
             for i, level in enumerate((2, 4, 8, 16, 32)):
@@ -73,7 +77,7 @@ class TestSpread:
 
     def test_of_equal_tokens_far_from_zero_is_exactly_zero(self):
         x = torch.full((1, 1, 100, 8), 1234.567)
-        assert (group_spread(x, block_n=64)[0] == 0).all()
+        assert (group_spread(x, Blocks(8, 64, 1, 100))[0] == 0).all()
 
 
 class TestExpectedErrors:
@@ -82,30 +86,28 @@ class TestExpectedErrors:
         sign = torch.tensor([1.0, -1.0]).repeat(8)[:, None]
         k, v = (sign * torch.tensor([size] + [0.0] * 7) for size in (2.0, 3.0))
         q = torch.ones(1, 1, 16, 8)
-        found = expected_errors(q, k[None, None], v[None, None], block_n=8, scale=0.5)
+        found = errors_of(q, k[None, None], v[None, None], block_n=8, scale=0.5)
         # Values lie 9 from their mean; logits vary by .25 * 1 * 4, so a pooled block misses 1/4 (1 - 1/e^2) of 9.
         pooled = 9 / 4 * (1 - torch.exp(torch.tensor(-2.0)))
         torch.testing.assert_close(found[0, 0, 0], torch.tensor([9.0, pooled, pooled, pooled, 0.0]))
 
     def test_equal_keys_are_worth_nothing_but_to_be_seen(self):
         q, _, v = tensors()
-        found = expected_errors(q, torch.ones_like(v), v, block_n=32, scale=0.25)
+        found = errors_of(q, torch.ones_like(v), v)
         assert (found[..., 0] > 0).all()
         assert (found[..., 1:] == 0).all()
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
     def test_of_any_dtype(self, dtype):
         inputs = [x.to(dtype) for x in tensors()]
-        found = expected_errors(*inputs, block_n=32, scale=0.25)
+        found = errors_of(*inputs)
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, expected_errors(*(x.float() for x in inputs), block_n=32, scale=0.25))
+        torch.testing.assert_close(found, errors_of(*(x.float() for x in inputs)))
 
     def test_grouped_heads_equal_repeated_ones(self):
         q, k, v = tensors()
-        repeated = expected_errors(
-            q, k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1), block_n=32, scale=0.25
-        )
-        torch.testing.assert_close(expected_errors(q, k, v, block_n=32, scale=0.25), repeated)
+        repeated = errors_of(q, k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1))
+        torch.testing.assert_close(errors_of(q, k, v), repeated)
 
 
 class TestBenefitRates:
@@ -125,7 +127,7 @@ class TestBenefitRates:
 
 
 class TestAllocate:
-    PRICES = step_prices(4 * 8, 8, CPU)
+    PRICES = step_prices(Blocks(8, 8, 1, 4 * 8), CPU)
 
     @settings(max_examples=25, deadline=None)
     @given(st.integers(0, 10_000), st.integers(0, 32))
@@ -162,11 +164,15 @@ def chosen(budget: float, *, scope: str = "row", is_causal: bool = False, prefix
     """Levels of `tensors()` at a budget, and their density in each head with the estimate of importance."""
     q, k, v = tensors()
     config = BUDGET.replace(budget=budget, budget_scope=scope, keep_first_block=first)
-    levels = choose_levels(
-        q, k, level_choice(config), scale=0.25, v=v, prefix_tokens=prefix, is_causal=is_causal, impl="auto"
-    )
-    density = read_density(levels, block_m=32, block_n=32, query_tokens=700, key_tokens=700, is_causal=is_causal)
+    levels = levels_of(q, k, v, config, prefix_tokens=prefix, is_causal=is_causal)
+    density = read_density(levels, Blocks(32, 32, 700, 700, is_causal=is_causal))
     return levels, density + estimation_cost(config.importance, 32, 32)
+
+
+def allot(importance, errors, blocks, budget: float, scope: str, impl: str = "cpu") -> torch.Tensor:
+    return budget_levels(
+        importance, errors, blocks, budget, prefix_tokens=0, keep_first_block=False, scope=scope, impl=impl
+    )
 
 
 CALLS = {
@@ -208,14 +214,13 @@ class TestBudget:
     def test_of_a_layer_goes_to_the_heads_that_gain_most(self):
         q, k, v = tensors()
         importance = block_importance(q, k, block_m=32, block_n=32, method="representative")
-        errors = expected_errors(q, k, v, block_n=32, scale=0.25)
+        errors = errors_of(q, k, v)
         place = torch.zeros(65, dtype=torch.int64)
         for i, level in enumerate(ladder(32)):
             place[level] = i
 
         def remaining(scope):
-            grid = BlockGrid(32, 32, 700, 700, is_causal=False)
-            levels = budget_levels(importance, errors, grid, budget=0.2, scope=scope)
+            levels = allot(importance, errors, Blocks(32, 32, 700, 700), 0.2, scope)
             of_level = errors[:, :, None].expand(*levels.shape, -1).gather(-1, place[levels.long()][..., None])
             return (importance.square()[..., None] * of_level).sum()
 
@@ -234,12 +239,12 @@ class TestBudget:
 
     def test_below_the_cost_of_the_estimate_is_an_error(self):
         with pytest.raises(ValueError, match=r"budget: expected more than 0.0312, what importance 'sampled' alone"):
-            level_choice(BUDGET.replace(budget=0.03, importance="sampled"))
+            levels_of(*tensors(), BUDGET.replace(budget=0.03, importance="sampled"))
 
     def test_wants_the_values(self):
         q, k, _ = tensors()
         with pytest.raises(ValueError, match="v: expected the values"):
-            choose_levels(q, k, level_choice(BUDGET), scale=0.25)
+            levels_of(q, k, None, BUDGET)
 
     @pytest.mark.parametrize("name", ["k", "v"])
     def test_a_block_with_nan_is_read_in_full(self, name):
@@ -257,13 +262,11 @@ def test_gpu_kernels_choose_the_same_levels(scope, is_causal):
     pytest.importorskip("triton")
     q, k, v = tensors(150)
     importance = block_importance(q, k, block_m=32, block_n=16, method="representative", is_causal=is_causal)
-    errors = expected_errors(q, k, v, block_n=16, scale=0.25)
-    torch.testing.assert_close(expected_errors(q, k, v, block_n=16, scale=0.25, impl="triton"), errors)
+    errors = errors_of(q, k, v, block_n=16)
+    torch.testing.assert_close(errors_of(q, k, v, block_n=16, impl="triton"), errors)
     importance, errors = importance[:, 1:3, :2], errors[:, 1:3]  # the interpreter takes long
-    grid = BlockGrid(32, 16, 64, 150, is_causal)
-    found, expected = (
-        budget_levels(importance, errors, grid, budget=0.4, scope=scope, impl=impl) for impl in ("triton", "reference")
-    )
+    blocks = Blocks(32, 16, 64, 150, is_causal)
+    found, expected = (allot(importance, errors, blocks, 0.4, scope, impl) for impl in ("triton", "reference"))
     assert torch.equal(found, expected)
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psa_triton.blocks import Blocks
 from psa_triton.levels import density, exempt_levels, read_density
 
 
@@ -22,27 +23,27 @@ def test_density_by_hand():
 def test_read_density_counts_short_groups():
     # 8 keys at level 4: 2 groups. Last block of 5: 2 groups. 4 of 13 keys, where density says 1/4.
     levels = torch.full((1, 1, 1, 2), 4, dtype=torch.int8)
-    found = read_density(levels, block_m=8, block_n=8, query_tokens=3, key_tokens=13)
+    found = read_density(levels, Blocks(8, 8, 3, 13))
     assert found.item() == pytest.approx(4 / 13)
 
 
 def test_read_density_weighs_query_blocks_by_their_queries():
     # 8 queries read everything, 2 read nothing.
     levels = torch.tensor([1, 0], dtype=torch.int8).view(1, 1, 2, 1)
-    assert read_density(levels, block_m=8, block_n=8, query_tokens=10, key_tokens=8).item() == pytest.approx(0.8)
+    assert read_density(levels, Blocks(8, 8, 10, 8)).item() == pytest.approx(0.8)
 
 
 def test_read_density_causal_by_hand():
     # Queries see 1..8 keys; groups of 4 are read once complete: 0 0 0 1/4 1/5 1/6 1/7 2/8.
     levels = torch.full((1, 1, 1, 1), 4, dtype=torch.int8)
-    found = read_density(levels, block_m=8, block_n=8, query_tokens=8, key_tokens=8, is_causal=True)
+    found = read_density(levels, Blocks(8, 8, 8, 8, is_causal=True))
     assert found.item() == pytest.approx((1 / 4 + 1 / 5 + 1 / 6 + 1 / 7 + 2 / 8) / 8)
 
 
 def test_dense_levels_have_density_one_also_where_queries_see_nothing():
-    sizes = {"block_m": 8, "block_n": 16, "query_tokens": 50, "key_tokens": 21}
-    levels = exempt_levels(torch.ones(1, 2, 7, 2, dtype=torch.int8), **sizes, is_causal=True)
-    assert read_density(levels, **sizes, is_causal=True).tolist() == [[1.0, 1.0]]
+    blocks = Blocks(8, 16, 50, 21, is_causal=True)
+    levels = exempt_levels(torch.ones(1, 2, 7, 2, dtype=torch.int8), blocks)
+    assert read_density(levels, blocks).tolist() == [[1.0, 1.0]]
 
 
 def brute_force(levels, m, n, nq, nk, is_causal):
@@ -69,7 +70,7 @@ def test_read_density_equals_a_count_over_queries(nq, nk, m, n, is_causal, seed)
     shape = (1, 2, math.ceil(nq / m), math.ceil(nk / n))
     choices = torch.tensor([level for level in (0, 1, 2, 4, 8, 16, 32) if level <= n], dtype=torch.int8)
     levels = choices[torch.randint(len(choices), shape, generator=torch.Generator().manual_seed(seed))]
-    found = read_density(levels, block_m=m, block_n=n, query_tokens=nq, key_tokens=nk, is_causal=is_causal)
+    found = read_density(levels, Blocks(m, n, nq, nk, is_causal=is_causal))
     assert found.shape == (1, 2)
     for head in range(2):
         assert found[0, head].item() == pytest.approx(brute_force(levels[0, head], m, n, nq, nk, is_causal), rel=1e-6)
@@ -77,4 +78,4 @@ def test_read_density_equals_a_count_over_queries(nq, nk, m, n, is_causal, seed)
 
 def test_levels_that_do_not_fit_are_an_error():
     with pytest.raises(ValueError, match=r"levels: expected \[\.\.\., 2, 1\]"):
-        read_density(torch.ones(1, 1, 1, 1, dtype=torch.int8), block_m=8, block_n=8, query_tokens=9, key_tokens=8)
+        read_density(torch.ones(1, 1, 1, 1, dtype=torch.int8), Blocks(8, 8, 9, 8))

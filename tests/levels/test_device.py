@@ -10,13 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from psa_triton.blocks import Blocks
 from psa_triton.config import SimThresholds
 from psa_triton.importance import block_importance
-from psa_triton.importance.rows import BlockGrid
 from psa_triton.levels import cap_levels, density, exempt_levels, read_density, select_levels, similarity_caps
 from psa_triton.levels.budget import budget_levels, expected_errors
 
-SIZES = {"block_m": 32, "block_n": 16, "query_tokens": 150, "key_tokens": 170}
+BLOCKS = Blocks(32, 16, 150, 170, is_causal=True)
 SHARES = {1: (0.0, 0.4), 2: (0.4, 0.6), 8: (0.6, 0.8), 0: (0.8, 1.0)}
 
 
@@ -48,23 +48,25 @@ STEPS = {
     "topk": lambda: select_levels(levels().float(), SHARES, mode="topk"),
     "thresholdbound": lambda: select_levels(levels().float(), SHARES, mode="thresholdbound"),
     "expected errors": lambda: expected_errors(
-        torch.empty(1, 4, 150, 32, device="meta"), keys(), keys(), block_n=16, scale=0.25
+        torch.empty(1, 4, 150, 32, device="meta"), keys(), keys(), BLOCKS, scale=0.25, impl="reference"
     ),
     **{
         f"budget of a {scope}": lambda scope=scope: budget_levels(
             levels().float(),
             torch.empty(1, 4, 11, 6, device="meta"),
-            BlockGrid(32, 16, 150, 170, is_causal=True),
-            budget=0.3,
+            BLOCKS,
+            0.3,
             scope=scope,
             prefix_tokens=40,
+            keep_first_block=True,
+            impl="reference",
         )
         for scope in ("row", "layer")
     },
-    "similarity": lambda: cap_levels(levels(), similarity_caps(keys(), block_n=16, thresholds=SimThresholds())),
-    "exemptions": lambda: exempt_levels(levels(), **SIZES, prefix_tokens=40, is_causal=True),
+    "similarity": lambda: cap_levels(levels(), similarity_caps(keys(), 16, SimThresholds())),
+    "exemptions": lambda: exempt_levels(levels(), BLOCKS, prefix_tokens=40),
     "density": lambda: density(levels()),
-    "read density": lambda: read_density(levels(), **SIZES, is_causal=True),
+    "read density": lambda: read_density(levels(), BLOCKS),
 }
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from psa_triton.blocks import Blocks
 from psa_triton.levels import exempt_levels
 
 
 def test_prefix_by_hand():
     # 9 prefix tokens touch key blocks 0 and 1 of 8, and query block 0 of 16.
     levels = torch.full((1, 1, 3, 4), 8, dtype=torch.int8)
-    found = exempt_levels(levels, block_m=16, block_n=8, query_tokens=40, key_tokens=32, prefix_tokens=9)
+    found = exempt_levels(levels, Blocks(16, 8, 40, 32), prefix_tokens=9)
     assert found[0, 0].tolist() == [[1, 1, 1, 1], [1, 1, 8, 8], [1, 1, 8, 8]]
     assert (levels == 8).all()
 
@@ -23,24 +23,23 @@ def test_prefix_by_hand():
 def test_first_block_by_hand():
     # Read in full by every query, but where it lies in the future of all: query block 0 sees no key.
     levels = torch.full((1, 1, 3, 2), 8, dtype=torch.int8)
-    sizes = {"block_m": 8, "block_n": 8, "query_tokens": 24, "key_tokens": 16}
-    found = exempt_levels(levels, **sizes, keep_first_block=True)
+    found = exempt_levels(levels, Blocks(8, 8, 24, 16), keep_first_block=True)
     assert found[0, 0].tolist() == [[1, 8], [1, 8], [1, 8]]
-    found = exempt_levels(levels, **sizes, keep_first_block=True, is_causal=True)
+    found = exempt_levels(levels, Blocks(8, 8, 24, 16, is_causal=True), keep_first_block=True)
     assert found[0, 0].tolist() == [[0, 0], [1, 0], [1, 1]]
 
 
 def test_causal_by_hand():
     # 16 queries stand at the end of 32 keys: block 0 holds positions 16-23, block 1 positions 24-31.
     levels = torch.full((1, 1, 2, 4), 4, dtype=torch.int8)
-    found = exempt_levels(levels, block_m=8, block_n=8, query_tokens=16, key_tokens=32, is_causal=True)
+    found = exempt_levels(levels, Blocks(8, 8, 16, 32, is_causal=True))
     assert found[0, 0].tolist() == [[4, 4, 1, 0], [4, 4, 4, 1]]
 
 
 def test_queries_that_see_no_key_read_nothing():
     # 24 queries, 8 keys: the first 16 queries come before every key.
     levels = torch.full((1, 1, 3, 1), 2, dtype=torch.int8)
-    found = exempt_levels(levels, block_m=8, block_n=8, query_tokens=24, key_tokens=8, prefix_tokens=8, is_causal=True)
+    found = exempt_levels(levels, Blocks(8, 8, 24, 8, is_causal=True), prefix_tokens=8)
     assert found.flatten().tolist() == [0, 0, 1]
 
 
@@ -57,9 +56,7 @@ def test_equals_loops_over_tokens(nq, nk, m, n, prefix, is_causal):
     generator = torch.Generator().manual_seed(0)
     shape = (1, 2, math.ceil(nq / m), math.ceil(nk / n))
     levels = torch.tensor([0, 1, 2, 4, 8], dtype=torch.int8)[torch.randint(5, shape, generator=generator)]
-    found = exempt_levels(
-        levels, block_m=m, block_n=n, query_tokens=nq, key_tokens=nk, prefix_tokens=prefix, is_causal=is_causal
-    )
+    found = exempt_levels(levels, Blocks(m, n, nq, nk, is_causal=is_causal), prefix_tokens=prefix)
     sees = torch.ones(nq, nk, dtype=torch.bool).tril(nk - nq) if is_causal else torch.ones(nq, nk, dtype=torch.bool)
     for i in range(shape[2]):
         for j in range(shape[3]):
@@ -71,15 +68,3 @@ def test_equals_loops_over_tokens(nq, nk, m, n, prefix, is_causal):
             else:
                 expected = levels[0, :, i, j]
             assert torch.equal(found[0, :, i, j], expected)
-
-
-def test_bad_calls_are_named():
-    levels = torch.ones(1, 1, 2, 2, dtype=torch.int8)
-    with pytest.raises(
-        ValueError, match=r"levels: expected \[\.\.\., 2, 3\] for 16 queries in blocks of 8 and 24 keys"
-    ):
-        exempt_levels(levels, block_m=8, block_n=8, query_tokens=16, key_tokens=24)
-    with pytest.raises(ValueError, match="prefix_tokens: expected 0 or more, got -1"):
-        exempt_levels(levels, block_m=8, block_n=8, query_tokens=16, key_tokens=16, prefix_tokens=-1)
-    with pytest.raises(ValueError, match="block_m: expected a power of two"):
-        exempt_levels(levels, block_m=7, block_n=8, query_tokens=16, key_tokens=16)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from psa_triton import PSAConfig, load_preset, psa_attention, select_levels
-from psa_triton.attention import level_choice, sparse_attention
+from psa_triton.attention import sparse_attention
+from psa_triton.blocks import Blocks
 from psa_triton.importance import block_importance
-from psa_triton.levels import choose_levels
+from psa_triton.levels import levels_of
 from psa_triton.levels.exemptions import serve_first_queries
 from psa_triton.presets import load_presets_file
 
@@ -114,7 +115,7 @@ def test_shares_of_nothing_but_level_0_read_nothing() -> None:
 def test_a_first_query_that_would_read_nothing_reads_its_last_block() -> None:
     # 16 queries in blocks of 8 after 15 keys: their first sees keys 0 to 15, two whole blocks of 8, the other 24.
     levels = torch.tensor([[0, 0, 1, 0], [0, 2, 0, 1]], dtype=torch.int8)
-    serve_first_queries(levels, 8, 8, 16, 31)
+    serve_first_queries(levels, Blocks(8, 8, 16, 31, is_causal=True))
     assert levels.tolist() == [[0, 1, 1, 0], [0, 2, 0, 1]]
 
 
@@ -122,6 +123,6 @@ def test_a_budget_pays_for_the_most_important_block() -> None:
     # Eight blocks of 32: a budget of a half pays for four blocks, of which the most important is one.
     config = PSAConfig(mask_mode="budget", budget=0.5, block_m=32, block_n=32)
     q, k, v = draw(256, 256)
-    levels = choose_levels(q, k, level_choice(config), v=v, scale=0.25)
+    levels = levels_of(q, k, v, config)
     density = (1 / levels).masked_fill(levels == 0, 0).mean(-1)
     assert (density <= 0.5).all() and (density > 0.4).all()

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
-import re
 import time
+from math import prod
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from psa_triton.ordering import grid as grid_module
 from psa_triton.ordering import grid_order
-from psa_triton.ordering import order as order_module
 from psa_triton.ordering.gilbert import gilbert_order
-from psa_triton.ordering.tiles import tile_order
+from psa_triton.ordering.grid import tile_order
+
+sizes = st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9))
 
 
 @pytest.fixture
 def cold_cache() -> None:
-    order_module._grid_order.cache_clear()
+    grid_module._grid_order.cache_clear()
 
 
 def test_methods_are_the_curve_and_the_tiles() -> None:
@@ -46,7 +50,7 @@ def test_made_in_under_a_second(cold_cache: None, grid: tuple[int, int, int]) ->
 
 def test_cached(cold_cache: None) -> None:
     order = grid_order("Gilbert", (3, 4, 5))
-    assert grid_order("Gilbert", [3, 4, 5], tile_size=(1, 1, 1), device=torch.device("cpu")) is order
+    assert grid_order("Gilbert", (3, 4, 5), tile_size=(1, 1, 1), device=torch.device("cpu")) is order
     assert grid_order("Gilbert", (3, 4, 5), prefix_tokens=1) is not order
     assert grid_order("STA", (3, 4, 5), tile_size=(1, 2, 2)) is not grid_order("STA", (3, 4, 5), tile_size=(2, 2, 2))
 
@@ -65,34 +69,32 @@ def test_device() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("grid", "tile_size", "expected"),
     [
-        ({"method": "gilbert"}, ValueError, "method: unknown grid order 'gilbert'; did you mean 'Gilbert'?"),
-        ({"method": "Peano"}, ValueError, "Known: Gilbert, STA"),
-        ({"method": "Hybrid"}, ValueError, "semantic_order makes those that depend on the data"),
-        ({"grid": (2, 3)}, ValueError, "grid: expected three positive integers (t, h, w), got (2, 3)"),
-        ({"grid": (2, 0, 3)}, ValueError, "grid: expected three positive integers (t, h, w), got (2, 0, 3)"),
-        ({"grid": (2, 1.5, 3)}, TypeError, "grid: expected three positive integers (t, h, w), got (2, 1.5, 3)"),
-        ({"grid": 24}, TypeError, "grid: expected three positive integers (t, h, w), got 24"),
-        ({"tile_size": (0, 8, 8)}, ValueError, "tile_size: expected three positive integers"),
-        ({"tile_size": "2,8,8"}, TypeError, "tile_size: expected three positive integers"),
-        ({"prefix_tokens": -1}, ValueError, "prefix_tokens: expected an integer from 0, got -1"),
-        ({"prefix_tokens": 1.0}, TypeError, "prefix_tokens: expected an integer from 0, got 1.0"),
+        # 0 1 | 2
+        # 3 4 | 5: ragged on the right.
+        ((1, 2, 3), (1, 2, 2), [0, 1, 3, 4, 2, 5]),
+        # Frames 0 1 / 2 3 and 4 5 / 6 7, tiles of both frames and one row.
+        ((2, 2, 2), (2, 1, 2), [0, 1, 4, 5, 2, 3, 6, 7]),
+        # Ragged in time: two frames, then one.
+        ((3, 1, 2), (2, 1, 1), [0, 2, 1, 3, 4, 5]),
+        ((2, 3, 4), (1, 1, 1), list(range(24))),
+        ((2, 3, 4), (9, 9, 9), list(range(24))),
     ],
-    ids=[
-        "case",
-        "unknown",
-        "semantic",
-        "two edges",
-        "empty edge",
-        "fraction",
-        "number",
-        "tile size",
-        "tile text",
-        "negative prefix",
-        "fractional prefix",
-    ],
+    ids=["ragged width", "tiles in time", "ragged time", "tiles of one token", "one tile"],
 )
-def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
-        grid_order(**{"method": "STA", "grid": (2, 3, 4)} | arguments)
+def test_tiles_by_hand(grid: tuple[int, int, int], tile_size: tuple[int, int, int], expected: list[int]) -> None:
+    assert tile_order(grid, tile_size).tolist() == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, sizes)
+def test_tiles_match_nested_loops(grid: tuple[int, int, int], tile_size: tuple[int, int, int]) -> None:
+    index = torch.arange(prod(grid)).view(grid)
+    rows = [
+        tile.flatten()
+        for frames in index.split(tile_size[0], dim=0)
+        for band in frames.split(tile_size[1], dim=1)
+        for tile in band.split(tile_size[2], dim=2)
+    ]
+    assert torch.equal(tile_order(grid, tile_size), torch.cat(rows))

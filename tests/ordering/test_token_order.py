@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,55 +90,9 @@ def test_prefix_keeps_its_place(shape: tuple[int, ...]) -> None:
     assert order.with_prefix(0) is order
 
 
-@pytest.mark.parametrize(
-    ("permutation", "error", "message"),
-    [
-        (torch.tensor([0, 0, 2]), ValueError, "permutation: expected each of 0 to 2 once"),
-        (torch.tensor([1, 2, 3]), ValueError, "permutation: expected each of 0 to 2 once"),
-        (torch.tensor([0.0, 1.0]), TypeError, "permutation: expected dtype torch.int64, got torch.float32"),
-        (torch.tensor([[0, 1]]), ValueError, "permutation: expected shape [N] or [B, H, N], got [1, 2]"),
-    ],
-    ids=["repeated", "out of range", "float", "rank 2"],
-)
-def test_bad_permutations(permutation: torch.Tensor, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
-        TokenOrder.from_permutation(permutation)
-
-
-@pytest.mark.parametrize(
-    ("inverse", "message"),
-    [
-        (torch.arange(4), "inverse: expected the shape of permutation, [3], got [4]"),
-        (torch.arange(3, device="meta"), "inverse: expected the device of permutation, cpu, got meta"),
-    ],
-    ids=["length", "device"],
-)
-def test_bad_inverses(inverse: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        TokenOrder(torch.arange(3), inverse)
-
-
-@pytest.mark.parametrize(
-    ("order_shape", "x", "dim", "error", "message"),
-    [
-        ((3,), torch.zeros(4, 2), -2, ValueError, "x: expected 3 tokens along dimension 0, got 4 (shape [4, 2])"),
-        ((3,), torch.zeros(3), -2, IndexError, "dim: expected one of the 1 dimensions of x, got -2"),
-        (
-            (3,),
-            torch.zeros(3, 1, device="meta"),
-            -2,
-            ValueError,
-            "x: expected device cpu, where the order is, got meta",
-        ),
-        ((1, 2, 3), torch.zeros(1, 4, 3, 2), -2, ValueError, "x: expected shape [1, 2, ...]"),
-        ((1, 2, 3), torch.zeros(3, 2, 3), 0, ValueError, "x: expected shape [1, 2, ...]"),
-    ],
-    ids=["tokens", "dimension", "device", "heads", "tokens before heads"],
-)
-def test_what_the_order_does_not_fit(
-    order_shape: tuple[int, ...], x: torch.Tensor, dim: int, error: type[Exception], message: str
-) -> None:
-    order = random_order(order_shape)
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 3)], ids=["one for all", "per head"])
+def test_what_the_order_does_not_fit(shape: tuple[int, ...]) -> None:
+    order = random_order(shape)
     for move in (order.apply, order.restore):
-        with pytest.raises(error, match=re.escape(message)):
-            move(x, dim=dim)
+        with pytest.raises(ValueError, match="x: expected 3 tokens along dimension 2, got 4"):
+            move(torch.zeros(1, 2, 4, 5))

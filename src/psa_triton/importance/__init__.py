@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from psa_triton.blocks import check_block_size
+from psa_triton.blocks import Blocks, block_count, check_block_size
+from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, resolve_impl
-from psa_triton.importance.antidiagonal import antidiagonal_cost, antidiagonal_estimate
-from psa_triton.importance.finely_sampled import finely_sampled_cost, finely_sampled_estimate
-from psa_triton.importance.pooled import pooled_cost, pooled_estimate
-from psa_triton.importance.representative import representative_cost, representative_estimate
-from psa_triton.importance.rows import BlockGrid, Estimate
-from psa_triton.importance.sampled import sampled_cost, sampled_estimate
+from psa_triton.importance.estimators import ESTIMATORS, Estimate, Estimator
 from psa_triton.importance.scoring import score_blocks
 from psa_triton.inputs import check_attention_inputs, check_causal, check_generator, check_key_mask, resolve_scale
+from psa_triton.operators import each_item, operator
 
-__all__ = ["block_importance", "estimation_cost"]
-
-_ESTIMATORS: Final[dict[str, tuple[Callable[..., Estimate], Callable[[int, int], float]]]] = {
-    "sampled": (sampled_estimate, sampled_cost),
-    "finely_sampled": (finely_sampled_estimate, finely_sampled_cost),
-    "antidiagonal": (antidiagonal_estimate, antidiagonal_cost),
-    "pooled": (pooled_estimate, pooled_cost),
-    "representative": (representative_estimate, representative_cost),
-}
+__all__ = ["block_importance", "estimate_importance", "estimation_cost"]
 
 
 @torch.no_grad()
@@ -86,18 +74,29 @@ def block_importance(
     check_key_mask(key_mask, k)
     check_causal(is_causal)
     check_generator(generator)
-    describe, _ = _estimator(method)
+    estimator = _estimator(method)
     scale = resolve_scale(scale, q.shape[-1])
-    chosen = resolve_impl(impl, q)
-    grid = BlockGrid(block_m, block_n, q.shape[-2], k.shape[-2], is_causal, key_mask)
-    if q.numel() == 0 or k.numel() == 0:
-        return q.new_zeros(*q.shape[:2], grid.query_blocks, grid.key_blocks, dtype=torch.float32)
-    estimate = describe(grid, generator=generator, device=q.device)
-    if chosen == "triton":
-        from psa_triton.importance import triton_kernels
+    blocks = Blocks.of(q, k, block_m, block_n, is_causal, key_mask)
+    return _estimate(q, k, blocks, estimator, scale, resolve_impl(impl, q), generator)
 
-        return triton_kernels.score_blocks(q, k, estimate, grid, scale=scale)
-    return score_blocks(q, k, estimate, grid, scale=scale)
+
+def estimate_importance(
+    q: Tensor,
+    k: Tensor,
+    blocks: Blocks,
+    config: PSAConfig,
+    *,
+    scale: float,
+    impl: Impl,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """`block_importance` of arguments that are known to be right; an item of a batch gets what it would get alone.
+
+    One operator in a graph. A graph cannot hold a generator: inside `torch.compile` and `torch.vmap` it must be None.
+    """
+    if generator is not None:
+        return _estimate(q, k, blocks, _estimator(config.importance), scale, impl, generator)
+    return _importance(q, k, blocks.key_mask, config.importance, blocks.m, blocks.n, blocks.is_causal, scale, impl)
 
 
 def estimation_cost(method: str, block_m: int, block_n: int) -> float:
@@ -108,11 +107,53 @@ def estimation_cost(method: str, block_m: int, block_n: int) -> float:
     """
     check_block_size("block_m", block_m)
     check_block_size("block_n", block_n)
-    _, cost = _estimator(method)
-    return cost(block_m, block_n)
+    return _estimator(method).cost(block_m)
 
 
-def _estimator(method: str) -> tuple[Callable[..., Estimate], Callable[[int, int], float]]:
-    if method not in _ESTIMATORS:
-        raise ValueError(f"method: expected one of {', '.join(_ESTIMATORS)}, got {method!r}")
-    return _ESTIMATORS[method]
+def _fake(q, k, key_mask, method, block_m, block_n, *_others):
+    blocks = block_count(q.shape[2], block_m), block_count(k.shape[2], block_n)
+    return q.new_empty(*q.shape[:2], *blocks, dtype=torch.float32)
+
+
+@operator("block_importance", _fake)
+def _importance(
+    q: Tensor,
+    k: Tensor,
+    key_mask: Tensor | None,
+    method: str,
+    block_m: int,
+    block_n: int,
+    is_causal: bool,
+    scale: float,
+    impl: str,
+) -> Tensor:
+    def of_item(q: Tensor, k: Tensor, key_mask: Tensor | None) -> Tensor:
+        blocks = Blocks.of(q, k, block_m, block_n, is_causal, key_mask)
+        return _estimate(q, k, blocks, _estimator(method), scale, cast(Impl, impl), None)
+
+    # What a program of a GPU kernel computes depends on no other.
+    return of_item(q, k, key_mask) if impl == "triton" else each_item(of_item, q, k, key_mask)
+
+
+def _estimate(
+    q: Tensor,
+    k: Tensor,
+    blocks: Blocks,
+    estimator: Estimator,
+    scale: float,
+    impl: Impl,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if q.numel() == 0 or k.numel() == 0:
+        return q.new_zeros(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32)
+    rows = estimator.rows(blocks, q.device, generator)
+    score = score_blocks
+    if impl == "triton":
+        from psa_triton.importance.scoring_triton import score_blocks as score
+    return score(q, k, Estimate(*rows, estimator.reduce), blocks, scale)
+
+
+def _estimator(method: str) -> Estimator:
+    if method not in ESTIMATORS:
+        raise ValueError(f"method: expected one of {', '.join(ESTIMATORS)}, got {method!r}")
+    return ESTIMATORS[method]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from psa_triton.importance.rows import BlockGrid, Estimate, KeyRows, QueryRows, Reduce
+from psa_triton.blocks import Blocks
+from psa_triton.importance.estimators import Estimate, KeyRows, QueryRows, Reduce
 from psa_triton.kept import kept_count
 from psa_triton.products import operand, product, wide
 
@@ -21,7 +22,7 @@ _KEYS_AT_A_TIME = 2048
 """Keys of each head that exist in float32 at a time while they are averaged."""
 
 
-def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, scale: float) -> Tensor:
+def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale: float) -> Tensor:
     """Importance of every block pair: softmax over the key rows, reduced over the rows of each pair.
 
     A row of the result that no estimate reaches (its query rows see no key row) is uniform over its visible blocks.
@@ -32,34 +33,34 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, s
         q: `[B, Hq, Nq, D]`.
         k: `[B, Hkv, Nk, D]`.
         estimate: the rows that stand for the blocks.
-        grid: sizes, and whether masks hide blocks.
+        blocks: which they are.
         scale: of attention's logits.
 
     Returns:
         float32 `[B, Hq, nq, nk]`, see `block_importance`.
     """
     query_rows, key_rows = estimate.query_rows, estimate.key_rows
-    source = k if key_rows.group == 1 else _group_means(k, key_rows.group, grid.key_mask)
+    source = k if key_rows.group == 1 else _group_means(k, key_rows.group, blocks.key_mask)
     keys = operand(_join(source, key_rows.tokens))
-    keys, spoiled = _finite_rows(_pad_rows(keys, grid.key_blocks * key_rows.per_block))
+    keys, spoiled = _finite_rows(_pad_rows(keys, blocks.columns * key_rows.per_block))
     if key_rows.log_count is not None:  # rows without a kept token stand for nothing, whatever they hold
         spoiled[..., : key_rows.log_count.shape[-1]] &= key_rows.log_count.isfinite()[:, None]
-    spoiled_blocks = spoiled.unflatten(-1, (grid.key_blocks, key_rows.per_block)).any(-1)
+    spoiled_blocks = spoiled.unflatten(-1, (blocks.columns, key_rows.per_block)).any(-1)
 
     per_query_block = q.shape[0] * q.shape[1] * query_rows.per_block * keys.shape[-2]
     step = max(1, k.numel() // SCRATCH_SHARE // per_query_block)
-    mass = torch.zeros(*q.shape[:2], grid.query_blocks, grid.key_blocks, dtype=torch.float32, device=q.device)
-    for first in range(0, grid.query_blocks, step):
-        last = min(first + step, grid.query_blocks)
-        seen = _blocks_in_sight(last, grid)
+    mass = torch.zeros(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32, device=q.device)
+    for first in range(0, blocks.rows, step):
+        last = min(first + step, blocks.rows)
+        seen = _blocks_in_sight(last, blocks)
         if seen:
             queries = QueryRows(
                 query_rows.tokens[first * query_rows.per_block : last * query_rows.per_block], query_rows.per_block
             )
             seen_keys = keys[:, :, : seen * key_rows.per_block]
-            probabilities = _probabilities(q, queries, last - first, seen_keys, key_rows, grid, scale)
+            probabilities = _probabilities(q, queries, last - first, seen_keys, key_rows, blocks, scale)
             mass[:, :, first:last, :seen] = _reduce_pairs(probabilities, last - first, seen, estimate.reduce)
-    return _normalise(mass, spoiled_blocks, grid)
+    return _normalise(mass, spoiled_blocks, blocks)
 
 
 def _join(x: Tensor, tokens: Tensor) -> Tensor:
@@ -104,18 +105,18 @@ def _finite_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.masked_fill_(spoiled[..., None], 0), spoiled
 
 
-def _blocks_in_sight(last: int, grid: BlockGrid) -> int:
+def _blocks_in_sight(last: int, blocks: Blocks) -> int:
     """Key blocks that query blocks before `last` can see at least in part: all that need scoring."""
-    if not grid.is_causal:
-        return grid.key_blocks
-    newest = min(last * grid.block_m, grid.query_tokens) - 1 + grid.shift
-    return max(0, min(grid.key_blocks, newest // grid.block_n + 1))
+    if not blocks.is_causal:
+        return blocks.columns
+    newest = min(last * blocks.m, blocks.queries) - 1 + blocks.shift
+    return max(0, min(blocks.columns, newest // blocks.n + 1))
 
 
 def _probabilities(
-    q: Tensor, query_rows: QueryRows, blocks: int, keys: Tensor, key_rows: KeyRows, grid: BlockGrid, scale: float
+    q: Tensor, query_rows: QueryRows, query_blocks: int, keys: Tensor, key_rows: KeyRows, blocks: Blocks, scale: float
 ) -> Tensor:
-    """Softmax of the rows of `blocks` consecutive query blocks over `keys`, the first of the key rows.
+    """Softmax of the rows of `query_blocks` consecutive query blocks over `keys`, the first of the key rows.
 
     Returns:
         float32 (float64 for float64 inputs) `[B, Hkv, G, query rows, key rows]`; rows that stand for nothing
@@ -123,7 +124,7 @@ def _probabilities(
     """
     count, width = query_rows.tokens.shape
     queries = operand(_join(q, query_rows.tokens)) * (scale / width)
-    queries, _ = _finite_rows(_pad_rows(queries, blocks * query_rows.per_block))
+    queries, _ = _finite_rows(_pad_rows(queries, query_blocks * query_rows.per_block))
     heads = (q.shape[0], keys.shape[1], q.shape[1] // keys.shape[1])
     logits = product(queries.reshape(heads[0] * heads[1], -1, queries.shape[-1]), keys.flatten(0, 1).mT)
     logits = wide(logits).unflatten(0, heads[:2]).unflatten(-2, (heads[2], -1))
@@ -134,11 +135,11 @@ def _probabilities(
         logits[..., true_rows - 1] += key_rows.last_log_count
     if key_rows.log_count is not None:
         logits[..., :true_rows] += key_rows.log_count[:, None, None, None, :columns]
-    if not grid.is_causal and grid.key_mask is None:
+    if not blocks.is_causal and blocks.key_mask is None:
         probabilities = logits.softmax(-1)
     else:
         limit = (
-            query_rows.newest + grid.shift if grid.is_causal else query_rows.newest.new_full((), grid.key_tokens - 1)
+            query_rows.newest + blocks.shift if blocks.is_causal else query_rows.newest.new_full((), blocks.keys - 1)
         )
         hidden = key_rows.needs[..., None, :columns] > limit[..., None]
         hidden = hidden if hidden.dim() == 2 else hidden[:, None, None]
@@ -159,20 +160,20 @@ def _reduce_pairs(probabilities: Tensor, query_blocks: int, key_blocks: int, red
     return reduced.sqrt_() if reduce == "norm" else reduced
 
 
-def _normalise(mass: Tensor, spoiled_blocks: Tensor, grid: BlockGrid) -> Tensor:
+def _normalise(mass: Tensor, spoiled_blocks: Tensor, blocks: Blocks) -> Tensor:
     """Rows that sum to 1 over their visible key blocks; rows that see no key are zeros.
 
     Args:
         mass: float32 `[B, Hq, nq, nk]`, changed in place. NaN where finite inputs overflowed: as if the key block were
             spoiled.
         spoiled_blocks: bool `[B, Hkv, nk]`, key blocks that hold non-finite keys.
-        grid: sizes, and whether masks hide blocks.
+        blocks: which they are.
     """
     spoiled = spoiled_blocks.repeat_interleave(mass.shape[1] // spoiled_blocks.shape[1], dim=1)[:, :, None]
     spoiled = spoiled | mass.isnan()
     mass = mass.masked_fill_(spoiled, 0.0)
     total = mass.sum(-1, keepdim=True)
-    mass = torch.where(total > 0, mass / total, 1 / grid.key_blocks).masked_fill_(spoiled, 1.0)
-    if grid.is_causal or grid.key_mask is not None:
-        mass = mass.masked_fill_(~grid.visible(mass.device), 0.0)
+    mass = torch.where(total > 0, mass / total, 1 / blocks.columns).masked_fill_(spoiled, 1.0)
+    if blocks.is_causal or blocks.key_mask is not None:
+        mass = mass.masked_fill_(~blocks.visible(mass.device), 0.0)
     return mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)

@@ -2,53 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, overload
+from dataclasses import astuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from psa_triton.blocks import block_count, check_block_size
+from psa_triton.blocks import Blocks, check_block_size
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.inputs import check_attention_inputs, check_causal, check_key_mask, resolve_scale
 from psa_triton.kernels import ops, reference
+from psa_triton.kernels.reading import Reading
 from psa_triton.ratios import COARSEST_LEVEL
 
 POOL_CORRECTIONS: Final = ("none", "isotropic")
 """What may be added to the logits of pooled groups."""
 
 
-@overload
-def pyramid_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    levels: Tensor,
-    *,
-    block_m: int,
-    block_n: int,
-    is_causal: bool = ...,
-    scale: float | None = ...,
-    pool_correction: str = ...,
-    key_mask: Tensor | None = ...,
-    impl: Impl = ...,
-    return_lse: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def pyramid_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    levels: Tensor,
-    *,
-    block_m: int,
-    block_n: int,
-    is_causal: bool = ...,
-    scale: float | None = ...,
-    pool_correction: str = ...,
-    key_mask: Tensor | None = ...,
-    impl: Impl = ...,
-    return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
 def pyramid_attention(
     q: Tensor,
     k: Tensor,
@@ -63,7 +33,7 @@ def pyramid_attention(
     key_mask: Tensor | None = None,
     impl: Impl = "auto",
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Attention that reads each key block at the resolution that `levels` gives it (arXiv 2512.04025, section 3).
 
     A key block at level `l` is read as the means of groups of `l` neighbouring tokens, each weighted by its number of
@@ -105,82 +75,58 @@ def pyramid_attention(
     check_attention_inputs(q, k, v)
     block_m, block_n = check_block_size("block_m", block_m), check_block_size("block_n", block_n)
     check_causal(is_causal)
-    scale = resolve_scale(scale, q.shape[-1])
     if pool_correction not in POOL_CORRECTIONS:
         raise ValueError(f"pool_correction: expected one of {', '.join(POOL_CORRECTIONS)}, got {pool_correction!r}")
     check_key_mask(key_mask, k)
-    _check_levels(levels, q, k, block_m, block_n)
-    coarsest = min(block_n, COARSEST_LEVEL)
-    if not (torch.compiler.is_compiling() or (q.is_cuda and torch.cuda.is_current_stream_capturing())):
-        ops.check_levels(levels, coarsest)
-    out, lse = attend_levels(
-        q,
-        k,
-        v,
-        levels,
-        block_m=block_m,
-        block_n=block_n,
-        coarsest=coarsest,
-        is_causal=is_causal,
-        scale=scale,
-        pool_correction=pool_correction,
-        key_mask=key_mask,
-        impl=impl,
-        return_lse=return_lse,
+    blocks = Blocks.of(q, k, block_m, block_n, is_causal, key_mask)
+    _check_levels(levels, q, blocks)
+    reading = Reading(
+        resolve_scale(scale, q.shape[-1]), pool_correction, min(block_n, COARSEST_LEVEL), resolve_impl(impl, q)
     )
+    if not (torch.compiler.is_compiling() or (q.is_cuda and torch.cuda.is_current_stream_capturing())):
+        ops.check_levels(levels, reading.coarsest)
+    out, lse = attend(q, k, v, levels, blocks, reading, want_lse=return_lse)
     return out if lse is None else (out, lse)
 
 
-def attend_levels(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    levels: Tensor,
-    *,
-    block_m: int,
-    block_n: int,
-    coarsest: int,
-    is_causal: bool,
-    scale: float,
-    pool_correction: str = "none",
-    key_mask: Tensor | None = None,
-    impl: Impl,
-    return_lse: bool = False,
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, levels: Tensor, blocks: Blocks, reading: Reading, *, want_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """`pyramid_attention` of arguments that are known to be right, none of `levels` coarser than `coarsest`."""
-    chosen = resolve_impl(impl, q)
-    if chosen == "reference":
+    """`pyramid_attention` of arguments that are known to be right, and the log-sum-exp if it is wanted.
+
+    Keys and values are pooled on the way, by each implementation as suits it: one key head's pyramid exists at a time
+    on a CPU, those of all heads on a GPU.
+    """
+    if reading.impl == "reference":
         return reference.pyramid_attention(
             q,
             k,
             v,
             levels,
-            block_m=block_m,
-            block_n=block_n,
-            is_causal=is_causal,
-            scale=scale,
-            pool_correction=pool_correction,
-            key_mask=key_mask,
-            return_lse=return_lse,
+            block_m=blocks.m,
+            block_n=blocks.n,
+            is_causal=blocks.is_causal,
+            scale=reading.scale,
+            pool_correction=reading.pool_correction,
+            key_mask=blocks.key_mask,
+            return_lse=want_lse,
         )
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    want_lse = return_lse or needs_grad
     # A graph knows the operator's own gradient, `torch.func` the function's.
     attend = ops.attend if torch.compiler.is_compiling() else ops.Attend.apply
-    out, lse = attend(
-        q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, pool_correction, want_lse, chosen, key_mask
-    )
-    return out, lse if return_lse else None
+    settings = (blocks.m, blocks.n, blocks.is_causal, *astuple(reading))
+    out, lse = attend(q, k, v, levels, blocks.key_mask, *settings, want_lse or needs_grad)
+    return out, lse if want_lse else None
 
 
-def _check_levels(levels: Tensor, q: Tensor, k: Tensor, block_m: int, block_n: int) -> None:
+def _check_levels(levels: Tensor, q: Tensor, blocks: Blocks) -> None:
     if not isinstance(levels, Tensor):
         raise TypeError(f"levels: expected a tensor, got {type(levels).__name__}")
     if levels.dtype != torch.int8:
         raise TypeError(f"levels: expected int8, got {levels.dtype}; convert with .to(torch.int8)")
     if levels.device != q.device:
         raise ValueError(f"levels: expected the device of q, {q.device}, got {levels.device}")
-    shape = (q.shape[0], q.shape[1], block_count(q.shape[2], block_m), block_count(k.shape[2], block_n))
+    shape = (*q.shape[:2], blocks.rows, blocks.columns)
     if levels.shape != shape:
         raise ValueError(
             f"levels: expected [batch, query heads, query blocks, key blocks] = {shape}, got {tuple(levels.shape)}"

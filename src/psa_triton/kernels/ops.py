@@ -1,142 +1,108 @@
 """Pyramid attention as operators of torch: what autograd, `torch.compile` and exported graphs see of an implementation.
 
-Each has a fake form (shapes without values), and the forward a backward. Levels have no gradient. `torch.vmap` makes
-the mapped dimension a part of the batch.
+Levels have no gradient.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from psa_triton.folding import register_folding
+from psa_triton.blocks import Blocks
 from psa_triton.kernels import gathered
+from psa_triton.kernels.reading import Reading
+from psa_triton.operators import operator
+from psa_triton.products import wide
 
-# Annotations below are read by torch to make each operator's schema.
+_SETTINGS: Final = "int block_m, int block_n, bool is_causal, float scale, str pool_correction, int coarsest, str impl"
+"""What an operator takes of `Blocks` and `Reading`."""
+_INPUTS: Final = f"Tensor q, Tensor k, Tensor v, Tensor levels, Tensor? key_mask, {_SETTINGS}"
 
 
-@torch.library.custom_op("psa_triton::pyramid_attention", mutates_args=())
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    levels: Tensor,
-    block_m: int,
-    block_n: int,
-    coarsest: int,
-    is_causal: bool,
-    scale: float,
-    pool_correction: str,
-    want_lse: bool,
-    impl: str,
-    key_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`kernels.pyramid_attention` by `impl`, `torch`, `cpu` or `triton`.
+def _attend_fake(q, k, v, levels, key_mask, *settings):
+    return torch.empty_like(q), wide(q[:0]).new_empty(q.shape[:3] if settings[-1] else (0,))
 
-    Args:
-        coarsest: no level is coarser than this.
-        want_lse: whether the log-sum-exp is wanted; a gradient that finds none computes it again.
 
-    Returns:
-        The output, and the log-sum-exp `[B, Hq, Nq]`, `[0]` if it is not wanted.
-    """
+@operator("pyramid_attention", _attend_fake, schema=f"({_INPUTS}, bool want_lse) -> (Tensor, Tensor)")
+def attend(q, k, v, levels, key_mask, block_m, block_n, is_causal, *settings):
+    """`kernels.attend`, but by the reference. The log-sum-exp is `[0]` if it is not wanted."""
+    *reading_settings, want_lse = settings
+    blocks, reading = Blocks.of(q, k, block_m, block_n, is_causal, key_mask), Reading(*reading_settings)
     if q.numel() == 0 or k.numel() == 0:
-        lse = q.new_full(q.shape[:3] if want_lse else (0,), float("-inf"), dtype=_wide(q.dtype))
+        lse = wide(q[:0]).new_full(q.shape[:3] if want_lse else (0,), -torch.inf)
         return torch.zeros_like(q), lse
-    settings: dict[str, Any] = dict(
-        block_m=block_m,
-        block_n=block_n,
-        is_causal=is_causal,
-        scale=scale,
-        pool_correction=pool_correction,
-        key_mask=key_mask,
-    )
-    if impl == "triton":
+    if reading.impl == "triton":
         from psa_triton.kernels import triton
 
-        out, lse = triton.pyramid_attention(q, k, v, levels, coarsest=coarsest, **settings)
+        out, lse = triton.pyramid_attention(q, k, v, levels, blocks, reading)
         return out, lse if want_lse else lse.new_empty(0)
-    way = gathered.FUSED if impl == "torch" else None
-    out, wanted = gathered.pyramid_attention(q, k, v, levels, return_lse=want_lse, way=way, **settings)
-    return out, out.new_empty(0, dtype=_wide(q.dtype)) if wanted is None else wanted
-
-
-@attend.register_fake
-def _attend_fake(
-    q, k, v, levels, block_m, block_n, coarsest, is_causal, scale, pool_correction, want_lse, impl, key_mask=None
-):
-    return torch.empty_like(q), q.new_empty(q.shape[:3] if want_lse else (0,), dtype=_wide(q.dtype))
-
-
-@torch.library.custom_op("psa_triton::pyramid_attention_backward", mutates_args=())
-def attend_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    levels: Tensor,
-    block_m: int,
-    block_n: int,
-    coarsest: int,
-    is_causal: bool,
-    scale: float,
-    pool_correction: str,
-    impl: str,
-    key_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v: contiguous, of their shapes and dtype."""
-    if q.numel() == 0 or k.numel() == 0:
-        q_grad, k_grad, v_grad = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        return q_grad, k_grad, v_grad
-    settings: dict[str, Any] = dict(
-        block_m=block_m,
-        block_n=block_n,
-        is_causal=is_causal,
-        scale=scale,
-        pool_correction=pool_correction,
-        key_mask=key_mask,
-        grad_lse=grad_lse,
+    out, wanted = gathered.pyramid_attention(
+        q,
+        k,
+        v,
+        levels,
+        **_flat(blocks, reading),
+        return_lse=want_lse,
+        way=gathered.FUSED if reading.impl == "torch" else None,
     )
-    if impl == "triton":
-        from psa_triton.kernels import triton
-
-        return triton.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, coarsest=coarsest, **settings)
-    return gathered.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, **settings)
+    return out, wide(q[:0]).new_empty(0) if wanted is None else wanted
 
 
-@attend_backward.register_fake
-def _attend_backward_fake(grad_out, grad_lse, q, k, v, *_others):
+def _attend_backward_fake(grad_out, grad_lse, out, lse, q, k, v, *_others):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
+@operator(
+    "pyramid_attention_backward",
+    _attend_backward_fake,
+    schema=f"(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
+def attend_backward(grad_out, grad_lse, out, lse, q, k, v, levels, key_mask, block_m, block_n, is_causal, *settings):
+    """Gradients of q, k and v: contiguous, of their shapes and dtype."""
+    blocks, reading = Blocks.of(q, k, block_m, block_n, is_causal, key_mask), Reading(*settings)
+    if q.numel() == 0 or k.numel() == 0:
+        return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    if reading.impl == "triton":
+        from psa_triton.kernels import triton
+
+        return triton.pyramid_attention_backward(grad_out, grad_lse, out, lse, q, k, v, levels, blocks, reading)
+    return gathered.pyramid_attention_backward(
+        grad_out, q, k, v, out, lse, levels, **_flat(blocks, reading), grad_lse=grad_lse
+    )
+
+
+def _flat(blocks: Blocks, reading: Reading) -> dict[str, Any]:
+    return dict(
+        block_m=blocks.m,
+        block_n=blocks.n,
+        is_causal=blocks.is_causal,
+        scale=reading.scale,
+        pool_correction=reading.pool_correction,
+        key_mask=blocks.key_mask,
+    )
+
+
 def _save_for_backward(ctx, inputs, output):
-    q, k, v, levels, *ctx.settings, key_mask = inputs
-    out, lse = output
+    q, k, v, levels, key_mask, *ctx.settings, ctx.want_lse = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, out, lse, levels, key_mask)
+    ctx.save_for_backward(*output, q, k, v, levels, key_mask)
 
 
 def _backward(ctx, grad_out, grad_lse):
-    q, k, v, out, lse, levels, key_mask = ctx.saved_tensors
-    *settings, want_lse, impl = ctx.settings
-    if not want_lse:  # inside `torch.vmap` no tensor says that it requires a gradient
+    out, lse, *inputs = ctx.saved_tensors
+    if not ctx.want_lse:  # inside `torch.vmap` no tensor says that it requires a gradient
         with torch.no_grad():
-            out, lse = attend(q, k, v, levels, *settings, True, impl, key_mask)
+            out, lse = attend(*inputs, *ctx.settings, True)
     grads = (None, None, None)
     if grad_out is not None or grad_lse is not None:
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        grads = AttendBackward.apply(grad_out, grad_lse, q, k, v, out, lse, levels, *settings, impl, key_mask)
+        grads = AttendBackward.apply(grad_out, grad_lse, out, lse, *inputs, *ctx.settings)
     return *grads, *[None] * 10
 
 
 attend.register_autograd(_backward, setup_context=_save_for_backward)
-register_folding(attend)
-register_folding(attend_backward)
 
 
 class Attend(torch.autograd.Function):
@@ -172,7 +138,7 @@ class AttendBackward(torch.autograd.Function):
         )
 
 
-@torch.library.custom_op("psa_triton::check_levels", mutates_args=())
+@operator("check_levels", lambda levels, coarsest: None, vmap=False)
 def check_levels(levels: Tensor, coarsest: int) -> None:
     """Raise ValueError unless all of `levels` `[B, Hq, nq, nk]` are 0 or powers of two up to `coarsest`."""
     unknown = (levels < 0) | ((levels & (levels - 1)) != 0) | (levels > coarsest)
@@ -181,9 +147,4 @@ def check_levels(levels: Tensor, coarsest: int) -> None:
         raise ValueError(f"levels: expected 0 or powers of two up to {coarsest}, got also {came}")
 
 
-check_levels.register_fake(lambda levels, coarsest: None)
 check_levels.register_vmap(lambda info, in_dims, levels, coarsest: (check_levels(levels, coarsest), None))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype == torch.float64 else torch.float32

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from psa_triton.blocks import SMALLEST_BLOCK, block_count, block_lengths
-from psa_triton.kept import kept_before, last_kept
-from psa_triton.levels.exemptions import check_levels
+from psa_triton.blocks import SMALLEST_BLOCK, Blocks, block_count, block_lengths
+from psa_triton.kept import last_kept
 from psa_triton.ratios import COARSEST_LEVEL
 
 
@@ -51,26 +50,11 @@ def density(levels: Tensor, key_mask: Tensor | None = None) -> Tensor:
         )
     if levels.numel() == 0:
         return torch.zeros(levels.shape[:2], device=levels.device)
-    return read_density(
-        levels,
-        block_m=SMALLEST_BLOCK,
-        block_n=block_n,
-        query_tokens=levels.shape[-2] * SMALLEST_BLOCK,
-        key_tokens=tokens,
-        key_mask=key_mask,
-    )
+    queries = levels.shape[-2] * SMALLEST_BLOCK
+    return read_density(levels, Blocks(SMALLEST_BLOCK, block_n, queries, tokens, key_mask=key_mask))
 
 
-def read_density(
-    levels: Tensor,
-    *,
-    block_m: int,
-    block_n: int,
-    query_tokens: int,
-    key_tokens: int,
-    is_causal: bool = False,
-    key_mask: Tensor | None = None,
-) -> Tensor:
+def read_density(levels: Tensor, blocks: Blocks) -> Tensor:
     """Groups read over keys visible, mean over the queries: short last groups and masks counted exactly.
 
     Under a causal mask query `i` sees keys up to `p = i + Nk - Nq` and reads the groups whose last kept token is at
@@ -78,68 +62,56 @@ def read_density(
 
     Args:
         levels: int8 `[B, H, nq, nk]`.
-        block_m: tokens per query block.
-        block_n: tokens per key block.
-        query_tokens: Nq.
-        key_tokens: Nk.
-        is_causal: whether the mask above applies.
-        key_mask: bool `[B, Nk]`, which keys are there; None if all are.
+        blocks: which they are.
 
     Returns:
         float32 `[B, H]`.
 
     Raises:
-        ValueError: `levels` does not fit the token counts, or a bad block size.
+        ValueError: `levels` are not those of such blocks.
     """
-    check_levels(levels, block_m, block_n, query_tokens, key_tokens)
-    visible = visible_keys(query_tokens, key_tokens, is_causal, levels.device)
-    shares = read_shares(levels, visible, block_m=block_m, block_n=block_n, key_tokens=key_tokens, key_mask=key_mask)
-    kept = visible if key_mask is None else kept_before(key_mask, visible)[:, None]
+    if levels.shape[-2:] != (blocks.rows, blocks.columns):
+        raise ValueError(
+            f"levels: expected [..., {blocks.rows}, {blocks.columns}] for {blocks.queries} queries in blocks of "
+            f"{blocks.m} and {blocks.keys} keys in blocks of {blocks.n}, got shape {tuple(levels.shape)}"
+        )
+    shares, kept = read_shares(levels, blocks)
     return (shares.sum(-1) / (kept > 0).sum(-1).clamp(min=1)).float()
 
 
-def visible_keys(query_tokens: int, key_tokens: int, is_causal: bool, device: torch.device) -> Tensor:
-    """How many keys each query sees, kept or not: those before this position, int64 `[Nq]`."""
-    queries = torch.arange(query_tokens, device=device)
-    seen = queries + 1 + key_tokens - query_tokens if is_causal else torch.full_like(queries, key_tokens)
-    return seen.clamp(min=0)
-
-
-def read_shares(
-    levels: Tensor, visible: Tensor, *, block_m: int, block_n: int, key_tokens: int, key_mask: Tensor | None = None
-) -> Tensor:
-    """Groups that each query reads over the keys that it sees; 0 for one that sees none.
+def read_shares(levels: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
+    """Groups that each query reads over the keys that it sees, and how many these are.
 
     Args:
         levels: int8 `[..., nq, nk]`; with a key mask `[B, H, nq, nk]`.
-        visible: from `visible_keys`.
-        block_m: tokens per query block.
-        block_n: tokens per key block.
-        key_tokens: Nk.
-        key_mask: bool `[B, Nk]`, which keys are there; None if all are.
+        blocks: which they are.
 
     Returns:
-        float64 `[..., Nq]`.
+        float64 `[..., Nq]`, 0 for a query that sees no key; and int64 `[Nq]`, or `[B, 1, Nq]` with a key mask.
     """
-    # Every query sees some whole blocks, then at most one in part.
-    whole_blocks = torch.where(visible == key_tokens, levels.shape[-1], visible // block_n)
-    cut_block = whole_blocks.clamp(max=levels.shape[-1] - 1)
-    rows = torch.arange(len(visible), device=levels.device) // block_m
+    device = levels.device
+    queries = torch.arange(blocks.queries, device=device)
+    # Every query sees the keys before some position: some whole blocks, then at most one in part.
+    end = queries + 1 + blocks.shift if blocks.is_causal else torch.full_like(queries, blocks.keys)
+    end = end.clamp(min=0)
+    whole_blocks = torch.where(end == blocks.keys, blocks.columns, end // blocks.n)
+    cut_block = whole_blocks.clamp(max=blocks.columns - 1)
+    rows = queries // blocks.m
     cut_levels = levels[..., rows, cut_block]
-    if key_mask is None:
-        lengths = block_lengths(key_tokens, block_n, levels.device).int()
+    if blocks.key_mask is None:
+        lengths = block_lengths(blocks.keys, blocks.n, device).int()
         groups = _groups(levels, lengths, round_up=True)
-        cut_groups = _groups(cut_levels, (visible - whole_blocks * block_n).clamp(min=0), round_up=False)
-        kept = visible
+        cut_groups = _groups(cut_levels, (end - whole_blocks * blocks.n).clamp(min=0), round_up=False)
+        kept = end
     else:
-        complete = _complete_groups(key_mask, min(block_n, COARSEST_LEVEL))
-        ends = (torch.arange(levels.shape[-1] + 1, device=levels.device) * block_n).clamp(max=key_tokens)
+        complete = _complete_groups(blocks.key_mask, min(blocks.n, COARSEST_LEVEL))
+        ends = (torch.arange(blocks.columns + 1, device=device) * blocks.n).clamp(max=blocks.keys)
         groups = _between(complete, levels, ends[:-1], ends[1:])
-        cut_groups = _between(complete, cut_levels, ends[whole_blocks], visible)
-        kept = kept_before(key_mask, visible)[:, None]
+        cut_groups = _between(complete, cut_levels, ends[whole_blocks], end)
+        kept = F.pad(blocks.key_mask.cumsum(-1), (1, 0))[..., end][:, None]
     groups_before = F.pad(groups.cumsum(-1, dtype=torch.int32), (1, 0))
     read = groups_before[..., rows, whole_blocks] + cut_groups
-    return (read.double() / kept.clamp(min=1)).masked_fill_(kept == 0, 0)
+    return (read.double() / kept.clamp(min=1)).masked_fill_(kept == 0, 0), kept
 
 
 def _groups(levels: Tensor, tokens: Tensor, *, round_up: bool) -> Tensor:

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from itertools import repeat
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from psa_triton.blocks import block_lengths, check_block_size
+from psa_triton.blocks import block_lengths
+from psa_triton.config import SimThresholds
 
 _BLOCKS_AT_A_TIME = 64
 """Float32 copies of the keys exist for this many key blocks at a time."""
 
 
-class SimilarityThresholds(Protocol):
-    """Least mean similarities for levels 2, 4 and 8, as `PSAConfig.sim_thresholds` holds them."""
-
-    @property
-    def x2(self) -> float: ...
-    @property
-    def x4(self) -> float: ...
-    @property
-    def x8(self) -> float: ...
-
-
-def similarity_caps(
-    k: Tensor, *, block_n: int, thresholds: SimilarityThresholds, key_mask: Tensor | None = None
-) -> Tensor:
+def similarity_caps(k: Tensor, n: int, thresholds: SimThresholds, key_mask: Tensor | None = None) -> Tensor:
     """Coarsest level at which each key block may be read.
 
     A block passes level 2, 4, 8 if the mean cosine similarity of its pairs of true tokens 1, 3, 7 apart reaches
@@ -37,52 +24,25 @@ def similarity_caps(
 
     Args:
         k: `[B, Hkv, Nk, D]`, keys in the order in which they are pooled.
-        block_n: tokens per key block, a power of two of at least 8.
+        n: tokens per key block.
         thresholds: least mean similarities.
         key_mask: bool `[B, Nk]`, which keys are there; None if all are. A pair needs both of its own.
 
     Returns:
-        int8 `[B, Hkv, ceil(Nk / block_n)]` of 1, 2, 4, 8. Levels coarser than 8 are never allowed.
-
-    Raises:
-        TypeError: `k` is no floating-point tensor.
-        ValueError: `k` does not have four dimensions, or a bad block size.
+        int8 `[B, Hkv, ceil(Nk / n)]` of 1, 2, 4, 8. Levels coarser than 8 are never allowed.
     """
-    check_block_size("block_n", block_n)
-    if not isinstance(k, Tensor) or not k.is_floating_point():
-        raise TypeError(f"k: expected a floating-point tensor, got {getattr(k, 'dtype', k)}")
-    if k.dim() != 4:
-        raise ValueError(f"k: expected [B, H, N, D], 4 dimensions, got shape {tuple(k.shape)}")
-    size = _BLOCKS_AT_A_TIME * block_n
+    size = _BLOCKS_AT_A_TIME * n
     masks = repeat(None) if key_mask is None else key_mask.split(size, dim=-1)
     pieces = zip(k.split(size, dim=-2), masks, strict=False)
-    return torch.cat([_caps(piece, block_n, thresholds, keep) for piece, keep in pieces], dim=-1)
+    return torch.cat([_caps(piece, n, thresholds, keep) for piece, keep in pieces], dim=-1)
 
 
 def cap_levels(levels: Tensor, caps: Tensor) -> Tensor:
-    """`min(level, cap)`; level 0 stays 0.
-
-    Args:
-        levels: int8 `[B, Hq, nq, nk]`.
-        caps: int8 `[B, Hkv, nk]`; query head `h` reads key head `h // (Hq // Hkv)`.
-
-    Returns:
-        int8 `[B, Hq, nq, nk]`.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    fits = levels.dim() == 4 and caps.dim() == 3 and levels.shape[0] == caps.shape[0]
-    if not fits or levels.shape[-1] != caps.shape[-1] or levels.shape[1] % caps.shape[1]:
-        raise ValueError(
-            f"caps: expected [B, Hkv, nk] for levels [B, Hq, nq, nk] = {tuple(levels.shape)}, Hkv dividing Hq, "
-            f"got {tuple(caps.shape)}"
-        )
-    per_query_head = caps.repeat_interleave(levels.shape[1] // caps.shape[1], dim=1)
-    return torch.minimum(levels, per_query_head[:, :, None])
+    """`min(level, cap)` for levels `[B, Hq, nq, nk]` and caps of their key heads `[B, Hkv, nk]`; level 0 stays 0."""
+    return torch.minimum(levels, caps.repeat_interleave(levels.shape[1] // caps.shape[1], dim=1)[:, :, None])
 
 
-def _caps(k: Tensor, block_n: int, thresholds: SimilarityThresholds, keep: Tensor | None) -> Tensor:
+def _caps(k: Tensor, block_n: int, thresholds: SimThresholds, keep: Tensor | None) -> Tensor:
     lengths = block_lengths(k.shape[-2], block_n, k.device)
     missing = len(lengths) * block_n - k.shape[-2]
     k = k.float() if keep is None else k.float().masked_fill(~keep[:, None, :, None], 0)

@@ -8,16 +8,15 @@ once the number of clusters has reached its limit.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from psa_triton.folding import register_folding
-from psa_triton.names import unknown_name
-from psa_triton.ordering.checks import check_prefix, check_triple
-from psa_triton.ordering.order import TokenOrder, grid_order
+from psa_triton.operators import each_item, operator
+from psa_triton.ordering.grid import grid_order
+from psa_triton.ordering.order import TokenOrder
 
 SemanticMethod = Literal["SemanticAware", "Hybrid"]
 
@@ -64,24 +63,11 @@ def semantic_order(
 
     Returns:
         An order with a permutation `[B, H, N]` on the device of `x`.
-
-    Raises:
-        TypeError: `x` is not floating point, or `grid` or `prefix_tokens` not of integers.
-        ValueError: `x` is not 4-dimensional, `method` is unknown, `grid` is missing or does not match the tokens, or
-            `prefix_tokens` is negative or exceeds N.
     """
-    if method not in get_args(SemanticMethod):
-        raise ValueError(
-            f"method: {unknown_name('semantic order', str(method), get_args(SemanticMethod))}; "
-            "grid_order makes those that the grid alone decides"
-        )
-    prefix_tokens = check_prefix(prefix_tokens)
-    _check_shapes(x, grid, prefix_tokens)
     if method == "SemanticAware":
         inside = torch.arange(x.shape[2] - prefix_tokens, device=x.device)
-    elif grid is None:
-        raise ValueError("grid: expected (t, h, w), which method 'Hybrid' needs, got None")
     else:
+        assert grid is not None
         inside = grid_order("Gilbert", grid, device=x.device).permutation
     visual = x[:, :, prefix_tokens:]
     if keep is None:
@@ -90,42 +76,15 @@ def semantic_order(
         left_out = ~keep[:, None, prefix_tokens:]
         place = _cluster_places(visual.masked_fill(left_out[..., None], 0.0)).masked_fill(left_out, _MAX_CLUSTERS)
     permutation = inside[place[..., inside].argsort(dim=-1, stable=True)]
-    return TokenOrder(permutation, permutation.argsort(dim=-1)).with_prefix(prefix_tokens)
+    return TokenOrder.from_permutation(permutation).with_prefix(prefix_tokens)
 
 
-def _check_shapes(x: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: int) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"x: expected shape [B, H, N, D], got {list(x.shape)}")
-    if not x.is_floating_point():
-        raise TypeError(f"x: expected a floating point dtype, got {x.dtype}")
-    tokens = x.shape[2]
-    if prefix_tokens > tokens:
-        raise ValueError(f"prefix_tokens: expected at most the {tokens} tokens of x, got {prefix_tokens}")
-    if grid is None:
-        return
-    t, h, w = check_triple("grid", grid)
-    if t * h * w != tokens - prefix_tokens:
-        raise ValueError(
-            f"grid: expected t * h * w = {tokens - prefix_tokens} visual tokens ({tokens} tokens, {prefix_tokens} of "
-            f"them prefix), got {t} * {h} * {w} = {t * h * w}"
-        )
-
-
-@torch.library.custom_op("psa_triton::cluster_places", mutates_args=())
+@operator("cluster_places", lambda x: x.new_empty(x.shape[:3], dtype=torch.int64))
 def _cluster_places(x: Tensor) -> Tensor:
     """Place of each token's cluster among the clusters of its head: int64 `[B, H, N]` for `[B, H, N, D]`."""
     if x.numel() == 0:
         return x.new_zeros(x.shape[:3], dtype=torch.int64)
-    # One item at a time: the bits of a product depend on the size of the batch.
-    return torch.cat([_ordered_clusters(_centred(item)) for item in x.split(1)])
-
-
-@_cluster_places.register_fake
-def _(x):
-    return x.new_empty(x.shape[:3], dtype=torch.int64)
-
-
-register_folding(_cluster_places)
+    return each_item(lambda item: _ordered_clusters(_centred(item)), x)
 
 
 def _centred(x: Tensor) -> Tensor:

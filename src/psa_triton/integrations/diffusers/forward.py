@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton.attention import sparse_attention
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
@@ -356,14 +357,8 @@ class LayerCall:
         )
         if layout.order is not None:
             state.recorder.count("gathers", 4)
-        densities = read_density(
-            levels,
-            block_m=config.block_m,
-            block_n=config.block_n,
-            query_tokens=tokens,
-            key_tokens=tokens,
-            key_mask=layout.key_mask,
-        )
+        blocks = Blocks(config.block_m, config.block_n, tokens, tokens, key_mask=layout.key_mask)
+        densities = read_density(levels, blocks)
         record = None
         if state.on_levels is not None:
             record = LevelRecord(

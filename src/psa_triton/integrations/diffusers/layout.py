@@ -14,7 +14,7 @@ from psa_triton.attn_mask import as_key_mask
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers.families import Grid
 from psa_triton.ordering import TokenOrder, grid_order
-from psa_triton.ordering.order import GridMethod
+from psa_triton.ordering.grid import GridMethod
 
 Visual: TypeAlias = str | Tensor
 """Where visual tokens stand in a sequence: `first`, `last`, or their positions, int64 `[V]`."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from psa_triton.attention import sparse_attention
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.transformers.call import AttentionCall
@@ -121,12 +122,5 @@ def _attend_sparse(call: AttentionCall, config: PSAConfig, settings: Settings) -
 
 
 def _density(call: AttentionCall, config: PSAConfig, levels: Tensor) -> Tensor:
-    return read_density(
-        levels,
-        block_m=config.block_m,
-        block_n=config.block_n,
-        query_tokens=call.queries,
-        key_tokens=call.keys,
-        is_causal=True,
-        key_mask=call.key_mask,
-    ).mean()
+    blocks = Blocks(config.block_m, config.block_n, call.queries, call.keys, is_causal=True, key_mask=call.key_mask)
+    return read_density(levels, blocks).mean()

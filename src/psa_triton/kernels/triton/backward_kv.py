@@ -10,32 +10,31 @@ by the key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.dots import Backend, current_backend, dim_tile, dot, dot_precision
-from psa_triton.kernels.triton.backward import Attended
-from psa_triton.kernels.triton.backward_q import QueryTerms
-from psa_triton.kernels.triton.rows import load_lse, load_whole, pooled_bias, strides
+from psa_triton.blocks import Blocks
+from psa_triton.gpu import Launch, dim_tile, dot, dot_precision
+from psa_triton.kernels.triton.backward_q import QueryTerms, Results
+from psa_triton.kernels.triton.operands import Operands
+from psa_triton.kernels.triton.rows import load_lse, load_whole, pooled_bias
 from psa_triton.kernels.triton.schedule import BlockLists, list_blocks
 from psa_triton.kernels.triton.tiles import backward_kv_tiles
-from psa_triton.launch import Launch
 from psa_triton.pyramid import SPREAD_LEVELS
-from psa_triton.pyramid.triton_kernels import pooled_rows
+from psa_triton.pyramid.pooling_triton import pooled_rows
 
 
-@dataclass(frozen=True)
-class Shares:
+class Shares(NamedTuple):
     """What reaches a token of each row of a level; those of keys and pulls lack the factor `scale`."""
 
-    keys: Tensor
-    """`[B, Hkv, R, D]`, as `values`; contiguous."""
-    values: Tensor
-    pulls: Tensor | None = None
+    keys: Tensor | None
+    """`[B, Hkv, R, D]`, as `values`; contiguous. None coarser than the coarsest level."""
+    values: Tensor | None
+    pulls: Tensor | None
     """float32 `[B, Hkv, R]`, at levels whose spread has a gradient."""
 
 
@@ -51,176 +50,103 @@ def list_readers(levels: Tensor, key_heads: int, shifts: int) -> BlockLists:
         The lists of `[B, Hkv, nk, group * nq]`; segment 0 is empty.
     """
     batch, _, _, key_blocks = levels.shape
-    return list_blocks(levels.reshape(batch, key_heads, -1, key_blocks).mT, shifts, frontier=None)
+    return list_blocks(levels.reshape(batch, key_heads, -1, key_blocks).mT, shifts, split=None)
 
 
-def key_value_gradient(attended: Attended, terms: QueryTerms, readers: BlockLists) -> tuple[Tensor, Tensor]:
+def key_value_gradient(
+    operands: Operands, results: Results, terms: QueryTerms, readers: BlockLists, blocks: Blocks, scale: float
+) -> tuple[Tensor, Tensor]:
     """Gradients of keys and values.
 
     Args:
-        attended: the attention and its results' gradients.
+        operands: what was read.
+        results: what came of it.
         terms: from `backward_q.query_gradient`.
         readers: from `list_readers`.
 
     Returns:
         Both, shape and dtype of k, contiguous.
     """
-    shares = None
-    for shift in reversed(range(1, readers.shifts)):
-        shares = _row_gradient(attended, terms, readers, shares, shift)
-    tokens = _row_gradient(attended, terms, readers, shares, 0)
-    return tokens.keys, tokens.values
+    shares = Shares(None, None, None)
+    for shift in reversed(range(readers.shifts)):
+        shares = _row_gradient(operands, results, terms, readers, blocks, scale, shares, shift)
+    assert shares.keys is not None and shares.values is not None
+    return shares.keys, shares.values
 
 
 def _row_gradient(
-    attended: Attended, terms: QueryTerms, readers: BlockLists, coarser: Shares | None, shift: int
-) -> Shares:
-    shares = empty_shares(attended, shift)
-    plan_row_gradient(attended, terms, readers, coarser, shares, shift).run()
-    return shares
-
-
-def empty_shares(attended: Attended, shift: int) -> Shares:
-    """Room for the shares of level `2 ** shift`: in float32, and those of level 1, the gradients, in the dtype of k."""
-    batch, key_heads, tokens, dim = attended.k.shape
-    rows = (batch, key_heads, triton.cdiv(tokens, 1 << shift))
-    dtype = torch.float32 if shift else attended.k.dtype
-    keys, values = (attended.k.new_empty(*rows, dim, dtype=dtype) for _ in "kv")
-    pulls = None
-    if attended.spread is not None and 1 << shift in SPREAD_LEVELS:
-        pulls = attended.spread.new_empty(rows)
-    return Shares(keys, values, pulls)
-
-
-def plan_row_gradient(
-    attended: Attended,
+    operands: Operands,
+    results: Results,
     terms: QueryTerms,
     readers: BlockLists,
-    coarser: Shares | None,
-    shares: Shares,
+    blocks: Blocks,
+    scale: float,
+    coarser: Shares,
     shift: int,
-    *,
-    backend: Backend | None = None,
-) -> Launch:
-    """The launch behind one level of `key_value_gradient`.
-
-    Args:
-        attended, terms, readers: as there.
-        coarser: what the next coarser level left; None if none did.
-        shares: where to write what this one leaves. Level 1 applies the factor `scale`: its shares are the gradients.
-        shift: log2 of the level.
-        backend: what to launch on; by default that of this build of torch.
-    """
-    q, k, v = attended.q, attended.k, attended.v
-    batch, heads, queries, dim = q.shape
-    backend = backend or current_backend()
-    block_rows = attended.block_n >> shift
-    tiles = backward_kv_tiles(dim, q.dtype, attended.block_m, block_rows, backend)
-    spread, kept = None, attended.kept
-    row_bias, row_last = (None, None) if kept is None else (kept.bias, kept.last)
+) -> Shares:
+    """One level: level 1 applies the factor `scale`, and its shares, in the dtype of k, are the gradients."""
+    q, k, v, spread = operands.q, operands.k, operands.v, None
+    row_bias, row_last = operands.row_bias, operands.row_last
+    batch, key_heads, tokens, dim = k.shape
+    dtype = torch.float32 if shift else k.dtype
+    keys, values = (k.new_empty(batch, key_heads, triton.cdiv(tokens, 1 << shift), dim, dtype=dtype) for _ in "kv")
+    pulls = None
     if shift:
-        first = pooled_rows(k.shape[2], attended.block_n, 2, 1 << (shift - 1))
-        k, v = attended.pooled_k[:, :, first:], attended.pooled_v[:, :, first:]
-        if attended.spread is not None and shares.pulls is not None:
-            spread = attended.spread[:, :, first:]
-        if kept is not None:
-            row_bias, row_last = kept.bias[:, first:], kept.last[:, first:]
-    return Launch(
+        first = pooled_rows(tokens, blocks.n, 2, 1 << (shift - 1))
+        k, v = operands.pooled_k[:, :, first:], operands.pooled_v[:, :, first:]
+        if operands.spread is not None and 1 << shift in SPREAD_LEVELS:
+            spread = operands.spread[:, :, first:]
+            pulls = spread.new_empty(keys.shape[:3])
+        if row_bias is not None and row_last is not None:
+            row_bias, row_last = row_bias[:, first:], row_last[:, first:]
+    shares = Shares(keys, values, pulls)
+    block_rows = blocks.n >> shift
+    tiles = backward_kv_tiles(dim, q.dtype, blocks.m, block_rows)
+    Launch(
         _row_gradient_kernel,
-        (readers.starts.shape[2] * triton.cdiv(block_rows, tiles.n), batch * k.shape[1]),
+        (blocks.columns * triton.cdiv(block_rows, tiles.n), batch * key_heads),
         dict(
-            grad_out=attended.grad_out,
-            q=q,
-            k=k,
-            v=v,
-            lse=attended.lse,
-            delta=terms.delta,
-            spread=spread,
-            half_norm=terms.half_norm,
-            keep=kept and kept.keep,
-            row_bias=row_bias,
-            row_last=row_last,
-            blocks=readers.blocks,
-            starts=readers.starts,
-            coarser_k=coarser and coarser.keys,
-            coarser_v=coarser and coarser.values,
-            coarser_pull=coarser and coarser.pulls,
-            share_k=shares.keys,
-            share_v=shares.values,
-            share_pull=shares.pulls,
-            scale=attended.scale,
-            heads=heads,
-            key_heads=k.shape[1],
-            queries=queries,
-            tokens=attended.k.shape[2],
-            columns=readers.blocks.shape[3],
-            **strides("g", attended.grad_out),
-            **strides("q", q),
-            **strides("k", k),
-            **strides("v", v),
+            inputs=(results.grad_out, q, k, v),
+            terms=(results.lse, terms.delta, spread, terms.half_norm),
+            kept=(operands.keep, row_bias, row_last),
+            lists=(readers.blocks, readers.starts),
+            coarser=coarser,
+            shares=shares,
+            scale=scale,
+            sizes=(q.shape[1], key_heads, q.shape[2], tokens, readers.blocks.shape[3]),
+            strides=tuple(x.stride() for x in (results.grad_out, q, k, v)),
             stride_spread=0 if spread is None else spread.stride(1),
             stride_rows=0 if row_bias is None else row_bias.stride(0),
         ),
         dict(
             DIM=dim,
             DIM_TILE=dim_tile(dim),
-            BLOCK_M=attended.block_m,
+            BLOCK_M=blocks.m,
             BLOCK_ROWS=block_rows,
             TILE_M=tiles.m,
             TILE_N=tiles.n,
             SHIFT=shift,
             SHIFTS=readers.shifts,
-            CAUSAL=attended.is_causal,
-            PRECISION=dot_precision(q.dtype, backend),
+            CAUSAL=blocks.is_causal,
+            PRECISION=dot_precision(q.dtype),
         ),
         warps=tiles.warps,
         stages=tiles.stages,
-    )
+    ).run()
+    return shares
 
 
 @triton.jit
 def _row_gradient_kernel(
-    grad_out,
-    q,
-    k,
-    v,
-    lse,
-    delta,
-    spread,
-    half_norm,
-    keep,
-    row_bias,
-    row_last,
-    blocks,
-    starts,
-    coarser_k,
-    coarser_v,
-    coarser_pull,
-    share_k,
-    share_v,
-    share_pull,
+    inputs,
+    terms,
+    kept,
+    lists,
+    coarser,
+    shares,
     scale,
-    heads,
-    key_heads,
-    queries,
-    tokens,
-    columns,
-    stride_gb,
-    stride_gh,
-    stride_gn,
-    stride_gd,
-    stride_qb,
-    stride_qh,
-    stride_qn,
-    stride_qd,
-    stride_kb,
-    stride_kh,
-    stride_kn,
-    stride_kd,
-    stride_vb,
-    stride_vh,
-    stride_vn,
-    stride_vd,
+    sizes,
+    strides,
     stride_spread,
     stride_rows,
     DIM: tl.constexpr,
@@ -234,6 +160,14 @@ def _row_gradient_kernel(
     CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    grad_out, q, k, v = inputs
+    lse, delta, spread, half_norm = terms
+    keep, row_bias, row_last = kept
+    blocks, starts = lists
+    coarser_k, coarser_v, coarser_pull = coarser
+    share_k, share_v, share_pull = shares
+    heads, key_heads, queries, tokens, columns = sizes
+    g_strides, q_strides, k_strides, v_strides = strides
     tiles_a_block: tl.constexpr = (BLOCK_ROWS + TILE_N - 1) // TILE_N
     block = tl.program_id(0) // tiles_a_block
     head = tl.program_id(1).to(tl.int64)
@@ -260,10 +194,10 @@ def _row_gradient_kernel(
         is_row = is_row & (count > 0)
     is_entry = is_row[:, None] & (d[None, :] < DIM)
     at = n[:, None].to(tl.int64)
-    k += b * stride_kb + key_head * stride_kh + first.to(tl.int64) * stride_kn
-    v += b * stride_vb + key_head * stride_vh + first.to(tl.int64) * stride_vn
-    keys = tl.load(k + at * stride_kn + d[None, :] * stride_kd, mask=is_entry, other=0.0)
-    values = tl.load(v + at * stride_vn + d[None, :] * stride_vd, mask=is_entry, other=0.0)
+    k += b * k_strides[0] + key_head * k_strides[1] + first.to(tl.int64) * k_strides[2]
+    v += b * v_strides[0] + key_head * v_strides[1] + first.to(tl.int64) * v_strides[2]
+    keys = tl.load(k + at * k_strides[2] + d[None, :] * k_strides[3], mask=is_entry, other=0.0)
+    values = tl.load(v + at * v_strides[2] + d[None, :] * v_strides[3], mask=is_entry, other=0.0)
 
     if keep is not None:
         bias = log_count[:, None] if SHIFT > 0 else None
@@ -291,8 +225,8 @@ def _row_gradient_kernel(
 
     m = tl.arange(0, TILE_M)
     first_head = b * heads + key_head * group
-    q += b * stride_qb + key_head * group * stride_qh
-    grad_out += b * stride_gb + key_head * group * stride_gh
+    q += b * q_strides[0] + key_head * group * q_strides[1]
+    grad_out += b * g_strides[0] + key_head * group * g_strides[1]
     nothing = tl.zeros((TILE_N, TILE_M), tl.float32)
     lists = head * (tl.num_programs(0) // tiles_a_block) + block
     starts += lists * (SHIFTS + 2) + SHIFT + 1
@@ -306,8 +240,10 @@ def _row_gradient_kernel(
         is_query = (query < queries) & (m < BLOCK_M)
         # A query that is not there is another one, without weight.
         place = tl.minimum(query, queries - 1)[:, None].to(tl.int64)
-        q_tile = load_whole(q + h * stride_qh + place * stride_qn, d[None, :] * stride_qd, DIM, DIM_TILE)
-        g_tile = load_whole(grad_out + h * stride_gh + place * stride_gn, d[None, :] * stride_gd, DIM, DIM_TILE)
+        q_tile = load_whole(q + h * q_strides[1] + place * q_strides[2], d[None, :] * q_strides[3], DIM, DIM_TILE)
+        g_tile = load_whole(
+            grad_out + h * g_strides[1] + place * g_strides[2], d[None, :] * g_strides[3], DIM, DIM_TILE
+        )
         of_head = (first_head + h) * queries
         lse_row = load_lse(lse + of_head, query, is_query)
         delta_row = tl.load(delta + of_head + query, mask=is_query, other=0.0)

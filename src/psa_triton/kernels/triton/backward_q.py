@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.dots import Backend, current_backend, dim_tile, dot, dot_precision
-from psa_triton.kernels.triton.backward import Attended
+from psa_triton.blocks import Blocks
+from psa_triton.gpu import dot
+from psa_triton.kernels.triton.operands import Operands, walk
 from psa_triton.kernels.triton.rows import (
     computed_once,
     count_pooled,
@@ -25,15 +26,27 @@ from psa_triton.kernels.triton.rows import (
     pooled_rows,
     query_rows,
     squared_norm,
-    strides,
     tile_rows,
     whole_tile,
     whole_tiles,
 )
 from psa_triton.kernels.triton.schedule import BlockLists
 from psa_triton.kernels.triton.tiles import backward_q_tiles
-from psa_triton.launch import Launch
-from psa_triton.pyramid.triton_kernels import first_row
+from psa_triton.pyramid.pooling_triton import first_row
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an attention gave, and the gradient that reached it."""
+
+    out: Tensor
+    """The output, `[B, Hq, Nq, D]`, any strides."""
+    lse: Tensor
+    """The log-sum-exp, float32 `[B, Hq, Nq]`, contiguous."""
+    grad_out: Tensor
+    """Shape and dtype of the output, any strides."""
+    grad_lse: Tensor | None
+    """Like the log-sum-exp; None if nothing depends on it."""
 
 
 @dataclass(frozen=True)
@@ -45,127 +58,45 @@ class QueryTerms:
     """`|q| ** 2 / 2`, where logits are corrected."""
 
 
-def query_gradient(attended: Attended, lists: BlockLists) -> tuple[Tensor, QueryTerms]:
+def query_gradient(
+    operands: Operands, results: Results, lists: BlockLists, blocks: Blocks, scale: float
+) -> tuple[Tensor, QueryTerms]:
     """Gradient of the queries, and what the gradient of keys and values needs of each.
 
     Args:
-        attended: the attention and its results' gradients.
+        operands: what was read.
+        results: what came of it.
         lists: what each query block reads, as for `forward.attend`.
 
     Returns:
         The gradient, shape and dtype of q, contiguous, and the terms.
     """
-    grad_q = attended.q.new_empty(attended.q.shape)
-    half_norm = None if attended.spread is None else torch.empty_like(attended.lse)
-    terms = QueryTerms(torch.empty_like(attended.lse), half_norm)
-    plan_query_gradient(attended, lists, grad_q, terms).run()
-    return grad_q, terms
-
-
-def plan_query_gradient(
-    attended: Attended, lists: BlockLists, grad_q: Tensor, terms: QueryTerms, *, backend: Backend | None = None
-) -> Launch:
-    """The launch behind `query_gradient`, for `backend` or that of this build of torch."""
-    q, k, block_m = attended.q, attended.k, attended.block_m
-    batch, heads, queries, dim = q.shape
-    backend = backend or current_backend()
-    tiles = backward_q_tiles(dim, q.dtype, block_m, backend)
-    return Launch(
-        _query_gradient_kernel,
-        (lists.starts.shape[2] * max(block_m // tiles.m, 1), batch * heads),
-        dict(
-            grad_out=attended.grad_out,
-            grad_lse=attended.grad_lse,
-            q=q,
-            k=k,
-            v=attended.v,
-            pooled_k=attended.pooled_k,
-            pooled_v=attended.pooled_v,
-            spread=attended.spread,
-            keep=attended.kept and attended.kept.keep,
-            row_bias=attended.kept and attended.kept.bias,
-            row_last=attended.kept and attended.kept.last,
-            out=attended.out,
-            lse=attended.lse,
-            blocks=lists.blocks,
-            starts=lists.starts,
-            grad_q=grad_q,
-            delta=terms.delta,
-            half_norm=terms.half_norm,
-            scale=attended.scale,
-            heads=heads,
-            group=heads // k.shape[1],
-            queries=queries,
-            tokens=k.shape[2],
-            columns=lists.blocks.shape[3],
-            **strides("g", attended.grad_out),
-            **strides("q", q),
-            **strides("k", k),
-            **strides("v", attended.v),
-            **strides("o", attended.out),
-        ),
-        dict(
-            DIM=dim,
-            DIM_TILE=dim_tile(dim),
-            BLOCK_M=block_m,
-            BLOCK_N=attended.block_n,
-            TILE_M=tiles.m,
-            TILE_N=tiles.n,
-            SHIFTS=lists.shifts,
-            CAUSAL=attended.is_causal,
-            PRECISION=dot_precision(q.dtype, backend),
-        ),
-        warps=tiles.warps,
-        stages=tiles.stages,
+    q, lse = operands.q, results.lse
+    grad_q = q.new_empty(q.shape)
+    terms = QueryTerms(torch.empty_like(lse), None if operands.spread is None else torch.empty_like(lse))
+    read = (results.grad_out, q, operands.k, operands.v, results.out)
+    arguments = dict(
+        grads=(results.grad_out, results.grad_lse),
+        results=(results.out, lse),
+        outputs=(grad_q, terms.delta, terms.half_norm),
+        scale=scale,
+        strides=tuple(x.stride() for x in read),
     )
+    tiles = backward_q_tiles(q.shape[3], q.dtype, blocks.m)
+    walk(_query_gradient_kernel, operands, lists, blocks, tiles, arguments, {})
+    return grad_q, terms
 
 
 @triton.jit
 def _query_gradient_kernel(
-    grad_out,
-    grad_lse,
-    q,
-    k,
-    v,
-    pooled_k,
-    pooled_v,
-    spread,
-    keep,
-    row_bias,
-    row_last,
-    out,
-    lse,
-    blocks,
-    starts,
-    grad_q,
-    delta,
-    half_norm,
+    grads,
+    operands,
+    results,
+    lists,
+    outputs,
     scale,
-    heads,
-    group,
-    queries,
-    tokens,
-    columns,
-    stride_gb,
-    stride_gh,
-    stride_gn,
-    stride_gd,
-    stride_qb,
-    stride_qh,
-    stride_qn,
-    stride_qd,
-    stride_kb,
-    stride_kh,
-    stride_kn,
-    stride_kd,
-    stride_vb,
-    stride_vh,
-    stride_vn,
-    stride_vd,
-    stride_ob,
-    stride_oh,
-    stride_on,
-    stride_od,
+    sizes,
+    strides,
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -176,6 +107,13 @@ def _query_gradient_kernel(
     CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    grad_out, grad_lse = grads
+    q, k, v, pooled_k, pooled_v, spread, keep, row_bias, row_last = operands
+    blocks, starts = lists
+    heads, group, queries, tokens, columns = sizes
+    out, lse = results
+    grad_q, delta, half_norm = outputs
+    g_strides, q_strides, k_strides, v_strides, o_strides = strides
     # Late query blocks see most under a causal mask: they start first, so that none is left running at the end.
     tile = tl.num_programs(0) - 1 - tl.program_id(0) if CAUSAL else tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
@@ -188,8 +126,8 @@ def _query_gradient_kernel(
 
     d = tl.arange(0, DIM_TILE)
     is_dim = d[None, :] < DIM
-    k += b * stride_kb + key_head * stride_kh
-    v += b * stride_vb + key_head * stride_vh
+    k += b * k_strides[0] + key_head * k_strides[1]
+    v += b * v_strides[0] + key_head * v_strides[1]
     padded = tl.cdiv(tokens, BLOCK_N) * BLOCK_N
     pooled = (b * (heads // group) + key_head) * first_row(SHIFTS, padded) if SHIFTS > 1 else 0
     pooled_k += pooled * DIM
@@ -203,12 +141,12 @@ def _query_gradient_kernel(
     first_query = tile.to(tl.int64) * min(BLOCK_M, TILE_M)
     m = tl.arange(0, TILE_M)[:, None].to(tl.int64)
     is_entry = (m < tl.minimum(queries - first_query, BLOCK_M)) & is_dim
-    q += b * stride_qb + h * stride_qh + first_query * stride_qn
-    q_tile = tl.load(q + m * stride_qn + d[None, :] * stride_qd, mask=is_entry, other=0.0)
-    grad_out += b * stride_gb + h * stride_gh + first_query * stride_gn
-    g_tile = tl.load(grad_out + m * stride_gn + d[None, :] * stride_gd, mask=is_entry, other=0.0)
-    out += b * stride_ob + h * stride_oh + first_query * stride_on
-    o_tile = tl.load(out + m * stride_on + d[None, :] * stride_od, mask=is_entry, other=0.0)
+    q += b * q_strides[0] + h * q_strides[1] + first_query * q_strides[2]
+    q_tile = tl.load(q + m * q_strides[2] + d[None, :] * q_strides[3], mask=is_entry, other=0.0)
+    grad_out += b * g_strides[0] + h * g_strides[1] + first_query * g_strides[2]
+    g_tile = tl.load(grad_out + m * g_strides[2] + d[None, :] * g_strides[3], mask=is_entry, other=0.0)
+    out += b * o_strides[0] + h * o_strides[1] + first_query * o_strides[2]
+    o_tile = tl.load(out + m * o_strides[2] + d[None, :] * o_strides[3], mask=is_entry, other=0.0)
     of_head = head * queries
     lse_row = load_lse(lse + of_head, query, is_query)
     delta_row = tl.sum(g_tile.to(tl.float32) * o_tile.to(tl.float32), axis=1)
@@ -225,11 +163,11 @@ def _query_gradient_kernel(
     total = tl.zeros((TILE_M, DIM_TILE), tl.float32)
     nothing = tl.zeros((TILE_M, TILE_N), tl.float32)
     n = tile_rows(BLOCK_N, TILE_N)
-    k_dim, v_dim = d[None, :] * stride_kd, d[None, :] * stride_vd
+    k_dim, v_dim = d[None, :] * k_strides[3], d[None, :] * v_strides[3]
     for t in range(0, whole_tiles(starts, BLOCK_N, TILE_N)):
         place = whole_tile(t, blocks, BLOCK_N, TILE_N) + n
-        keys = load_whole(k + place * stride_kn, k_dim, DIM, DIM_TILE)
-        values = load_whole(v + place * stride_vn, v_dim, DIM, DIM_TILE)
+        keys = load_whole(k + place * k_strides[2], k_dim, DIM, DIM_TILE)
+        values = load_whole(v + place * v_strides[2], v_dim, DIM, DIM_TILE)
         logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
         total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
 
@@ -239,8 +177,8 @@ def _query_gradient_kernel(
     for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
         token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, keep, tokens, BLOCK_N)
         place, mask = token[:, None].to(tl.int64), is_row[:, None] & is_dim
-        keys = tl.load(k + place * stride_kn + k_dim, mask=mask, other=0.0)
-        values = tl.load(v + place * stride_vn + v_dim, mask=mask, other=0.0)
+        keys = tl.load(k + place * k_strides[2] + k_dim, mask=mask, other=0.0)
+        values = tl.load(v + place * v_strides[2] + v_dim, mask=mask, other=0.0)
         logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
         seen = is_row[None, :]
         if CAUSAL:
@@ -287,7 +225,7 @@ def _query_gradient_kernel(
                 total = _accumulate(total, logits, g_tile, keys, values, lse_row, delta_row, nothing, PRECISION)
 
     if spread is not None:
-        q_tile = tl.load(q + m * stride_qn + d[None, :] * stride_qd, mask=is_entry, other=0.0)
+        q_tile = tl.load(q + m * q_strides[2] + d[None, :] * q_strides[3], mask=is_entry, other=0.0)
         total += (along * scale)[:, None] * q_tile.to(tl.float32)
     tl.store(grad_q + m * DIM + d[None, :], (total * scale).to(grad_q.dtype.element_ty), mask=is_entry)
 

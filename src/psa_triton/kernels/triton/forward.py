@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.dots import Backend, current_backend, dim_tile, dot, dot_precision
+from psa_triton.blocks import Blocks
+from psa_triton.gpu import dot
+from psa_triton.kernels.triton.operands import Operands, walk
 from psa_triton.kernels.triton.rows import (
     computed_once,
     count_pooled,
@@ -24,173 +26,40 @@ from psa_triton.kernels.triton.rows import (
     pooled_rows,
     query_rows,
     squared_norm,
-    strides,
     tile_rows,
     whole_tile,
     whole_tiles,
 )
 from psa_triton.kernels.triton.schedule import BlockLists
 from psa_triton.kernels.triton.tiles import forward_tiles
-from psa_triton.launch import Launch
-from psa_triton.pyramid.triton_kernels import KeptRows, first_row
+from psa_triton.pyramid.pooling_triton import first_row
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pooled_k: Tensor,
-    pooled_v: Tensor,
-    spread: Tensor | None,
-    kept: KeptRows | None,
-    lists: BlockLists,
-    *,
-    block_m: int,
-    block_n: int,
-    is_causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
     """Attention over the lists.
-
-    Args:
-        q: `[B, Hq, Nq, D]`, any strides.
-        k, v: `[B, Hkv, Nk, D]`, any strides.
-        pooled_k, pooled_v: their coarser levels, as `pyramid.triton_kernels.pool` makes them from level 2 on.
-        spread: of the rows of `pooled_k`, `pool_with_spread`'s, by which their logits are corrected; None for none.
-        kept: what a key mask leaves of tokens and rows; None if it leaves all.
-        lists: of the levels `[B, Hq, nq, nk]`.
-        block_m, block_n: tokens of a query block and of a key block.
-        is_causal: query `i` sees a group if its last kept token is at most `i + Nk - Nq`.
-        scale: factor of the logits.
 
     Returns:
         The output, shape, dtype and strides of q, and the log-sum-exp, float32 `[B, Hq, Nq]`.
     """
+    q = operands.q
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    plan_attend(
-        q,
-        k,
-        v,
-        pooled_k,
-        pooled_v,
-        spread,
-        kept,
-        lists,
-        out,
-        lse,
-        block_m=block_m,
-        block_n=block_n,
-        is_causal=is_causal,
-        scale=scale,
-    ).run()
+    tiles = forward_tiles(q.shape[3], q.dtype, blocks.m)
+    strides = (q.stride(), operands.k.stride(), operands.v.stride(), out.stride())
+    arguments = dict(out=out, lse=lse, scale=abs(scale) * math.log2(math.e), strides=strides)
+    walk(_attend_kernel, operands, lists, blocks, tiles, arguments, dict(NEGATIVE=scale < 0))
     return out, lse
-
-
-def plan_attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pooled_k: Tensor,
-    pooled_v: Tensor,
-    spread: Tensor | None,
-    kept: KeptRows | None,
-    lists: BlockLists,
-    out: Tensor,
-    lse: Tensor,
-    *,
-    block_m: int,
-    block_n: int,
-    is_causal: bool,
-    scale: float,
-    backend: Backend | None = None,
-) -> Launch:
-    """The launch behind `attend`, for `backend` or that of this build of torch."""
-    batch, heads, queries, dim = q.shape
-    backend = backend or current_backend()
-    tiles = forward_tiles(dim, q.dtype, block_m, backend)
-    return Launch(
-        _attend_kernel,
-        (lists.starts.shape[2] * max(block_m // tiles.m, 1), batch * heads),
-        dict(
-            q=q,
-            k=k,
-            v=v,
-            pooled_k=pooled_k,
-            pooled_v=pooled_v,
-            spread=spread,
-            keep=kept and kept.keep,
-            row_bias=kept and kept.bias,
-            row_last=kept and kept.last,
-            blocks=lists.blocks,
-            starts=lists.starts,
-            out=out,
-            lse=lse,
-            scale=abs(scale) * math.log2(math.e),
-            heads=heads,
-            group=heads // k.shape[1],
-            queries=queries,
-            tokens=k.shape[2],
-            columns=lists.blocks.shape[3],
-            **strides("q", q),
-            **strides("k", k),
-            **strides("v", v),
-            **strides("o", out),
-        ),
-        dict(
-            DIM=dim,
-            DIM_TILE=dim_tile(dim),
-            BLOCK_M=block_m,
-            BLOCK_N=block_n,
-            TILE_M=tiles.m,
-            TILE_N=tiles.n,
-            SHIFTS=lists.shifts,
-            CAUSAL=is_causal,
-            NEGATIVE=scale < 0,
-            PRECISION=dot_precision(q.dtype, backend),
-        ),
-        warps=tiles.warps,
-        stages=tiles.stages,
-    )
 
 
 @triton.jit
 def _attend_kernel(
-    q,
-    k,
-    v,
-    pooled_k,
-    pooled_v,
-    spread,
-    keep,
-    row_bias,
-    row_last,
-    blocks,
-    starts,
+    operands,
+    lists,
     out,
     lse,
     scale,
-    heads,
-    group,
-    queries,
-    tokens,
-    columns,
-    stride_qb,
-    stride_qh,
-    stride_qn,
-    stride_qd,
-    stride_kb,
-    stride_kh,
-    stride_kn,
-    stride_kd,
-    stride_vb,
-    stride_vh,
-    stride_vn,
-    stride_vd,
-    stride_ob,
-    stride_oh,
-    stride_on,
-    stride_od,
+    sizes,
+    strides,
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -202,6 +71,10 @@ def _attend_kernel(
     NEGATIVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    q, k, v, pooled_k, pooled_v, spread, keep, row_bias, row_last = operands
+    blocks, starts = lists
+    heads, group, queries, tokens, columns = sizes
+    q_strides, k_strides, v_strides, o_strides = strides
     # Late query blocks see most under a causal mask: they start first, so that none is left running at the end.
     tile = tl.num_programs(0) - 1 - tl.program_id(0) if CAUSAL else tl.program_id(0)
     head = tl.program_id(1)
@@ -215,9 +88,9 @@ def _attend_kernel(
 
     d = tl.arange(0, DIM_TILE)
     is_dim = d[None, :] < DIM
-    q += b * stride_qb + h * stride_qh
-    k += b * stride_kb + key_head * stride_kh
-    v += b * stride_vb + key_head * stride_vh
+    q += b * q_strides[0] + h * q_strides[1]
+    k += b * k_strides[0] + key_head * k_strides[1]
+    v += b * v_strides[0] + key_head * v_strides[1]
     padded = tl.cdiv(tokens, BLOCK_N) * BLOCK_N
     pooled = (b * key_heads + key_head) * first_row(SHIFTS, padded) if SHIFTS > 1 else 0
     pooled_k += pooled * DIM
@@ -228,7 +101,9 @@ def _attend_kernel(
         row_last += b * first_row(SHIFTS, padded)
 
     q_tile = tl.load(
-        q + query[:, None].to(tl.int64) * stride_qn + d[None, :] * stride_qd, mask=is_query[:, None] & is_dim, other=0.0
+        q + query[:, None].to(tl.int64) * q_strides[2] + d[None, :] * q_strides[3],
+        mask=is_query[:, None] & is_dim,
+        other=0.0,
     )
     if NEGATIVE:
         q_tile = -q_tile
@@ -241,11 +116,11 @@ def _attend_kernel(
     nothing = tl.zeros((TILE_M, TILE_N), tl.float32)
 
     n = tile_rows(BLOCK_N, TILE_N)
-    k_dim, v_dim = d[None, :] * stride_kd, d[None, :] * stride_vd
+    k_dim, v_dim = d[None, :] * k_strides[3], d[None, :] * v_strides[3]
     for t in range(0, whole_tiles(starts, BLOCK_N, TILE_N)):
         first = whole_tile(t, blocks, BLOCK_N, TILE_N)
-        keys = load_whole(k + first * stride_kn + n * stride_kn, k_dim, DIM, DIM_TILE)
-        values = load_whole(v + first * stride_vn + n * stride_vn, v_dim, DIM, DIM_TILE)
+        keys = load_whole(k + first * k_strides[2] + n * k_strides[2], k_dim, DIM, DIM_TILE)
+        values = load_whole(v + first * v_strides[2] + n * v_strides[2], v_dim, DIM, DIM_TILE)
         products = dot(q_tile, tl.trans(keys), nothing, PRECISION)
         top, mass, total = _accumulate(top, mass, total, products, scale, values, PRECISION)
 
@@ -253,15 +128,15 @@ def _attend_kernel(
     done = whole_tiles(starts, BLOCK_N, TILE_N) * TILE_N
     if CAUSAL:
         spoiled = _spoiled(
-            query, v, v_dim, stride_vn, is_dim, blocks, starts, keep, done, tokens, limit, BLOCK_N, TILE_N
+            query, v, v_dim, v_strides[2], is_dim, blocks, starts, keep, done, tokens, limit, BLOCK_N, TILE_N
         )
         total = tl.where(spoiled[:, None], float("nan"), total)
     # Few rows: one tile in flight saves the registers that the long loops need.
     for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
         token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, keep, tokens, BLOCK_N)
         place, mask = token[:, None].to(tl.int64), is_row[:, None] & is_dim
-        keys = tl.load(k + place * stride_kn + k_dim, mask=mask, other=0.0)
-        values = tl.load(v + place * stride_vn + v_dim, mask=mask, other=0.0)
+        keys = tl.load(k + place * k_strides[2] + k_dim, mask=mask, other=0.0)
+        values = tl.load(v + place * v_strides[2] + v_dim, mask=mask, other=0.0)
         logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
         seen = is_row[None, :]
         if CAUSAL:
@@ -302,8 +177,8 @@ def _attend_kernel(
     is_empty = mass == 0.0  # the query saw nothing
     mass = tl.where(is_empty, 1.0, mass)
     total = total / mass[:, None]
-    out += b * stride_ob + h * stride_oh
-    out_tile = out + query[:, None].to(tl.int64) * stride_on + d[None, :] * stride_od
+    out += b * o_strides[0] + h * o_strides[1]
+    out_tile = out + query[:, None].to(tl.int64) * o_strides[2] + d[None, :] * o_strides[3]
     tl.store(out_tile, total.to(out.dtype.element_ty), mask=is_query[:, None] & is_dim)
     natural = tl.where(is_empty, float("-inf"), (top + tl.log2(mass)) * 0.6931471805599453)
     tl.store(lse + head.to(tl.int64) * queries + query, natural, mask=is_query)
@@ -329,7 +204,7 @@ def _spoiled(
     query,
     v,
     v_dim,
-    stride_vn,
+    v_step,
     is_dim,
     blocks,
     starts,
@@ -348,7 +223,7 @@ def _spoiled(
     for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
         token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, keep, tokens, BLOCK_N)
         place = token[:, None].to(tl.int64)
-        values = tl.load(v + place * stride_vn + v_dim, mask=is_row[:, None] & is_dim, other=0.0)
+        values = tl.load(v + place * v_step + v_dim, mask=is_row[:, None] & is_dim, other=0.0)
         is_bad = tl.min(_is_finite(values).to(tl.int32), axis=1) == 0
         sees_bad = is_bad[None, :] & (token[None, :] <= limit[:, None])
         spoiled = tl.maximum(spoiled, tl.max(sees_bad.to(tl.int32), axis=1))

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
-
-def strides(name: str, x: Tensor) -> dict[str, int]:
-    """The strides of `[B, H, N, D]` as kernel arguments."""
-    return {f"stride_{name}{axis}": step for axis, step in zip("bhnd", x.stride(), strict=True)}
 
 
 @triton.jit

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.launch import Launch
+from psa_triton.blocks import Blocks
+from psa_triton.gpu import Launch
 
 _CHUNK = 2048
 """Blocks of a row that are sorted into segments at a time."""
@@ -35,71 +36,44 @@ class BlockLists:
     """Number of levels, `1 + log2(coarsest)`."""
 
 
-@dataclass(frozen=True)
-class Frontier:
-    """What decides which pairs of blocks are whole, and which masks hide."""
-
-    block_m: int
-    block_n: int
-    queries: int
-    tokens: int
-    is_causal: bool
-    kept: Tensor | None = None
-    """int32 `[B, columns]`, tokens of each block that a key mask leaves; None if it leaves all."""
-
-
-def list_blocks(levels: Tensor, shifts: int, frontier: Frontier | None) -> BlockLists:
+def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists:
     """The lists of every row of `levels`.
 
     Args:
         levels: int8 `[B, H, rows, columns]`, any strides; what is no level up to `2 ** (shifts - 1)` is not listed.
         shifts: number of levels, `1 + log2(coarsest)`.
-        frontier: to keep whole blocks at level 1 apart and to leave out what masks hide wholly; None lists all that has
-            a level, and leaves segment 0 empty.
+        split: to keep whole blocks at level 1 apart and to leave out what masks hide wholly; None lists all that has a
+            level, and leaves segment 0 empty.
     """
-    lists = empty_lists(levels, shifts)
-    plan_list_blocks(levels, lists, frontier).run()
-    return lists
-
-
-def empty_lists(levels: Tensor, shifts: int) -> BlockLists:
-    """Room for the lists of `levels`."""
-    blocks = torch.empty(levels.shape, dtype=torch.int32, device=levels.device)
-    starts = torch.empty(*levels.shape[:3], shifts + 2, dtype=torch.int32, device=levels.device)
-    return BlockLists(blocks, starts, shifts)
-
-
-def plan_list_blocks(levels: Tensor, lists: BlockLists, frontier: Frontier | None) -> Launch:
-    """The launch behind `list_blocks`."""
     batch, heads, rows, columns = levels.shape
-    f = frontier or Frontier(1, 1, 0, 0, is_causal=False)
-    return Launch(
+    blocks = torch.empty(levels.shape, dtype=torch.int32, device=levels.device)
+    starts = torch.empty(batch, heads, rows, shifts + 2, dtype=torch.int32, device=levels.device)
+    of = split or Blocks(1, 1, 0, 0)
+    kept = of.kept()
+    Launch(
         _list_blocks_kernel,
         (rows, batch * heads),
         dict(
             levels=levels,
-            blocks=lists.blocks,
-            starts=lists.starts,
-            kept=f.kept,
+            blocks=blocks,
+            starts=starts,
+            kept=None if kept is None else kept.int(),
             heads=heads,
             columns=columns,
-            queries=f.queries,
-            tokens=f.tokens,
-            stride_b=levels.stride(0),
-            stride_h=levels.stride(1),
-            stride_i=levels.stride(2),
-            stride_j=levels.stride(3),
+            queries=of.queries,
+            tokens=of.keys,
+            level_strides=levels.stride(),
         ),
         dict(
-            BLOCK_M=f.block_m,
-            BLOCK_N=f.block_n,
-            SHIFTS=lists.shifts,
-            SPLIT=frontier is not None,
-            CAUSAL=f.is_causal,
+            BLOCK_M=of.m,
+            BLOCK_N=of.n,
+            SHIFTS=shifts,
+            SPLIT=split is not None,
+            CAUSAL=of.is_causal,
             CHUNK=min(triton.next_power_of_2(columns), _CHUNK),
         ),
-        warps=4,
-    )
+    ).run()
+    return BlockLists(blocks, starts, shifts)
 
 
 @triton.jit
@@ -112,10 +86,7 @@ def _list_blocks_kernel(
     columns,
     queries,
     tokens,
-    stride_b,
-    stride_h,
-    stride_i,
-    stride_j,
+    level_strides,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SHIFTS: tl.constexpr,
@@ -126,7 +97,7 @@ def _list_blocks_kernel(
     i = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     row = head * tl.num_programs(0) + i
-    levels += (head // heads) * stride_b + (head % heads) * stride_h + i.to(tl.int64) * stride_i
+    levels += (head // heads) * level_strides[0] + (head % heads) * level_strides[1] + i.to(tl.int64) * level_strides[2]
     blocks += row * columns
     starts += row * (SHIFTS + 2)
 
@@ -138,7 +109,7 @@ def _list_blocks_kernel(
         if SPLIT or segment > 0:
             for chunk in range(0, columns, CHUNK):
                 j = chunk + tl.arange(0, CHUNK)
-                level = tl.load(levels + j.to(tl.int64) * stride_j, mask=j < columns, other=0)
+                level = tl.load(levels + j.to(tl.int64) * level_strides[3], mask=j < columns, other=0)
                 listed = level == (1 << max(segment - 1, 0))
                 if CAUSAL:
                     listed = listed & (j * BLOCK_N <= last_limit)

@@ -5,6 +5,5 @@ from __future__ import annotations
 from psa_triton.levels.budget.errors import expected_errors
 from psa_triton.levels.budget.ladder import ladder
 from psa_triton.levels.budget.levels import budget_levels
-from psa_triton.levels.budget.sharing import Scope
 
-__all__ = ["Scope", "budget_levels", "expected_errors", "ladder"]
+__all__ = ["budget_levels", "expected_errors", "ladder"]

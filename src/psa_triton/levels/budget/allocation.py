@@ -3,7 +3,8 @@
 Every key block offers a ladder of levels, coarse to fine. Each step up has a price, the groups that it adds, and a
 rate, the error that it avoids per group. Where rates fall from step to step, the best choice at its own total price is
 to take every step whose rate, times the row's weight of the block, exceeds one threshold. So a row is one number, found
-by halving; where rates would rise, steps are merged first (`benefit_rates`), which no best choice would take apart.
+by halving; where rates would rise, steps are merged first (`ladder.benefit_rates`), which no best choice would take
+apart. Rows may share a limit: then all pay up to the same threshold.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from psa_triton.config import BudgetScope
 
 HALVINGS: Final = 31
 """Halvings of a range of floats, numbered by their bits, until two neighbours are left."""
@@ -21,34 +23,10 @@ SMALLEST: Final = 0x00800000
 """Bits of the smallest normal float32: no threshold is less, so what avoids no error is not read."""
 LARGEST: Final = 0x7F7FFFFF
 """Bits of the largest finite float32: no benefit exceeds it."""
-_CHEAP: Final = 1e-3
-"""What a step that adds no group, as in a short last block, counts as."""
+_SHARING: Final = {"head": (-1,), "layer": (-2, -1)}
+"""Dimensions of `[B, Hq, nq]` that share a budget."""
 _PAIRS_AT_A_TIME: Final = 1 << 17
 """Block pairs whose benefits exist at a time, so that they stay in a cache."""
-
-
-def benefit_rates(errors: Tensor, prices: Tensor) -> Tensor:
-    """Error avoided per price by each step of a ladder, steps merged until it falls from step to step.
-
-    These are the slopes of the lower convex hull of the points (price so far, error), by the min-max formula of
-    isotonic regression: the least, over the levels at which a merged step may start, of the greatest mean slope from
-    there over the step.
-
-    Args:
-        errors: float32 `[..., S + 1]`, finite and at least 0, coarsest level first.
-        prices: int32 `[..., S]` of the steps, at least 0, broadcast with `errors`.
-
-    Returns:
-        float32 `[..., S]`, at least 0, not rising. Steps without a price count as very cheap.
-    """
-    totals = F.pad(prices.cumsum(-1), (1, 0)).float()
-    # Mean slopes from every level (second to last dimension) to every finer one (last dimension).
-    slopes = (errors[..., :, None] - errors[..., None, :]) / (totals[..., None, :] - totals[..., :, None]).clamp(
-        min=_CHEAP
-    )
-    not_finer = torch.ones(slopes.shape[-2:], dtype=torch.bool, device=errors.device).tril()
-    to_level_or_finer = slopes.masked_fill_(not_finer, -torch.inf).flip(-1).cummax(-1).values.flip(-1)
-    return to_level_or_finer.masked_fill_(not_finer, torch.inf).amin(-2)[..., 1:].clamp_(min=0)
 
 
 def allocate(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> Tensor:
@@ -89,7 +67,30 @@ def prices_above(thresholds: Tensor, weights: Tensor, rates: Tensor, prices: Ten
     return totals
 
 
-def least_threshold(fits: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+def share_limits(limits: Tensor, costs: Tensor, scope: BudgetScope, prices_above: Callable[[Tensor], Tensor]) -> Tensor:
+    """Limits that together cost as much, given to the rows that gain most.
+
+    Args:
+        limits: int32 `[B, Hq, nq]`, groups that each row may read by itself.
+        costs: float64 `[nq]`, what a group read by a row counts.
+        scope: `row` leaves the limits as they are; `head` and `layer` share them among these rows.
+        prices_above: float32 thresholds `[B, Hq, nq]` -> int32, the groups that each row reads at its threshold.
+
+    Returns:
+        int32 `[B, Hq, nq]`.
+    """
+    if scope == "row":
+        return limits
+    shared = _SHARING[scope]
+    allowed = (limits * costs).sum(shared, keepdim=True)
+
+    def fits(threshold: Tensor) -> Tensor:
+        return (prices_above(threshold.expand(limits.shape)) * costs).sum(shared, keepdim=True) <= allowed
+
+    return prices_above(_least_threshold(fits, allowed).expand(limits.shape))
+
+
+def _least_threshold(fits: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
     """The least float32 for which `fits` is true, each for itself, in the shape of `like`; no waiting for the device.
 
     Args:
@@ -118,7 +119,7 @@ def _parts(rates: Tensor, prices: Tensor, *rows: Tensor) -> Iterator[tuple[tuple
 def _allocate_rows(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> Tensor:
     limits = limits[:, None]
     scratch = torch.empty_like(weights)
-    threshold = least_threshold(lambda t: _price_above(t, weights, rates, prices, scratch) <= limits, limits)
+    threshold = _least_threshold(lambda t: _price_above(t, weights, rates, prices, scratch) <= limits, limits)
     steps = torch.zeros(weights.shape, dtype=torch.int8, device=weights.device)
     ties = torch.zeros_like(steps)
     tied_price = torch.zeros(weights.shape, dtype=torch.int32, device=weights.device)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from psa_triton.impl import Impl, resolve_impl
-from psa_triton.kept import kept_count
+from psa_triton.blocks import Blocks
+from psa_triton.impl import Impl
 from psa_triton.levels.budget.ladder import ladder
 from psa_triton.levels.budget.spread import group_spread
 
@@ -22,9 +21,7 @@ UNKNOWN: Final = 1e12
 """Error of not reading a block that holds NaN or inf in full: dense attention would show them."""
 
 
-def expected_errors(
-    q: Tensor, k: Tensor, v: Tensor, *, block_n: int, scale: float, key_mask: Tensor | None = None, impl: Impl = "auto"
-) -> Tensor:
+def expected_errors(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, *, scale: float, impl: Impl) -> Tensor:
     """Squared error of the output per squared attention mass on a key block, at each level of the ladder.
 
     A group read as its mean misses how its values vary with its logits. With `within` the spread of the values inside
@@ -39,21 +36,23 @@ def expected_errors(
     Args:
         q: `[B, Hq, Nq, D]`.
         k, v: `[B, Hkv, Nk, D]`.
-        block_n: tokens of a key block.
+        blocks: which they are. A key block that a mask leaves out has no errors.
         scale: of the logits.
-        key_mask: bool `[B, Nk]`, which keys are there; None if all are. A block without one has no errors.
-        impl: `triton` (a GPU kernel), any other (the same torch code), or `auto`; see `resolve_impl`.
+        impl: `triton` (a GPU kernel) or any other (the same torch code).
 
     Returns:
-        float32 `[B, Hq, nk, S + 1]` in the order of `ladder(block_n)`, finite; 0 at level 1.
+        float32 `[B, Hq, nk, S + 1]` in the order of `ladder(blocks.n)`, finite; 0 at level 1.
     """
-    spread = _group_spread(resolve_impl(impl, q))
-    key_spread, _ = spread(k, block_n=block_n, key_mask=key_mask)
-    value_spread, means = spread(v, block_n=block_n, key_mask=key_mask)
-    is_there = None if key_mask is None else (kept_count(key_mask, block_n) > 0)[:, None, :, None]
+    spread = group_spread
+    if impl == "triton":
+        from psa_triton.levels.budget.spread_triton import group_spread as spread
+    key_spread, _ = spread(k, blocks)
+    value_spread, means = spread(v, blocks)
+    kept = blocks.kept()
+    is_there = None if kept is None else (kept > 0)[:, None, :, None]
     dropped = value_spread[..., -1:] + _distance_from_centre(means, is_there)
     # Spreads come finest first, and may end with that of 128 tokens, which is no level.
-    pooled = len(ladder(block_n)) - 2
+    pooled = len(ladder(blocks.n)) - 2
     key_spread, within = (x[..., :pooled].flip(-1) for x in (key_spread, value_spread))
 
     key_spread, within, dropped = (
@@ -63,14 +62,6 @@ def expected_errors(
     errors = torch.cat([dropped, -ALIGNMENT * torch.expm1(-SHARPNESS * variance) * within], dim=-1)
     errors = errors.nan_to_num_(nan=UNKNOWN).clamp_(0, UNKNOWN)
     return F.pad(errors if is_there is None else errors.masked_fill_(~is_there, 0), (0, 1))
-
-
-def _group_spread(impl: Impl) -> Callable[..., tuple[Tensor, Tensor]]:
-    if impl != "triton":
-        return group_spread
-    from psa_triton.levels.budget import triton_kernels
-
-    return triton_kernels.group_spread
 
 
 def _distance_from_centre(means: Tensor, is_there: Tensor | None) -> Tensor:

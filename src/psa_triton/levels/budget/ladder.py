@@ -1,14 +1,19 @@
-"""The levels that a budget chooses among, and what each costs."""
+"""The levels that a budget chooses among, what each step between them costs, and what it saves."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from psa_triton.blocks import block_lengths
+from psa_triton.blocks import Blocks, block_lengths
 from psa_triton.kept import kept_count
 from psa_triton.ratios import COARSEST_LEVEL
+
+_CHEAP: Final = 1e-3
+"""What a step that adds no group, as in a short last block, counts as."""
 
 
 def ladder(block_n: int) -> tuple[int, ...]:
@@ -17,17 +22,42 @@ def ladder(block_n: int) -> tuple[int, ...]:
     return (0, *(coarsest >> step for step in range(coarsest.bit_length())))
 
 
-def step_prices(key_tokens: int, block_n: int, device: torch.device, key_mask: Tensor | None = None) -> Tensor:
+def step_prices(blocks: Blocks, device: torch.device) -> Tensor:
     """Groups that each step up the ladder adds for each key block: int32 `[1, S, nk]`.
 
-    With a key mask, bool `[B, Nk]`, groups that hold a kept key: `[B, S, nk]`.
+    With a key mask groups that hold a kept key: `[B, S, nk]`.
     """
-    if key_mask is not None:
+    steps = ladder(blocks.n)[1:]
+    if blocks.key_mask is not None:
         # Which groups of 1, 2, 4, ... tokens are there, then how many of them in each block.
-        keep = F.pad(key_mask, (0, -key_tokens % block_n))
-        is_there = {level: keep.unflatten(-1, (-1, level)).any(-1) for level in ladder(block_n)[1:]}
-        counts = [kept_count(groups, block_n // level).int() for level, groups in is_there.items()]
-        return torch.stack([torch.zeros_like(counts[0]), *counts], dim=1).diff(dim=1)
-    lengths = block_lengths(key_tokens, block_n, device).int()
-    groups = [torch.zeros_like(lengths), *((lengths + level - 1) // level for level in ladder(block_n)[1:])]
-    return torch.stack(groups).diff(dim=0)[None]
+        keep = F.pad(blocks.key_mask, (0, -blocks.keys % blocks.n))
+        is_there = {level: keep.unflatten(-1, (-1, level)).any(-1) for level in steps}
+        groups = [kept_count(found, blocks.n // level).int() for level, found in is_there.items()]
+    else:
+        lengths = block_lengths(blocks.keys, blocks.n, device).int()[None]
+        groups = [(lengths + level - 1) // level for level in steps]
+    return torch.stack([torch.zeros_like(groups[0]), *groups], dim=1).diff(dim=1)
+
+
+def benefit_rates(errors: Tensor, prices: Tensor) -> Tensor:
+    """Error avoided per price by each step of a ladder, steps merged until it falls from step to step.
+
+    These are the slopes of the lower convex hull of the points (price so far, error), by the min-max formula of
+    isotonic regression: the least, over the levels at which a merged step may start, of the greatest mean slope from
+    there over the step.
+
+    Args:
+        errors: float32 `[..., S + 1]`, finite and at least 0, coarsest level first.
+        prices: int32 `[..., S]` of the steps, at least 0, broadcast with `errors`.
+
+    Returns:
+        float32 `[..., S]`, at least 0, not rising. Steps without a price count as very cheap.
+    """
+    totals = F.pad(prices.cumsum(-1), (1, 0)).float()
+    # Mean slopes from every level (second to last dimension) to every finer one (last dimension).
+    slopes = (errors[..., :, None] - errors[..., None, :]) / (totals[..., None, :] - totals[..., :, None]).clamp(
+        min=_CHEAP
+    )
+    not_finer = torch.ones(slopes.shape[-2:], dtype=torch.bool, device=errors.device).tril()
+    to_level_or_finer = slopes.masked_fill_(not_finer, -torch.inf).flip(-1).cummax(-1).values.flip(-1)
+    return to_level_or_finer.masked_fill_(not_finer, torch.inf).amin(-2)[..., 1:].clamp_(min=0)

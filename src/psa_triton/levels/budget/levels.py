@@ -8,14 +8,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from psa_triton.impl import Impl, resolve_impl
-from psa_triton.importance.rows import BlockGrid
-from psa_triton.kept import kept_count
+from psa_triton.blocks import Blocks
+from psa_triton.config import BudgetScope
+from psa_triton.impl import Impl
 from psa_triton.levels.budget import allocation
-from psa_triton.levels.budget.allocation import benefit_rates
-from psa_triton.levels.budget.ladder import ladder, step_prices
+from psa_triton.levels.budget.allocation import share_limits
+from psa_triton.levels.budget.ladder import benefit_rates, ladder, step_prices
 from psa_triton.levels.budget.limits import row_limits
-from psa_triton.levels.budget.sharing import Scope, share_limits
 
 DOUBT: Final = 0.03
 """Share of the importance that may lie anywhere, since a few queries stand for all; measured."""
@@ -24,13 +23,13 @@ DOUBT: Final = 0.03
 def budget_levels(
     importance: Tensor,
     errors: Tensor,
-    grid: BlockGrid,
-    *,
+    blocks: Blocks,
     budget: float,
-    prefix_tokens: int = 0,
-    keep_first_block: bool = False,
-    scope: Scope = "row",
-    impl: Impl = "auto",
+    *,
+    prefix_tokens: int,
+    keep_first_block: bool,
+    scope: BudgetScope,
+    impl: Impl,
 ) -> Tensor:
     """Levels that minimise the sum of `importance^2 * errors` over each row, at a density of at most `budget`.
 
@@ -41,47 +40,48 @@ def budget_levels(
     Args:
         importance: float32 `[B, Hq, nq, nk]`, 0 to 1, as from `block_importance`.
         errors: float32 `[B, Hq, nk, S + 1]`, as from `expected_errors`.
-        grid: sizes, and whether a causal mask hides blocks.
+        blocks: which they are.
         budget: density of the levels, as `read_density` counts it, mean over the queries of a head; exceeded only if
             exempt blocks and the most important ones alone do. A larger one never gives a block a coarser level.
         prefix_tokens: see `exempt_levels`.
         keep_first_block: likewise.
         scope: among which rows the budget is shared: each has its own, or all `row`s of a `head` or of all heads of a
             `layer` (one batch entry) have one, so that rows of peaked attention leave more to the others.
-        impl: `triton` (a GPU kernel), any other (the same torch code), or `auto`; see `resolve_impl`. All
-            give the same levels. Rows of more than 4096 blocks always take the torch code.
+        impl: `triton` (a GPU kernel) or any other (the same torch code), with the same levels. Rows of more than 4096
+            blocks always take the torch code.
 
     Returns:
-        int8 `[B, Hq, nq, nk]`, levels of `ladder(grid.block_n)`. The same on every run; nothing waits for the device.
+        int8 `[B, Hq, nq, nk]`, levels of `ladder(blocks.n)`. The same on every run; nothing waits for the device.
     """
     first = importance.argmax(-1, keepdim=True)  # of equals the first by position
     limits, costs, free = row_limits(
-        budget, grid, first, prefix_tokens=prefix_tokens, keep_first_block=keep_first_block
+        budget, blocks, first, prefix_tokens=prefix_tokens, keep_first_block=keep_first_block
     )
-    prices = step_prices(grid.key_tokens, grid.block_n, importance.device, grid.key_mask)
+    prices = step_prices(blocks, importance.device)
     rates = benefit_rates(errors, prices.mT[:, None]).mT.contiguous()
-    weights = torch.lerp(importance, _even(importance, grid), DOUBT)
+    weights = torch.lerp(importance, _even(importance, blocks), DOUBT)
     weights = weights.square_().masked_fill_(~free, 0).scatter_(-1, first, 0)
-    allocate, prices_above = _implementation(impl, weights)
+    allocate, prices_above = _implementation(impl, weights.shape[-1])
     limits = share_limits(limits, costs, scope, lambda thresholds: prices_above(thresholds, weights, rates, prices))
     steps = allocate(weights, rates, prices, limits)
-    coarsest = ladder(grid.block_n)[1]
+    coarsest = ladder(blocks.n)[1]
     levels = (coarsest >> (steps - 1).clamp_(min=0)).masked_fill_(steps == 0, 0).to(torch.int8)
     return levels.scatter_(-1, first, free.expand(levels.shape).gather(-1, first).to(torch.int8))
 
 
-def _even(importance: Tensor, grid: BlockGrid) -> Tensor:
+def _even(importance: Tensor, blocks: Blocks) -> Tensor:
     """Importance that is the same for all blocks that are there."""
-    if grid.key_mask is None:
-        return torch.full_like(importance[0, 0], 1 / grid.key_blocks)
-    key_blocks = (kept_count(grid.key_mask, grid.block_n) > 0).sum(-1).clamp(min=1)
-    return (1 / key_blocks.double()).to(importance.dtype)[:, None, None, None].expand_as(importance)
+    kept = blocks.kept()
+    if kept is None:
+        return torch.full_like(importance[0, 0], 1 / blocks.columns)
+    there = (kept > 0).sum(-1).clamp(min=1)
+    return (1 / there.double()).to(importance.dtype)[:, None, None, None].expand_as(importance)
 
 
-def _implementation(impl: Impl, weights: Tensor) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    if resolve_impl(impl, weights) == "triton":
-        from psa_triton.levels.budget import triton_kernels
+def _implementation(impl: Impl, blocks: int) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    if impl == "triton":
+        from psa_triton.levels.budget import allocation_triton
 
-        if weights.shape[-1] <= triton_kernels.LONGEST_ROW:
-            return triton_kernels.allocate, triton_kernels.prices_above
+        if blocks <= allocation_triton.LONGEST_ROW:
+            return allocation_triton.allocate, allocation_triton.prices_above
     return allocation.allocate, allocation.prices_above

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from psa_triton.blocks import block_lengths
-from psa_triton.importance.rows import BlockGrid
-from psa_triton.kept import kept_before, kept_count
-from psa_triton.levels.densities import read_shares, visible_keys
+from psa_triton.blocks import Blocks, block_lengths
+from psa_triton.levels.densities import read_shares
 from psa_triton.levels.exemptions import exempt_levels
 
 _FREE = 2
@@ -19,7 +17,7 @@ _SLACK = 1e-6
 
 
 def row_limits(
-    budget: float, grid: BlockGrid, first: Tensor, *, prefix_tokens: int, keep_first_block: bool
+    budget: float, blocks: Blocks, first: Tensor, *, prefix_tokens: int, keep_first_block: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Groups that each row may read of the blocks that are not read in full anyway.
 
@@ -28,7 +26,7 @@ def row_limits(
     keeps to the budget.
 
     Args:
-        budget, grid, prefix_tokens, keep_first_block: as `budget_levels`'s.
+        budget, blocks, prefix_tokens, keep_first_block: as `budget_levels`'s.
         first: int64 `[B, Hq, nq, 1]`, the block of each row that is read in full whatever it costs.
 
     Returns:
@@ -36,48 +34,26 @@ def row_limits(
         factor, float64 `[nq]`; and which block pairs are not exempt, bool `[nq, nk]`. With a key mask `[B, 1, nq]` and
         `[B, 1, nq, nk]`.
     """
-    device = first.device
-    key_mask = grid.key_mask
-    items = () if key_mask is None else (len(key_mask), 1)
-    levels = exempt_levels(
-        torch.full((*items, grid.query_blocks, grid.key_blocks), _FREE, dtype=torch.int8, device=device),
-        block_m=grid.block_m,
-        block_n=grid.block_n,
-        query_tokens=grid.query_tokens,
-        key_tokens=grid.key_tokens,
-        prefix_tokens=prefix_tokens,
-        keep_first_block=keep_first_block,
-        is_causal=grid.is_causal,
-        key_mask=key_mask,
-    )
+    items = () if blocks.key_mask is None else (len(blocks.key_mask), 1)
+    levels = torch.full((*items, blocks.rows, blocks.columns), _FREE, dtype=torch.int8, device=first.device)
+    levels = exempt_levels(levels, blocks, prefix_tokens=prefix_tokens, keep_first_block=keep_first_block)
     free = levels == _FREE
-    visible = visible_keys(grid.query_tokens, grid.key_tokens, grid.is_causal, device)
-    shares = read_shares(
-        levels.masked_fill(free, 0),
-        visible,
-        block_m=grid.block_m,
-        block_n=grid.block_n,
-        key_tokens=grid.key_tokens,
-        key_mask=key_mask,
-    )
-    lengths = block_lengths(grid.key_tokens, grid.block_n, device)
-    if key_mask is not None:
-        visible, lengths = kept_before(key_mask, visible)[:, None], kept_count(key_mask, grid.block_n)[:, None, None]
+    shares, visible = read_shares(levels.masked_fill(free, 0), blocks)
+    kept = blocks.kept()
+    lengths = block_lengths(blocks.keys, blocks.n, first.device) if kept is None else kept[:, None, None]
     seeing = visible > 0
     a_group = (1 / visible.double()).masked_fill(~seeing, 0)
     queries, exempt, a_group = (
-        F.pad(x.double(), (0, grid.query_blocks * grid.block_m - grid.query_tokens))
-        .unflatten(-1, (-1, grid.block_m))
-        .sum(-1)
+        F.pad(x.double(), (0, blocks.rows * blocks.m - blocks.queries)).unflatten(-1, (-1, blocks.m)).sum(-1)
         for x in (seeing, shares, a_group)
     )
     # A free block is seen whole, by all queries of its row.
     of_first = free.expand(*first.shape[:2], -1, -1).gather(-1, first).squeeze(-1)
     of_first = of_first * lengths.expand(*first.shape[:3], -1).gather(-1, first).squeeze(-1)
-    kept = exempt + of_first * a_group
-    available = _fill_to_mean(kept, queries, budget) * queries - kept
+    spent = exempt + of_first * a_group
+    available = _fill_to_mean(spent, queries, budget) * queries - spent
     limits = (available / a_group.clamp(min=torch.finfo(a_group.dtype).tiny) + _SLACK).floor()
-    return limits.clamp(0, grid.key_tokens).int(), a_group, free
+    return limits.clamp(0, blocks.keys).int(), a_group, free
 
 
 def _fill_to_mean(amounts: Tensor, counts: Tensor, mean: float) -> Tensor:

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psa_triton.attention import level_choice, psa_attention
+from psa_triton.attention import psa_attention
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
+from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance import block_importance, estimation_cost
-from psa_triton.kernels import attend_levels
+from psa_triton.kernels import Reading, attend
+from psa_triton.levels import coarsest_level
 from psa_triton.tools.bench.clock import median_seconds
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
@@ -148,20 +150,10 @@ def _flex_functions(x: AttentionInputs, config: PSAConfig, density: float) -> di
 
 def _attend(x: AttentionInputs, settings: Settings, levels: Tensor) -> Tensor:
     assert x.v is not None
-    choice = level_choice(settings.config)
-    out, _ = attend_levels(
-        x.q,
-        x.k,
-        x.v,
-        levels,
-        block_m=choice.block_m,
-        block_n=choice.block_n,
-        coarsest=choice.coarsest,
-        is_causal=x.is_causal,
-        scale=x.q.shape[-1] ** -0.5,
-        pool_correction=settings.config.pool_correction,
-        impl=settings.impl,
-    )
+    config, impl = settings.config, resolve_impl(settings.impl, x.q)
+    blocks = Blocks.of(x.q, x.k, config.block_m, config.block_n, x.is_causal)
+    reading = Reading(x.q.shape[-1] ** -0.5, config.pool_correction, coarsest_level(config), impl)
+    out, _ = attend(x.q, x.k, x.v, levels, blocks, reading)
     return out
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from psa_triton.attention import level_choice, token_orders
+from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.inputs import check_attention_inputs
-from psa_triton.levels import choose_levels, read_density
-from psa_triton.ordering import TokenOrder
+from psa_triton.levels import levels_of, read_density
+from psa_triton.ordering import TokenOrder, token_orders
 
 Grid = tuple[int, int, int]
 
@@ -105,19 +105,13 @@ class AttentionInputs:
 
     def choose_levels(self, config: PSAConfig, impl: Impl = "auto") -> Tensor:
         """As `psa_attention` does, for tokens as they stand: int8 `[B, Hq, nq, nk]`."""
-        settings = dict(scale=self.q.shape[-1] ** -0.5, prefix_tokens=self.prefix_tokens, is_causal=self.is_causal)
-        return choose_levels(self.q, self.k, level_choice(config), v=self.v, impl=impl, **settings)
+        return levels_of(
+            self.q, self.k, self.v, config, impl=impl, prefix_tokens=self.prefix_tokens, is_causal=self.is_causal
+        )
 
     def density(self, levels: Tensor, config: PSAConfig) -> Tensor:
         """Groups read over keys visible, float32 `[B, Hq]`."""
-        return read_density(
-            levels,
-            block_m=config.block_m,
-            block_n=config.block_n,
-            query_tokens=self.q.shape[2],
-            key_tokens=self.k.shape[2],
-            is_causal=self.is_causal,
-        )
+        return read_density(levels, Blocks.of(self.q, self.k, config.block_m, config.block_n, self.is_causal))
 
     def _reordered(self, config: PSAConfig) -> bool:
         return config.use_rearrange and (self.grid is not None or config.rearrange_method == "SemanticAware")

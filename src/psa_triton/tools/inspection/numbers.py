@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from psa_triton.blocks import visible_blocks
+from psa_triton.blocks import Blocks
 from psa_triton.tools.inspection.inspect import HeadInspection, Inspection
 
 SCHEMA_VERSION: Final = 1
@@ -62,7 +62,7 @@ def visible_pairs(inspection: Inspection, head: HeadInspection) -> Tensor:
         return torch.ones_like(head.levels, dtype=torch.bool)
     config = inspection.config
     tokens = len(head.query_places), len(head.key_places)
-    return visible_blocks(*tokens, config.block_m, config.block_n, head.levels.device, is_causal=True)[0]
+    return Blocks(config.block_m, config.block_n, *tokens, is_causal=True).visible(head.levels.device)
 
 
 def level_shares(inspection: Inspection, head: HeadInspection, levels: Sequence[int]) -> list[LevelShare]:

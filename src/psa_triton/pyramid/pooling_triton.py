@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.launch import Launch
+from psa_triton.gpu import Launch
 from psa_triton.pyramid.spread import SPREAD_LEVELS
 
 _TOKENS = 64
@@ -22,8 +22,7 @@ def pooled_rows(tokens: int, block_n: int, finest: int, coarsest: int) -> int:
     return sum(blocks * (block_n >> s) for s in range(_log2(finest), _log2(coarsest) + 1))
 
 
-@dataclass(frozen=True)
-class KeptRows:
+class KeptRows(NamedTuple):
     """What a key mask leaves of tokens, and of the rows of levels from 2 on."""
 
     keep: Tensor
@@ -34,15 +33,27 @@ class KeptRows:
     """int32 `[B, R]`: the last kept token of each row; -1 without one."""
 
 
-def empty_kept_rows(key_mask: Tensor, block_n: int, coarsest: int) -> KeptRows:
-    """`key_mask`, bool `[B, N]`, with room for what it leaves of rows."""
+def kept_rows(key_mask: Tensor, block_n: int, coarsest: int) -> KeptRows:
+    """What `key_mask`, bool `[B, N]`, leaves of tokens and rows; arguments of `pool`."""
     batch, tokens = key_mask.shape
+    padded = -(-tokens // block_n) * block_n
     rows = (batch, pooled_rows(tokens, block_n, 2, coarsest))
     bias = torch.empty(rows, dtype=torch.float32, device=key_mask.device)
-    return KeptRows(key_mask.to(torch.int8).contiguous(), bias, torch.empty_like(bias, dtype=torch.int32))
+    kept = KeptRows(key_mask.to(torch.int8).contiguous(), bias, torch.empty_like(bias, dtype=torch.int32))
+    if coarsest > 1:
+        Launch(
+            _kept_rows_kernel,
+            (triton.cdiv(padded, _TOKENS), batch),
+            dict(keep=kept.keep, bias=bias, last=kept.last, tokens=tokens, padded=padded),
+            dict(COARSEST=_log2(coarsest), TILE=_TOKENS),
+            warps=1,
+        ).run()
+    return kept
 
 
-def pool(x: Tensor, *, block_n: int, coarsest: int, finest: int = 2, keep: Tensor | None = None) -> Tensor:
+def pool(
+    x: Tensor, block_n: int, coarsest: int, keep: Tensor | None, *, finest: int = 2, with_spread: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Means of the true tokens of every group, all levels one after another, finest first.
 
     Level `l` has `ceil(N / block_n) * block_n / l` rows, group `g` (tokens `g * l` to `g * l + l - 1`) at row `g`; rows
@@ -52,76 +63,22 @@ def pool(x: Tensor, *, block_n: int, coarsest: int, finest: int = 2, keep: Tenso
         x: keys or values `[B, H, N, D]`, any strides.
         block_n: tokens of a key block, a power of two.
         coarsest: the last level, a power of two from `finest` to `min(block_n, 64)`.
-        finest: the first level.
         keep: int8 `[B, N]`, which tokens are true ones; None if all are.
+        finest: the first level.
+        with_spread: whether the spread of each row is wanted, as `pyramid.spread.write_spread` defines it.
 
     Returns:
-        `[B, H, pooled_rows(N, block_n, finest, coarsest), D]`, contiguous, dtype of `x`.
+        `[B, H, R, D]`, contiguous, dtype of `x`, where `R = pooled_rows(N, block_n, finest, coarsest)`; and the spread,
+        float32 `[B, H, R]`, or None.
     """
-    out = x.new_empty(*x.shape[:2], pooled_rows(x.shape[2], block_n, finest, coarsest), x.shape[3])
-    plan_pool(x, out, block_n=block_n, finest=finest, coarsest=coarsest, keep=keep).run()
-    return out
-
-
-def pool_with_spread(x: Tensor, *, block_n: int, coarsest: int, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`pool` from level 2 on, with the spread of each row as `pyramid.spread.write_spread` defines it.
-
-    Returns:
-        The means, and the spread of the same rows, float32 `[B, H, R]`.
-    """
-    shape = (*x.shape[:2], pooled_rows(x.shape[2], block_n, 2, coarsest))
-    out, spread = x.new_empty(*shape, x.shape[3]), x.new_empty(shape, dtype=torch.float32)
-    plan_pool(x, out, spread, block_n=block_n, finest=2, coarsest=coarsest, keep=keep).run()
-    return out, spread
-
-
-def write_kept_rows(kept: KeptRows, *, block_n: int, coarsest: int) -> None:
-    """Write what `kept.keep` leaves of each row to the rest of it."""
-    plan_kept_rows(kept, block_n=block_n, coarsest=coarsest).run()
-
-
-def plan_kept_rows(kept: KeptRows, *, block_n: int, coarsest: int) -> Launch:
-    """The launch behind `write_kept_rows`."""
-    batch, tokens = kept.keep.shape
-    padded = -(-tokens // block_n) * block_n
-    return Launch(
-        _kept_rows_kernel,
-        (triton.cdiv(padded, _TOKENS), batch),
-        dict(keep=kept.keep, bias=kept.bias, last=kept.last, tokens=tokens, padded=padded),
-        dict(COARSEST=_log2(coarsest), TILE=_TOKENS),
-        warps=1,
-    )
-
-
-def plan_pool(
-    x: Tensor,
-    out: Tensor,
-    spread: Tensor | None = None,
-    *,
-    block_n: int,
-    finest: int,
-    coarsest: int,
-    keep: Tensor | None = None,
-) -> Launch:
-    """The launch behind `pool` and `pool_with_spread`."""
     batch, heads, tokens, dim = x.shape
     padded = -(-tokens // block_n) * block_n
-    return Launch(
+    out = x.new_empty(batch, heads, pooled_rows(tokens, block_n, finest, coarsest), dim)
+    spread = x.new_empty(out.shape[:3], dtype=torch.float32) if with_spread else None
+    Launch(
         _pool_kernel,
         (triton.cdiv(padded, _TOKENS), batch * heads),
-        dict(
-            x=x,
-            out=out,
-            spread=spread,
-            keep=keep,
-            heads=heads,
-            tokens=tokens,
-            padded=padded,
-            stride_b=x.stride(0),
-            stride_h=x.stride(1),
-            stride_n=x.stride(2),
-            stride_d=x.stride(3),
-        ),
+        dict(x=x, out=out, spread=spread, keep=keep, heads=heads, tokens=tokens, padded=padded, x_strides=x.stride()),
         dict(
             DIM=dim,
             DIM_TILE=triton.next_power_of_2(dim),
@@ -130,8 +87,8 @@ def plan_pool(
             SPREAD_COARSEST=_log2(SPREAD_LEVELS[-1]),
             TILE=_TOKENS,
         ),
-        warps=4,
-    )
+    ).run()
+    return out, spread
 
 
 def _log2(level: int) -> int:
@@ -153,10 +110,7 @@ def _pool_kernel(
     heads,
     tokens,
     padded,
-    stride_b,
-    stride_h,
-    stride_n,
-    stride_d,
+    x_strides,
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     FINEST: tl.constexpr,
@@ -168,14 +122,14 @@ def _pool_kernel(
     head = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, DIM_TILE)
     t = first + tl.arange(0, TILE)
-    x += (head // heads) * stride_b + (head % heads) * stride_h
+    x += (head // heads) * x_strides[0] + (head % heads) * x_strides[1]
     is_there = t < tokens
     sizes = None
     if keep is not None:
         is_there = tl.load(keep + (head // heads) * tokens + t, mask=is_there, other=0) != 0
         sizes = is_there.to(tl.int32)
     inside = is_there[:, None] & (d[None, :] < DIM)
-    total = tl.load(x + t[:, None].to(tl.int64) * stride_n + d[None, :] * stride_d, mask=inside, other=0.0).to(
+    total = tl.load(x + t[:, None].to(tl.int64) * x_strides[2] + d[None, :] * x_strides[3], mask=inside, other=0.0).to(
         tl.float32
     )
 

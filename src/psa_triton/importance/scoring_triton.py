@@ -8,43 +8,34 @@ The two steps in the middle form the same logits: a row's log-sum-exp must be kn
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.dots import current_backend, dim_tile, dot, dot_precision
-from psa_triton.importance.rows import BlockGrid, Estimate
-from psa_triton.importance.tiles import scoring_tiles
+from psa_triton.blocks import Blocks
+from psa_triton.gpu import Launch, current_backend, dim_tile, dot, dot_precision
+from psa_triton.importance.estimators import Estimate
 from psa_triton.kept import first_kept
-from psa_triton.launch import Launch
-from psa_triton.pyramid.triton_kernels import plan_pool
+from psa_triton.pyramid.pooling_triton import pool
 
 _MOST_ROWS = 64
 """Rows that may stand for a block: they must fit every tile."""
 _RESOLVED = 32
 """Rows whose tokens one program resolves."""
+_LOG2_E = math.log2(math.e)
 _CHUNK = 1024
 """Blocks of a row that are normalised at a time."""
 
 
-def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, scale: float) -> Tensor:
+def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale: float) -> Tensor:
     """What `scoring.score_blocks` computes; same arguments and result.
 
     Raises:
         ValueError: a block that more than 64 rows stand for, such as one of 512 tokens for `sampled`.
     """
-    launches, importance = plan_score_blocks(q, k, estimate, grid, scale=scale)
-    for launch in launches:
-        launch.run()
-    return importance
-
-
-def plan_score_blocks(
-    q: Tensor, k: Tensor, estimate: Estimate, grid: BlockGrid, *, scale: float
-) -> tuple[list[Launch], Tensor]:
-    """The launches behind `score_blocks`, in their order, and what they fill."""
     query_rows, key_rows = estimate.query_rows, estimate.key_rows
     for name, per_block in (("block_m", query_rows.per_block), ("block_n", key_rows.per_block)):
         if per_block > _MOST_ROWS:
@@ -52,45 +43,56 @@ def plan_score_blocks(
                 f"{name}: GPU kernels expect blocks that at most {_MOST_ROWS} rows stand for, got {per_block} rows; "
                 f"use smaller blocks, or impl='reference'"
             )
-    launches = []
     if key_rows.group > 1:
-        means = k.new_empty(*k.shape[:2], len(key_rows.tokens), k.shape[3])
-        keep = None if grid.key_mask is None else grid.key_mask.to(torch.int8).contiguous()
-        group = key_rows.group
-        launches.append(plan_pool(k, means, block_n=group, finest=group, coarsest=group, keep=keep))
-        k = means
-    query_tokens = q.new_empty(*q.shape[:2], *query_rows.tokens.shape, dtype=torch.int32)
-    key_tokens = k.new_empty(*k.shape[:2], *key_rows.tokens.shape[-2:], dtype=torch.int32)
-    launches.append(_plan_resolve_tokens(q, query_rows.tokens, query_tokens))
-    launches.append(_plan_resolve_tokens(k, key_rows.tokens, key_tokens))
-
+        keep = None if blocks.key_mask is None else blocks.key_mask.to(torch.int8).contiguous()
+        k, _ = pool(k, key_rows.group, key_rows.group, keep, finest=key_rows.group)
+    query_tokens, key_tokens = (_resolve_tokens(q, query_rows.tokens), _resolve_tokens(k, key_rows.tokens))
     log_sums = q.new_empty(query_tokens.shape[:3], dtype=torch.float32)
-    importance = q.new_empty(*q.shape[:2], grid.query_blocks, grid.key_blocks, dtype=torch.float32)
-    tensors: dict[str, Tensor | None] = dict(
-        q=q,
-        k=k,
-        query_tokens=query_tokens,
-        key_tokens=key_tokens,
+    mass = q.new_empty(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32)
+    log_count = None if key_rows.log_count is None else (key_rows.log_count * _LOG2_E).contiguous()
+    rows, width = query_rows.tokens.shape
+    columns, dim = key_tokens.shape[2], q.shape[3]
+    tiles = _tiles(dim, width, q.dtype)
+    arguments = dict(
+        inputs=(q, k),
+        tokens=(query_tokens, key_tokens),
         newest=query_rows.newest,
         needs=key_rows.needs.contiguous(),
-        log_count=None if key_rows.log_count is None else (key_rows.log_count * math.log2(math.e)).contiguous(),
+        log_count=log_count,
         log_sums=log_sums,
-        mass=importance,
+        mass=mass,
+        scale=scale / width * _LOG2_E,
+        last_log_count=key_rows.last_log_count * _LOG2_E,
+        sizes=(q.shape[1], q.shape[1] // k.shape[1], rows, columns, blocks.queries, blocks.keys),
+        stride_needs=columns if key_rows.needs.dim() == 2 else 0,
+        strides=(q.stride(), k.stride()),
     )
+    constants = dict(
+        DIM=dim,
+        PART=tiles.part,
+        WIDTH=width,
+        BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n,
+        PER_M=query_rows.per_block,
+        PER_N=key_rows.per_block,
+        TILE_M=tiles.m,
+        TILE_N=tiles.n,
+        CAUSAL=blocks.is_causal,
+        PRECISION=dot_precision(q.dtype),
+    )
+    grid = (triton.cdiv(rows, tiles.m), q.shape[0] * q.shape[1])
     for reduce in ("none", estimate.reduce):
-        launches.append(_plan_score(tensors, estimate, grid, reduce, scale))
-    launches.append(_plan_normalise(importance, grid))
-    return launches, importance
+        Launch(_score_kernel, grid, arguments, constants | {"REDUCE": reduce}, tiles.warps, tiles.stages).run()
+    _normalise(mass, blocks)
+    return mass
 
 
-def _plan_resolve_tokens(x: Tensor, tokens: Tensor, resolved: Tensor) -> Launch:
-    """Write `tokens`, `[R, w]` or `[B, R, w]`, for every head of `x` to `resolved [B, H, R, w]`.
-
-    It is -1 in rows that hold NaN or inf.
-    """
+def _resolve_tokens(x: Tensor, tokens: Tensor) -> Tensor:
+    """`tokens`, `[R, w]` or `[B, R, w]`, for every head of `x`: int32 `[B, H, R, w]`, -1 in rows with NaN or inf."""
     batch, heads, _, dim = x.shape
     rows, width = tokens.shape[-2:]
-    return Launch(
+    resolved = x.new_empty(batch, heads, rows, width, dtype=torch.int32)
+    Launch(
         _resolve_tokens_kernel,
         (triton.cdiv(rows, _RESOLVED), batch * heads),
         dict(
@@ -100,77 +102,60 @@ def _plan_resolve_tokens(x: Tensor, tokens: Tensor, resolved: Tensor) -> Launch:
             heads=heads,
             rows=rows,
             stride_tb=rows * width if tokens.dim() == 3 else 0,
-            **_strides("x", x),
+            x_strides=x.stride(),
         ),
         dict(DIM=dim, DIM_TILE=dim_tile(dim), WIDTH=width, TILE=_RESOLVED),
-    )
+    ).run()
+    return resolved
 
 
-def _plan_score(
-    tensors: dict[str, Tensor | None], estimate: Estimate, grid: BlockGrid, reduce: str, scale: float
-) -> Launch:
-    q, k = tensors["q"], tensors["k"]
-    assert q is not None and k is not None
-    query_rows, key_rows = estimate.query_rows, estimate.key_rows
-    (rows, width), columns = query_rows.tokens.shape, key_rows.tokens.shape[-2]
-    batch, heads, _, dim = q.shape
-    tiles = scoring_tiles(dim, width, q.dtype)
-    return Launch(
-        _score_kernel,
-        (triton.cdiv(rows, tiles.m), batch * heads),
-        dict(
-            **tensors,
-            scale=scale / width * math.log2(math.e),
-            last_log_count=key_rows.last_log_count * math.log2(math.e),
-            heads=heads,
-            group=heads // k.shape[1],
-            rows=rows,
-            columns=columns,
-            queries=grid.query_tokens,
-            keys=grid.key_tokens,
-            stride_needs=columns if key_rows.needs.dim() == 2 else 0,
-            **_strides("q", q),
-            **_strides("k", k),
-        ),
-        dict(
-            DIM=dim,
-            PART=tiles.part,
-            WIDTH=width,
-            BLOCK_M=grid.block_m,
-            BLOCK_N=grid.block_n,
-            PER_M=query_rows.per_block,
-            PER_N=key_rows.per_block,
-            TILE_M=tiles.m,
-            TILE_N=tiles.n,
-            CAUSAL=grid.is_causal,
-            REDUCE=reduce,
-            PRECISION=dot_precision(q.dtype, current_backend()),
-        ),
-        warps=tiles.warps,
-        stages=tiles.stages,
-    )
-
-
-def _plan_normalise(mass: Tensor, grid: BlockGrid) -> Launch:
+def _normalise(mass: Tensor, blocks: Blocks) -> None:
     first_keys = None
-    if grid.key_mask is not None:
-        first_keys = first_kept(grid.key_mask, grid.block_n).clamp_(max=grid.key_tokens).int()
-    return Launch(
+    if blocks.key_mask is not None:
+        first_keys = first_kept(blocks.key_mask, blocks.n).clamp_(max=blocks.keys).int()
+    Launch(
         _normalise_kernel,
-        (mass.numel() // grid.key_blocks,),
+        (mass.numel() // blocks.columns,),
         dict(
             mass=mass,
             first_keys=first_keys,
             rows_per_item=mass.shape[1] * mass.shape[2],
-            queries=grid.query_tokens,
-            keys=grid.key_tokens,
+            queries=blocks.queries,
+            keys=blocks.keys,
         ),
-        dict(BLOCK_M=grid.block_m, BLOCK_N=grid.block_n, CAUSAL=grid.is_causal, CHUNK=_CHUNK),
-    )
+        dict(BLOCK_M=blocks.m, BLOCK_N=blocks.n, CAUSAL=blocks.is_causal, CHUNK=_CHUNK),
+    ).run()
 
 
-def _strides(name: str, x: Tensor) -> dict[str, int]:
-    return {f"stride_{name}{axis}": step for axis, step in zip("bhnd", x.stride(), strict=True)}
+class _Tiles(NamedTuple):
+    """Hardware choices of the scoring kernel, which do not change results."""
+
+    m: int
+    """Query rows of a tile."""
+    n: int
+    """Key rows of a tile."""
+    part: int
+    """Channels of a token that are multiplied at a time."""
+    warps: int
+    """Warps that share a tile."""
+    stages: int
+    """Tiles whose loads are in flight."""
+
+
+def _tiles(dim: int, width: int, dtype: torch.dtype) -> _Tiles:
+    """For rows of `width` tokens, on what this build of torch runs on.
+
+    Chosen so that nothing spills. Where a row is one short token, query rows are loaded once and several programs fit
+    on a multiprocessor: one multiplies while another reduces. Longer rows are loaded again for every tile of key rows,
+    which is larger so that they are loaded less often.
+    """
+    channels = dim_tile(dim)
+    is_hip = current_backend() == "hip"
+    if dtype == torch.float32:
+        return _Tiles(64, 64, min(channels, 32), 4, 1 if is_hip else 2)
+    if width == 1 and channels <= 128:
+        return _Tiles(128, 64, channels, 8, 2 if is_hip else 3)
+    return _Tiles(128, 128, min(channels, 64), 8, 2 if is_hip else 3)
 
 
 @triton.jit
@@ -181,10 +166,7 @@ def _resolve_tokens_kernel(
     heads,
     rows,
     stride_tb,
-    stride_xb,
-    stride_xh,
-    stride_xn,
-    stride_xd,
+    x_strides,
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -193,14 +175,14 @@ def _resolve_tokens_kernel(
     r = tl.program_id(0) * TILE + tl.arange(0, TILE)
     head = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, DIM_TILE)
-    x += (head // heads) * stride_xb + (head % heads) * stride_xh
+    x += (head // heads) * x_strides[0] + (head % heads) * x_strides[1]
     tokens += (head // heads) * stride_tb
     resolved += head * rows * WIDTH
     inside = (r[:, None] < rows) & (d[None, :] < DIM)
     exponent = tl.zeros((TILE,), tl.int32)  # the largest of a row; that of NaN and inf has all bits set
     for t in range(WIDTH):
         token = tl.load(tokens + r * WIDTH + t, mask=r < rows, other=0)
-        values = tl.load(x + token[:, None] * stride_xn + d[None, :] * stride_xd, mask=inside, other=0.0)
+        values = tl.load(x + token[:, None] * x_strides[2] + d[None, :] * x_strides[3], mask=inside, other=0.0)
         exponent = tl.maximum(exponent, tl.max(values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7F800000, axis=1))
     for t in range(WIDTH):
         token = tl.load(tokens + r * WIDTH + t, mask=r < rows, other=0)
@@ -209,10 +191,8 @@ def _resolve_tokens_kernel(
 
 @triton.jit
 def _score_kernel(
-    q,
-    k,
-    query_tokens,
-    key_tokens,
+    inputs,
+    tokens,
     newest,
     needs,
     log_count,
@@ -220,21 +200,9 @@ def _score_kernel(
     mass,
     scale,
     last_log_count,
-    heads,
-    group,
-    rows,
-    columns,
-    queries,
-    keys,
+    sizes,
     stride_needs,
-    stride_qb,
-    stride_qh,
-    stride_qn,
-    stride_qd,
-    stride_kb,
-    stride_kh,
-    stride_kn,
-    stride_kd,
+    strides,
     DIM: tl.constexpr,
     PART: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -249,13 +217,17 @@ def _score_kernel(
     PRECISION: tl.constexpr,
 ):
     """One tile of query rows against all key rows in sight: `log_sums` if REDUCE is none, else `mass` from them."""
+    q, k = inputs
+    query_tokens, key_tokens = tokens
+    heads, group, rows, columns, queries, keys = sizes
+    q_strides, k_strides = strides
     PARTS: tl.constexpr = (DIM + PART - 1) // PART
     # Late rows see most under a causal mask: they start first, so that none is left running at the end.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     b, h = head // heads, head % heads
-    q += b * stride_qb + h * stride_qh
-    k += b * stride_kb + h // group * stride_kh
+    q += b * q_strides[0] + h * q_strides[1]
+    k += b * k_strides[0] + h // group * k_strides[1]
     query_tokens += head * rows * WIDTH
     key_tokens += (b * (heads // group) + h // group) * columns * WIDTH
     needs += b * stride_needs
@@ -268,7 +240,7 @@ def _score_kernel(
     r = tile * TILE_M + tl.arange(0, TILE_M)
     limit = tl.load(newest + r, mask=r < rows, other=0).to(tl.int32) + keys - queries
     if PARTS * WIDTH == 1:
-        query_tile = _load_rows(q, query_tokens, r, rows, 0, stride_qn, stride_qd, DIM, PART, WIDTH)
+        query_tile = _load_rows(q, query_tokens, r, rows, 0, q_strides[2], q_strides[3], DIM, PART, WIDTH)
     top = tl.full((TILE_M,), -3.0e38, tl.float32)  # finite, so that a row that has seen nothing meets no inf - inf
     total = tl.zeros((TILE_M,), tl.float32)
     if REDUCE != "none":
@@ -279,12 +251,12 @@ def _score_kernel(
         c = first + tl.arange(0, TILE_N)
         products = tl.zeros((TILE_M, TILE_N), tl.float32)
         if PARTS * WIDTH == 1:
-            key_tile = _load_rows(k, key_tokens, c, columns, 0, stride_kn, stride_kd, DIM, PART, WIDTH)
+            key_tile = _load_rows(k, key_tokens, c, columns, 0, k_strides[2], k_strides[3], DIM, PART, WIDTH)
             products = dot(query_tile, tl.trans(key_tile), products, PRECISION)
         else:
             for p in range(PARTS * WIDTH):
-                query_part = _load_rows(q, query_tokens, r, rows, p, stride_qn, stride_qd, DIM, PART, WIDTH)
-                key_part = _load_rows(k, key_tokens, c, columns, p, stride_kn, stride_kd, DIM, PART, WIDTH)
+                query_part = _load_rows(q, query_tokens, r, rows, p, q_strides[2], q_strides[3], DIM, PART, WIDTH)
+                key_part = _load_rows(k, key_tokens, c, columns, p, k_strides[2], k_strides[3], DIM, PART, WIDTH)
                 products = dot(query_part, tl.trans(key_part), products, PRECISION)
 
         # A row that is not finite is read as zeros. Its probability is that of logit 0, its pairs' mass is inf.

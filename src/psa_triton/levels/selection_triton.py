@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.launch import Launch
-from psa_triton.levels.shares import MASS_BITS, Shares
+from psa_triton.gpu import Launch
+from psa_triton.levels.selection import MASS_BITS, Shares
 
 LONGEST_ROW = 4096
 """Blocks of the longest row that sorts in registers."""
@@ -27,12 +27,6 @@ def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
     """
     importance = importance.contiguous()
     levels = torch.empty_like(importance, dtype=torch.int8)
-    plan_assign_levels(importance, shares, levels).run()
-    return levels
-
-
-def plan_assign_levels(importance: Tensor, shares: Shares, levels: Tensor) -> Launch:
-    """The launch behind `assign_levels`."""
     blocks = importance.shape[-1]
     rows = importance.numel() // blocks
     width = max(triton.next_power_of_2(blocks), _SHORTEST_ROW)
@@ -43,7 +37,7 @@ def plan_assign_levels(importance: Tensor, shares: Shares, levels: Tensor) -> La
         like = torch.empty(items, dtype=torch.int64, device=importance.device)
         columns = [x.reshape(-1) if isinstance(x, Tensor) else torch.full_like(like, x) for x in numbers]
         of_items, numbers = torch.stack(columns, dim=-1), [0] * len(numbers)
-    return Launch(
+    Launch(
         _assign_levels_kernel,
         (rows,),
         dict(
@@ -57,7 +51,8 @@ def plan_assign_levels(importance: Tensor, shares: Shares, levels: Tensor) -> La
         ),
         dict(LEVELS=shares.levels, BY_MASS=shares.by_mass, MASS_BITS=MASS_BITS, WIDTH=width),
         warps=8 if width > 1024 else 4,
-    )
+    ).run()
+    return levels
 
 
 @triton.jit

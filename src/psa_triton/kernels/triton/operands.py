@@ -1,0 +1,85 @@
+"""What all attention kernels read, and how the two that walk the lists of query blocks are launched."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from psa_triton.blocks import Blocks
+from psa_triton.gpu import Launch, dim_tile, dot_precision
+from psa_triton.kernels.reading import Reading
+from psa_triton.kernels.triton.schedule import BlockLists
+from psa_triton.kernels.triton.tiles import Tiles
+from psa_triton.pyramid.pooling_triton import kept_rows, pool
+
+
+class Operands(NamedTuple):
+    """An attention's inputs, pooled: what kernels take as one argument."""
+
+    q: Tensor
+    """`[B, Hq, Nq, D]`, any strides, as are k and v."""
+    k: Tensor
+    v: Tensor
+    """`[B, Hkv, Nk, D]`."""
+    pooled_k: Tensor
+    pooled_v: Tensor
+    """Their levels from 2 on, as `pool` makes them; k and v, which no kernel reads as such, if there are none."""
+    spread: Tensor | None
+    """Of the rows of `pooled_k`, by which their logits are corrected; None for none."""
+    keep: Tensor | None
+    """`KeptRows.keep`, as `bias` and `last` are below; None if there is no key mask."""
+    row_bias: Tensor | None
+    row_last: Tensor | None
+
+
+def pooled_operands(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, reading: Reading) -> Operands:
+    """The operands of q, k and v, with all levels up to `reading.coarsest`."""
+    n, coarsest = blocks.n, reading.coarsest
+    kept = (None, None, None) if blocks.key_mask is None else kept_rows(blocks.key_mask, n, coarsest)
+    pooled_k, spread, pooled_v = k, None, v
+    if coarsest > 1:
+        pooled_k, spread = pool(k, n, coarsest, kept[0], with_spread=reading.pool_correction != "none")
+        pooled_v, _ = pool(v, n, coarsest, kept[0])
+    return Operands(q, k, v, pooled_k, pooled_v, spread, *kept)
+
+
+def walk(
+    kernel: Any,
+    operands: Operands,
+    lists: BlockLists,
+    blocks: Blocks,
+    tiles: Tiles,
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+) -> None:
+    """Launch a kernel whose programs hold a tile of queries each, and walk what its query block reads.
+
+    Args:
+        kernel: the kernel.
+        operands: what it reads.
+        lists: of the levels `[B, Hq, nq, nk]`.
+        blocks: which they are.
+        tiles: how it cuts its work.
+        arguments: its own, beside those that all such kernels have.
+        constants: likewise.
+    """
+    batch, heads, queries, dim = operands.q.shape
+    shared = dict(
+        operands=operands,
+        lists=(lists.blocks, lists.starts),
+        sizes=(heads, heads // operands.k.shape[1], queries, blocks.keys, blocks.columns),
+    )
+    sizes = dict(
+        DIM=dim,
+        DIM_TILE=dim_tile(dim),
+        BLOCK_M=blocks.m,
+        BLOCK_N=blocks.n,
+        TILE_M=tiles.m,
+        TILE_N=tiles.n,
+        SHIFTS=lists.shifts,
+        CAUSAL=blocks.is_causal,
+        PRECISION=dot_precision(operands.q.dtype),
+    )
+    grid = (blocks.rows * max(blocks.m // tiles.m, 1), batch * heads)
+    Launch(kernel, grid, shared | arguments, sizes | constants, tiles.warps, tiles.stages).run()
