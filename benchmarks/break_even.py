@@ -26,8 +26,8 @@ from psa_triton.blocks import Blocks
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.levels import read_density
 from psa_triton.presets import load_presets_file
-from psa_triton.tools.bench.clock import seconds_by_round
 from psa_triton.tools.bench.inputs import local_inputs
+from psa_triton.tools.clock import seconds_by_round
 from psa_triton.tools.shapes import AttentionShape, known_shapes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -18,7 +18,7 @@ from psa_triton.blocks import Blocks
 from psa_triton.impl import resolve_impl
 from psa_triton.levels import levels_of
 from psa_triton.levels.budget import budget_levels, expected_errors
-from psa_triton.tools.bench.clock import median_seconds
+from psa_triton.tools.clock import median_seconds
 
 HEADS: Final = 2
 DIM: Final = 128

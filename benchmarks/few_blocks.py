@@ -7,17 +7,13 @@ that there are enough of these in 1,152 tokens. The presets of language models s
 
 from __future__ import annotations
 
-import argparse
 import math
-import shlex
-import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import torch
 import torch.nn.functional as F
+from harness import Report, Run, heading, options, table
 from tensors.tiny_wan import tiny_wan_cases
 from torch import Tensor
 
@@ -25,9 +21,7 @@ from psa_triton import PSAConfig, load_preset
 from psa_triton.attention import sparse_attention
 from psa_triton.blocks import Blocks
 from psa_triton.levels import read_density
-from psa_triton.tools.machine import hardware
 
-RESULTS = Path(__file__).parent / "results"
 BLOCK_M: Final = 64
 BLOCK_N: Final = 32
 GRIDS: Final = {
@@ -43,6 +37,7 @@ GRIDS: Final = {
 }
 """Frames, height and width by the number of key blocks."""
 Case = tuple[Tensor, Tensor, Tensor]
+Grid = tuple[int, int, int]
 
 
 def presets(section: str, names: tuple[str, ...]) -> dict[str, PSAConfig]:
@@ -51,7 +46,7 @@ def presets(section: str, names: tuple[str, ...]) -> dict[str, PSAConfig]:
     return {name: config.replace(**changes) for name, config in loaded.items() if config is not None}
 
 
-def video_cases(grid: tuple[int, int, int]) -> Iterator[Case]:
+def video_cases(grid: Grid) -> Iterator[Case]:
     """The first corner of that size of every second layer's tensors."""
     t, h, w = grid
     for case in list(tiny_wan_cases())[::2]:
@@ -61,7 +56,7 @@ def video_cases(grid: tuple[int, int, int]) -> Iterator[Case]:
         yield q, k, v
 
 
-def smooth_cases(grid: tuple[int, int, int], seeds: int = 6) -> Iterator[Case]:
+def smooth_cases(grid: Grid, seeds: int = 6) -> Iterator[Case]:
     """Gaussian noise on every fourth point of the grid, interpolated."""
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
@@ -71,7 +66,7 @@ def smooth_cases(grid: tuple[int, int, int], seeds: int = 6) -> Iterator[Case]:
         yield q, k, v
 
 
-def walk_cases(grid: tuple[int, int, int], seeds: int = 6) -> Iterator[Case]:
+def walk_cases(grid: Grid, seeds: int = 6) -> Iterator[Case]:
     """Noise and its running sum: near tokens are alike."""
     for seed in range(seeds):
         noise = torch.randn(3, 1, 2, math.prod(grid), 64, generator=torch.Generator().manual_seed(seed))
@@ -79,9 +74,7 @@ def walk_cases(grid: tuple[int, int, int], seeds: int = 6) -> Iterator[Case]:
         yield q, k, v
 
 
-def measure(
-    cases: list[Case], config: PSAConfig, grid: tuple[int, int, int], is_causal: bool = False
-) -> tuple[float, float]:
+def measure(cases: list[Case], config: PSAConfig, grid: Grid, is_causal: bool = False) -> tuple[float, float]:
     """Mean relative error and mean density."""
     errors, densities = [], []
     for q, k, v in cases:
@@ -92,40 +85,42 @@ def measure(
     return sum(errors) / len(errors), sum(densities) / len(densities)
 
 
+def measure_all(
+    name: str, make: Callable[[Grid], Iterator[Case]], configs: dict[str, PSAConfig], is_causal: bool
+) -> dict[int, list[tuple[float, float]]]:
+    """Error and density of each preset, by number of blocks."""
+    found = {}
+    for blocks, grid in GRIDS.items():
+        found[blocks] = [measure(list(make(grid)), config, grid, is_causal) for config in configs.values()]
+        print(name, blocks, found[blocks], flush=True)
+    return found
+
+
+def page(report: Report) -> str:
+    """A table for each kind of input, a row for each number of blocks."""
+    lines = heading(report, "Sparse attention on few blocks")
+    for name, found in report["inputs"].items():
+        columns = [f"{preset}: {what}" for preset in found["presets"] for what in ("density", "error")]
+        rows = [
+            [blocks, *(cell for error, density in each for cell in (f"{density:.2f}", f"{error:.3f}"))]
+            for blocks, each in found["by_blocks"].items()
+        ]
+        lines += [f"## {name}", "", *table(["key blocks", *columns], rows), ""]
+    return "\n".join(lines)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result")
-    arguments = parser.parse_args()
+    args = options(__doc__).parse_args()
     video = presets("Wan2.1_1.3b", ("psa_balanced", "psa_topk", "psa_budget"))
     text = presets("Qwen2.5-VL", ("psa_balanced", "psa_budget"))
-    rows = [
-        *table("tiny-wan", video_cases, video),
-        *table("smooth fields", smooth_cases, video),
-        *table("random walks, causal", walk_cases, text, is_causal=True),
-    ]
-    date = datetime.now(UTC).date().isoformat()
-    command = f"python benchmarks/{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}"
-    about = ", ".join(str(x) for x in (hardware(torch.device("cpu"))["cpu"], f"torch {torch.__version__}"))
-    lines = [f"# Sparse attention on few blocks, {date}", "", f"{about}: `{command}`", *rows, ""]
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / f"few_blocks_{date}.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def table(
-    name: str,
-    make: Callable[[tuple[int, int, int]], Iterator[Case]],
-    configs: dict[str, PSAConfig],
-    *,
-    is_causal: bool = False,
-) -> list[str]:
-    """Density and error of each preset, a row for each number of blocks."""
-    rows = ["", f"## {name}", "", "| key blocks | " + " | ".join(f"{x}: density | error" for x in configs) + " |"]
-    rows.append("|---" * (1 + 2 * len(configs)) + "|")
-    for blocks, grid in GRIDS.items():
-        measured = [measure(list(make(grid)), config, grid, is_causal) for config in configs.values()]
-        rows.append(f"| {blocks} | " + " | ".join(f"{density:.2f} | {error:.3f}" for error, density in measured) + " |")
-        print(name, rows[-1], flush=True)
-    return rows
+    kinds = {
+        "tiny-wan": (video_cases, video, False),
+        "smooth fields": (smooth_cases, video, False),
+        "random walks, causal": (walk_cases, text, True),
+    }
+    run = Run("few_blocks", args.output)
+    found = {name: run.piece(name, measure_all, name, *how) for name, how in kinds.items()}
+    run.write({"inputs": {n: {"presets": list(kinds[n][1]), "by_blocks": x} for n, x in found.items()}}, page)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What all benchmarks share: their options, what figures were made with, and the files that they leave.
 
-Times side by side are `psa_triton.tools.bench.clock`'s, peak memory is `psa_triton.tools.bench.memory`'s.
+Times side by side are `psa_triton.tools.clock`'s, peak memory is `psa_triton.tools.bench.memory`'s.
 """
 
 from __future__ import annotations

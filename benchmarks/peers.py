@@ -17,7 +17,7 @@ from tensors.vit import GRID, vit_tensors
 from torch import Tensor
 
 from psa_triton.levels import density
-from psa_triton.tools.bench.clock import median_seconds
+from psa_triton.tools.clock import median_seconds
 
 QUICK_GRID: Final = (4, 16, 16)
 CHECKED_BLOCKS: Final = 16

@@ -23,7 +23,7 @@ from psa_triton.blocks import Blocks
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.transformers import apply_psa
 from psa_triton.levels import levels_of, read_density
-from psa_triton.tools.bench.clock import seconds_by_round
+from psa_triton.tools.clock import seconds_by_round
 
 VOCABULARY = 256
 """Random weights have nothing to say: the word embedding and the output layer are left small."""

@@ -44,6 +44,7 @@ LIBRARY = [
 
 TOOLS = [
     "files",  # files written whole, folders looked at, names taken
+    "clock",  # seconds, side by side
     "machine",  # versions and hardware
     "shapes",  # attention layers of the known checkpoints
     "builtin",  # the built-in model

@@ -19,8 +19,10 @@ from safetensors.torch import save, save_file
 from psa_triton.config import PSAConfig
 from psa_triton.presets import PresetError, load_preset, load_presets_file
 from psa_triton.tools.evaluation.case import Case, read_finished
-from psa_triton.tools.generation import VideoRequest, find_source, plan_jobs, read_prompts
+from psa_triton.tools.generation import VideoRequest, find_source
+from psa_triton.tools.generation.batch import plan_jobs
 from psa_triton.tools.generation.lora import find_lora, load_lora
+from psa_triton.tools.generation.request import read_prompts_file
 from psa_triton.tools.inspection.qkv_file import read_qkv
 
 
@@ -249,7 +251,7 @@ def test_prompt_files(content: bytes | str | None, words: str, tmp_path: Path) -
     elif content == "folder":
         file.mkdir()
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        read_prompts(file)
+        read_prompts_file(file)
     check_words(caught.value, "prompt_file: ", str(file), words)
 
 

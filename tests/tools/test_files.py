@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from psa_triton.tools.files import Hold, TakenError, check_room, output_folder, staged, write_file
+from psa_triton.tools.files import TakenError, check_room, held, json_bytes, output_folder, staged, write_file
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 
@@ -95,43 +96,31 @@ def test_room_is_looked_at_before(small_disk: Path) -> None:
         check_room(small_disk / "not" / "there", 1 << 30)
 
 
-def test_a_disk_without_any_room_is_told_before(small_disk: Path) -> None:
-    with pytest.raises(OSError):
-        (small_disk / "ballast").write_bytes(bytes(1 << 20))
-    with (
-        pytest.raises(OSError, match=r"output_dir: \S+ cannot be written: no room: "),
-        output_folder(small_disk / "out", room=0),
-    ):
+@pytest.mark.parametrize(
+    ("prepare", "folder", "message"),
+    [
+        ("full", "out", "cannot be written: no room: "),
+        ("read-only", "out", "cannot be written: read-only file system; name another folder"),
+        ("file", "file", "file cannot be written: .*/file is a file; name another folder"),
+        ("file", "file/sub/sub", "sub cannot be written: .*/file is a file; name another folder"),
+        ("", "x" * 300, "cannot be written: file name too long"),
+    ],
+    ids=["full", "read-only", "file", "file above", "long name"],
+)
+def test_a_folder_that_cannot_be_written_is_told_before(
+    prepare: str, folder: str, message: str, small_disk: Path
+) -> None:
+    if prepare == "full":
+        with pytest.raises(OSError):
+            (small_disk / "ballast").write_bytes(bytes(1 << 20))
+    elif prepare == "read-only":
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    elif prepare == "file":
+        (small_disk / "file").write_bytes(b"mine")
+    before = names(small_disk)
+    with pytest.raises(OSError, match=f"output_dir: .*{message}"), output_folder(small_disk / folder, room=0):
         raise AssertionError("not reached")
-    assert names(small_disk) == ["ballast"]
-
-
-def test_a_read_only_disk_is_told_before(small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with (
-        pytest.raises(OSError, match="cannot be written: read-only file system; name another folder"),
-        output_folder(small_disk / "out", room=0),
-    ):
-        raise AssertionError("not reached")
-
-
-@pytest.mark.parametrize("below", ["", "sub", "sub/sub"])
-def test_a_file_in_the_place_of_a_folder_is_told_before(below: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"mine")
-    with (
-        pytest.raises(OSError, match=r"file\S* cannot be written: .*/file is a file; name another folder"),
-        output_folder(tmp_path / "file" / below, room=0),
-    ):
-        raise AssertionError("not reached")
-    assert names(tmp_path) == ["file"]
-
-
-def test_a_name_too_long_is_told_before(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OSError, match="cannot be written: file name too long"),
-        output_folder(tmp_path / ("x" * 300), room=0),
-    ):
-        raise AssertionError("not reached")
+    assert names(small_disk) == before
 
 
 def test_folders_made_in_vain_go_and_others_stay(tmp_path: Path) -> None:
@@ -161,6 +150,11 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_json_has_no_infinity() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        json_bytes({"psnr": math.inf})
+
+
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_name_is_held_by_one_process_and_goes_with_it(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "place"
@@ -169,27 +163,29 @@ def test_a_name_is_held_by_one_process_and_goes_with_it(kind: str, tmp_path: Pat
     script = f"""if True:
         import sys
         from pathlib import Path
-        from psa_triton.tools.files import Hold
-        Hold(Path({str(path)!r}), "a red square")
-        print("held", flush=True)
-        sys.stdin.readline()
+        from psa_triton.tools.files import held
+        with held(Path({str(path)!r}), "a red square"):
+            print("held", flush=True)
+            sys.stdin.readline()
         """
     command, pipes = [sys.executable, "-c", script], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env={"PYTHONPATH": SOURCE}, text=True, **pipes) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(TakenError, match=rf"place is being written by process {other.pid} on \S+, since ") as taken:
-            Hold(path)
+        with (
+            pytest.raises(TakenError, match=rf"place is being written by process {other.pid} on \S+, since ") as taken,
+            held(path),
+        ):
+            raise AssertionError("not reached")
         assert taken.value.purpose == "a red square"
         other.kill()
-    with Hold(path):  # what a killed process leaves is nobody's
+    with held(path):  # what a killed process leaves is nobody's
         pass
     assert names(tmp_path) == (["place"] if kind == "folder" else [])
 
 
 def test_a_name_can_be_held_again(tmp_path: Path) -> None:
-    first = Hold(tmp_path / "a")
-    with Hold(tmp_path / "b"), pytest.raises(TakenError):
-        Hold(tmp_path / "a")
-    first.release()
-    Hold(tmp_path / "a").release()
+    with held(tmp_path / "a"), held(tmp_path / "b"), pytest.raises(TakenError), held(tmp_path / "a"):
+        raise AssertionError("not reached")
+    with held(tmp_path / "a"):
+        pass
     assert names(tmp_path) == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 from packaging.requirements import Requirement
@@ -47,10 +47,6 @@ class Finding:
     state: State
     detail: str
     remedy: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        """The fields, for JSON."""
-        return asdict(self)
 
 
 def diagnose() -> list[Finding]:
@@ -111,12 +107,9 @@ def find_devices() -> Iterator[Finding]:
         yield Finding("device", "cuda", "optional", f"no GPU in sight; {why}")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-        yield Finding("device", f"cuda:{index}", "ok", f"{detail}, compute capability {_capability(properties)}")
-
-
-def _capability(properties: Any) -> str:
-    return f"{properties.major}.{properties.minor}"
+        size, capability = properties.total_memory / 2**30, f"{properties.major}.{properties.minor}"
+        detail = f"{properties.name}, {size:.0f} GiB, compute capability {capability}"
+        yield Finding("device", f"cuda:{index}", "ok", detail)
 
 
 def find_attention() -> Iterator[Finding]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger("psa_triton")
 
@@ -129,11 +131,20 @@ def write_file(path: Path, data: bytes) -> None:
         files.write(path, data)
 
 
+def json_bytes(data: Mapping[str, Any]) -> bytes:
+    """Content of a JSON file.
+
+    Raises:
+        ValueError: a number is infinite or NaN, which JSON cannot hold.
+    """
+    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 class TakenError(OSError):
     """Another process has a name.
 
     Attributes:
-        purpose: what it takes it for, as it was told to `Hold`.
+        purpose: what it takes it for, as it was told to `held`.
     """
 
     def __init__(self, path: Path, holder: str, purpose: str) -> None:
@@ -143,8 +154,9 @@ class TakenError(OSError):
         )
 
 
-class Hold:
-    """A folder, or the name of a file, that no other process of this library writes while it is held.
+@contextmanager
+def held(path: Path, purpose: str = "") -> Iterator[None]:
+    """A folder, or the name of a file, that no other process of this library writes meanwhile.
 
     It is a locked file beside the name, or in the folder. The lock goes with its process, however that ends.
 
@@ -153,34 +165,23 @@ class Hold:
         purpose: told to others that want the same.
 
     Raises:
-        TakenError: another process, or another hold of this one, has it.
+        TakenError: another process, or this one already, has it.
         OSError: the folder cannot be written.
     """
-
-    def __init__(self, path: Path, purpose: str = "") -> None:
-        folder = path if path.is_dir() else path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = path / ".psa.lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
-        descriptor = None
-        while descriptor is None:
-            descriptor = _locked(self._file, path)
-        self._descriptor = descriptor
+    folder = path if path.is_dir() else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    file = path / ".psa.lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
+    with ExitStack() as end:
+        while (descriptor := _locked(file, path)) is None:
+            pass
+        end.callback(os.close, descriptor)
+        if sys.platform != "win32":  # there, open files cannot be removed; an unlocked one is nobody's
+            end.callback(file.unlink, missing_ok=True)
         since = datetime.now().strftime("%H:%M:%S")
         with suppress(OSError):  # on a full disk the lock holds, and cannot say whose it is
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since}\n{purpose}".encode())
-
-    def release(self) -> None:
-        """Let others have it."""
-        if sys.platform != "win32":  # there, open files cannot be removed; an unlocked one is nobody's
-            self._file.unlink(missing_ok=True)
-        os.close(self._descriptor)
-
-    def __enter__(self) -> Hold:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+        yield
 
 
 def _locked(file: Path, path: Path) -> int | None:
@@ -189,8 +190,8 @@ def _locked(file: Path, path: Path) -> int | None:
     try:
         _lock(descriptor)
     except BlockingIOError as error:
-        with os.fdopen(descriptor, "rb") as held:
-            holder, _, purpose = held.read().decode(errors="replace").partition("\n")
+        with os.fdopen(descriptor, "rb") as taken:
+            holder, _, purpose = taken.read().decode(errors="replace").partition("\n")
         raise TakenError(path, holder, purpose) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:

@@ -54,7 +54,7 @@ class AttentionShape:
         return replace(self, grid=(t, h, w))
 
 
-SHAPES: tuple[str, ...] = (*(name for spec in MODELS.values() for name in spec.sizes), *QWEN2_5_VL.sizes)
+SHAPES: tuple[str, ...] = (*dict.fromkeys(name for spec in MODELS.values() for name in spec.sizes), *QWEN2_5_VL.sizes)
 """Names of the known shapes."""
 
 

@@ -1,12 +1,10 @@
-"""Frames to and from mp4 files, and videos beside each other."""
+"""Frames as mp4 files, and videos beside each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
-from pathlib import Path
 from typing import cast
 
 import av
@@ -14,27 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from psa_triton.tools.files import write_file
-
 Frames = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8]
 """`[F, H, W, 3]` RGB: floats in [0, 1], or uint8."""
 
 _CODEC = "libx264"
 _QUALITY = "16"  # x264's constant rate factor: below 18 the loss is hard to see
 _GAP = 8  # pixels between videos that stand side by side
-
-
-@dataclass(frozen=True)
-class Video:
-    """What a video file holds.
-
-    Attributes:
-        frames: `[F, H, W, 3]` uint8, RGB.
-        fps: frames per second.
-    """
-
-    frames: NDArray[np.uint8]
-    fps: float
 
 
 def to_uint8(frames: Frames) -> NDArray[np.uint8]:
@@ -53,16 +36,6 @@ def to_uint8(frames: Frames) -> NDArray[np.uint8]:
     if not np.isfinite(frames).all():
         raise ValueError("frames: expected finite values, got NaN or infinity")
     return (frames.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def write_video(path: str | Path, frames: Frames, *, fps: float) -> None:
-    """Write an mp4 as `encode_video` makes it; `path` is never half a video.
-
-    Raises:
-        OSError: it could not be written.
-        TypeError, ValueError: as `encode_video`.
-    """
-    write_file(Path(path), encode_video(frames, fps=fps))
 
 
 def encode_video(frames: Frames, *, fps: float) -> bytes:
@@ -109,25 +82,6 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def read_video(path: str | Path) -> Video:
-    """Read every frame of a video file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has no video in it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no video file {path}")
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            return Video(np.stack(frames), float(stream.average_rate or 0))
-    except (av.error.InvalidDataError, IndexError) as error:
-        raise ValueError(f"{path}: expected a video file, got one without readable video") from error
 
 
 def enlarge(frames: Frames, min_height: int) -> NDArray[np.uint8]:

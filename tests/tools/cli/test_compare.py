@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from psa_triton.tools.cli.app import app
-from psa_triton.tools.video import read_video
+from psa_triton.tools.understanding import read_media
 
 PRESET = "tiny-wan/psa_timing"  # no warm-up
 OTHER = "tiny-wan/psa_balanced"
@@ -38,7 +38,7 @@ def test_dense_and_sparse_are_made_from_one_noise_and_reported(compare, tmp_path
         *("case.json", "comparison.json", "comparison.md", "dense.mp4", "frames.png"),
         *("psa.mp4", "report.html", "side_by_side.mp4"),
     ]
-    dense, sparse = (read_video(out / name).frames for name in ("dense.mp4", "psa.mp4"))
+    dense, sparse = (read_media(out / name, "video", num_frames=99).frames for name in ("dense.mp4", "psa.mp4"))
     assert dense.shape == sparse.shape == (5, 64, 64, 3)
     saved = summary_of(out)
     assert saved["versions"]["diffusers"]

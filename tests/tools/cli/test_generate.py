@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from psa_triton.tools.cli.app import app
-from psa_triton.tools.generation import Processes
-from psa_triton.tools.video import read_video
+from psa_triton.tools.generation.processes import Processes
+from psa_triton.tools.understanding import read_media
 
 PRESET = "tiny-wan/psa_balanced"  # five warm-up steps
 NO_WARM_UP = "CogVideo_5b/psa_4steps"
@@ -39,7 +39,7 @@ def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> 
     result = generate("--prompt", "a red square moving left", "--attention_preset", PRESET, "--seed", "5")
     assert result.exit_code == 0, result.output
     assert names(tmp_path / "out" / "small-wan") == ["video_0000.json", "video_0000.mp4"]
-    video = read_video(tmp_path / "out" / "small-wan" / "video_0000.mp4")
+    video = read_media(tmp_path / "out" / "small-wan" / "video_0000.mp4", "video", num_frames=99)
     assert (video.frames.shape, video.fps) == ((5, 64, 64, 3), 16)
     sidecar = json.loads((tmp_path / "out" / "small-wan" / "video_0000.json").read_text())
     settings, cost = sidecar["settings"], sidecar["cost"]
@@ -110,7 +110,7 @@ def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> No
     assert again.exit_code == 0
     assert "video_0000.mp4: finished before, skipped" in again.output
     assert (out / "video_0000.mp4").stat().st_mtime_ns == before["video_0000.mp4"]
-    assert len(read_video(out / "video_0001.mp4").frames) == 5
+    assert read_media(out / "video_0001.mp4", "video").total_frames == 5
 
     third = generate("--prompt", "a red square", "--prompt", "a blue ring", *options[2:])
     assert third.output.count("finished before, skipped") == 2
@@ -215,4 +215,4 @@ def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline
     assert re.fullmatch(
         r"1 made, 0 skipped, 0 failed; \d+\.\d s, mean density .* 100.0%; files in out/small-wan", summary
     )
-    assert len(read_video(tmp_path / "out" / "small-wan" / "video_0000.mp4").frames) == 5
+    assert read_media(tmp_path / "out" / "small-wan" / "video_0000.mp4", "video").total_frames == 5

@@ -14,7 +14,8 @@ from psa_triton.tools.cli.commands import Compare, Understand
 from psa_triton.tools.cli.options import DenseOptions, PresetOptions
 from psa_triton.tools.cli.target import load, read_dense_parts
 from psa_triton.tools.evaluation.ceiling import CeilingKind
-from psa_triton.tools.generation import DenseParts, ModelSource, Target, VideoRequest
+from psa_triton.tools.generation import DenseParts, ModelSource, VideoRequest
+from psa_triton.tools.generation.loading import Target
 from psa_triton.tools.understanding import MediaKind
 
 

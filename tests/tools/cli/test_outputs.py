@@ -20,9 +20,9 @@ from typer.testing import CliRunner, Result
 
 from psa_triton.tools.cli.app import app
 from psa_triton.tools.cli.console import VideoProgress
-from psa_triton.tools.files import Hold
+from psa_triton.tools.files import held
 from psa_triton.tools.generation import OnStep
-from psa_triton.tools.video import read_video
+from psa_triton.tools.understanding import read_media
 
 SOURCE = Path(__file__).parents[3] / "src"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
@@ -151,7 +151,7 @@ def test_a_second_one_is_told_who_writes(
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
     monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", no_model)
     bench = ["bench", "--shape", "tiny-wan", "--output-dir", str(tmp_path)]
-    with Hold(tmp_path / "my.yaml" if command == "tune" else tmp_path):
+    with held(tmp_path / "my.yaml" if command == "tune" else tmp_path):
         second = run(*(bench if command == "bench" else line(command, pipeline_folder, tmp_path)))
     assert second.exit_code == 1
     assert f"is being written by process {os.getpid()} on " in second.output
@@ -198,7 +198,7 @@ def test_an_interrupted_batch_says_what_is_made_and_goes_on(
         f"goes on with these; files in {out}\n"
     )
     assert names(out) == ["video_0000.json", "video_0000.mp4"]
-    assert len(read_video(out / "video_0000.mp4").frames) == 5
+    assert read_media(out / "video_0000.mp4", "video").total_frames == 5
     assert signal.getsignal(stop) is before
     again = run(*command)
     assert again.exit_code == 0 and "2 made, 1 skipped, 0 failed" in again.output

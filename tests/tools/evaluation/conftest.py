@@ -52,7 +52,7 @@ def model() -> dict[str, Any]:
     return {"model": "small", "weights": "small-wan", "lora": None, "device": "cpu", "dtype": "float32"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def described() -> dict[str, Any]:
     """What else a file holds."""
     return {"versions": {"torch": "2"}, "hardware": {"cpu": "a CPU"}, "command": "psa compare", "date": "today"}

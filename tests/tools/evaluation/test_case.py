@@ -13,7 +13,7 @@ from PIL import Image
 from psa_triton.tools.evaluation.case import Case, plan_cases, read_finished, write_case, write_summary
 from psa_triton.tools.evaluation.compare import Comparison, MissingVideo
 from psa_triton.tools.generation import Attention, VideoRequest
-from psa_triton.tools.video import read_video
+from psa_triton.tools.understanding import read_media
 
 
 def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
@@ -23,8 +23,8 @@ def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
     assert sorted(file.name for file in case.folder.iterdir()) == [
         *("case.json", "dense.mp4", "frames.png", "full.mp4", "half.mp4", "report.html", "side_by_side.mp4")
     ]
-    assert read_video(case.folder / "half.mp4").frames.shape == (17, 64, 64, 3)
-    joined = read_video(case.folder / "side_by_side.mp4").frames
+    assert read_media(case.folder / "half.mp4", "video", num_frames=99).frames.shape == (17, 64, 64, 3)
+    joined = read_media(case.folder / "side_by_side.mp4", "video", num_frames=99).frames
     assert len(joined) == 17
     assert joined.shape[2] > 3 * 256, "three videos of 64 pixels, magnified"
     with Image.open(case.folder / "frames.png") as sheet:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from psa_triton.tools.evaluation.case import plan_cases, write_case, write_summary
+from psa_triton.tools.evaluation.case import Case, plan_cases, write_case, write_summary
 from psa_triton.tools.evaluation.compare import Comparison
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def run_folder(
     sparse: Attention,
     full: Attention,
     model: dict[str, Any],
+    described: dict[str, Any],
 ) -> Path:
     """A run of two seeds; the report of a case is in its folder."""
     folder = tmp_path_factory.mktemp("run")
-    described = {"versions": {"torch": "2"}, "hardware": {"cpu": "a CPU"}, "command": "psa compare", "date": "today"}
     cases = plan_cases(folder, [request_320], [1, 2], [sparse, full], ceiling=None, model=model)
     written = [write_case(case, comparison, described) for case in cases]
     write_summary(folder, written, [], described)
@@ -162,15 +162,14 @@ def test_a_query_block_is_chosen_by_click_and_by_keys(open_page: Any, report: Pa
 
 
 def test_clusters_are_shown_without_a_place(
-    open_page: Any, tmp_path: Path, comparison: Comparison, request_320: VideoRequest, sparse: Attention, model: dict
+    open_page: Any, case: Case, comparison: Comparison, described: dict[str, Any]
 ) -> None:
     first = comparison.candidates[0]
     recording = copy(first.recording)
     recording.layout = replace(recording.layout, order=None, in_place=False)
     clustered = replace(comparison, candidates=(replace(first, recording=recording),))
-    (case,) = plan_cases(tmp_path, [request_320], [1], [sparse], ceiling=None, model=model)
-    write_case(case, clustered, {"versions": {}, "hardware": {}, "command": "psa compare", "date": "today"})
-    page = open_page(tmp_path / "report.html")
+    write_case(case, clustered, described)
+    page = open_page(case.folder / "report.html")
     assert page.locator("#blocks").is_visible()
     assert not page.locator("#map").is_visible()
     assert "no fixed place on the frame" in page.locator("#reads-value").inner_text()
@@ -234,11 +233,9 @@ def test_the_report_of_a_run_leads_to_those_of_its_cases(open_page: Any, run_fol
 
 
 def test_a_case_with_dense_alone_shows_its_numbers(
-    open_page: Any, tmp_path: Path, comparison: Comparison, request_320: VideoRequest, sparse: Attention, model: dict
+    open_page: Any, case: Case, comparison: Comparison, described: dict[str, Any]
 ) -> None:
-    (case,) = plan_cases(tmp_path, [request_320], [1], [sparse], ceiling=None, model=model)
-    described = {"versions": {}, "hardware": {}, "command": "psa compare", "date": "today"}
     write_case(case, replace(comparison, candidates=(), ceiling=None), described)
-    page = open_page(tmp_path / "report.html")
+    page = open_page(case.folder / "report.html")
     assert page.locator("#table").is_visible()
     assert not page.locator("#frames").is_visible()

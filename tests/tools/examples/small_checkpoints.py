@@ -43,108 +43,51 @@ def _tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[(word, -float(rank)) for rank, word in enumerate(_WORDS)], extra_ids=0)
 
 
-def _cogvideox(*, scheduler: dict[str, Any], vae: dict[str, Any], transformer: dict[str, Any]) -> CogVideoXPipeline:
+def _cogvideox(*, vae: dict[str, Any], transformer: dict[str, Any]) -> CogVideoXPipeline:
     return CogVideoXPipeline(
         tokenizer=_tokenizer(),
         text_encoder=T5EncoderModel(T5Config(**_TEXT_ENCODER)),
         vae=AutoencoderKLCogVideoX(
-            in_channels=3,
-            out_channels=3,
             down_block_types=("CogVideoXDownBlock3D",) * 4,
             up_block_types=("CogVideoXUpBlock3D",) * 4,
             block_out_channels=(8, 8, 8, 8),
-            latent_channels=16,
             layers_per_block=1,
-            act_fn="silu",
-            norm_eps=1e-6,
             norm_num_groups=4,
-            temporal_compression_ratio=4,
-            sample_height=480,
-            sample_width=720,
             scaling_factor=0.7,
             **vae,
         ),
         transformer=CogVideoXTransformer3DModel(
             num_attention_heads=2,
             attention_head_dim=32,
-            in_channels=16,
-            out_channels=16,
-            flip_sin_to_cos=True,
-            freq_shift=0,
             time_embed_dim=16,
             text_embed_dim=TEXT_DIM,
             num_layers=LAYERS,
-            attention_bias=True,
-            patch_size=2,
-            temporal_compression_ratio=4,
-            max_text_seq_length=226,
-            activation_fn="gelu-approximate",
-            timestep_activation_fn="silu",
-            norm_eps=1e-5,
-            spatial_interpolation_scale=1.875,
-            temporal_interpolation_scale=1.0,
             use_rotary_positional_embeddings=True,
-            use_learned_positional_embeddings=False,
             **transformer,
         ),
         scheduler=CogVideoXDDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
             clip_sample=False,
             prediction_type="v_prediction",
             rescale_betas_zero_snr=True,
-            set_alpha_to_one=True,
             timestep_spacing="trailing",
-            **scheduler,
+            snr_shift_scale=1.0,
         ),
     )
 
 
 def make_cogvideox_5b() -> CogVideoXPipeline:
-    return _cogvideox(
-        scheduler={"snr_shift_scale": 1.0},
-        vae={},
-        transformer={"sample_width": 90, "sample_height": 60, "sample_frames": 49},
-    )
+    return _cogvideox(vae={}, transformer={"sample_width": 90, "sample_height": 60, "sample_frames": 49})
 
 
 def make_cogvideox_1_5_5b() -> CogVideoXPipeline:
     """Patches two latent frames deep, made by a linear layer without bias."""
-    return _cogvideox(
-        scheduler={"snr_shift_scale": 1.0},
-        vae={"invert_scale_latents": True},
-        transformer={
-            "sample_width": 300,
-            "sample_height": 300,
-            "sample_frames": 81,
-            "patch_size_t": 2,
-            "patch_bias": False,
-            "ofs_embed_dim": None,
-        },
-    )
+    size = {"sample_width": 300, "sample_height": 300, "sample_frames": 81}
+    return _cogvideox(vae={"invert_scale_latents": True}, transformer={**size, "patch_size_t": 2, "patch_bias": False})
 
 
 def _wan_transformer(**changes: Any) -> WanTransformer3DModel:
-    config = {
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
-        "in_channels": 16,
-        "out_channels": 16,
-        "text_dim": TEXT_DIM,
-        "freq_dim": 32,
-        "ffn_dim": 64,
-        "num_layers": LAYERS,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "eps": 1e-6,
-        "image_dim": None,
-        "added_kv_proj_dim": None,
-        "pos_embed_seq_len": None,
-        "rope_max_seq_len": 1024,
-    }
-    return WanTransformer3DModel(**config | changes)
+    config = {"num_attention_heads": 2, "attention_head_dim": 32, "num_layers": LAYERS, "text_dim": TEXT_DIM}
+    return WanTransformer3DModel(**config | {"freq_dim": 32, "ffn_dim": 64} | changes)
 
 
 def _wan(*, flow_shift: float, vae: dict[str, Any] | None = None, **parts: Any) -> WanPipeline:

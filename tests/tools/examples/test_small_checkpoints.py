@@ -9,11 +9,12 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from small_checkpoints import TEXT_DIM, save_lora
 
 from psa_triton.models import MODELS
-from psa_triton.tools.generation import Lora, find_lora, find_source, load_pipeline
+from psa_triton.tools.generation import find_source, load_pipeline
+from psa_triton.tools.generation.lora import Lora, find_lora
 
 CPU = torch.device("cpu")
 # key: (small checkpoint, class and settings of the scheduler at the default size)
@@ -152,22 +153,27 @@ def test_a_lora_that_cannot_be_fetched_comes_with_the_command_that_does(monkeypa
         find_lora("nobody/nothing/a/b.safetensors")
 
 
-def test_files_without_lora_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no safetensors file in"):
-        find_lora(str(tmp_path))
-    pickled = tmp_path / "lora.bin"
-    pickled.write_bytes(b"\x80")
-    with pytest.raises(ValueError, match=r"expected a \.safetensors file, got .*lora\.bin"):
-        find_lora(str(pickled))
-    damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
-        find_lora(str(damaged))
-    other = tmp_path / "other.safetensors"
-    save_file({"weight": torch.zeros(1)}, other)
-    with pytest.raises(ValueError, match="expected LoRA weights, got others"):
-        find_lora(str(other))
-    with pytest.raises(ValueError, match=r"expected one file in .*, got 2 \(damaged.safetensors, other.safetensors\)"):
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("", b"", "no safetensors file in"),
+        ("lora.bin", b"\x80", r"expected a \.safetensors file, got .*lora\.bin"),
+        ("damaged.safetensors", b"half a file", "is damaged or no safetensors file"),
+        ("other.safetensors", save({"weight": torch.zeros(1)}), "expected LoRA weights, got others"),
+    ],
+    ids=["none", "pickle", "damaged", "other weights"],
+)
+def test_files_without_lora_weights_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    if name:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        find_lora(str(tmp_path / name))
+
+
+def test_a_folder_with_several_files_needs_the_name_of_one(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.safetensors").touch()
+    with pytest.raises(ValueError, match=r"expected one file in .*, got 2 \(a.safetensors, b.safetensors\)"):
         find_lora(str(tmp_path))
 
 

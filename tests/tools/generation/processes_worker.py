@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from psa_triton.tools.generation import Processes, launched_processes
+from psa_triton.tools.generation.processes import Processes, launched_processes
 
 
 def error_of(processes: Processes) -> str:

@@ -8,31 +8,23 @@ from diffusers import DiffusionPipeline
 
 from psa_triton.config import PSAConfig
 from psa_triton.presets import load_preset
-from psa_triton.tools.generation import (
-    DENSE,
-    Attention,
-    DenseParts,
-    ModelSource,
-    choose_attention,
-    find_source,
-    named_attention,
+from psa_triton.tools.generation import DENSE, Attention, DenseParts, ModelSource, choose_attention, find_source
+
+
+@pytest.mark.parametrize(
+    ("model", "preset", "name"),
+    [
+        ("cogvideo_5b_lora", None, "CogVideo_5b/psa_4steps"),
+        ("wan21_14b", None, "Wan2.1_14b/psa_balanced"),
+        ("wan21_14b", "Wan2.1_1.3b/psa_topk", "Wan2.1_1.3b/psa_topk"),
+        ("wan21_14b", "baseline", "Wan2.1_14b/baseline"),
+        ("wan21_14b", "dense", "dense"),
+    ],
 )
-
-
-def test_the_default_is_the_models_own_preset() -> None:
-    attention = choose_attention(find_source("cogvideo_5b_lora"))
-    assert attention.name == "CogVideo_5b/psa_4steps"
-    assert attention.config == load_preset("CogVideo_5b", "psa_4steps")
-
-
-def test_a_preset_of_another_section_can_be_borrowed(source: ModelSource) -> None:
-    attention = choose_attention(source, "Wan2.1_1.3b/psa_topk")
-    assert attention.config == load_preset("Wan2.1_1.3b", "psa_topk")
-
-
-@pytest.mark.parametrize("name", ["dense", "baseline"])
-def test_dense_attention_has_no_configuration(name: str) -> None:
-    assert choose_attention(find_source("wan21_14b"), name).config is None
+def test_a_model_has_presets_and_one_of_its_own(model: str, preset: str | None, name: str) -> None:
+    attention = choose_attention(find_source(model), preset, impl="reference")
+    assert attention.name == name
+    assert attention.config == (None if name == "dense" else load_preset(*name.split("/")))
 
 
 def test_an_unknown_model_needs_a_section_unless_it_runs_dense(source: ModelSource) -> None:
@@ -60,21 +52,6 @@ def test_a_presets_file_of_ones_own_is_used(tmp_path: Path) -> None:
     assert attention.config is not None
     assert attention.config.mask_ratios == {1: (0, 0.5), 0: (0.5, 1)}
     assert attention.as_dict()["config"]["mask_ratios"] == {"1": [0, 0.5], "0": [0.5, 1]}
-
-
-@pytest.mark.parametrize(
-    ("preset", "name"),
-    [
-        (None, "Qwen2.5-VL/psa_balanced"),
-        ("psa_balanced", "Qwen2.5-VL/psa_balanced"),
-        ("Wan2.1_1.3b/psa_balanced", "Wan2.1_1.3b/psa_balanced"),
-        ("dense", "dense"),
-    ],
-)
-def test_a_section_has_presets_too(preset: str | None, name: str) -> None:
-    attention = named_attention(preset, "Qwen2.5-VL", impl="reference")
-    assert attention.name == name
-    assert (attention.config is None) == (name == "dense")
 
 
 def test_an_unknown_preset_is_told_the_nearest() -> None:

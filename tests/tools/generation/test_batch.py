@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,10 @@ import pytest
 
 from psa_triton.integrations.diffusers import PSAStats
 from psa_triton.integrations.stats import Recorder
-from psa_triton.tools.files import Hold
-from psa_triton.tools.generation import Cost, Failure, GeneratedVideo, Job, OnStep, VideoRequest, plan_jobs, run_jobs
-from psa_triton.tools.video import read_video
+from psa_triton.tools.files import held
+from psa_triton.tools.generation import Cost, GeneratedVideo, VideoRequest
+from psa_triton.tools.generation.batch import Job, plan_jobs, run_jobs
+from psa_triton.tools.understanding import read_media
 
 COST = Cost(
     total_seconds=2.0,
@@ -26,6 +27,7 @@ COST = Cost(
     run_density_with_estimation=0.625,
     dense_reasons=("warm-up",),
 )
+Make = Callable[[Sequence[Job]], Sequence[GeneratedVideo]]
 NOTHING_RAN = Recorder(PSAStats.of, timed=False).stats()
 
 
@@ -49,12 +51,11 @@ def make_jobs(folder: Path, *prompts: str, steps: int = 4) -> list[Job]:
     ]
 
 
-def paint(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+def paint(batch: Sequence[Job]) -> list[GeneratedVideo]:
     """Grey videos, quickly; the prompt `bad` fails all that are made with it."""
-    if any(request.prompt == "bad" for request in requests):
+    if any(job.request.prompt == "bad" for job in batch):
         raise RuntimeError("no such paint")
-    on_step(1)
-    return [GeneratedVideo(np.full((5, 32, 32, 3), 0.5, np.float32), COST, NOTHING_RAN) for _ in requests]
+    return [GeneratedVideo(np.full((5, 32, 32, 3), 0.5, np.float32), COST, NOTHING_RAN) for _ in batch]
 
 
 def plan(jobs: list[Job], *, overwrite: bool = False) -> list[str]:
@@ -65,20 +66,19 @@ def plan(jobs: list[Job], *, overwrite: bool = False) -> list[str]:
     return [job.path.name for job in todo]
 
 
-def run(jobs: list[Job], batch_size: int = 1) -> tuple[list[Failure], list[str]]:
-    """The failures, and the order of what was told."""
+def run(jobs: list[Job], batch_size: int = 1, make: Make = paint) -> tuple[list[tuple[Job, Exception]], list[str]]:
+    """The failures, and the order of what was done and told."""
     told: list[str] = []
 
-    def start(batch: Sequence[Job]) -> OnStep:
+    def tell(batch: Sequence[Job]) -> Sequence[GeneratedVideo]:
         told.append(f"start {' '.join(job.path.name for job in batch)}")
-        return lambda done: told.append(f"step {done}")
+        return make(batch)
 
-    def end(job: Job, outcome: GeneratedVideo | Failure) -> None:
-        told.append(f"{type(outcome).__name__} {job.path.name}")
-
-    failures = run_jobs(
-        jobs, paint, batch_size=batch_size, describe=lambda: {"date": "today"}, on_start=start, on_end=end
-    )
+    failures = []
+    for job, outcome in run_jobs(jobs, tell, batch_size=batch_size, describe=lambda: {"date": "today"}):
+        told.append(f"{'failed' if isinstance(outcome, Exception) else 'made'} {job.path.name}")
+        if isinstance(outcome, Exception):
+            failures.append((job, outcome))
     return failures, told
 
 
@@ -87,7 +87,7 @@ def test_each_video_gets_a_sidecar_and_nothing_else_is_left(tmp_path: Path) -> N
     assert run(jobs)[0] == []
     names = [file.name for file in sorted((tmp_path / "new" / "folder").iterdir())]
     assert names == ["video_0000.json", "video_0000.mp4", "video_0001.json", "video_0001.mp4"]
-    assert len(read_video(jobs[1].path).frames) == 5
+    assert read_media(jobs[1].path, "video").total_frames == 5
     sidecar = json.loads(jobs[1].sidecar.read_text())
     assert sidecar["settings"] == {"prompt": "two", "how": {"steps": 4}}
     assert sidecar["cost"]["attention_density"] == 0.2
@@ -97,11 +97,10 @@ def test_each_video_gets_a_sidecar_and_nothing_else_is_left(tmp_path: Path) -> N
 def test_a_failure_does_not_stop_the_rest(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path, "one", "bad", "three")
     failures, told = run(jobs)
-    assert [(failure.job, str(failure.error)) for failure in failures] == [(jobs[1], "no such paint")]
+    assert [(job, str(error)) for job, error in failures] == [(jobs[1], "no such paint")]
     assert told == [
-        *("start video_0000.mp4", "step 1", "GeneratedVideo video_0000.mp4"),
-        *("start video_0001.mp4", "Failure video_0001.mp4"),
-        *("start video_0002.mp4", "step 1", "GeneratedVideo video_0002.mp4"),
+        *("start video_0000.mp4", "made video_0000.mp4", "start video_0001.mp4", "failed video_0001.mp4"),
+        *("start video_0002.mp4", "made video_0002.mp4"),
     ]
     assert not jobs[1].path.exists()
     assert plan(jobs) == ["video_0001.mp4"]
@@ -111,14 +110,12 @@ def test_a_failed_batch_is_made_one_by_one(tmp_path: Path, caplog: pytest.LogCap
     jobs = make_jobs(tmp_path, "one", "bad", "three", "four", "five")
     with caplog.at_level(logging.WARNING, logger="psa_triton"):
         failures, told = run(jobs, batch_size=2)
-    assert [failure.job for failure in failures] == [jobs[1]]
+    assert [job for job, _ in failures] == [jobs[1]]
     assert told == [
-        "start video_0000.mp4 video_0001.mp4",
-        *("start video_0000.mp4", "step 1", "GeneratedVideo video_0000.mp4"),
-        *("start video_0001.mp4", "Failure video_0001.mp4"),
-        *("start video_0002.mp4 video_0003.mp4", "step 1"),
-        *("GeneratedVideo video_0002.mp4", "GeneratedVideo video_0003.mp4"),
-        *("start video_0004.mp4", "step 1", "GeneratedVideo video_0004.mp4"),
+        *("start video_0000.mp4 video_0001.mp4", "start video_0000.mp4", "made video_0000.mp4"),
+        *("start video_0001.mp4", "failed video_0001.mp4"),
+        *("start video_0002.mp4 video_0003.mp4", "made video_0002.mp4", "made video_0003.mp4"),
+        *("start video_0004.mp4", "made video_0004.mp4"),
     ]
     assert [job.path.exists() for job in jobs] == [True, False, True, True, True]
     assert caplog.messages == ["a batch of 2 videos failed (no such paint); they are made one by one"]
@@ -147,19 +144,16 @@ def test_what_a_run_cut_short_leaves_is_done_again_by_the_same_request_alone(tmp
     assert plan(make_jobs(tmp_path, "one", "other")) == ["video_0000.mp4", "video_0001.mp4"]
     run([job])
     assert plan([job]) == []
-    assert len(read_video(job.path).frames) == 5
+    assert read_media(job.path, "video").total_frames == 5
     assert sorted(file.name for file in tmp_path.iterdir()) == ["video_0000.json", "video_0000.mp4"]
 
 
 def test_a_name_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path, "one", "two")
-    with Hold(jobs[0].path, "another request"):
+    with held(jobs[0].path, "another request"):
         failures, told = run(jobs)
     assert failures == []
-    assert [line for line in told if line.startswith("Gen")] == [
-        "GeneratedVideo video_0001.mp4",
-        "GeneratedVideo video_0002.mp4",
-    ]
+    assert told == [f"{what} video_000{number}.mp4" for number in (1, 2) for what in ("start", "made")]
     for number, prompt in ((1, "one"), (2, "two")):
         assert json.loads((tmp_path / f"video_000{number}.json").read_text())["settings"]["prompt"] == prompt
 
@@ -167,13 +161,11 @@ def test_a_name_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, "one")
 
-    def slowly(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+    def slowly(batch: Sequence[Job]) -> list[GeneratedVideo]:
         job.path.write_bytes(b"somebody's video")
-        return paint(requests, on_step)
+        return paint(batch)
 
-    ended: list[str] = []
-    run_jobs([job], slowly, describe=dict, on_start=lambda _: print, on_end=lambda job, _: ended.append(job.path.name))
-    assert ended == ["video_0001.mp4"]
+    assert run([job], make=slowly) == ([], ["start video_0000.mp4", "made video_0001.mp4"])
     assert job.path.read_bytes() == b"somebody's video"
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["video_0000.mp4", "video_0001.json", "video_0001.mp4"]
@@ -182,16 +174,16 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 def test_the_same_video_is_not_made_by_two(tmp_path: Path) -> None:
     """The second is told who makes it; once it is there, that it is."""
     (job,) = make_jobs(tmp_path, "one")
-    waiting: list[list[Failure]] = []
+    waiting: list[tuple[Job, Exception]] = []
 
-    def meanwhile(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
-        waiting.append(run([job])[0])
-        return paint(requests, on_step)
+    def meanwhile(batch: Sequence[Job]) -> list[GeneratedVideo]:
+        waiting.extend(run([job])[0])
+        return paint(batch)
 
-    run_jobs([job], meanwhile, describe=dict, on_start=lambda _: print, on_end=lambda job, _: None)
-    assert "video_0000.mp4 is being written by process" in str(waiting[0][0].error)
-    ((late,), _) = run([job])
-    assert "video_0000.mp4 was made by another process meanwhile" in str(late.error)
+    assert run([job], make=meanwhile)[0] == []
+    assert "video_0000.mp4 is being written by process" in str(waiting[0][1])
+    (((_, late),), _) = run([job])
+    assert "video_0000.mp4 was made by another process meanwhile" in str(late)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["video_0000.json", "video_0000.mp4"]
 
 
@@ -205,8 +197,8 @@ def test_a_video_that_cannot_be_saved_fails_alone_and_leaves_nothing(
 
     monkeypatch.setattr("psa_triton.tools.generation.batch.encode_video", full)
     failures, told = run(jobs, batch_size=2)
-    assert [str(failure.error) for failure in failures] == ["no room", "no room"]
-    assert told.count("step 1") == 1, "what cannot be saved is not made again one by one"
+    assert [str(error) for _, error in failures] == ["no room", "no room"]
+    assert sum(line.startswith("start") for line in told) == 1, "what cannot be saved is not made again one by one"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,16 +206,16 @@ def test_without_room_no_video_is_made(tmp_path: Path) -> None:
     (job,) = make_jobs(tmp_path, "one")
     huge = replace(job, request=replace(job.request, num_frames=1 << 40))
     failures, told = run([huge])
-    assert "of room for the results" in str(failures[0].error)
-    assert told == ["Failure video_0000.mp4"]
+    assert "of room for the results" in str(failures[0][1])
+    assert told == ["failed video_0000.mp4"]
 
 
 def test_an_interrupt_stops_the_run(tmp_path: Path) -> None:
     jobs = make_jobs(tmp_path, "one", "two")
 
-    def interrupted(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
+    def interrupted(batch: Sequence[Job]) -> list[GeneratedVideo]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, interrupted, describe=dict, on_start=lambda job: print, on_end=lambda job, outcome: None)
+        run(jobs, make=interrupted)
     assert list(tmp_path.iterdir()) == []

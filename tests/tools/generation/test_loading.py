@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline, WanPipeline
 
 from psa_triton.models import MODELS
 from psa_triton.tools.builtin import LinearVideoCodec
-from psa_triton.tools.generation import ModelSource, choose_device, choose_dtype, find_source, load_pipeline
+from psa_triton.tools.generation import ModelSource, choose_dtype, find_source, load_pipeline
+from psa_triton.tools.generation.loading import choose_device
 
 CPU = torch.device("cpu")
 

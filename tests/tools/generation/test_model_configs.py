@@ -8,7 +8,7 @@ import pytest
 from psa_triton.models import MODELS
 from psa_triton.tools.cli.options import ModelOptions
 from psa_triton.tools.cli.target import choose_source
-from psa_triton.tools.generation import checkout_model_configs, configured_models
+from psa_triton.tools.generation.model_configs import checkout_model_configs, configured_models
 
 SHIPPED = Path(__file__).parents[3] / "examples" / "configs" / "model_configs.py"
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from psa_triton.tools.generation import ALONE, Processes, choose_device, launched_processes
+from psa_triton.tools.generation.loading import choose_device
+from psa_triton.tools.generation.processes import ALONE, Processes, launched_processes
 
 WORKER = Path(__file__).with_name("processes_worker.py")
 SOURCE = Path(__file__).parents[3] / "src"

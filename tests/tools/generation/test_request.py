@@ -4,27 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from psa_triton.tools.generation import find_source, make_requests, read_prompts
+from psa_triton.tools.generation import find_source, make_requests
+from psa_triton.tools.generation.request import read_prompts_file
 
 
 def test_prompts_are_read_one_a_line_without_blanks_and_comments(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("\ufeffa red square\n\n  # a comment\n  a blue ring \nten # cats\n", encoding="utf-8")
-    assert read_prompts(file) == ["a red square", "a blue ring", "ten # cats"]
+    assert read_prompts_file(file) == ["a red square", "a blue ring", "ten # cats"]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"# only\n\n", "at least one prompt"), (b"\xff\xfe\x00", "UTF-8")], ids=["none", "binary"]
+    ("content", "message"),
+    [(b"# only\n\n", "at least one prompt"), (b"\xff\xfe\x00", "UTF-8"), (None, "there is no file .*prompts.txt")],
+    ids=["none", "binary", "no file"],
 )
-def test_a_file_without_prompts_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        read_prompts(tmp_path / "prompts.txt")
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="prompt_file: there is no file .*nothing.txt"):
-        read_prompts(tmp_path / "nothing.txt")
+def test_a_file_without_prompts_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_prompts_file(tmp_path / "prompts.txt")
 
 
 def test_requests_have_the_models_defaults_where_nothing_is_given_and_a_seed_each() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,26 +10,17 @@ import torch
 
 import psa_triton
 from psa_triton.config import PSAConfig
-from psa_triton.tools.generation import (
-    DENSE,
-    Attention,
-    Lora,
-    ModelSource,
-    Target,
-    VideoRequest,
-    choose_attention,
-    find_source,
-    settings_of,
-    surroundings,
-    write_json,
-)
-from psa_triton.tools.generation.sidecar import command_line, differences
+from psa_triton.tools.files import json_bytes
+from psa_triton.tools.generation import DENSE, Attention, ModelSource, VideoRequest, choose_attention, find_source
+from psa_triton.tools.generation.loading import Target
+from psa_triton.tools.generation.lora import Lora
+from psa_triton.tools.generation.sidecar import command_line, differences, settings_of, surroundings
 
 CPU = torch.device("cpu")
 
 
 def test_settings_name_everything_that_determines_a_video_and_survive_json(
-    source: ModelSource, request_320: VideoRequest, tmp_path: Path
+    source: ModelSource, request_320: VideoRequest
 ) -> None:
     attention = choose_attention(source, "tiny-wan/psa_balanced")
     settings = settings_of(Target(source, CPU, torch.bfloat16), request_320, attention)
@@ -38,8 +28,7 @@ def test_settings_name_everything_that_determines_a_video_and_survive_json(
     assert settings["lora"] is None
     assert settings["attention"]["config"]["block_n"] == 32
     assert (settings["device"], settings["dtype"], settings["seed"]) == ("cpu", "bfloat16", 42)
-    write_json(tmp_path / "s.json", {"settings": settings})
-    assert differences(json.loads((tmp_path / "s.json").read_text())["settings"], settings) == ""
+    assert differences(json.loads(json_bytes(settings)), settings) == ""
 
 
 def test_a_changed_seed_attention_or_type_is_a_difference(source: ModelSource, request_320: VideoRequest) -> None:
@@ -73,12 +62,6 @@ def test_differences_are_found_in_nested_added_and_removed_settings() -> None:
     assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}) == (
         "a.c: 2 -> 5, d: 3 -> None, e: None -> 4"
     )
-
-
-def test_a_number_that_json_has_not_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "s.json", {"psnr": math.inf})
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_surroundings_name_versions_hardware_command_and_date() -> None:

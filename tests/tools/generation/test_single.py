@@ -8,7 +8,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from psa_triton.config import PSAConfig
-from psa_triton.tools.generation import DENSE, Attention, VideoRequest, generate_video, generate_videos, warm_up
+from psa_triton.tools.generation import DENSE, Attention, VideoRequest, generate_video, generate_videos
+from psa_triton.tools.generation.single import warm_up
 
 # Two of ten key blocks, read in full.
 FIFTH = Attention(
@@ -119,14 +120,16 @@ def test_a_failure_leaves_the_pipeline_as_it_came(
     generate_video(pipe, replace(request_320, num_inference_steps=1), FIFTH)
 
 
-def test_a_size_that_does_not_fit_is_refused(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
-    with pytest.raises(ValueError, match="width: expected a multiple of 8, got 60"):
-        generate_video(pipe, replace(request_320, width=60), DENSE)
-
-
-def test_a_setting_that_the_pipeline_has_not_is_refused(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
-    with pytest.raises(ValueError, match="boundary_ratio"):
-        generate_video(pipe, replace(request_320, guidance_scale_2=2.0), DENSE)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"width": 60}, "width: expected a multiple of 8, got 60"), ({"guidance_scale_2": 2.0}, "boundary_ratio")],
+    ids=["size", "setting"],
+)
+def test_what_the_pipeline_cannot_do_is_refused(
+    change: dict, message: str, pipe: DiffusionPipeline, request_320: VideoRequest
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate_video(pipe, replace(request_320, **change), DENSE)
 
 
 def test_values_that_are_not_finite_are_an_error(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:

@@ -77,11 +77,7 @@ def test_sparse_prefill_and_dense_decoding(model: Any, checkpoint: Checkpoint, p
 def test_the_answer_depends_on_what_is_seen(model: Any, checkpoint: Checkpoint, prompt: Prompt, clips: Path) -> None:
     other = read_media(clips / "bikes.mp4", "video", num_frames=40)
     about_other = make_prompt(checkpoint, other, "What moves?", max_tokens=TOKENS)
-    texts = {
-        answer_prompt(model, checkpoint.tokenizer, each, DENSE, max_tokens=TOKENS).text
-        for each in (prompt, about_other)
-    }
-    assert len(texts) == 2
+    assert expected(model, checkpoint, about_other) != expected(model, checkpoint, prompt)
 
 
 def test_an_answer_of_one_token_has_no_speed(model: Any, checkpoint: Checkpoint, prompt: Prompt) -> None:

@@ -20,9 +20,9 @@ from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.kernels import Reading, attend
 from psa_triton.levels import coarsest_level
-from psa_triton.tools.bench.clock import median_seconds
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
+from psa_triton.tools.clock import median_seconds
 from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.shapes import AttentionShape
 

@@ -20,9 +20,9 @@ from psa_triton.tools.bench.measure import (
 from psa_triton.tools.bench.report import judge, plot, report
 from psa_triton.tools.cli.commands import Bench
 from psa_triton.tools.cli.console import make_console, make_table
-from psa_triton.tools.files import Hold, output_folder, staged
-from psa_triton.tools.generation import choose_device, choose_dtype, surroundings
-from psa_triton.tools.generation.sidecar import json_bytes
+from psa_triton.tools.files import held, json_bytes, output_folder, staged
+from psa_triton.tools.generation.loading import choose_device, choose_dtype
+from psa_triton.tools.generation.sidecar import surroundings
 from psa_triton.tools.shapes import AttentionShape, find_shape
 
 _ROOM = 1 << 18
@@ -56,7 +56,7 @@ def run(options: Bench) -> None:
     title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {dtype}, {preset.name}"
     console = make_console()
     cases: list[Case] = []
-    with output_folder(folder, room=_ROOM), Hold(folder):
+    with output_folder(folder, room=_ROOM), held(folder):
         with console.status("measuring 1,024 tokens") as status:
             for case in measure_scaling(measured, settings):
                 cases.append(case)

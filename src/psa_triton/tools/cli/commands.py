@@ -216,7 +216,9 @@ class Tune:
     the curves, and writes a preset for `psa generate --config FILE --attention-preset NAME`, with a picture beside it.
     """
 
-    output: Path = option(REQUIRED, "Presets file of yours to write, or to add the preset to.", metavar="FILE")
+    output: Path = option(
+        REQUIRED, "Presets file to write; one that psa tune wrote before keeps its other presets.", metavar="FILE"
+    )
     prompts: PromptsOptions = field(default_factory=PromptsOptions)
     qkv: list[Path] | None = _of_saved(
         None,

@@ -17,13 +17,16 @@ from rich.table import Table
 from psa_triton.tools.cli.commands import Compare
 from psa_triton.tools.cli.console import VideoProgress, few, logging_to, make_console, reason, try_warm_up
 from psa_triton.tools.cli.errors import told_if_interrupted
-from psa_triton.tools.cli.target import choose_source, find_target, load, read_all_prompts, read_dense_parts
+from psa_triton.tools.cli.target import choose_source, find_target, load, read_dense_parts, read_prompts
 from psa_triton.tools.evaluation.case import Case, expected_room, plan_cases, read_finished, write_case, write_summary
 from psa_triton.tools.evaluation.ceiling import Ceiling, choose_ceiling
 from psa_triton.tools.evaluation.compare import compare_attentions
 from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
-from psa_triton.tools.files import Hold, check_room, output_folder
-from psa_triton.tools.generation import DENSE, Attention, Target, choose_attention, make_requests, surroundings
+from psa_triton.tools.files import check_room, held, output_folder
+from psa_triton.tools.generation.attention import DENSE, Attention, choose_attention
+from psa_triton.tools.generation.loading import Target
+from psa_triton.tools.generation.request import make_requests
+from psa_triton.tools.generation.sidecar import surroundings
 
 logger = logging.getLogger("psa_triton")
 
@@ -39,7 +42,7 @@ def run(options: Compare) -> None:
         ValueError: an option is wrong, or a case is there that was made with other settings.
         typer.Exit: something failed.
     """
-    prompts = read_all_prompts(options.prompts.prompt, options.prompts.prompt_file)
+    prompts = read_prompts(options.prompts)
     seeds = _all_seeds(options.seed or [42], options.num_seeds)
     target = find_target(choose_source(options.model), options.machine, options.preset.impl)
     dense_parts = read_dense_parts(options.dense)
@@ -52,7 +55,7 @@ def run(options: Compare) -> None:
     ceiling = choose_ceiling(options.ceiling, target.device, target.dtype)
     folder = options.output_dir
     cases = plan_cases(folder, requests, seeds, attentions, ceiling=ceiling, model=target.as_dict())
-    with output_folder(folder, room=0), Hold(folder):
+    with output_folder(folder, room=0), held(folder):
         done: dict[str, Data | None] = {case.name: read_finished(case, overwrite=options.overwrite) for case in cases}
         failed = _Comparison(target, attentions, ceiling, cases, done).make(folder, warm_up=options.warm_up)
     if failed:

@@ -13,7 +13,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from psa_triton.tools.generation import Attention, OnStep, VideoRequest, warm_up
+from psa_triton.tools.generation.attention import Attention
+from psa_triton.tools.generation.request import VideoRequest
+from psa_triton.tools.generation.single import OnStep, warm_up
 
 logger = logging.getLogger("psa_triton")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import typer
 
@@ -25,7 +26,7 @@ def run(options: Doctor) -> None:
     findings = diagnose()
     problems = [finding for finding in findings if finding.state == "problem"]
     if options.as_json:
-        typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=2))
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         typer.echo("\n".join(_lines(findings)))
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"

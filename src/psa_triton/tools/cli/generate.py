@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -22,30 +22,18 @@ from psa_triton.tools.cli.target import (
     choose_source,
     find_target,
     load,
-    read_all_prompts,
     read_dense_parts,
+    read_prompts,
     wanted_attention,
 )
 from psa_triton.tools.files import output_folder
-from psa_triton.tools.generation import (
-    Attention,
-    Cost,
-    Failure,
-    GeneratedVideo,
-    Job,
-    OnStep,
-    Processes,
-    Target,
-    VideoRequest,
-    choose_attention,
-    generate_videos,
-    launched_processes,
-    make_requests,
-    plan_jobs,
-    run_jobs,
-    settings_of,
-    surroundings,
-)
+from psa_triton.tools.generation.attention import Attention, choose_attention
+from psa_triton.tools.generation.batch import Job, plan_jobs, run_jobs
+from psa_triton.tools.generation.loading import Target
+from psa_triton.tools.generation.processes import Processes, launched_processes
+from psa_triton.tools.generation.request import make_requests
+from psa_triton.tools.generation.sidecar import settings_of, surroundings
+from psa_triton.tools.generation.single import Cost, GeneratedVideo, generate_videos
 
 logger = logging.getLogger("psa_triton")
 
@@ -66,7 +54,7 @@ def run(options: Generate, *, keys: Sequence[str] = (), configs: Path | None = N
             videos fail instead, and does not stop the others.
         typer.Exit: videos failed, in whichever process.
     """
-    prompts = read_all_prompts(options.prompts.prompt, options.prompts.prompt_file)
+    prompts = read_prompts(options.prompts)
     source = choose_source(options.model, keys=keys, configs=configs)
     dense_parts = read_dense_parts(options.dense)
     attention = wanted_attention(
@@ -159,7 +147,7 @@ class _Batch:
             if self.processes.count == 1:
                 raise
             logger.warning("process %d makes none of its videos: %s", self.processes.index, reason(error))
-            return _Share(failed=[_failure_line(Failure(job, error)) for job in jobs])
+            return _Share(failed=[_failure_line(job, error) for job in jobs])
         if self.options.warm_up:
             try_warm_up(console, pipe, [job.request for job in jobs[: self.options.batch_size]], self.attention)
         return self._make_all(pipe, jobs, made, console)
@@ -169,40 +157,31 @@ class _Batch:
         if self.options.verbose and config is not None:
             attention = replace(attention, config=config.replace(verbose=True))
         costs: list[Cost] = []
+        failed: list[str] = []
 
-        def make(requests: Sequence[VideoRequest], on_step: OnStep) -> list[GeneratedVideo]:
-            return generate_videos(pipe, requests, attention, on_step=on_step)
-
-        def start(batch: Sequence[Job]) -> OnStep:
+        def make(batch: Sequence[Job]) -> list[GeneratedVideo]:
             first, last = batch[0].path.name, batch[-1].path.name
             name = first if first == last else f"{first} to {last}"
-            return progress.start_video(name, batch[0].request.num_inference_steps)
-
-        def end(job: Job, outcome: GeneratedVideo | Failure) -> None:
-            progress.end_video()
-            console.print(f"{job.path}: {_outcome(outcome)}")
-            if isinstance(outcome, GeneratedVideo):
-                costs.append(outcome.cost)
-                made.append(job)
+            on_step = progress.start_video(name, batch[0].request.num_inference_steps)
+            return generate_videos(pipe, [job.request for job in batch], attention, on_step=on_step)
 
         began = time.perf_counter()
-        with VideoProgress(console, len(jobs)) as progress:
-            failures = run_jobs(
-                jobs,
-                make,
-                batch_size=self.options.batch_size,
-                describe=partial(surroundings, self.target.device),
-                on_start=start,
-                on_end=end,
-            )
-        return _Share(costs, [_failure_line(failure) for failure in failures], time.perf_counter() - began)
+        describe = partial(surroundings, self.target.device)
+        outcomes = run_jobs(jobs, make, batch_size=self.options.batch_size, describe=describe)
+        with VideoProgress(console, len(jobs)) as progress, closing(outcomes):
+            for job, outcome in outcomes:
+                progress.end_video()
+                if isinstance(outcome, Exception):
+                    console.print(f"{job.path}: failed: {reason(outcome)}")
+                    failed.append(_failure_line(job, outcome))
+                else:
+                    console.print(f"{job.path}: {_cost_line(outcome.cost)}")
+                    costs.append(outcome.cost)
+                    made.append(job)
+        return _Share(costs, failed, time.perf_counter() - began)
 
 
-def _outcome(outcome: GeneratedVideo | Failure) -> str:
-    """Time and density of a video, or why there is none."""
-    if isinstance(outcome, Failure):
-        return f"failed: {reason(outcome.error)}"
-    cost = outcome.cost
+def _cost_line(cost: Cost) -> str:
     together = "" if cost.videos == 1 else f" for {cost.videos} videos together"
     line = f"{cost.total_seconds:.1f} s{together}, {cost.attention_seconds:.1f} s of it in self-attention"
     if cost.attention_density is None:
@@ -213,8 +192,8 @@ def _outcome(outcome: GeneratedVideo | Failure) -> str:
     )
 
 
-def _failure_line(failure: Failure) -> str:
-    return f"{failure.job.path.name} ({failure.job.request.prompt}): {reason(failure.error)}"
+def _failure_line(job: Job, error: Exception) -> str:
+    return f"{job.path.name} ({job.request.prompt}): {reason(error)}"
 
 
 def _mean_density(costs: Sequence[Cost]) -> str:

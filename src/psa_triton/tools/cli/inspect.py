@@ -18,20 +18,15 @@ from psa_triton.integrations.diffusers import layer_count
 from psa_triton.models import QWEN2_5_VL, model_key
 from psa_triton.tools.cli.commands import Inspect
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
-from psa_triton.tools.cli.options import read_indexes, refuse
-from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
+from psa_triton.tools.cli.options import PromptsOptions, read_indexes, refuse
+from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_prompts
 from psa_triton.tools.evaluation.levels_record import CallSite
-from psa_triton.tools.files import Hold, Staging, output_folder, staged
-from psa_triton.tools.generation import (
-    Attention,
-    choose_attention,
-    choose_device,
-    generate_video,
-    make_requests,
-    settings_of,
-    surroundings,
-)
-from psa_triton.tools.generation.sidecar import json_bytes
+from psa_triton.tools.files import Staging, held, json_bytes, output_folder, staged
+from psa_triton.tools.generation.attention import Attention, choose_attention
+from psa_triton.tools.generation.loading import choose_device
+from psa_triton.tools.generation.request import make_requests
+from psa_triton.tools.generation.sidecar import settings_of, surroundings
+from psa_triton.tools.generation.single import generate_video
 from psa_triton.tools.inspection.exact import spread_evenly
 from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.inspect import choose_indexes, inspect_attention
@@ -100,7 +95,7 @@ def _look_at_file(options: Inspect, path: Path, asked: Mapping[str, Sequence[int
 
 
 def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | None]) -> None:
-    prompts = read_all_prompts([options.prompt], None)
+    prompts = read_prompts(PromptsOptions(prompt=None if options.prompt is None else [options.prompt]))
     if model_key(options.model.model) == QWEN2_5_VL.key:
         raise ValueError(
             f"model: expected a video model, got {options.model.model}; save its q, k, v, and give --qkv --causal"
@@ -152,7 +147,7 @@ class _Look:
     ) -> Iterator[_Look]:
         """Files appear together at the end of the block; the folder is looked at first."""
         folder = options.output_dir
-        with output_folder(folder, room=pictures * _PICTURE), Hold(folder), staged() as files:
+        with output_folder(folder, room=pictures * _PICTURE), held(folder), staged() as files:
             yield cls(
                 folder=folder,
                 files=files,
@@ -164,7 +159,7 @@ class _Look:
 
     def at(self, inputs: AttentionInputs, place: Place, levels: Tensor | None = None) -> None:
         """Draw one call, and keep its numbers; `levels` are those that it read, if it has been made already."""
-        inspection = inspect_attention(
+        found = inspect_attention(
             inputs,
             _sparse(self.attention),
             heads=self.heads,
@@ -172,10 +167,10 @@ class _Look:
             query_blocks=self.query_blocks,
             impl=self.attention.impl,
         )
-        for head in inspection.heads:
+        for head in found.heads:
             title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
-            self.files.write(self.folder / f"{place_name(place, head.head)}.png", draw(inspection, head, title))
-        self.calls.append(call_data(place, inspection))
+            self.files.write(self.folder / f"{place_name(place, head.head)}.png", draw(found, head, title))
+        self.calls.append(call_data(place, found))
 
     def save(self, inputs: AttentionInputs, place: Place) -> None:
         """Write the tensors of one call."""

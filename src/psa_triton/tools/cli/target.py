@@ -22,43 +22,31 @@ from psa_triton.tools.cli.options import (
     MachineOptions,
     ModelOptions,
     PresetOptions,
+    PromptsOptions,
     read_indexes,
 )
-from psa_triton.tools.generation import (
-    ALONE,
-    DENSE,
-    Attention,
-    DenseParts,
-    ModelSource,
-    Processes,
-    Target,
-    VideoRequest,
-    checkout_model_configs,
-    choose_device,
-    choose_dtype,
-    configured_models,
-    find_source,
-    load_pipeline,
-    named_attention,
-    read_prompts,
-)
+from psa_triton.tools.generation.attention import DENSE, Attention, DenseParts, named_attention
+from psa_triton.tools.generation.loading import Target, choose_device, choose_dtype, load_pipeline
+from psa_triton.tools.generation.model_configs import checkout_model_configs, configured_models
+from psa_triton.tools.generation.processes import ALONE, Processes
+from psa_triton.tools.generation.request import VideoRequest, read_prompts_file
+from psa_triton.tools.generation.source import ModelSource, find_source
 
 
-def read_all_prompts(prompts: Sequence[str | None] | None, file: Path | None) -> list[str]:
+def read_prompts(options: PromptsOptions) -> list[str]:
     """The prompts that the options give.
 
     Raises:
         ValueError: there is none, there are prompts and a file, or the file has none.
         FileNotFoundError: there is no such file.
     """
-    given = [prompt for prompt in prompts or () if prompt is not None]
-    if given and file is not None:
+    if options.prompt and options.prompt_file is not None:
         raise ValueError("expected --prompt or --prompt-file, got both")
-    if file is not None:
-        return read_prompts(file)
-    if not any(prompt.strip() for prompt in given):
+    if options.prompt_file is not None:
+        return read_prompts_file(options.prompt_file)
+    if not any(prompt.strip() for prompt in options.prompt or ()):
         raise ValueError("expected a prompt: give --prompt TEXT or --prompt-file FILE")
-    return given
+    return options.prompt or []
 
 
 def choose_source(options: ModelOptions, *, keys: Sequence[str] = (), configs: Path | None = None) -> ModelSource:

@@ -22,20 +22,14 @@ from psa_triton.tools.cli.commands import Tune
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
 from psa_triton.tools.cli.errors import told_if_interrupted
 from psa_triton.tools.cli.options import refuse
-from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_all_prompts
+from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_prompts
 from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.evaluation.measures.pixels import psnr
-from psa_triton.tools.files import Hold, output_folder, staged
-from psa_triton.tools.generation import (
-    DENSE,
-    Attention,
-    Target,
-    VideoRequest,
-    choose_attention,
-    choose_device,
-    generate_video,
-    make_requests,
-)
+from psa_triton.tools.files import held, output_folder, staged
+from psa_triton.tools.generation.attention import DENSE, Attention, choose_attention
+from psa_triton.tools.generation.loading import Target, choose_device
+from psa_triton.tools.generation.request import VideoRequest, make_requests
+from psa_triton.tools.generation.single import generate_video
 from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.probe import READ_ALL, Probe
 from psa_triton.tools.inspection.qkv_file import QKVFile, read_qkv
@@ -68,7 +62,7 @@ def run(options: Tune) -> None:
     if (options.target_error, options.target_speedup, options.budget) != (None, None, None):
         goal = Goal(budget=options.budget, speedup=options.target_speedup, error=options.target_error)
     if not options.qkv:
-        prompts = read_all_prompts(options.prompts.prompt, options.prompts.prompt_file)
+        prompts = read_prompts(options.prompts)
         source = choose_source(options.model)
         target = find_target(source, options.machine, options.preset.impl)
         file, impl = options.preset.config, options.preset.impl
@@ -181,7 +175,7 @@ class _Tuning:
         goal = self.goal or Goal(budget=config.budget)
         goal.check(steps=steps, warmup=config.warmup_steps)
         self._file(config)
-        with output_folder(output.absolute().parent, room=_ROOM, option="output"), Hold(output):
+        with output_folder(output.absolute().parent, room=_ROOM, option="output"), held(output):
             yield goal
 
     def _file(self, config: PSAConfig) -> bytes:

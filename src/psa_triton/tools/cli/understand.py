@@ -9,7 +9,7 @@ from psa_triton.models import QWEN2_5_VL
 from psa_triton.tools.cli.commands import Understand
 from psa_triton.tools.cli.console import make_console
 from psa_triton.tools.cli.target import find_place, loading, wanted_attention
-from psa_triton.tools.generation import Attention, named_attention
+from psa_triton.tools.generation.attention import Attention, named_attention
 from psa_triton.tools.understanding import (
     Answer,
     Media,

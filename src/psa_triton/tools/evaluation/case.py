@@ -14,9 +14,9 @@ from psa_triton.tools.evaluation.frames import contact_sheet
 from psa_triton.tools.evaluation.measures import MEASURES, PSNR_CAP
 from psa_triton.tools.evaluation.report import case_report, run_report
 from psa_triton.tools.evaluation.summary import markdown, summarise
-from psa_triton.tools.files import staged
+from psa_triton.tools.files import json_bytes, staged
 from psa_triton.tools.generation import DENSE, Attention, VideoRequest
-from psa_triton.tools.generation.sidecar import differences, json_bytes, read_settings
+from psa_triton.tools.generation.sidecar import differences, read_settings
 from psa_triton.tools.video import Frames, encode_video, png, side_by_side
 
 SCHEMA_VERSION: Final = 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +16,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from psa_triton.tools.files import Hold, TakenError, check_room, staged
+from psa_triton.tools.files import TakenError, check_room, held, json_bytes, staged
 from psa_triton.tools.generation.request import VideoRequest
-from psa_triton.tools.generation.sidecar import differences, json_bytes, read_settings
-from psa_triton.tools.generation.single import GeneratedVideo, OnStep
+from psa_triton.tools.generation.sidecar import differences, read_settings
+from psa_triton.tools.generation.single import GeneratedVideo
 from psa_triton.tools.video import encode_video, expected_bytes
 
 logger = logging.getLogger("psa_triton")
@@ -54,14 +54,6 @@ class Job:
         return expected_bytes(self.request.width, self.request.height, self.request.num_frames)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A video that could not be made, and why."""
-
-    job: Job
-    error: Exception
-
-
 def plan_jobs(
     folder: Path, requests: Sequence[VideoRequest], settings: Sequence[dict[str, Any]], *, overwrite: bool = False
 ) -> tuple[list[Job], list[Job]]:
@@ -86,7 +78,9 @@ def plan_jobs(
     if overwrite:
         paths = (_path(folder, number) for number in count())
         return [Job(*each, replaces=True) for each in zip(paths, requests, settings, strict=False)], []
-    made = {path: found for path in _videos(folder) if (found := read_settings(path.with_suffix(".json"))) is not None}
+    # Where videos are, or were to be: the mp4 of every sidecar.
+    sidecars = sorted(file for file in folder.glob("video_*.json") if _SIDECAR.fullmatch(file.name))
+    made = {file.with_suffix(".mp4"): found for file in sidecars if (found := read_settings(file)) is not None}
     taken = frozenset(made)
     free = (path for path in map(partial(_path, folder), count()) if path not in taken and not path.exists())
     todo: list[Job] = []
@@ -108,21 +102,17 @@ def _following(path: Path) -> Path:
     return _path(path.parent, int(path.stem.removeprefix("video_")) + 1)
 
 
-def _videos(folder: Path) -> list[Path]:
-    """Where videos are, or were to be: the mp4 of every sidecar."""
-    return sorted(file.with_suffix(".mp4") for file in folder.glob("video_*.json") if _SIDECAR.fullmatch(file.name))
-
-
 def run_jobs(
     jobs: Sequence[Job],
-    make: Callable[[Sequence[VideoRequest], OnStep], Sequence[GeneratedVideo]],
+    make: Callable[[Sequence[Job]], Sequence[GeneratedVideo]],
     *,
     batch_size: int = 1,
     describe: Callable[[], dict[str, Any]],
-    on_start: Callable[[Sequence[Job]], OnStep],
-    on_end: Callable[[Job, GeneratedVideo | Failure], None],
-) -> list[Failure]:
-    """Make videos, `batch_size` at a time, each with its sidecar.
+) -> Generator[tuple[Job, GeneratedVideo | Exception]]:
+    """Make videos, `batch_size` at a time, each with its sidecar, and tell after each how it went.
+
+    Any error fails just its video; an interrupt (Ctrl-C) stops the run. Close the iterator if it is not read to its
+    end, which lets names go.
 
     Args:
         jobs: what to do.
@@ -130,70 +120,54 @@ def run_jobs(
         batch_size: how many together. Where a batch fails, its videos are made one by one, so that one bad prompt, or
             too little memory, costs no other video.
         describe: gives what else a sidecar holds, such as versions and hardware.
-        on_start: told before each batch; what it returns is told of each denoising step.
-        on_end: told after each video how it went.
-
-    Returns:
-        The videos that failed. Any error fails just its video; an interrupt (Ctrl-C) stops the run.
     """
-    failures = []
     for first in range(0, len(jobs), batch_size):
-        for job, outcome in _run_batch(jobs[first : first + batch_size], make, describe, on_start):
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-            on_end(job, outcome)
-    return failures
-
-
-def _run_batch(
-    batch: Sequence[Job],
-    make: Callable[[Sequence[VideoRequest], OnStep], Sequence[GeneratedVideo]],
-    describe: Callable[[], dict[str, Any]],
-    on_start: Callable[[Sequence[Job]], OnStep],
-) -> Iterator[tuple[Job, GeneratedVideo | Failure]]:
-    """Makes videos under names that are taken first; those that cannot be written anyway are not made."""
-    with ExitStack() as names:
-        taken = []
-        for job in batch:
-            try:
-                check_room(job.path.parent, job.room)
-                taken.append(_take(job, names))
-            except OSError as error:
-                yield job, Failure(job, error)
-        if taken:
-            yield from _make_batch(taken, make, describe, on_start, names)
+        with ExitStack() as names:
+            taken = []
+            for job in jobs[first : first + batch_size]:
+                try:  # what cannot be written is not made
+                    check_room(job.path.parent, job.room)
+                    taken.append(_take(job, names))
+                except OSError as error:
+                    yield job, error
+            if taken:
+                for job, outcome in _make_batch(taken, make):
+                    yield (job, outcome) if isinstance(outcome, Exception) else _save(job, outcome, describe, names)
 
 
 def _make_batch(
-    batch: Sequence[Job],
-    make: Callable[[Sequence[VideoRequest], OnStep], Sequence[GeneratedVideo]],
-    describe: Callable[[], dict[str, Any]],
-    on_start: Callable[[Sequence[Job]], OnStep],
-    names: ExitStack,
-) -> Iterator[tuple[Job, GeneratedVideo | Failure]]:
-    on_step = on_start(batch)
+    batch: Sequence[Job], make: Callable[[Sequence[Job]], Sequence[GeneratedVideo]]
+) -> Iterator[tuple[Job, GeneratedVideo | Exception]]:
     try:
-        videos = make([job.request for job in batch], on_step)
+        videos = make(batch)
     except Exception as error:
         logger.debug("%s failed", ", ".join(str(job.path) for job in batch), exc_info=True)
         if len(batch) == 1:
-            yield batch[0], Failure(batch[0], error)
+            yield batch[0], error
             return
         reason = str(error).partition("\n")[0]
         logger.warning("a batch of %d videos failed (%s); they are made one by one", len(batch), reason)
         for job in batch:
-            yield from _make_batch([job], make, describe, on_start, names)
-        return
-    for job, video in zip(batch, videos, strict=True):
-        try:
-            # Whoever does not take names, such as a person, may have put a file there meanwhile.
-            place = job if _is_open(job) else _take(replace(job, path=_following(job.path)), names)
-            _save(place, video, describe())
-        except Exception as error:
-            logger.debug("%s could not be saved", job.path, exc_info=True)
-            yield job, Failure(job, error)
-        else:
-            yield place, video
+            yield from _make_batch([job], make)
+    else:
+        yield from zip(batch, videos, strict=True)
+
+
+def _save(
+    job: Job, video: GeneratedVideo, describe: Callable[[], dict[str, Any]], names: ExitStack
+) -> tuple[Job, GeneratedVideo | Exception]:
+    """Write the sidecar, then the video: see `plan_jobs`; returns how it went, under which name."""
+    try:
+        # Whoever does not take names, such as a person, may have put a file there meanwhile.
+        place = job if _is_open(job) else _take(replace(job, path=_following(job.path)), names)
+        with staged() as files:
+            data = {"settings": place.settings, "cost": video.cost.as_dict(), **describe()}
+            files.write(place.sidecar, json_bytes(data))
+            files.write(place.path, encode_video(video.frames, fps=place.request.fps))
+    except Exception as error:
+        logger.debug("%s could not be saved", job.path, exc_info=True)
+        return job, error
+    return place, video
 
 
 def _take(job: Job, names: ExitStack) -> Job:
@@ -206,18 +180,18 @@ def _take(job: Job, names: ExitStack) -> Job:
     request = sha256(json_bytes(job.settings)).hexdigest()
     here = job
     while True:
-        try:
-            hold = Hold(here.path, request)
-        except TakenError as taken:
-            if job.replaces or taken.purpose == request:
-                raise
-        else:
-            if _is_open(here):
-                names.enter_context(hold)
-                return here
-            hold.release()
-            if here.path.exists() and _is_same(here):
-                raise FileExistsError(f"{here.path} was made by another process meanwhile")
+        with ExitStack() as attempt:
+            try:
+                attempt.enter_context(held(here.path, request))
+            except TakenError as taken:
+                if job.replaces or taken.purpose == request:
+                    raise
+            else:
+                if _is_open(here):
+                    names.enter_context(attempt.pop_all())
+                    return here
+                if here.path.exists() and _is_same(here):
+                    raise FileExistsError(f"{here.path} was made by another process meanwhile")
         here = replace(here, path=_following(here.path))
 
 
@@ -235,10 +209,3 @@ def _is_same(job: Job) -> bool:
     except ValueError:
         return False
     return found is not None and not differences(found, job.settings)
-
-
-def _save(job: Job, video: GeneratedVideo, described: dict[str, Any]) -> None:
-    """The sidecar, then the video: see `plan_jobs`."""
-    with staged() as files:
-        files.write(job.sidecar, json_bytes({"settings": job.settings, "cost": video.cost.as_dict(), **described}))
-        files.write(job.path, encode_video(video.frames, fps=job.request.fps))

@@ -51,7 +51,7 @@ class VideoRequest:
                 raise ValueError(f"{name}: expected a number >= 0, got {scale}")
 
 
-def read_prompts(file: Path) -> list[str]:
+def read_prompts_file(file: Path) -> list[str]:
     """Prompts of a text file, one a line; blank lines and lines that start with `#` are skipped.
 
     Raises:

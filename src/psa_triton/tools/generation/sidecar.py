@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from psa_triton.tools.files import write_file
 from psa_triton.tools.generation.attention import Attention
 from psa_triton.tools.generation.loading import Target
 from psa_triton.tools.generation.request import VideoRequest
@@ -41,25 +40,6 @@ def command_line() -> str:
     """What was typed; `psa ...` however its module was started."""
     program = Path(sys.argv[0]).name
     return shlex.join(["psa" if program in ("app.py", "__main__.py") else program, *sys.argv[1:]])
-
-
-def json_bytes(data: Mapping[str, Any]) -> bytes:
-    """Content of a JSON file.
-
-    Raises:
-        ValueError: a number is infinite or NaN, which JSON cannot hold.
-    """
-    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write `data`, whole or not at all.
-
-    Raises:
-        OSError: it could not be written.
-        ValueError: a number is infinite or NaN, which JSON cannot hold.
-    """
-    write_file(path, json_bytes(data))
 
 
 def read_settings(sidecar: Path) -> dict[str, Any] | None:

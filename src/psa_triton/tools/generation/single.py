@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
 from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale
+from psa_triton.tools.clock import now
 from psa_triton.tools.generation.attention import DENSE, Attention
 from psa_triton.tools.generation.request import VideoRequest
 from psa_triton.tools.generation.source import check_size
@@ -113,14 +113,14 @@ def generate_videos(
     if any(replace(request, prompt=first.prompt, seed=first.seed) != first for request in requests):
         raise ValueError("requests: expected them to differ in prompt and seed alone")
     check_size(first.width, first.height, first.num_frames, pipeline_scale(pipe))
-    with attention.attach(pipe, time_layers=True, on_levels=on_levels) as handle, _transformer_clock(pipe) as clock:
-        began = _now(pipe.device)
+    with attention.attach(pipe, time_layers=True, on_levels=on_levels) as handle, _transformer_seconds(pipe) as seconds:
+        began = now(pipe.device)
         videos = np.asarray(pipe(**_arguments(pipe, requests, on_step)).frames, dtype=np.float32)
-        total = _now(pipe.device) - began
+        total = now(pipe.device) - began
         stats = handle.stats()
     if not np.isfinite(videos).all():
         raise ValueError("the model made values that are not finite; try --dtype float32 or bfloat16")
-    cost = _cost(stats, total, clock.seconds, len(videos))
+    cost = _cost(stats, total, sum(seconds), len(videos))
     return [GeneratedVideo(frames, cost, stats) for frames in videos]
 
 
@@ -175,37 +175,21 @@ def _cost(stats: PSAStats, total: float, transformer: float, videos: int) -> Cos
     )
 
 
-class _Clock:
-    """Seconds spent in a module's forwards."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began = 0.0
-
-    def start(self, module: torch.nn.Module, *_: Any) -> None:
-        self._began = _now(next(module.parameters()).device)
-
-    def stop(self, module: torch.nn.Module, *_: Any) -> None:
-        self.seconds += _now(next(module.parameters()).device) - self._began
-
-
 @contextmanager
-def _transformer_clock(pipe: DiffusionPipeline) -> Iterator[_Clock]:
-    """Times the forwards of a pipeline's transformers (one, or one for high and one for low noise)."""
-    clock, hooks = _Clock(), []
-    for name in ("transformer", "transformer_2"):
-        if (transformer := getattr(pipe, name, None)) is not None:
-            hooks.append(transformer.register_forward_pre_hook(clock.start))
-            hooks.append(transformer.register_forward_hook(clock.stop))
-    try:
-        yield clock
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _transformer_seconds(pipe: DiffusionPipeline) -> Iterator[list[float]]:
+    """Gathers the seconds of each forward of a pipeline's transformers (one, or one for high and one for low noise)."""
+    began, seconds = 0.0, list[float]()
 
+    def start(module: torch.nn.Module, *_: Any) -> None:
+        nonlocal began
+        began = now(next(module.parameters()).device)
 
-def _now(device: torch.device) -> float:
-    """Seconds, after all work queued on an accelerator is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    def stop(module: torch.nn.Module, *_: Any) -> None:
+        seconds.append(now(next(module.parameters()).device) - began)
+
+    with ExitStack() as hooks:
+        for name in ("transformer", "transformer_2"):
+            if (transformer := getattr(pipe, name, None)) is not None:
+                hooks.callback(transformer.register_forward_pre_hook(start).remove)
+                hooks.callback(transformer.register_forward_hook(stop).remove)
+        yield seconds

