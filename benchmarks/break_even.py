@@ -71,10 +71,14 @@ def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, d
         "dense_seconds": seconds["dense"],
         "sparse_seconds": seconds["sparse"],
         "speedup": seconds["dense"] / seconds["sparse"],
-        "dense_because": DenseRules(kind="diffusion", config=config).of_length(
-            shape.tokens, config, device, DTYPES[dtype], prefix
-        ),
     }
+
+
+def dense_because(case: Row, config: PSAConfig, device: torch.device) -> str | None:
+    """Why `impl="auto"` runs it dense; None if it runs sparse."""
+    tokens = case["visual_tokens"] + case["prefix_tokens"]
+    rules = DenseRules(kind="diffusion", config=config)
+    return rules.of_length(tokens, config, device, DTYPES[case["dtype"]], case["prefix_tokens"])
 
 
 def least_in_auto(cases: Sequence[Row]) -> float | None:
@@ -124,7 +128,8 @@ def main() -> None:
     for preset, config, shape in shipped_presets():
         for dtype in DTYPES:
             how = (preset, config, shape, dtype, args.device, args.lengths)
-            cases += run.piece(f"{preset}, {dtype}", measure_preset, *how)
+            measured = run.piece(f"{preset}, {dtype}", measure_preset, *how)
+            cases += [case | {"dense_because": dense_because(case, config, args.device)} for case in measured]
     run.write({"cases": cases, "instructions": instructions}, page)
 
 

@@ -18,6 +18,7 @@ from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.blocks import Blocks
 from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
+from psa_triton.tools.clock import median_seconds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

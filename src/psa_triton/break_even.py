@@ -18,7 +18,7 @@ from psa_triton.kernels.gathered.ways import products_outrun_attention
 
 _SHARED: Final = 32
 """Queries of a block that a gathered row costs as much as."""
-_BUDGET: Final = 1.6
+_BUDGET: Final = 1.3
 """Times the overhead: the errors of every level are estimated, too."""
 
 
