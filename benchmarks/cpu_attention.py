@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from harness import CPU, DTYPES, Report, Run, heading, options, table
-from psa_triton.tools.bench.clock import median_seconds
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.blocks import Blocks
