@@ -84,7 +84,7 @@ def test_videos_show_what_was_asked_for_dense_and_with_psa(
         return {name: sum(getattr(s, name) for s in each) / len(each) for name in ("colour", "shape", "direction")}
 
     dense = scores()
-    with apply_psa(pipe, "psa_balanced") as handle:
+    with apply_psa(pipe, "psa_balanced", min_tokens=0) as handle:
         sparse = scores()
         summary = handle.stats().summary
     assert summary.sparse_density is not None and summary.sparse_density < 0.6

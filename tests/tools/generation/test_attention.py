@@ -75,6 +75,7 @@ def test_what_runs_dense_reaches_the_model(pipe: DiffusionPipeline) -> None:
         "preset": "hand",
         "impl": "auto",
         "config": None,
+        "max_error": None,
         "min_tokens": 0,
         "dense_last_steps": 1,
         "dense_layers": [0],
