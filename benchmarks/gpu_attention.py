@@ -1,8 +1,9 @@
 """PSA on a GPU against the best dense attention, in one run: `python benchmarks/gpu_attention.py`.
 
-Needs torch and triton alone and takes under 8 minutes. First every shape is checked against the definition in float64;
-if a result is off, nothing is timed. Forward times are those of CUDA-graph replays, so they hold no launch overhead and
-prove that nothing on the way waits for the host; every run starts with a cold L2 cache, and the median counts.
+Needs torch, triton and pydantic alone and takes under 8 minutes. First every shape is checked against the definition in
+float64; if a result is off, nothing is timed. Forward times are those of CUDA-graph replays, so they hold no launch
+overhead and prove that nothing on the way waits for the host; every run starts with a cold L2 cache, and the median
+counts.
 """
 
 from __future__ import annotations

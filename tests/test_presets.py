@@ -36,6 +36,8 @@ SECTIONS = {
     "tiny-wan": (8, 8, 4, 0),
     "Qwen2.5-VL": (28, 28, 2, 0),
 }
+REUSING = [model for model in SECTIONS if model not in ("general", "Qwen2.5-VL")]
+"""Models whose runs are known to have many steps."""
 # (m, n, mode, where levels 1, 2, 4, 8 end, *_mask_type, use_rearrange, use_sim_mask, warmup_steps, sim_thresholds.x8)
 PRESETS = {
     ("Wan2.1_14b", "psa_balanced"): (128, 128, "thresholdbound", (0.4, 0.5, 0.6, 0.8), "new", True, False, 15, 0.6),
@@ -180,6 +182,20 @@ class TestShippedFile:
             warmup_steps=default.warmup_steps,
         )
 
+    @pytest.mark.parametrize("model", REUSING)
+    def test_every_video_model_has_a_budget_with_reuse_instead_of_warm_up(self, model: str) -> None:
+        config, budget = load_preset(model, "psa_refresh"), load_preset(model, "psa_budget")
+        assert config is not None
+        assert budget is not None
+        assert config.reuse is not None
+        rhythm = {"refresh_every": 8, "layer_groups": 4, "sparse_every": 2}
+        expected = budget.replace(warmup_steps=0, probe=0.01)
+        if model == "tiny-wan":  # of 12 steps
+            rhythm = {"refresh_every": 4, "layer_groups": 4}
+            expected = expected.replace(budget=0.14)
+        kept = {"keep": config.reuse.keep, "keep_on": config.reuse.keep_on}
+        assert config.replace(description="") == expected.replace(description="", reuse={**rhythm, **kept})
+
     def test_no_preset_is_missing_from_the_list_above(self) -> None:
         sections = load_presets_file().sections
         found = {(model, preset) for model in SECTIONS for preset in sections[model].attention_configs}
@@ -189,6 +205,7 @@ class TestShippedFile:
         added |= {("Qwen2.5-VL", "psa_balanced"), ("Qwen2.5-VL", "psa_text")} | {
             (model, "psa_budget") for model in SECTIONS
         }
+        added |= {(model, "psa_refresh") for model in REUSING}
         assert found == PRESETS.keys() | added
 
     def test_is_the_one_that_people_edit(self) -> None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from psa_triton.tools.builtin.codec import LinearVideoCodec
 
-WORDS = (*COLOURS, *SHAPES, *DIRECTIONS, "a", "moving", "going")
+# New words go to the end: a word's place is its row of the embedding.
+WORDS = (*COLOURS, *SHAPES, *DIRECTIONS, "a", "moving", "going", "small", "large", "and", "over", "stripes")
 SPECIAL = ("<pad>", "</s>", "<unk>")
 TEXT_DIM = 96
 

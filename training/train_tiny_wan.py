@@ -1,8 +1,9 @@
-"""Train the built-in text-to-video model from nothing: `python training/train_tiny_wan.py`.
+"""Train the built-in text-to-video model: `python training/train_tiny_wan.py --start PIPELINE`.
 
-Flow matching (v = noise - data) on procedural clips, small grid first, then larger. Runs on a CPU or a GPU, is
-seeded, writes a checkpoint every few minutes and goes on from it when started again with the same --work folder.
-`training/export_tiny_wan.py` turns the averaged weights into the pipeline folder that the package ships.
+Flow matching (v = noise - data) on procedural clips, small grid first, then larger, with self-attention by
+`psa_attention` where a stage asks for it. Runs on a CPU or a GPU, is seeded, writes a checkpoint every few minutes and
+goes on from it when started again with the same --work folder. `training/export_tiny_wan.py` turns the averaged weights
+into the pipeline folder that the package ships.
 """
 
 from __future__ import annotations
@@ -13,43 +14,105 @@ import math
 import os
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from clips import TEMPLATES, TRAINED, make_clips
+from clips import draw_caption, draw_subject, make_clips
 from recipe import fit_codec, make_text_encoder, make_tokenizer, make_transformer
+from safetensors.torch import load_file
 
-TEXT_SLOTS = 8  # tokens of the longest caption, its end token, and one slot that stands for all the padding
+from psa_triton import PSAConfig, psa_attention
+from psa_triton.tools.builtin import LinearVideoCodec
+
+TEXT_SLOTS = 16  # tokens of the longest caption, its end token, and one slot that stands for all the padding
 PIPELINE_TEXT_LENGTH = 512
+
+
+def normalise(norm: torch.nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """`norm(x)` with the weight in x's dtype: autocast leaves it in float32, of which torch warns."""
+    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+
+
+def split_heads(attn: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`[B, N, heads * D]` as `[B, heads, N, D]`."""
+    return x.unflatten(2, (attn.heads, -1)).transpose(1, 2)
 
 
 class CountedPadding:
     """Cross-attention over a prompt whose identical padding tokens are one key with weight ln(count).
 
     The pipeline pads text to 512 zero vectors and does not mask them. They are equal, so one key with their log count
-    as bias gives the same attention at 1/64 of the cost.
+    as bias gives the same attention at a fraction of the cost.
     """
 
     def __init__(self) -> None:
         self.bias: torch.Tensor | None = None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
-        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        k = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        v = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        q = split_heads(attn, normalise(attn.norm_q, attn.to_q(hidden_states)))
+        k = split_heads(attn, normalise(attn.norm_k, attn.to_k(encoder_hidden_states)))
+        v = split_heads(attn, attn.to_v(encoder_hidden_states))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias.to(q.dtype))
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
-def parse_stages(text: str) -> list[tuple[tuple[int, int, int], int, int]]:
-    """`"4x8x8:16:4000"`: tokens (t x h x w) : batch : steps, several joined by commas."""
+class SparseSelfAttention:
+    """Self-attention of one grid of tokens, by `psa_attention` below density 1."""
+
+    def __init__(self) -> None:
+        self.stage: Stage | None = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+        turns = torch.complex(*(x[..., ::2].float().transpose(1, 2) for x in rotary_emb))
+
+        def rotate(x):
+            pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+            return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
+
+        q = rotate(split_heads(attn, normalise(attn.norm_q, attn.to_q(hidden_states))))
+        k = rotate(split_heads(attn, normalise(attn.norm_k, attn.to_k(hidden_states))))
+        v = split_heads(attn, attn.to_v(hidden_states))
+        if self.stage.density < 1:
+            config = PSAConfig(mask_mode="budget", budget=self.stage.density)
+            out = psa_attention(q, k, v, config, grid=self.stage.grid)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+@dataclass(frozen=True)
+class Stage:
+    grid: tuple[int, int, int]
+    """Tokens: frames, height, width."""
+    batch: int
+    steps: int
+    density: float
+    """Of self-attention; 1 is dense."""
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+
+def parse_stages(text: str) -> list[Stage]:
+    """`"8x24x24:2:900:0.25"`: tokens (t x h x w) : batch : steps : density, several joined by commas."""
     stages = []
     for stage in text.split(","):
-        grid, batch, steps = stage.split(":")
+        grid, batch, steps, density = stage.split(":")
         t, h, w = map(int, grid.split("x"))
-        stages.append(((t, h, w), int(batch), int(steps)))
+        stages.append(Stage((t, h, w), int(batch), int(steps), float(density)))
     return stages
+
+
+def schedule(stages: list[Stage]) -> list[Stage]:
+    """The stage whose grid each step is on: every fourth goes back to an earlier one, so that small sizes stay good."""
+    return [
+        stages[step // 4 % i] if i and step % 4 == 3 else stage
+        for i, stage in enumerate(stages)
+        for step in range(stage.steps)
+    ]
 
 
 def noise_shift(tokens: int) -> float:
@@ -65,19 +128,72 @@ def sample_sigma(batch: int, tokens: int, generator: torch.Generator) -> torch.T
     return (shift * sigma / (1 + (shift - 1) * sigma)).clamp(1e-3, 1.0)
 
 
+def load_weights(model: torch.nn.ModuleDict, pipeline: Path) -> None:
+    """Take the weights of a saved pipeline; words that it does not know keep their fresh rows of the embedding."""
+    model.transformer.load_state_dict(load_file(pipeline / "transformer" / "diffusion_pytorch_model.safetensors"))
+    encoder = load_file(pipeline / "text_encoder" / "model.safetensors")
+    table = model.text_encoder.shared.weight.detach()
+    known = encoder["shared.weight"]
+    table.normal_(std=float(known.std()))
+    table[: len(known)] = known
+    model.text_encoder.load_state_dict(encoder | {"shared.weight": table}, strict=False)
+
+
+STRETCH = (
+    10_000**0.1
+)  # one rotary frequency of height or width over the next: each axis has ten, from 1 to 10000 ** -0.9
+
+
+def stretch_positions(transformer: torch.nn.Module) -> None:
+    """Make the transformer see height and width as `STRETCH` times smaller: weights of a small grid for a larger one.
+
+    Queries and keys that used one rotary frequency now use the next lower one; what used the lowest, which hardly
+    turns over a grid, takes the highest one's place. The model stays diffusers' own, which has no scale of positions.
+    """
+    per_head = transformer.config.attention_head_dim
+    axis = 2 * (per_head // 6)
+    new = torch.arange(per_head)
+    for start in (per_head - 2 * axis, per_head - axis):
+        new[start : start + axis] = new[start : start + axis].roll(2)
+    everywhere = torch.cat([new + per_head * head for head in range(transformer.config.num_attention_heads)])
+    with torch.no_grad():
+        for block in transformer.blocks:
+            attention = block.attn1
+            for linear, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
+                for weight in (linear.weight, linear.bias, norm.weight):
+                    weight.copy_(weight[everywhere])
+
+
+def scale_positions(transformer: torch.nn.Module, scale: float) -> None:
+    """Multiply height and width by `scale` in the rotary tables. They are no part of what is saved."""
+    rope = transformer.rope
+    per_head = transformer.config.attention_head_dim
+    axis = 2 * (per_head // 6)
+    rates = STRETCH ** -torch.arange(axis // 2, dtype=torch.float64).repeat_interleave(2)
+    angles = scale * torch.outer(torch.arange(len(rope.freqs_cos), dtype=torch.float64), rates).repeat(1, 2)
+    rope.freqs_cos[:, -2 * axis :] = angles.cos()
+    rope.freqs_sin[:, -2 * axis :] = angles.sin()
+
+
 class Trainer:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.device = torch.device(args.device)
         torch.manual_seed(args.seed)
-        self.codec = fit_codec().to(self.device)
+        codec = LinearVideoCodec.from_pretrained(args.start / "vae") if args.start else fit_codec()
+        self.codec = codec.to(self.device)
         self.tokenizer = make_tokenizer()
         self.text_encoder = make_text_encoder(len(self.tokenizer)).to(self.device)
         self.transformer = make_transformer().to(self.device)
-        self.padding = CountedPadding()
+        self.padding, self.sparse = CountedPadding(), SparseSelfAttention()
         for block in self.transformer.blocks:
+            block.attn1.set_processor(self.sparse)
             block.attn2.set_processor(self.padding)
         self.model = torch.nn.ModuleDict({"transformer": self.transformer, "text_encoder": self.text_encoder})
+        if args.start:
+            load_weights(self.model, args.start)
+        if args.stretch:
+            stretch_positions(self.transformer)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         named = list(self.model.named_parameters())
         matrices = [p for n, p in named if p.ndim == 2 and ".blocks." in n and "table" not in n]
@@ -90,7 +206,6 @@ class Trainer:
         self.forward = torch.compile(self.transformer) if args.compile else self.transformer
         self.std = torch.tensor(self.codec.config.latents_std, device=self.device).view(1, -1, 1, 1, 1)
         self.step = 0
-        self.seconds = 0.0
         self.samples = 0
 
     def checkpoint(self) -> Path:
@@ -102,9 +217,9 @@ class Trainer:
             "average": self.average,
             "optimizers": [o.state_dict() for o in self.optimizers],
             "step": self.step,
-            "seconds": self.seconds,
             "samples": self.samples,
         }
+        self.checkpoint().parent.mkdir(parents=True, exist_ok=True)
         part = self.checkpoint().with_suffix(".part")
         torch.save(state, part)
         os.replace(part, self.checkpoint())
@@ -117,14 +232,13 @@ class Trainer:
         self.average = state["average"]
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.step, self.seconds, self.samples = state["step"], state["seconds"], state["samples"]
+        self.step, self.samples = state["step"], state["samples"]
 
-    def batch(self, grid: tuple[int, int, int], size: int, generator: torch.Generator, rng: random.Random):
-        t, h, w = grid
-        subjects = [rng.choice(TRAINED) for _ in range(size)]
+    def batch(self, stage: Stage, generator: torch.Generator, rng: random.Random):
+        (t, h, w), size = stage.grid, stage.batch
+        subjects = [draw_subject(rng, self.args.harder) for _ in range(size)]
         clips = make_clips(subjects, (t - 1) * 4 + 1, h * 8, w * 8, generator).to(self.device)
-        captions = [rng.choice(TEMPLATES).format(s.colour, s.shape, s.direction) for s in subjects]
-        captions = ["" if rng.random() < 0.1 else c for c in captions]
+        captions = [draw_caption(s, rng) for s in subjects]
         tokens = self.tokenizer(captions, padding="max_length", max_length=TEXT_SLOTS - 1, return_tensors="pt")
         length = tokens.attention_mask.sum(1)
         total = torch.tensor([max(n + 1, int(PIPELINE_TEXT_LENGTH ** rng.random())) for n in length.tolist()])
@@ -134,12 +248,13 @@ class Trainer:
         bias[:, 0, 0, -1] = (total - length).float().log()
         return (self.codec.encode(clips) / self.std), tokens.to(self.device), bias.to(self.device)
 
-    def loss(self, grid: tuple[int, int, int], size: int) -> torch.Tensor:
+    def loss(self, stage: Stage) -> torch.Tensor:
         # A step's data depends on seed and step alone, so that a resumed run sees what an unbroken one would.
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.step)
         rng = random.Random(f"{self.args.seed}/{self.step}")
-        data, tokens, self.padding.bias = self.batch(grid, size, generator, rng)
-        sigma = sample_sigma(size, math.prod(grid), generator).to(self.device)
+        self.sparse.stage = stage
+        data, tokens, self.padding.bias = self.batch(stage, generator, rng)
+        sigma = sample_sigma(stage.batch, stage.tokens, generator).to(self.device)
         noise = torch.randn(data.shape, generator=generator).to(self.device)
         s = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -149,67 +264,71 @@ class Trainer:
         return F.mse_loss(velocity.float(), noise - data)
 
     def learning_rate(self, total: int) -> float:
-        warm = min(1.0, (self.step + 1) / 100)
+        warm = min(1.0, (self.step + 1) / self.args.warmup)
         tail = max(0.0, (self.step / total - 0.75) / 0.25)
         return self.args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, tail))))
 
-    def update(self, total: int) -> None:
+    def position_scale(self) -> float:
+        """At first as if the grid were twice as fine as the weights know, which they can draw; at last 1."""
+        return 1 + (STRETCH / 2 - 1) * max(0.0, 1 - self.step / self.args.anneal) if self.args.anneal else 1.0
+
+    def advance(self, stage: Stage, steps: int) -> float:
+        """One step of `steps` in all; its loss."""
+        if self.args.anneal:
+            scale_positions(self.transformer, self.position_scale())
+        loss = self.loss(stage)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(total)
+                group["lr"] = self.learning_rate(steps)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        decay = min(0.998, (self.step + 1) / (self.step + 10))
+        decay = min(self.args.decay, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
+        self.step += 1
+        self.samples += stage.batch
+        return loss.item()
 
     def run(self) -> None:
-        stages = parse_stages(self.args.stages)
-        total = sum(s for _, _, s in stages)
+        stages = schedule(parse_stages(self.args.stages))
         self.resume()
         saved = logged = time.monotonic()
-        running: list[float] = []
-        end = 0
-        for grid, size, steps in stages:
-            end += steps
-            while self.step < end:
-                began = time.monotonic()
-                loss = self.loss(grid, size)
-                loss.backward()
-                self.update(total)
-                self.step += 1
-                self.samples += size
-                now = time.monotonic()
-                self.seconds += now - began
-                running.append(loss.item())
-                if now - logged > 20:
-                    line = dict(step=self.step, of=total, grid=grid, loss=round(sum(running) / len(running), 4))
-                    line |= dict(
-                        samples=self.samples,
-                        minutes=round(self.seconds / 60, 1),
-                        rate=round(size * len(running) / (now - logged), 1),
-                    )
-                    print(json.dumps(line), flush=True)
-                    running, logged = [], now
-                if now - saved > self.args.save_every:
-                    self.save()
-                    saved = time.monotonic()
+        losses: list[float] = []
+        seen = self.samples
+        for stage in stages[self.step :]:
+            losses.append(self.advance(stage, len(stages)))
+            now = time.monotonic()
+            if now - logged > self.args.log_every:
+                line = dict(step=self.step, of=len(stages), grid=stage.grid, loss=round(sum(losses) / len(losses), 4))
+                rate = (self.samples - seen) / (now - logged)
+                print(json.dumps(line | dict(samples=self.samples, samples_per_second=round(rate, 2))), flush=True)
+                losses, logged, seen = [], now, self.samples
+            if now - saved > self.args.save_every:
+                self.save()
+                saved = now
         self.save()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="training/work", help="folder of the checkpoint")
-    parser.add_argument("--stages", default="4x8x8:16:3900,8x12x12:8:4100", help="tokens:batch:steps, ...")
+    parser.add_argument("--start", type=Path, help="folder of a pipeline to go on from; from nothing if left out")
+    parser.add_argument("--stretch", action="store_true", help="make --start's positions fit a 2.5 times larger grid")
+    parser.add_argument("--anneal", type=int, default=0, help="steps from half of --start's positions to --stretch's")
+    parser.add_argument("--stages", default="4x8x8:16:3900:1,8x12x12:8:8200:1", help="tokens:batch:steps:density, ...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--harder", type=float, default=0.0, help="share of clips with a size, two objects or stripes")
+    parser.add_argument("--decay", type=float, default=0.998, help="of the weights' moving average")
+    parser.add_argument("--warmup", type=int, default=100, help="steps of rising learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=float, default=60.0, help="seconds between lines of the log")
     parser.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     args = parser.parse_args()
-    Path(args.work).mkdir(parents=True, exist_ok=True)
     Trainer(args).run()
 
 

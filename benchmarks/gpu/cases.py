@@ -28,7 +28,7 @@ CHECKED: Final = {1: (0.0, 0.2), 2: (0.2, 0.4), 4: (0.4, 0.6), 8: (0.6, 0.8), 0:
 
 
 def _shape(name: str, heads: int, tokens: int, dim: int, **marks: Any) -> AttentionShape:
-    """Of `known_shapes`, which need a presets file and so more than torch and triton."""
+    """Of `known_shapes`, which need a presets file and so yaml, which a bare GPU machine may lack."""
     named = dict(name=name, video="", section="", heads=heads, grid=(1, 1, tokens), dim=dim)
     return AttentionShape(**{**named, "key_heads": heads, **marks})
 

@@ -34,6 +34,10 @@ KeptForm = Literal["full", "fp8", "mean2", "mean4", "mean8"]
 Way = Literal["broadcast", "sparse", "refresh"]
 
 
+DEFAULT_PROBE = 0.01
+"""Share of the query rows that are computed exactly where errors are to be bounded and no other share is given."""
+
+
 def _pairs(value: Any) -> Any:
     """YAML has no tuples and may quote the level: accept lists and digit strings."""
     if not isinstance(value, dict):
@@ -93,7 +97,9 @@ class Reuse(BaseModel):
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Transformer blocks that reuse; all if left out. The others run sparse in every step."""
     keep: KeptForm = "full"
-    """The differences: in the model's type, in 8-bit floats with a scale a row, or as means of neighbouring tokens."""
+    """Differences: in the model's type, in 8-bit floats with a scale a row, or as means of neighbouring tokens.
+
+    Outputs to repeat are kept in 8-bit floats, too, unless this is `full`."""
     keep_on: Literal["device", "host"] = "device"
     """Where what is kept lies between the steps."""
 
@@ -115,6 +121,11 @@ class Reuse(BaseModel):
         return self
 
     @property
+    def keep_output(self) -> KeptForm:
+        """How outputs to repeat are kept: means of neighbours would do for differences alone."""
+        return "full" if self.keep == "full" else "fp8"
+
+    @property
     def runs_sparse(self) -> bool:
         """Whether there are sparse steps."""
         return self.sparse_every > 0
@@ -123,6 +134,10 @@ class Reuse(BaseModel):
     def broadcasts(self) -> bool:
         """Whether there are steps that repeat an output."""
         return self.max_error is not None or self.sparse_every != 1
+
+    def covers(self, layer: int) -> bool:
+        """Whether `layer` reuses."""
+        return not self.layers or layer in self.layers
 
     def way(self, step: int, layer: int) -> Way:
         """How `layer` attends in `step` by the rhythm, where it has kept something; not with `max_error`."""
@@ -284,6 +299,12 @@ class PSAConfig(BaseModel):
         """What `at` may return. Made once: it is asked for in every attention call."""
         budgets = {budget for row in self.budget_table for budget in row.budgets}
         return {budget: self.replace(budget=budget, budget_table=()) for budget in sorted(budgets)}
+
+    def bounded(self, max_error: float) -> PSAConfig:
+        """A copy whose error decides when layers refresh, instead of warm-up and rhythm."""
+        kept = {} if self.reuse is None else self.reuse.model_dump(include={"layers", "keep", "keep_on"})
+        reuse = Reuse(max_error=max_error, **kept)
+        return self.replace(reuse=reuse, probe=self.probe or DEFAULT_PROBE, warmup_steps=0)
 
     @cached_property
     def text(self) -> str:

@@ -150,18 +150,6 @@ def test_training(make_transformer: Callable, make_inputs: Callable, checkpointi
         )
 
 
-@MODELS
-def test_checkpointing_gives_the_gradient_of_sparse_attention(
-    make_transformer: Callable, make_inputs: Callable
-) -> None:
-    transformer, inputs = make_transformer().train(), make_inputs()
-    with apply_psa(transformer, SPARSE.replace(warmup_steps=0)):
-        plain = gradients(transformer, inputs)
-        transformer.enable_gradient_checkpointing()
-        checkpointed = gradients(transformer, inputs)
-    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
-
-
 def group_offload_leaves(pipe: DiffusionPipeline) -> None:
     pipe.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
 

@@ -149,13 +149,13 @@ def test_verbose_logs_each_sparse_call(caplog: pytest.LogCaptureFixture) -> None
 def recorded(*calls: tuple[CallKey, torch.Tensor | float, float], timed: bool = True) -> PSAStats:
     recorder: Recorder[CallKey, PSAStats] = Recorder(PSAStats.of, timed)
     for key, density, seconds in calls:
-        recorder.add(key, key.tokens**2, density, seconds)
+        recorder.add(key, key.tokens**2, density, seconds, 0.1 if key.way else 0.0)
     return recorder.stats()
 
 
 def test_summary_weighs_calls_by_their_work() -> None:
     """One dense call over 10 tokens and two sparse ones over 20: work 100 and 2 * 400."""
-    dense, sparse = CallKey("transformer", 0, 0, 10, "warm-up", 0.0), CallKey("transformer", 0, 1, 20, None, 0.1)
+    dense, sparse = CallKey("transformer", 0, 0, 10, "warm-up", None), CallKey("transformer", 0, 1, 20, None, "sparse")
     stats = recorded((dense, 1.0, 1.0), (sparse, torch.tensor(0.2), 2.0), (sparse, torch.tensor(0.4), 2.0))
     assert [(r.calls, r.seconds) for r in stats.records] == [(1, 1.0), (2, 4.0)]
     assert stats.records[1].density == pytest.approx(0.3)
@@ -166,7 +166,7 @@ def test_summary_weighs_calls_by_their_work() -> None:
 
 
 def test_memory_is_bounded_by_layers_and_steps() -> None:
-    keys = [CallKey("transformer", call % 2, call % 5, 64, None, 0.0) for call in range(1000)]
+    keys = [CallKey("transformer", call % 2, call % 5, 64, None, "sparse") for call in range(1000)]
     stats = recorded(*((key, torch.tensor(0.5), 0.0) for key in keys), timed=False)
     assert len(stats.records) == 10
     assert stats.summary.sparse_calls == 1000

@@ -23,7 +23,6 @@ from small_pipelines import (
     make_wan_modular_pipeline,
     make_wan_pipeline,
     make_wan_transformer,
-    make_wan_vace_transformer,
 )
 
 import psa_triton
@@ -127,16 +126,6 @@ def test_a_copied_transformer(make: Callable, inputs: Callable, copied: Callable
     assert is_clean(twin)
     assert torch.equal(twin(**inputs()).sample, dense)
     assert torch.equal(again(**inputs()).sample, sparse)
-
-
-def test_a_copied_vace_transformer() -> None:
-    transformer = make_wan_vace_transformer()
-    apply_psa(transformer, SPARSE)
-    twin = copy.deepcopy(transformer)
-    remove_psa(transformer)
-    assert is_clean(transformer) and not is_clean(twin)
-    remove_psa(twin)
-    assert is_clean(twin)
 
 
 @COPIES

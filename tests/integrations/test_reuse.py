@@ -296,6 +296,7 @@ def test_kept_forms(form: Any, error: float, on_host: bool) -> None:
         ({"refresh_every": 4, "keep": "fp8"}, 6.69),
         ({"refresh_every": 4, "keep": "mean4"}, 3.24),
         ({"refresh_every": 4, "sparse_every": 2}, 25.96),
+        ({"max_error": 0.1, "keep": "fp8"}, 13.38),
         ({"refresh_every": 4, "sparse_every": 0}, 12.98),
     ],
 )
@@ -303,6 +304,14 @@ def test_memory_of_wan_at_720p(settings: dict[str, Any], gib: float) -> None:
     """75,600 tokens, 12 heads of 128 channels, 30 layers, two passes, bfloat16."""
     needed = kept_bytes(Reuse(**settings), layers=30, passes=2, tokens=75_600, heads=12, head_size=128, itemsize=2)
     assert needed / 2**30 == pytest.approx(gib, abs=0.01)
+
+
+def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of one page of memory."""
+    monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PHYS_PAGES" else 4096)
+    (qkv,) = walk(1)
+    with pytest.raises(MemoryError, match=r"reuse: expected room for the 0\.0 GiB .* use keep: fp8"):
+        run(calls(refresh_every=2), [qkv])
 
 
 @pytest.mark.parametrize(

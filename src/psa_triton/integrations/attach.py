@@ -20,6 +20,7 @@ def apply_psa(
     *,
     scheduler: Any = None,
     impl: Impl = "auto",
+    max_error: float | None = None,
     min_tokens: int | None = None,
     dense_last_steps: int = 0,
     dense_layers: Collection[int] = (),
@@ -38,6 +39,7 @@ def apply_psa(
             None for the default preset of the model.
         scheduler: diffusion only: tells the denoising step outside of a pipeline's call; by default the pipeline's.
         impl: implementation of the operator, as in `psa_attention`.
+        max_error: diffusion only: bound on the relative error of attention, as measured in each call.
         min_tokens: shorter sequences run dense.
         dense_last_steps: diffusion only: number of denoising steps at the end that run dense.
         dense_layers: indexes of the layers that run dense.
@@ -57,7 +59,12 @@ def apply_psa(
         "dense_layers": dense_layers,
         "time_layers": time_layers,
     }
-    diffusion = {"scheduler": scheduler, "dense_last_steps": dense_last_steps, "on_levels": on_levels}
+    diffusion = {
+        "scheduler": scheduler,
+        "max_error": max_error,
+        "dense_last_steps": dense_last_steps,
+        "on_levels": on_levels,
+    }
     inner = unwrap(model)
     match library(inner):
         case "diffusers":

@@ -13,6 +13,7 @@ that are computed exactly. Nothing here knows diffusers: tensors of one call com
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -35,6 +36,9 @@ Dense = Callable[[Tensor], Tensor]
 Like = tuple[torch.Size, torch.dtype, torch.device]
 """Shape, type and place of queries."""
 
+Place = tuple[int, int]
+"""A layer, and which of its calls in a forward."""
+
 MIN_PROBED_ROWS = 8
 """Fewer rows say next to nothing of the error."""
 
@@ -50,6 +54,10 @@ class MeasuredError(NamedTuple):
 
     error: Tensor
     standard_error: Tensor
+
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """Mean over the batch, and the standard error of that; scalars."""
+        return self.error.mean(), self.standard_error.norm() / len(self.error)
 
 
 class Attended(NamedTuple):
@@ -105,6 +113,58 @@ def relative_error(out: Tensor, exact: Tensor) -> MeasuredError:
     return MeasuredError(error, torch.where(error > 0, standard_error, 0.0))
 
 
+def probe_seed(step: int, layer: int) -> int:
+    """Of the probe of a layer's call in a step."""
+    return step * MOST_LAYERS + layer
+
+
+class Probe:
+    """A few query rows of a call that are computed exactly, once they are asked for.
+
+    Args:
+        q: queries of the call, `[B, H, N, D]`.
+        dense: its dense attention.
+        share: of the rows; 0 for none.
+        seed: decides which.
+    """
+
+    def __init__(self, q: Tensor, dense: Dense, share: float, seed: int) -> None:
+        self._q, self._dense, self._share, self._seed = q, dense, share, seed
+        self._exact: Tensor | None = None
+
+    @property
+    def computed(self) -> int:
+        """Rows that were computed exactly."""
+        return 0 if self._exact is None else self._exact.shape[2]
+
+    def error(self, out: Tensor) -> MeasuredError | None:
+        """Of an output of the call, `[B, H, N, D]`; None without rows."""
+        if self._share == 0:
+            return None
+        if self._exact is None:
+            rows = probed_rows(out.shape[2], self._share, self._seed)
+            self._rows = rows.to(out.device, non_blocking=True)
+            self._exact = self._dense(self._q[:, :, self._rows])
+        return relative_error(out[:, :, self._rows], self._exact)
+
+
+def attend_once(q: Tensor, *, sparse: Sparse, dense: Dense, probe: float, seed: int) -> Attended:
+    """Sparse attention of a call that reuses nothing, and its error.
+
+    Args:
+        q: queries, `[B, H, N, D]`.
+        sparse: its sparse attention.
+        dense: its dense attention.
+        probe: share of the rows that are computed exactly.
+        seed: decides which.
+    """
+    out, levels = sparse(None)
+    with torch.no_grad():
+        exact = Probe(q, dense, probe, seed)
+        measured = exact.error(out)
+    return Attended(out, "sparse", levels, True, exact.computed, measured)
+
+
 class KeptTensor:
     """A tensor `[B, H, N, D]` kept for later steps, in the form and the place that the settings say."""
 
@@ -156,10 +216,42 @@ def kept_bytes(
 
     `passes` are the forwards of a step, two with guidance, times the batch.
     """
+    forms = [reuse.keep] * reuse.runs_sparse + [reuse.keep_output] * reuse.broadcasts
     full = head_size * itemsize
-    residual = {"full": full, "fp8": head_size + 4}.get(reuse.keep) or full / _neighbours(reuse.keep)
-    row = (residual if reuse.runs_sparse else 0) + (full if reuse.broadcasts else 0)
+    row = sum({"full": full, "fp8": head_size + 4}.get(form) or full / _neighbours(form) for form in forms)
     return math.ceil(layers * passes * heads * tokens * row)
+
+
+def check_room(reuse: Reuse, q: Tensor, layers: int) -> None:
+    """Check that what is kept of all layers with such queries `[B, H, N, D]` fits where it is to lie.
+
+    Raises:
+        MemoryError: it does not.
+    """
+    batch, heads, tokens, head_size = q.shape
+    needed = kept_bytes(
+        reuse,
+        layers=len(reuse.layers) or layers,
+        passes=batch,
+        tokens=tokens,
+        heads=heads,
+        head_size=head_size,
+        itemsize=q.itemsize,
+    )
+    on_device = reuse.keep_on == "device" and q.device.type == "cuda"
+    room = _free_on_device(q.device) if on_device else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > room:
+        place = "the device" if on_device else "this machine"
+        raise MemoryError(
+            f"reuse: expected room for the {needed / 2**30:.1f} GiB that are kept from step to step for each guidance "
+            f"pass, got {room / 2**30:.1f} GiB on {place}; use keep: fp8 or mean8, keep_on: host, a rhythm without "
+            "broadcast, fewer layers, or no reuse"
+        )
+
+
+def _free_on_device(device: torch.device) -> int:
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 @dataclass(frozen=True)
@@ -182,7 +274,7 @@ class _Pass:
     conditioning: tuple[Tensor, ...]
     step: int
     """Of its last forward."""
-    layers: dict[int, _Kept] = field(default_factory=dict)
+    layers: dict[Place, _Kept] = field(default_factory=dict)
 
 
 @dataclass
@@ -203,15 +295,12 @@ class _Choice:
 
 
 class _Call:
-    """One attention call: its output by each way, and the error of that; nothing is computed twice."""
+    """One attention call: its output by each way; sparse attention runs at most once."""
 
-    def __init__(
-        self, q: Tensor, kept: _Kept | None, levels: Tensor | None, rows: Tensor | None, sparse: Sparse, dense: Dense
-    ) -> None:
-        self.q, self._kept, self._rows, self._sparse, self._dense = q, kept, rows, sparse, dense
+    def __init__(self, q: Tensor, kept: _Kept | None, levels: Tensor | None, sparse: Sparse, dense: Dense) -> None:
+        self.q, self._kept, self._sparse, self._dense = q, kept, sparse, dense
         self.levels = levels
         self.base: Tensor | None = None
-        self._exact: Tensor | None = None
 
     def run_sparse(self) -> Tensor:
         """What sparse attention alone gives."""
@@ -229,18 +318,6 @@ class _Call:
         assert self._kept.residual is not None
         return self.run_sparse() + self._kept.residual.get()
 
-    def error(self, out: Tensor) -> MeasuredError | None:
-        """None without a probe."""
-        if self._rows is None:
-            return None
-        if self._exact is None:
-            self._exact = self._dense(self.q[:, :, self._rows])
-        return relative_error(out[:, :, self._rows], self._exact)
-
-    @property
-    def probed(self) -> int:
-        return 0 if self._exact is None else self._exact.shape[2]
-
 
 class StepReuse:
     """Attends in the steps of one run after another, of one transformer, in one thread.
@@ -254,31 +331,39 @@ class StepReuse:
     Args:
         settings: which way, and how things are kept.
         probe: share of the query rows that are computed exactly in each call, to measure the error; 0 for none.
+        layers: of the transformer.
     """
 
-    def __init__(self, settings: Reuse, probe: float) -> None:
+    def __init__(self, settings: Reuse, probe: float, layers: int = 1) -> None:
         self._settings = settings
         self._probe = probe
+        self._layers = layers
         self.drop()
 
     def drop(self) -> None:
         """Keep nothing: what follows has nothing to do with what was."""
         self._run: object = None
+        self._weights: object = None
         self._step = -1
+        self._is_last = False
         self._passes: list[_Pass] = []
-        self._choices: dict[int, _Choice] = {}
+        self._choices: dict[Place, _Choice] = {}
 
-    def begin(self, run: object, step: int, conditioning: Sequence[Tensor]) -> None:
+    def begin(
+        self, run: object, step: int, conditioning: Sequence[Tensor], *, weights: object = None, is_last: bool = False
+    ) -> None:
         """A forward begins.
 
         Args:
             run: the same object in all forwards of one run over the schedule, and another one in the next.
             step: of the denoising.
             conditioning: the tensors that tell this forward from others of its step, such as the text's embedding.
+            weights: equal in forwards with the same weights, such as the names of the LoRAs that act.
+            is_last: whether no step follows, so that nothing need be kept.
         """
-        if run is not self._run or step < self._step:
+        if run is not self._run or weights != self._weights or step < self._step:
             self.drop()
-        self._run, self._step = run, step
+        self._run, self._weights, self._step, self._is_last = run, weights, step, is_last
         recent = [item for item in self._passes if item.step >= step - 1]
         # Two passes may be conditioned alike: their order tells them apart then.
         found = next((item for item in recent if item.step < step and _same(item.conditioning, conditioning)), None)
@@ -286,7 +371,7 @@ class StepReuse:
         self._pass.step = step
         self._passes = [*(item for item in recent if item is not self._pass), self._pass]
 
-    def attend(self, layer: int, q: Tensor, *, sparse: Sparse, dense: Dense) -> Attended:
+    def attend(self, layer: int, q: Tensor, *, sparse: Sparse, dense: Dense, nth: int = 0) -> Attended:
         """Attention of one layer in the forward that began last.
 
         Args:
@@ -294,8 +379,15 @@ class StepReuse:
             q: its queries `[B, H, N, D]`, in an order in which neighbours are alike.
             sparse: its sparse attention.
             dense: its dense attention.
+            nth: which of the layer's calls in this forward.
+
+        Raises:
+            MemoryError: what is kept would not fit where it is to lie.
         """
-        kept, choice = self._of_last_step(layer, q), self._choices.get(layer)
+        place = layer, nth
+        if not self._pass.layers and not self._is_last:
+            check_room(self._settings, q, self._layers)
+        kept, choice = self._of_last_step(place, q), self._choices.get(place)
         leads = choice is None or choice.step < self._step
         least = "refresh" if kept is None else self._least_way(layer, choice)
         # The first pass chooses levels. In a rhythm all read at them until the next refresh; an error that is to be
@@ -303,34 +395,40 @@ class StepReuse:
         renews = least == "refresh" or self._settings.max_error is not None
         anew = choice is None or choice.like != _like(q) or (leads and renews)
         levels = None if choice is None or anew else choice.levels
-        call = _Call(q, kept, levels, self._rows(layer, q) if least != "refresh" else None, sparse, dense)
+        call = _Call(q, kept, levels, sparse, dense)
+        probe = Probe(q, dense, self._probe, probe_seed(self._step, layer))
         for way in WAYS[WAYS.index(least) :]:
             out = call.output(way)
-            measured = None if way == "refresh" else call.error(out)
+            measured = None if way == "refresh" else probe.error(out)
             exceeds = self._exceeds(measured)
             if way == "refresh" or not leads or not exceeds:
                 break
-        self._pass.layers[layer] = self._keep(call, kept, way, out)
+        if self._is_last:
+            self._pass.layers.pop(place, None)
+        else:
+            self._pass.layers[place] = self._keep(call, kept, way, out)
         if choice is None or leads:
-            self._choices[layer] = _Choice(self._step, _like(q), way, call.levels)
+            self._choices[place] = _Choice(self._step, _like(q), way, call.levels)
         else:
             choice.exceeded |= exceeds
         ran = call.base is not None
-        return Attended(out, way, call.levels if ran else None, ran and levels is None, call.probed, measured)
+        return Attended(
+            out, way, call.levels if ran else None, ran and call.levels is not levels, probe.computed, measured
+        )
 
     def _keep(self, call: _Call, kept: _Kept | None, way: Way, out: Tensor) -> _Kept:
         """What the layer keeps for the next step: a new output, and after a refresh the difference."""
         settings, on_host = self._settings, self._settings.keep_on == "host"
         output, residual = (None, None) if kept is None else (kept.output, kept.residual)
         if settings.broadcasts and way != "broadcast":
-            output = KeptTensor(out, "full", on_host=on_host)
+            output = KeptTensor(out, settings.keep_output, on_host=on_host)
         if settings.runs_sparse and way == "refresh":
             residual = KeptTensor(out - call.run_sparse(), settings.keep, on_host=on_host)
         return _Kept(self._step, _like(call.q), output, residual)
 
-    def _of_last_step(self, layer: int, q: Tensor) -> _Kept | None:
+    def _of_last_step(self, place: Place, q: Tensor) -> _Kept | None:
         """What the layer keeps of this pass, if it may be used in this step."""
-        kept = self._pass.layers.get(layer)
+        kept = self._pass.layers.get(place)
         return kept if kept is not None and kept.step == self._step - 1 and kept.like == _like(q) else None
 
     def _least_way(self, layer: int, choice: _Choice | None) -> Way:
@@ -342,12 +440,6 @@ class StepReuse:
         if choice is None or not choice.exceeded:
             return "broadcast"
         return WAYS[min(WAYS.index(choice.way) + 1, len(WAYS) - 1)]
-
-    def _rows(self, layer: int, q: Tensor) -> Tensor | None:
-        if self._probe == 0:
-            return None
-        rows = probed_rows(q.shape[2], self._probe, seed=self._step * MOST_LAYERS + layer)
-        return rows.to(q.device, non_blocking=True)
 
     def _exceeds(self, measured: MeasuredError | None) -> bool:
         bound = self._settings.max_error

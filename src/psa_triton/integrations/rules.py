@@ -46,7 +46,10 @@ class DenseRules:
         """Whether the denoising step matters."""
         if self.config is None:
             return False
-        return self.config.warmup_steps > 0 or self.last_steps > 0 or len(self.config.budget_table) > 1
+        config = self.config
+        return (
+            config.warmup_steps > 0 or self.last_steps > 0 or len(config.budget_table) > 1 or config.reuse is not None
+        )
 
     def check_layers(self, known: Collection[int]) -> None:
         """Check against the indexes of a model's layers.

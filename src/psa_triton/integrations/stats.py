@@ -19,10 +19,6 @@ class CallKey(Protocol):
     def reason(self) -> str | None:
         """Why the calls ran dense; None for sparse ones."""
 
-    @property
-    def estimation_cost(self) -> float:
-        """Multiply-adds of the importance estimator as a share of dense attention's; 0 for dense calls."""
-
     def _asdict(self) -> dict[str, Any]: ...
 
 
@@ -39,6 +35,25 @@ class Total:
     """What dense attention would do: pairs of a query and a key."""
     density: torch.Tensor | float = 0.0
     """Each call's density times its work; on the device, so that adding never waits for it."""
+    overhead: float = 0.0
+    """Each call's estimate of importance and probe, as shares of dense attention, times its work."""
+    measured: int = 0
+    """Calls whose error was measured."""
+    error: torch.Tensor | float = 0.0
+    """Their errors; on the device like the next."""
+    error_variance: torch.Tensor | float = 0.0
+    """Squared standard errors of these."""
+
+    @property
+    def mean_error(self) -> float | None:
+        """Mean measured error of the calls; None if none was measured. Waits for the device."""
+        return float(self.error) / self.measured if self.measured else None
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of `mean_error`."""
+        return float(self.error_variance) ** 0.5 / self.measured if self.measured else None
+
     seconds: float = 0.0
 
 
@@ -53,13 +68,12 @@ class Snapshot(NamedTuple):
         """What records of every integration say of the calls of a key. Waits for the device."""
         total = self.totals[key]
         density = float(total.density) / total.work
-        named = {name: value for name, value in key._asdict().items() if name != "estimation_cost"}
         return {
-            **named,
+            **key._asdict(),
             "sparse": key.reason is None,
             "calls": total.calls,
             "density": density,
-            "density_with_estimation": density + key.estimation_cost,
+            "density_with_estimation": density + total.overhead / total.work,
             "seconds": total.seconds if self.timed else None,
         }
 
@@ -112,7 +126,15 @@ class Recorder(Generic[Key, Stats]):
         with self._lock:
             self._events[event] += times
 
-    def add(self, key: Key, work: int, density: torch.Tensor | float, seconds: float) -> None:
+    def add(
+        self,
+        key: Key,
+        work: int,
+        density: torch.Tensor | float,
+        seconds: float,
+        overhead: float = 0.0,
+        error: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
         """Add one attention call.
 
         Args:
@@ -120,12 +142,19 @@ class Recorder(Generic[Key, Stats]):
             work: pairs of a query and a key.
             density: a scalar.
             seconds: that it took; 0 if not timed.
+            overhead: what was computed besides, as a share of dense attention.
+            error: measured in it, and the standard error of that; scalars.
         """
         with self._lock:
             total = self._totals.setdefault(key, Total())
             total.calls += 1
             total.work += work
             total.density = total.density + density * work
+            total.overhead += overhead * work
+            if error is not None:
+                total.measured += 1
+                total.error = total.error + error[0]
+                total.error_variance = total.error_variance + error[1] ** 2
             total.seconds += seconds
 
     def clock(self, device: torch.device) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import fmean
 
-from psa_triton.config import PSAConfig
+from psa_triton.config import PSAConfig, Reuse
 
 _GROUP_NAMES = {2: "pairs", 4: "groups of four", 8: "groups of eight"}
 
@@ -144,3 +144,23 @@ def _order(config: PSAConfig) -> str:
 def _steps(config: PSAConfig) -> Iterator[str]:
     if config.warmup_steps:
         yield f"The first {config.warmup_steps} denoising steps run dense."
+    if config.reuse is not None:
+        yield from _reuse(config.reuse)
+
+
+def _reuse(reuse: Reuse) -> Iterator[str]:
+    if reuse.max_error is not None:
+        yield (
+            "In each denoising step a layer repeats its last output, runs sparse with what that lacked when it was "
+            "last compared with dense attention, or runs dense: whichever is the cheapest whose measured error is at "
+            f"most {reuse.max_error:g}."
+        )
+        return
+    when = f"every {reuse.refresh_every} denoising steps" if reuse.refresh_every else f"at steps {reuse.refresh_steps}"
+    turns = f", in turn by {reuse.layer_groups} groups" if reuse.layer_groups > 1 else ""
+    yield f"Layers run dense at first and {when}{turns}; what sparse attention lacked is added in the steps between."
+    if reuse.sparse_every != 1:
+        sparse = (
+            f"Between them every {reuse.sparse_every} steps run sparse" if reuse.runs_sparse else "None runs sparse"
+        )
+        yield f"{sparse}, the others repeat the last output."

@@ -16,10 +16,13 @@ from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
 from psa_triton.impl import IMPLEMENTATIONS, Impl, resolve_impl
 from psa_triton.inputs import DTYPES
+from psa_triton.integrations.reuse import kept_bytes
 from psa_triton.kernels import pyramid_attention
 from psa_triton.kernels.gathered.ways import LARGE_BLOCK, choose_way
+from psa_triton.models import MODELS
 from psa_triton.presets import load_presets_file
 from psa_triton.tools.machine import hardware
+from psa_triton.tools.shapes import find_shape
 
 State = Literal["ok", "optional", "problem"]
 
@@ -51,7 +54,9 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Look at everything; takes a few seconds, on a GPU also the time to compile the kernels once."""
-    return [*find_packages(), *find_devices(), *find_attention(), find_video_encoder(), find_presets()]
+    presets = find_presets()
+    memory = find_memory() if presets.state == "ok" else ()
+    return [*find_packages(), *find_devices(), *find_attention(), find_video_encoder(), presets, *memory]
 
 
 def find_packages(requirements: list[str] | None = None) -> Iterator[Finding]:
@@ -167,3 +172,28 @@ def find_presets() -> Finding:
         return Finding("presets", "attention_config.yaml", "problem", str(mistakes), "correct the file")
     count = sum(len(section.attention_configs) for section in file.sections.values())
     return Finding("presets", "attention_config.yaml", "ok", f"{count} presets of {len(file.sections)} models")
+
+
+def find_memory() -> Iterator[Finding]:
+    """What the presets that reuse attention keep from step to step, at the largest known size of each model."""
+    sections = load_presets_file().sections
+    for spec in MODELS.values():
+        if not spec.sizes:
+            continue
+        shape = find_shape(spec.key)
+        for name, preset in sections[spec.preset_section].attention_configs.items():
+            config = preset.config()
+            if config is None or config.reuse is None:
+                continue
+            kept = kept_bytes(
+                config.reuse,
+                layers=int(spec.transformer["num_layers"] or 0),
+                passes=1 if spec.guidance_scale == 1 else 2,
+                tokens=shape.tokens,
+                heads=shape.heads,
+                head_size=shape.dim,
+                itemsize=2,
+            )
+            place = "in the memory of the machine" if config.reuse.keep_on == "host" else "on the device"
+            detail = f"keeps {kept / 2**30:.1f} GiB {place} from step to step, in 16 bits and with guidance"
+            yield Finding("presets", f"{name} at {shape.name}", "ok", detail)

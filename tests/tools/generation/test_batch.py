@@ -25,6 +25,7 @@ COST = Cost(
     attention_density_with_estimation=0.25,
     run_density=0.6,
     run_density_with_estimation=0.625,
+    measured_error=None,
     dense_reasons=("warm-up",),
 )
 Make = Callable[[Sequence[Job]], Sequence[GeneratedVideo]]

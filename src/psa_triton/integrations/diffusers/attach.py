@@ -79,6 +79,7 @@ def apply_psa(
     *,
     scheduler: Any = None,
     impl: Impl = "auto",
+    max_error: float | None = None,
     min_tokens: int | None = None,
     dense_last_steps: int = 0,
     dense_layers: Collection[int] = (),
@@ -112,6 +113,9 @@ def apply_psa(
             whichever it has at the time. If steps matter (`warmup_steps`, `dense_last_steps`, a `budget_table`), a
             forward whose step cannot be told raises a ValueError.
         impl: implementation of the operator, as in `psa_attention`.
+        max_error: bound on the relative error of attention, measured by a probe in each call: a layer repeats its last
+            output, runs sparse with what that lacked when it was last compared with dense attention, or runs dense,
+            whichever is the cheapest within the bound. Instead of the configuration's warm-up and rhythm of reuse.
         min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than eight key blocks, and with
             `impl="auto"` on a CPU those on which dense attention is faster (`psa_triton/break_even.py`). On a GPU
             nothing has been measured yet.
@@ -138,6 +142,10 @@ def apply_psa(
     pipe = pipe_or_transformer if is_pipeline(pipe_or_transformer) else None
     transformers = {name: unwrap(transformer) for name, transformer in transformers.items()}
     config = _config(pipe, config_or_preset, transformers)
+    if max_error is not None:
+        if config is None:
+            raise ValueError(f"max_error: expected None with dense attention, which has no error, got {max_error}")
+        config = config.bounded(max_error)
     rules = DenseRules(
         kind="diffusion",
         config=config,
@@ -155,8 +163,8 @@ def apply_psa(
         raise ValueError(
             f"scheduler: expected one, as warmup_steps = {config and config.warmup_steps} and dense_last_steps = "
             f"{dense_last_steps}, or the {config and len(config.budget_table)} rows of budget_table, go by the "
-            "denoising step, which a transformer alone does not know; pass scheduler=, or the pipeline, or have none "
-            "of these"
+            "denoising step, which a transformer alone does not know, as does reuse; pass scheduler=, or the pipeline, "
+            "or have none of these"
         )
     recorder: Recorder[CallKey, PSAStats] = Recorder(
         PSAStats.of, timed=time_layers or (config is not None and config.verbose)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple, Self
 
 import torch
 
-from psa_triton.config import PSAConfig
+from psa_triton.config import PSAConfig, Way
 from psa_triton.integrations.stats import AsDict, Snapshot
 from psa_triton.ordering import TokenOrder
 
@@ -52,16 +54,22 @@ class AttentionRecord:
     """Length of the attended sequence, text and padding included."""
     sparse: bool
     """Whether PSA ran; False: the model's own attention ran."""
+    way: Way | None
+    """What PSA did: `sparse`, or with `reuse` a `refresh` or `broadcast`; None where it did not run."""
     reason: str | None
     """Why the calls ran dense; None for sparse ones."""
     calls: int
     """Number of calls (two per step where guidance runs the model twice)."""
     density: float
-    """Groups read / keys visible, mean over calls, batch and heads; 1 for dense calls."""
+    """Groups read / keys visible, mean over calls, batch and heads; 1 for dense calls, 1 more in a refresh."""
     density_with_estimation: float
-    """`density` plus the estimator's multiply-adds as a share of dense attention's."""
+    """`density` plus the multiply-adds of estimator and probe as a share of dense attention's."""
     seconds: float | None
     """Wall-clock time of all calls, projections included; None if not asked for."""
+    measured_error: float | None
+    """Relative error of the output at the probed rows, mean over calls and batch; None if none was measured."""
+    measured_error_standard_error: float | None
+    """How far the error of all rows may be from it."""
 
     @property
     def work(self) -> int:
@@ -93,6 +101,12 @@ class AttentionSummary:
     """Time in sparse calls; None if not asked for."""
     dense_seconds: float | None
     """Time in dense calls; None if not asked for."""
+    ways: dict[str, int]
+    """Calls of PSA by their way."""
+    measured_error: float | None
+    """Mean of the records'; None if none was measured."""
+    largest_measured_error: float | None
+    """Largest of the records'."""
 
 
 class CallKey(NamedTuple):
@@ -103,7 +117,7 @@ class CallKey(NamedTuple):
     step: int | None
     tokens: int
     reason: str | None
-    estimation_cost: float
+    way: Way | None
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,25 @@ class PSAStats(AsDict):
     @classmethod
     def of(cls, counted: Snapshot) -> Self:
         """The statistics of what was counted."""
-        records = tuple(AttentionRecord(**counted.fields(key)) for key in counted.totals)
+        records = tuple(
+            AttentionRecord(
+                **counted.fields(key),
+                measured_error=total.mean_error,
+                measured_error_standard_error=total.standard_error,
+            )
+            for key, total in counted.totals.items()
+        )
         events = {name: counted.events[name] for name in ("forwards", "gathers")}
-        return cls(AttentionSummary(**events, **counted.summary(records)), records)
+        ways: Counter[str] = Counter()
+        for record in records:
+            if record.way is not None:
+                ways[record.way] += record.calls
+        errors = [record.measured_error for record in records if record.measured_error is not None]
+        summary = AttentionSummary(
+            **events,
+            **counted.summary(records),
+            ways=dict(ways),
+            measured_error=fmean(errors) if errors else None,
+            largest_measured_error=max(errors, default=None),
+        )
+        return cls(summary, records)

@@ -63,8 +63,10 @@ class Schedule:
         pipe = self._pipe and self._pipe()
         return self._scheduler if self._scheduler is not None or pipe is None else scheduler_of(pipe)
 
-    def step(self, transformer: nn.Module, timestep: torch.Tensor | float | None) -> tuple[int, int]:
-        """The step that a forward of `transformer` at `timestep` is, and the number of steps.
+    def step(self, transformer: nn.Module, timestep: torch.Tensor | float | None) -> tuple[int, torch.Tensor]:
+        """The step that a forward of `transformer` at `timestep` is, and the timesteps of its run.
+
+        Each run has a tensor of its own: `set_timesteps` makes it.
 
         A None goes by where the scheduler says that it stands: it counts the steps that were taken.
 
@@ -90,8 +92,8 @@ class Schedule:
             return _step(own, timestep, rounded=False)
 
 
-def _step(scheduler: Any, timestep: torch.Tensor | float | None, *, rounded: bool) -> tuple[int, int]:
-    """The step at `timestep` of a scheduler, and how many it has.
+def _step(scheduler: Any, timestep: torch.Tensor | float | None, *, rounded: bool) -> tuple[int, torch.Tensor]:
+    """The step at `timestep` of a scheduler, and its timesteps.
 
     Args:
         scheduler: of the forward.
@@ -110,7 +112,7 @@ def _step(scheduler: Any, timestep: torch.Tensor | float | None, *, rounded: boo
         )
     current = getattr(scheduler, "step_index", None)
     if timestep is None:
-        return min(current or getattr(scheduler, "begin_index", None) or 0, len(timesteps) - 1), len(timesteps)
+        return min(current or getattr(scheduler, "begin_index", None) or 0, len(timesteps) - 1), timesteps
     step = denoising_step(timestep, timesteps, current=current)
     timestep = torch.as_tensor(timestep)
     found, wanted = float(timesteps[step].to(timestep.dtype)), float(timestep.max())
@@ -121,7 +123,7 @@ def _step(scheduler: Any, timestep: torch.Tensor | float | None, *, rounded: boo
             f"nearest is {found:g}): the forward belongs to another schedule; pass the scheduler of this run as "
             "scheduler= to apply_psa, or have no dense steps and no budget_table"
         )
-    return step, len(timesteps)
+    return step, timesteps
 
 
 def _is_fresh(scheduler: Any) -> bool:

@@ -96,8 +96,8 @@ def _attend_and_record(call: AttentionCall, config: PSAConfig | None, layer: Att
         density = _density(call, config, levels)
         cost = estimation_cost(config.importance, config.block_m, config.block_n)
     keys = None if reason == DECODE else call.keys
-    key = CallKey(layer.part, layer.layer, call.queries, keys, reason, cost)
-    layer.recorder.add(key, call.work, density, seconds)
+    key = CallKey(layer.part, layer.layer, call.queries, keys, reason)
+    layer.recorder.add(key, call.work, density, seconds, cost)
     if config is not None and config.verbose and reason is None:
         logger.info(
             "layer %d: %d queries, %d keys, density %.3f, %.4f s",

@@ -76,7 +76,6 @@ class CallKey(NamedTuple):
     queries: int
     keys: int | None
     reason: str | None
-    estimation_cost: float
 
 
 @dataclass(frozen=True)

@@ -186,9 +186,10 @@ def _cost_line(cost: Cost) -> str:
     line = f"{cost.total_seconds:.1f} s{together}, {cost.attention_seconds:.1f} s of it in self-attention"
     if cost.attention_density is None:
         return f"{line}; all of it dense ({', '.join(cost.dense_reasons)})"
+    error = "" if cost.measured_error is None else f"; measured error {cost.measured_error:.3f}"
     return (
         f"{line}; density {cost.attention_density:.1%}, {cost.attention_density_with_estimation:.1%} with estimation, "
-        f"{cost.run_density_with_estimation:.1%} over the whole run"
+        f"{cost.run_density_with_estimation:.1%} over the whole run{error}"
     )
 
 

@@ -87,6 +87,11 @@ class AttentionOptions:
 class DenseOptions:
     """What runs dense though attention is sparse."""
 
+    max_error: float | None = of_attention(
+        None,
+        "Bound on the measured relative error of attention, past which a layer runs dense; instead of warm-up.",
+        metavar="ERROR",
+    )
     min_tokens: int | None = of_attention(
         None, "Shorter sequences run dense; 0 for none. By default those that PSA is no faster on."
     )

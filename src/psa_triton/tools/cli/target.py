@@ -102,7 +102,12 @@ def read_dense_parts(options: DenseOptions) -> DenseParts:
         ValueError: `dense_layers` is no list of indexes.
     """
     layers = read_indexes("dense_layers", options.dense_layers) if options.dense_layers else []
-    return DenseParts(options.min_tokens, options.dense_last_steps, tuple(layers))
+    return DenseParts(
+        max_error=options.max_error,
+        min_tokens=options.min_tokens,
+        dense_last_steps=options.dense_last_steps,
+        dense_layers=tuple(layers),
+    )
 
 
 def wanted_attention(options: AttentionOptions, choose: Callable[..., Attention], *, sparse: bool) -> Attention:

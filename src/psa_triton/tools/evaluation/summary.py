@@ -31,6 +31,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "attention_density": Quantity("density of sparse attention", ".1%"),
     "attention_density_with_estimation": Quantity("  with cost of estimation", ".1%"),
     "run_density_with_estimation": Quantity("  over the whole run", ".1%"),
+    "measured_error": Quantity("measured error of attention", ".3f"),
     "attention_seconds": Quantity("self-attention, s", ".2f"),
     "transformer_seconds": Quantity("transformer, s", ".2f"),
     "total_seconds": Quantity("total, s", ".2f"),

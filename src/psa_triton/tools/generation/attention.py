@@ -20,6 +20,8 @@ from psa_triton.tools.generation.source import ModelSource
 class DenseParts:
     """What runs dense though attention is sparse, besides the warm-up of the configuration."""
 
+    max_error: float | None = None
+    """What passes this measured error; instead of the warm-up."""
     min_tokens: int | None = 0
     """Shorter sequences; None for those that PSA is no faster on, by type of device."""
     dense_last_steps: int = 0

@@ -44,6 +44,8 @@ class Cost:
     run_density_with_estimation: float | None
     """The same, with the cost of estimating importance."""
 
+    measured_error: float | None
+    """Relative error of attention at the probed query rows, mean over layers and steps; None if not measured."""
     dense_reasons: tuple[str, ...]
     """Why layers ran dense, such as `warm-up` or `dense preset`."""
     videos: int = 1
@@ -170,6 +172,7 @@ def _cost(stats: PSAStats, total: float, transformer: float, videos: int) -> Cos
         attention_density_with_estimation=summary.sparse_density_with_estimation,
         run_density=summary.run_density,
         run_density_with_estimation=summary.run_density_with_estimation,
+        measured_error=summary.measured_error,
         dense_reasons=tuple(sorted({record.reason for record in stats.records if record.reason is not None})),
         videos=videos,
     )

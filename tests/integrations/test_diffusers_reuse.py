@@ -1,0 +1,226 @@
+"""Reuse between steps in pipelines: what a run does, and what it must not take from another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FirstBlockCacheConfig, TaylorSeerCacheConfig
+from peft import LoraConfig
+from small_pipelines import (
+    make_cogvideox_pipeline,
+    make_video,
+    make_video_from_video,
+    make_wan_inputs,
+    make_wan_pipeline,
+    make_wan_transformer,
+)
+
+from psa_triton import PSAConfig, apply_psa
+from psa_triton.config import Reuse
+from psa_triton.integrations.diffusers import PSAStats
+
+SPARSE = PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.3)
+EVERY_SECOND = SPARSE.replace(reuse=Reuse(refresh_every=2))
+ONCE = SPARSE.replace(reuse=Reuse(refresh_every=100))
+PIPELINES = {
+    "two passes": lambda: (make_wan_pipeline(), {"guidance_scale": 3.0}),
+    "one pass": lambda: (make_wan_pipeline(), {}),
+    "passes in one batch": lambda: (make_cogvideox_pipeline(), {"guidance_scale": 3.0}),
+    "two transformers": lambda: (make_wan_pipeline(two_transformers=True), {"guidance_scale": 3.0}),
+}
+FIRST_STEPS = {"two transformers": [0, 3]}
+
+
+def ways(stats: PSAStats, layer: int = 0) -> dict[int | None, list[str | None]]:
+    found: dict[int | None, list[str | None]] = {}
+    for record in stats.records:
+        if record.layer == layer:
+            found.setdefault(record.step, []).append(record.way)
+    return found
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_steps_go_their_ways(name: str) -> None:
+    pipe, more = PIPELINES[name]()
+    with apply_psa(pipe, ONCE) as handle:
+        make_video(pipe, steps=4, **more)
+    expected = {step: ["refresh" if step in FIRST_STEPS.get(name, [0]) else "sparse"] for step in range(4)}
+    assert ways(handle.stats()) == ways(handle.stats(), layer=1) == expected
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_run_takes_nothing_from_the_one_before(name: str) -> None:
+    """Not of another prompt, other noise or another length; and a run is the same every time."""
+    pipe, more = PIPELINES[name]()
+    with apply_psa(pipe, EVERY_SECOND):
+        alone = make_video(pipe, steps=4, **more)
+        other = make_video(pipe, steps=4, seed=1, **more)
+        make_video(pipe, steps=2, grid=(2, 5, 7), **more)
+        assert torch.equal(make_video(pipe, steps=4, **more), alone)
+        assert not torch.equal(alone, other)
+
+
+def test_the_difference_brings_a_run_closer_to_dense() -> None:
+    pipe = make_wan_pipeline()
+    dense = make_video(pipe, steps=6, guidance_scale=3.0)
+    found = {}
+    for name, config in {"alone": SPARSE, "reuse": EVERY_SECOND, "once": ONCE}.items():
+        with apply_psa(pipe, config):
+            found[name] = float((make_video(pipe, steps=6, guidance_scale=3.0) - dense).norm() / dense.norm())
+    assert found["reuse"] < found["once"] < found["alone"]
+
+
+@pytest.mark.parametrize("prompt", ["a blue circle", "a red square moving left"])
+def test_prompts_swapped_in_mid_run_refresh(prompt: str) -> None:
+    """Embeddings that change in mid-run tell another pass, whose difference is not known yet."""
+    pipe = make_wan_pipeline()
+    with torch.no_grad():
+        embeds, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, max_sequence_length=13)
+
+    def swap(pipe: DiffusionPipeline, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt_embeds": embeds} if step == 1 else {}
+
+    with apply_psa(pipe, ONCE) as handle:
+        make_video(pipe, steps=4, callback_on_step_end=swap, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    third = "refresh" if "blue" in prompt else "sparse"  # equal embeddings are the same pass
+    assert [way for (way,) in ways(handle.stats()).values()] == ["refresh", "sparse", third, "sparse"]
+
+
+def test_a_failed_run_leaves_nothing() -> None:
+    pipe = make_wan_pipeline()
+    inputs = make_wan_inputs(timestep=torch.tensor([999.0]))
+    pipe.scheduler.set_timesteps(4)
+    first, second = pipe.scheduler.timesteps[:2]
+
+    def forward(timestep: torch.Tensor, **more: Any) -> None:
+        pipe.transformer(**inputs | {"timestep": timestep[None]} | more)
+
+    with torch.no_grad(), apply_psa(pipe, ONCE) as handle:
+        forward(first)
+        with pytest.raises(RuntimeError):
+            forward(second, encoder_hidden_states=torch.zeros(1, 13, 7))
+        forward(second)
+    assert ways(handle.stats())[1][-1] == "refresh"
+
+
+CACHES: dict[str, Callable[[DiffusionPipeline], Any]] = {
+    "blocks": lambda pipe: FirstBlockCacheConfig(threshold=1e9),
+    "attention": lambda pipe: TaylorSeerCacheConfig(
+        cache_interval=2,
+        disable_cache_before_step=1,
+        taylor_factors_dtype=torch.float32,
+        cache_identifiers=[r"\w*blocks\.\d+\.attn1"],
+    ),
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_what_a_cache_skipped_refreshes(cache: str) -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, ONCE) as handle:
+        pipe.transformer.enable_cache(CACHES[cache](pipe))
+        make_video(pipe, steps=5, guidance_scale=3.0)
+    for layer in (0, 1):
+        steps = list(ways(handle.stats(), layer))
+        for step, (way,) in ways(handle.stats(), layer).items():
+            assert way == ("sparse" if step and step - 1 in steps else "refresh")
+    assert len(ways(handle.stats(), layer=1)) < 5
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_another_lora_refreshes() -> None:
+    pipe = make_wan_pipeline()
+    targets = ["attn1.to_q", "attn1.to_v"]
+    for name in ("one", "two"):
+        pipe.transformer.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=targets), name)
+    pipe.transformer.set_adapters("one")
+
+    def swap(pipe: DiffusionPipeline, step: int, timestep: Any, state: dict[str, Any]) -> dict[str, Any]:
+        pipe.transformer.set_adapters("one" if step < 1 else "two", weights=1.0 if step < 3 else 0.5)
+        return {}
+
+    with apply_psa(pipe, ONCE) as handle:
+        make_video(pipe, steps=5, callback_on_step_end=swap)
+    expected = ["refresh", "sparse", "refresh", "sparse", "refresh"]
+    assert [way for (way,) in ways(handle.stats()).values()] == expected
+
+
+def test_part_of_a_schedule() -> None:
+    """A video made from another starts in the middle of the schedule."""
+    from diffusers import WanVideoToVideoPipeline
+
+    made = make_wan_pipeline()
+    pipe = WanVideoToVideoPipeline(
+        **{name: made.components[name] for name in ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")}
+    )
+    with apply_psa(pipe, ONCE) as handle:
+        make_video_from_video(pipe, steps=6, strength=0.5)
+    found = [way for (way,) in ways(handle.stats()).values()]
+    assert found == ["refresh"] + ["sparse"] * (len(found) - 1) and 2 <= len(found) < 6
+
+
+def test_nothing_is_kept_after_the_last_step() -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, SPARSE.replace(reuse=Reuse(refresh_every=2, sparse_every=2))):
+        make_video(pipe, steps=3, guidance_scale=3.0)
+        state = pipe.transformer.psa_attachment.state
+        assert all(not item.layers for item in state._thread.reuse._passes)
+
+
+def test_costs_and_errors_are_told() -> None:
+    pipe = make_wan_pipeline()
+    config = SPARSE.replace(reuse=Reuse(refresh_every=3, sparse_every=2), probe=0.02)
+    with apply_psa(pipe, config) as handle:
+        make_video(pipe, steps=3, guidance_scale=3.0)
+    stats = handle.stats()
+    by_way = {record.way: record for record in stats.records if record.layer == 0}
+    refresh, broadcast, sparse = (by_way[way] for way in ("refresh", "broadcast", "sparse"))
+    probe = 8 / 105
+    assert refresh.density == pytest.approx(1 + sparse.density) and broadcast.density == 0
+    assert broadcast.density_with_estimation == pytest.approx(probe)
+    assert sparse.density_with_estimation == pytest.approx(sparse.density + probe)  # levels of the refresh
+    assert refresh.measured_error is None and broadcast.measured_error > sparse.measured_error > 0
+    assert 0 < sparse.measured_error_standard_error < sparse.measured_error
+    assert stats.summary.ways == {"refresh": 4, "sparse": 4, "broadcast": 4}
+    assert stats.summary.largest_measured_error >= stats.summary.measured_error > 0
+    assert stats.summary.run_density_with_estimation > stats.summary.run_density
+
+
+def test_a_probe_alone_changes_nothing_but_tells_the_error() -> None:
+    pipe = make_wan_pipeline()
+    with apply_psa(pipe, SPARSE):
+        expected = make_video(pipe)
+    with apply_psa(pipe, SPARSE.replace(probe=0.02)) as handle:
+        assert torch.equal(make_video(pipe), expected)
+    assert all(record.measured_error > 0 and record.way == "sparse" for record in handle.stats().records)
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(1e-9, {"refresh"}), (1e9, {"refresh", "broadcast"})])
+def test_max_error(bound: float, expected: set[str]) -> None:
+    pipe = make_wan_pipeline()
+    dense = make_video(pipe, guidance_scale=3.0)
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1), max_error=bound) as handle:
+        video = make_video(pipe, guidance_scale=3.0)
+    stats = handle.stats()
+    assert set(stats.summary.ways) == expected and stats.summary.dense_calls == 0
+    assert torch.allclose(video, dense, atol=1e-4) == (bound < 1)
+
+
+def test_max_error_wants_sparse_attention() -> None:
+    with pytest.raises(ValueError, match="max_error: expected None with dense attention"):
+        apply_psa(make_wan_pipeline(), "dense", max_error=0.1)
+
+
+def test_reuse_wants_to_know_the_step() -> None:
+    with pytest.raises(ValueError, match="scheduler: expected one"):
+        apply_psa(make_wan_transformer(), ONCE)
+
+
+def test_reuse_has_no_gradient() -> None:
+    pipe = make_wan_pipeline()
+    pipe.scheduler.set_timesteps(2)
+    with apply_psa(pipe, ONCE), pytest.raises(ValueError, match="reuse: what is kept .* has no gradient"):
+        pipe.transformer(**make_wan_inputs(timestep=pipe.scheduler.timesteps[:1]))
