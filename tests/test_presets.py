@@ -6,8 +6,10 @@ from textwrap import dedent
 from typing import Any
 
 import jsonschema
+import pydantic
 import pytest
 import yaml
+from packaging.version import Version
 
 from psa_triton.config import PSAConfig
 from psa_triton.models import MODELS
@@ -213,6 +215,7 @@ class TestShippedFile:
 
 
 class TestJsonSchema:
+    @pytest.mark.skipif(Version(pydantic.VERSION) < Version("2.10"), reason="older ones write the same in other words")
     def test_committed_schema_is_up_to_date(self) -> None:
         committed = json.loads((CONFIGS / "attention_config.schema.json").read_text(encoding="utf-8"))
         assert committed == presets_json_schema(), "run `make schema`"

@@ -22,6 +22,7 @@ def small(requires_grad: bool, **kwargs) -> tuple[torch.Tensor, ...]:
     return tuple(x.requires_grad_(requires_grad) for x in (q, k, v))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch 2.14's opcheck
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "gradient"])

@@ -11,12 +11,13 @@ import torch
 
 import psa_triton
 
-_PACKAGES: Final = ("torch", "triton", "diffusers", "transformers", "torchmetrics")
+_PACKAGES: Final = ("triton", "diffusers", "transformers", "torchmetrics")
 
 
 def versions() -> dict[str, str]:
     """Versions of what figures depend on; packages that are not installed are left out."""
-    found = {"python": platform.python_version(), "psa_triton": psa_triton.__version__}
+    # torch's own word names its build, CPU or CUDA, which the metadata of some wheels leaves out.
+    found = {"python": platform.python_version(), "psa_triton": psa_triton.__version__, "torch": str(torch.__version__)}
     for name in _PACKAGES:
         try:
             found[name] = version(name)
