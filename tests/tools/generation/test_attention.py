@@ -79,7 +79,6 @@ def test_what_runs_dense_reaches_the_model(pipe: DiffusionPipeline) -> None:
         "min_tokens": 0,
         "dense_last_steps": 1,
         "dense_layers": [0],
-        "max_error": None,
     }
     with attention.attach(pipe) as handle:
         pipe(prompt="a red square", width=64, height=64, num_frames=17, num_inference_steps=3, guidance_scale=1.0)
