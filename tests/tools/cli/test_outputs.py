@@ -135,7 +135,10 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(
 
 def test_two_processes_with_two_prompts_lose_no_video(pipeline_folder: Path, tmp_path: Path) -> None:
     prompts = ("a red square", "a blue ring")
-    running = [start(line("generate", pipeline_folder, tmp_path, "--prompt", prompt)) for prompt in prompts]
+    commands = [line("generate", pipeline_folder, tmp_path) for _ in prompts]
+    for command, prompt in zip(commands, prompts, strict=True):
+        command[command.index("--prompt") + 1] = prompt
+    running = [start(command) for command in commands]
     ends = [process.communicate() for process in running]
     assert [process.returncode for process in running] == [0, 0], ends
     out = tmp_path / pipeline_folder.name
