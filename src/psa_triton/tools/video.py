@@ -59,8 +59,8 @@ def encode_video(frames: Frames, *, fps: float) -> bytes:
     buffer = BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1000)
-        # One thread: with several, one video in a few hundred has other bytes where the machine is busy.
-        options = {"crf": _QUALITY, "threads": "1"}
+        # One thread, and no macroblock tree: with either, some videos have other bytes each time they are encoded.
+        options = {"crf": _QUALITY, "threads": "1", "x264-params": "mbtree=0"}
         stream = cast(av.VideoStream, container.add_stream(_CODEC, rate=rate, options=options))
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
