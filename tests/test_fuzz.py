@@ -90,7 +90,7 @@ def problem(seed: int, impls: tuple[str, ...] = ("cpu", "reference")) -> str | N
     if out.shape != q.shape or out.dtype != dtype or not out.isfinite().all():
         return f"{name}: not finite, or of another shape or dtype"
 
-    orders = token_orders(q, k, config, call.get("grid"), call["prefix_tokens"], key_mask)
+    orders = token_orders(q, k, config, call.get("grid"), call["prefix_tokens"], key_mask=key_mask)
     wide = [x.double() for x in (q, k, v)]
     seen = None if key_mask is None else key_mask[:, None].expand(-1, key_heads, -1)
     if orders is not None:
