@@ -1,20 +1,28 @@
 """PSA on a CPU against torch SDPA, in one run: `python benchmarks/cpu_attention.py`.
 
+On a processor with AVX-512 everything is measured again as one without it would run it (`AVX2`), in processes that are
+told so by `ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2`; clock and caches stay those of the larger processor.
+
 Times are medians of interleaved runs. A ratio of 1 in *units of ideal* means that the sparse attention takes the dense
 time multiplied by its density. Peak memory is measured in a fresh process for each case, inputs and output left out.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from harness import CPU, DTYPES, Report, Run, heading, options, table
+from harness import CPU, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.blocks import Blocks
+from psa_triton.break_even import break_even
 from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
 from psa_triton.tools.clock import median_seconds
@@ -22,19 +30,39 @@ from psa_triton.tools.clock import median_seconds
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEADS, DIM = 2, 128
+SHAPES = {"2 x 128": (2, 128), "3 x 64": (3, 64)}
+"""Heads and their channels: those of large models, and the built-in model's."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONFIG = PSAConfig()  # m 128, n 64, shares of density .15
 ESTIMATORS = ("pooled", "sampled")
 
 
-def make_inputs(tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(tokens)
-    q, k, v = (torch.randn(1, HEADS, tokens, DIM, generator=generator).to(dtype) for _ in range(3))
+def instruction_sets() -> dict[str, dict[str, str]]:
+    """Of this processor: its own, and AVX2 where that is a smaller one; with the variables that choose it."""
+    own = torch.backends.cpu.get_cpu_capability()
+    smaller = {"AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}}
+    return {own: {}} | (smaller if own.startswith("AVX512") else {})
+
+
+def make_inputs(shape: str, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator, (heads, dim) = torch.Generator().manual_seed(tokens), SHAPES[shape]
+    q, k, v = (torch.randn(1, heads, tokens, dim, generator=generator).to(dtype) for _ in range(3))
     return q, k, v
 
 
-def measure(tokens: int, dtype_name: str, repeats: int) -> dict[str, Any]:
-    q, k, v = make_inputs(tokens, DTYPES[dtype_name])
+def measure(instructions: str, shape: str, tokens: int, dtype_name: str, repeats: int) -> dict[str, Any]:
+    variables = instruction_sets()[instructions]
+    with patch.dict(os.environ, variables):
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            times = pool.submit(measure_times, shape, tokens, dtype_name, repeats).result()
+        memory = in_fresh_process(memory_over_kv, shape, tokens, dtype_name)
+    case = {"instructions": instructions, "shape": shape, "tokens": tokens, "dtype": dtype_name}
+    return case | times | {"extra_memory_over_kv": memory}
+
+
+def measure_times(shape: str, tokens: int, dtype_name: str, repeats: int) -> dict[str, Any]:
+    dtype = DTYPES[dtype_name]
+    q, k, v = make_inputs(shape, tokens, dtype)
     blocks = dict(block_m=CONFIG.block_m, block_n=CONFIG.block_n)
     levels = levels_of(q, k, v, CONFIG.replace(importance="pooled"))
     density = float(read_density(levels, Blocks.of(q, k, CONFIG.block_m, CONFIG.block_n)).mean())
@@ -48,23 +76,20 @@ def measure(tokens: int, dtype_name: str, repeats: int) -> dict[str, Any]:
     seconds = median_seconds(functions, repeats=repeats, device=CPU)
     kernel = seconds["kernel"]
     return {
-        "tokens": tokens,
-        "dtype": dtype_name,
         "density": density,
         "seconds": seconds,
         "speedup": seconds["dense"] / kernel,
         "kernel_in_units_of_ideal": seconds["dense"] * density / kernel,
         "operator_speedup": {e: seconds["dense"] / seconds[e] for e in ESTIMATORS},
-        "operator_share_of_kernel_speed": {e: kernel / seconds[e] for e in ESTIMATORS},
-        "extra_memory_over_kv": in_fresh_process(memory_over_kv, tokens, dtype_name),
+        "auto_runs": "sparse" if tokens >= break_even(CONFIG, dtype, "cpu") else "dense",
     }
 
 
-def memory_over_kv(tokens: int, dtype_name: str) -> float | None:
+def memory_over_kv(shape: str, tokens: int, dtype_name: str) -> float | None:
     """Extra bytes of one call, as a multiple of the bytes of K and V; None where the system does not tell."""
-    config = CONFIG.replace(importance="pooled")
-    psa_attention(*make_inputs(1024, DTYPES[dtype_name]), config, impl="cpu")  # libraries and threads have theirs now
-    q, k, v = make_inputs(tokens, DTYPES[dtype_name])
+    config, dtype = CONFIG.replace(importance="pooled"), DTYPES[dtype_name]
+    psa_attention(*make_inputs(shape, 1024, dtype), config, impl="cpu")  # libraries and threads have theirs now
+    q, k, v = make_inputs(shape, tokens, dtype)
     scratch = scratch_bytes(lambda: psa_attention(q, k, v, config, impl="cpu"), CPU)
     return None if scratch is None else scratch / (k.nbytes + v.nbytes)
 
@@ -73,76 +98,67 @@ def page(report: Report) -> str:
     """A row a length and dtype."""
     rows = []
     for case in report["cases"]:
-        memory, seconds = case["extra_memory_over_kv"], case["seconds"]
-        shares = case["operator_share_of_kernel_speed"]
+        memory, seconds, operator = case["extra_memory_over_kv"], case["seconds"], case["operator_speedup"]
         rows.append(
             [
+                case["instructions"],
+                case["shape"],
                 f"{case['tokens']:,}",
                 case["dtype"],
-                f"{case['density']:.3f}",
-                *(f"{seconds[name]:.3f}" for name in ("dense", "kernel")),
+                *(f"{1000 * seconds[name]:.1f}" for name in ("dense", "kernel")),
                 f"{case['speedup']:.1f}x",
                 f"{case['kernel_in_units_of_ideal']:.2f}",
-                *(f"{shares[e]:.0%}" for e in ESTIMATORS),
+                *(f"{operator[e]:.1f}x" for e in ESTIMATORS),
                 "-" if memory is None else f"{memory:.2f}",
+                case["auto_runs"],
             ]
         )
-    columns = ["N", "dtype", "density", "SDPA s", "kernel s", "speed-up", "of ideal", *ESTIMATORS, "memory"]
+    columns = ["instructions", "heads", "N", "dtype", "SDPA ms", "kernel ms", "kernel", "of ideal", *ESTIMATORS]
+    density = report["cases"][-1]["density"]
     words = (
-        f"{HEADS} heads x {DIM}, m {CONFIG.block_m}, n {CONFIG.block_n}. *of ideal*: dense time x density / kernel",
-        "time; *pooled*, *sampled*: speed of the whole operator with this estimator / speed of the kernel alone;",
-        "*memory*: extra bytes at the peak / bytes of K and V.",
+        f"m {CONFIG.block_m}, n {CONFIG.block_n}, density {density:.2f}. *kernel*: SDPA's time / the kernel's;",
+        "*of ideal*: dense time x density / kernel time; *pooled*, *sampled*: SDPA's time / the whole operator's with",
+        "this estimator; *memory*: extra bytes at the peak / bytes of K and V; *auto*: what an attached model runs.",
         "",
     )
-    lines = [*heading(report, "PSA on the CPU", *words), *table(columns, rows)]
-    return "\n".join([*lines, "", f"![Time and memory]({report['picture']})", ""])
+    lines = [*heading(report, "PSA on the CPU", *words), *table([*columns, "memory", "auto"], rows)]
+    return "\n".join([*lines, "", f"![Speed against the number of tokens]({report['picture']})", ""])
 
 
 def draw(report: Report) -> Figure:
-    """Left: seconds over tokens; right: memory over tokens."""
+    """How many times as fast as SDPA the whole operator is, over tokens; a panel an instruction set."""
     from matplotlib.figure import Figure
 
-    cases, figure = report["cases"], Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for dtype, style in zip(DTYPES, ("-", "--"), strict=True):
-        chosen = [c for c in cases if c["dtype"] == dtype]
-        tokens = [c["tokens"] for c in chosen]
-        for what, colour in (
-            ("dense", "tab:gray"),
-            ("kernel", "tab:blue"),
-            ("pooled", "tab:green"),
-            ("sampled", "tab:orange"),
-        ):
-            label = {"dense": "SDPA", "kernel": "PSA kernel"}.get(what, f"PSA with {what} importance")
-            left.loglog(
-                tokens, [c["seconds"][what] for c in chosen], style, marker="o", color=colour, label=f"{label}, {dtype}"
-            )
-        memory = [c["extra_memory_over_kv"] for c in chosen]
-        if None not in memory:
-            right.plot(tokens, memory, style, marker="o", label=dtype)
-    left.set(xlabel="tokens", ylabel="seconds", title="time")
-    right.axhline(1.5, color="tab:red", linewidth=0.8, label="limit")
-    right.set(
-        xlabel="tokens",
-        ylabel="extra memory / bytes of K and V",
-        title="peak memory of the whole operator",
-        ylim=(0, None),
-    )
-    for axes in (left, right):
-        axes.legend(fontsize=7)
+    names = list(dict.fromkeys(case["instructions"] for case in report["cases"]))
+    figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
+        for shape, style in zip(SHAPES, ("-", "--"), strict=True):
+            for dtype, colour in zip(DTYPES, ("tab:blue", "tab:green", "tab:orange"), strict=True):
+                mine = (name, shape, dtype)
+                cases = [c for c in report["cases"] if (c["instructions"], c["shape"], c["dtype"]) == mine]
+                x, y = [c["tokens"] for c in cases], [c["operator_speedup"]["pooled"] for c in cases]
+                axes.semilogx(x, y, style, base=2, marker="o", color=colour, label=f"{shape}, {dtype}")
+        axes.axhline(1, color="tab:gray", linewidth=0.8)
+        axes.set(
+            xlabel="tokens", ylabel="times as fast as SDPA", title=f"whole operator, pooled, {name}", ylim=(0, None)
+        )
         axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
     return figure
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16384, 32768])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384, 32768])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     run = Run("cpu_attention", args.output)
     cases = [
-        run.piece(f"{dtype}, {tokens} tokens", measure, tokens, dtype, args.repeats)
+        run.piece(f"{name}, {shape}, {dtype}, {tokens} tokens", measure, name, shape, tokens, dtype, args.repeats)
+        for name in instruction_sets()
+        for shape in args.shapes
         for dtype in args.dtypes
         for tokens in args.tokens
     ]
