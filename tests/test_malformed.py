@@ -132,6 +132,12 @@ def test_assigning_to_a_configuration_says_how_to_change_one() -> None:
     check_words(caught.value, "block_m: a PSAConfig is frozen; config.replace(block_m=...)")
 
 
+def test_equal_configurations_are_one_key() -> None:
+    shares = {1: (0.0, 0.1), 2: (0.1, 0.3), 0: (0.3, 1.0)}
+    turned = dict(reversed(shares.items()))
+    assert len({PSAConfig(mask_ratios=shares), PSAConfig(mask_ratios=turned), PSAConfig()}) == 2
+
+
 @pytest.mark.parametrize(
     ("names", "words"), [((5,), "model: "), (("tiny-wan", 5), "preset: ")], ids=["model", "preset"]
 )

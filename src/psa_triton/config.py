@@ -303,6 +303,9 @@ class PSAConfig(BaseModel):
         """All of it as JSON, which operators of torch can take."""
         return self.model_dump_json()
 
+    def __hash__(self) -> int:
+        return hash(self.text)
+
     def model_post_init(self, context: Any) -> None:
         """Makes `text` before `torch.compile` meets it: a graph is right for this text alone, and cannot make it."""
         _ = self.text
