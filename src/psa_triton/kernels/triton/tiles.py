@@ -22,6 +22,11 @@ class Tiles:
     stages: int
     """Stages of the loops' pipeline: two load a block number and find the rows, the others have rows in flight."""
 
+    @property
+    def edge(self) -> int:
+        """Key rows of a tile that masks may cut: few of these are read, and a smaller one takes fewer registers."""
+        return min(self.n, 64)
+
 
 def query_tile(block_m: int) -> int:
     """Query rows that one program holds: a query block, part of a large one, or a small one filled up."""
