@@ -181,7 +181,7 @@ def _query_gradient_kernel(
             values = load_whole(level_v + place * v_step, d[None, :], DIM, DIM_TILE)
             logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * log2_scale
             if spread is not None:
-                spread_row = tl.load(spread + first_row + row, mask=shift > 0, other=0.0)
+                spread_row = tl.load(spread + first_row + row, mask=(row >= 0) & (shift > 0), other=0.0)
                 spread_row = computed_once(spread_row)[None, :]
                 logits += gain[:, None] * spread_row
             grad_logits = _logit_gradients(logits, g_tile, values, lse_row - shift * 1.0, delta_row, nothing, PRECISION)

@@ -133,7 +133,7 @@ def _attend_kernel(
             values = load_whole(level_v + place * v_step, d[None, :], DIM, DIM_TILE)
             products, factor = dot(q_tile, tl.trans(keys), nothing, PRECISION), scale
             if spread is not None:
-                spread_row = tl.load(spread + first_row + row, mask=shift > 0, other=0.0)
+                spread_row = tl.load(spread + first_row + row, mask=(row >= 0) & (shift > 0), other=0.0)
                 products = products * scale + half_norm[:, None] * computed_once(spread_row)[None, :]
                 factor = 1.0
             top, mass, total = _accumulate(top, mass, total, products, factor, shift * 1.0, values, PRECISION)
