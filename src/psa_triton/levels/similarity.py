@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import repeat
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from psa_triton.blocks import block_lengths
-from psa_triton.config import SimThresholds
+
+if TYPE_CHECKING:
+    from psa_triton.config import SimThresholds
 
 _BLOCKS_AT_A_TIME = 64
 """Float32 copies of the keys exist for this many key blocks at a time."""
