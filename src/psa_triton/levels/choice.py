@@ -156,7 +156,7 @@ def _levels(
             impl=impl,
         )
     if config.use_sim_mask:
-        levels = cap_levels(levels, similarity_caps(k, blocks.n, config.sim_thresholds, key_mask))
+        levels = cap_levels(levels, similarity_caps(k, blocks.n, config.sim_thresholds, key_mask, impl=impl))
     levels = exempt_levels(levels, blocks, prefix_tokens=prefix_tokens, keep_first_block=config.keep_first_block)
     if is_causal:
         serve_first_queries(levels, blocks)
