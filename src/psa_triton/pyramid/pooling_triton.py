@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.gpu import Launch
+from psa_triton.gpu import Launch, tile_of_head
 from psa_triton.pyramid.spread import SPREAD_LEVELS
 
 _TOKENS = 64
@@ -42,7 +42,7 @@ def kept_rows(key_mask: Tensor, block_n: int, coarsest: int) -> KeptRows:
     kept = KeptRows(key_mask.to(torch.int8).contiguous(), bias, torch.empty_like(bias, dtype=torch.int32))
     Launch(
         _kept_rows_kernel,
-        (triton.cdiv(padded, _TOKENS), batch),
+        (triton.cdiv(padded, _TOKENS) * batch,),
         dict(keep=kept.keep, bias=bias, last=kept.last, tokens=tokens, padded=padded),
         dict(COARSEST=_log2(coarsest), TILE=_TOKENS),
         warps=1,
@@ -117,8 +117,8 @@ def _pool_kernel(
     SPREAD_COARSEST: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    first = tl.program_id(0) % tl.cdiv(padded, TILE) * TILE
-    head = (tl.program_id(0) // tl.cdiv(padded, TILE)).to(tl.int64)
+    tile, head = tile_of_head(tl.cdiv(padded, TILE))
+    first = tile * TILE
     d = tl.arange(0, DIM_TILE)
     t = first + tl.arange(0, TILE)
     x += (head // heads) * x_strides[0] + (head % heads) * x_strides[1]
@@ -196,9 +196,9 @@ def _merge_squares(
 
 @triton.jit
 def _kept_rows_kernel(keep, bias, last, tokens, padded, COARSEST: tl.constexpr, TILE: tl.constexpr):
-    first = tl.program_id(0) * TILE
+    tile, item = tile_of_head(tl.cdiv(padded, TILE))
+    first = tile * TILE
     t = first + tl.arange(0, TILE)
-    item = tl.program_id(1).to(tl.int64)
     bias += item * (padded + first_row(COARSEST + 1, padded))
     last += item * (padded + first_row(COARSEST + 1, padded))
     is_there = tl.load(keep + item * tokens + t, mask=t < tokens, other=0) != 0

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch, dim_tile, dot, dot_precision
+from psa_triton.gpu import Launch, dim_tile, dot, dot_precision, tile_of_head
 from psa_triton.kernels.triton.backward_q import QueryTerms, Results
 from psa_triton.kernels.triton.operands import Operands
 from psa_triton.kernels.triton.rows import load_lse, load_whole
@@ -173,8 +173,7 @@ def _row_gradient_kernel(
     g_strides, q_strides, k_strides, v_strides = strides
     tiles_a_block: tl.constexpr = (BLOCK_ROWS + TILE_N - 1) // TILE_N
     key_blocks = tl.cdiv(tokens, BLOCK_ROWS << SHIFT)
-    tile = tl.program_id(0) % (key_blocks * tiles_a_block)
-    head = (tl.program_id(0) // (key_blocks * tiles_a_block)).to(tl.int64)
+    tile, head = tile_of_head(key_blocks * tiles_a_block)
     b, key_head = head // key_heads, head % key_heads
     group = heads // key_heads
     query_blocks = tl.cdiv(queries, BLOCK_M)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch
+from psa_triton.gpu import Launch, tile_of_head
 
 _CHUNK = 2048
 """Blocks of a row that are sorted into segments at a time."""
@@ -96,8 +96,8 @@ def _list_blocks_kernel(
     CAUSAL: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    i, head = tl.program_id(0) % rows, row // rows
+    i, head = tile_of_head(rows)
+    row = head * rows + i
     levels += (head // heads) * level_strides[0] + (head % heads) * level_strides[1] + i.to(tl.int64) * level_strides[2]
     blocks += row * columns
     starts += row * (2 * SHIFTS + 1)
