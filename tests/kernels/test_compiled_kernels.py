@@ -14,11 +14,19 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
-TENSOR_CORE = {"cuda:80": "HMMA", "cuda:90": "HGMMA", "cuda:100": "UTCHMMA", "hip:gfx942": "MFMA"}
+TENSOR_CORE = {
+    "sm_80": "HMMA",
+    "sm_86": "HMMA",
+    "sm_89": "HMMA",
+    "sm_90": "HGMMA",
+    "sm_100": "UTCHMMA",
+    "sm_120": "HMMA",
+    "gfx942": "MFMA",
+}
 """The target's own instruction for products; tiles of fewer than 64 rows take the older HMMA."""
 FULL_TILES = {"attend", "query_gradient", "row_gradient level 1", "score'"}
 """Kernels whose tiles are large enough for it."""
-NVIDIA = ("cuda:80", "cuda:90", "cuda:100")
+NVIDIA = tuple(target for target in TENSOR_CORE if target.startswith("sm"))
 
 Kernels = list[dict[str, Any]]
 
@@ -86,7 +94,7 @@ def test_products_run_on_tensor_cores(quick: Kernels, target: str) -> None:
 @pytest.mark.parametrize("target", NVIDIA)
 def test_nothing_spills_at_any_size(everything: Kernels, target: str) -> None:
     kernels = of_target(everything, target)
-    if target == "cuda:80":  # its products take operands from registers, which leaves none for the correction
+    if target == "sm_80":  # its products take operands from registers, which leaves none for the correction
         kernels = [k for k in kernels if "corrected" not in k["case"]["path"]]
     check_no_spills(kernels)
 

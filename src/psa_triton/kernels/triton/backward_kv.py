@@ -23,7 +23,7 @@ from psa_triton.kernels.triton.backward_q import QueryTerms, Results
 from psa_triton.kernels.triton.operands import Operands
 from psa_triton.kernels.triton.rows import load_lse, load_whole
 from psa_triton.kernels.triton.schedule import BlockLists, list_blocks
-from psa_triton.kernels.triton.tiles import backward_kv_tiles
+from psa_triton.kernels.triton.tiles import choose_tiles
 from psa_triton.pyramid import SPREAD_LEVELS
 from psa_triton.pyramid.pooling_triton import pooled_rows
 
@@ -104,7 +104,7 @@ def _row_gradient(
             pulls = spread.new_empty(keys.shape[:3])
     shares = Shares(keys, values, pulls)
     block_rows = blocks.n >> shift
-    tiles = backward_kv_tiles(dim, q.dtype, blocks.m, block_rows)
+    tiles = choose_tiles("row_gradient", q, blocks.m, block_rows, blocks.is_causal)
     Launch(
         _row_gradient_kernel,
         (batch * key_heads * blocks.columns * triton.cdiv(block_rows, tiles.n),),

@@ -28,7 +28,7 @@ from psa_triton.kernels.triton.rows import (
     squared_norm,
 )
 from psa_triton.kernels.triton.schedule import BlockLists
-from psa_triton.kernels.triton.tiles import backward_q_tiles
+from psa_triton.kernels.triton.tiles import choose_tiles
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def query_gradient(
         scale=scale,
         strides=tuple(x.stride() for x in read),
     )
-    tiles = backward_q_tiles(q.shape[3], q.dtype, blocks.m)
+    tiles = choose_tiles("query_gradient", q, blocks.m, blocks.n, blocks.is_causal)
     walk(_query_gradient_kernel, operands, lists, blocks, tiles, arguments, {})
     return grad_q, terms
 

@@ -28,7 +28,7 @@ from psa_triton.kernels.triton.rows import (
     squared_norm,
 )
 from psa_triton.kernels.triton.schedule import BlockLists
-from psa_triton.kernels.triton.tiles import forward_tiles
+from psa_triton.kernels.triton.tiles import choose_tiles
 
 
 def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
@@ -40,9 +40,9 @@ def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) 
     q = operands.q
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    tiles = forward_tiles(q.shape[3], q.dtype, blocks.m)
     strides = (q.stride(), operands.k.stride(), operands.v.stride(), out.stride())
     arguments = dict(out=out, lse=lse, scale=abs(scale) * math.log2(math.e), strides=strides)
+    tiles = choose_tiles("attend", q, blocks.m, blocks.n, blocks.is_causal)
     walk(_attend_kernel, operands, lists, blocks, tiles, arguments, dict(NEGATIVE=scale < 0))
     return out, lse
 
