@@ -2,7 +2,8 @@
 
 The library runs on tensors of a 720p video that have no data; its launches are recorded and compiled as they are (same
 specialisation, tile, warps, stages), and the machine code is read: registers, spills, shared memory, tensor-core
-instructions. Run it without TRITON_INTERPRET.
+instructions. Run it without TRITON_INTERPRET. With `--triton FOLDER` it does so with the Triton of that folder too
+(`pip install --no-deps --target FOLDER triton==3.6.0`).
 
 Of Triton this takes what a launch on a GPU takes too: a driver that names the target, and `warmup`, which specialises
 and compiles without launching. So arguments are typed by Triton's own rules, whatever its version.
@@ -228,6 +229,7 @@ class Compiled:
     case: Case
     warps: int
     stages: int
+    triton: str = triton.__version__
     seconds: float = 0.0
     dots: int = 0
     """Matrix products in the kernel's source."""
@@ -418,8 +420,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dim", nargs="+", type=int, default=list(DIMS), help="head dimensions")
     parser.add_argument("--quick", action="store_true", help="fewer inputs, no variants")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="kernels compiled at a time")
+    parser.add_argument("--triton", nargs="+", type=Path, default=[], metavar="FOLDER", help="Tritons to try as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     return parser.parse_args()
+
+
+def compiled_with(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What this script finds with the Triton that is installed in `folder`."""
+    if not (folder / "triton").is_dir():
+        sys.exit(f"--triton: expected a folder with a package triton in it, got {folder}")
+    paths = [str(folder.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "kernels.json")
+        command = [sys.executable, __file__, "--json", str(file), "--jobs", str(args.jobs)]
+        for name in ("target", "kernel", "dtype", "dim"):
+            command += [f"--{name}", *map(str, getattr(args, name))]
+        command += ["--quick"] if args.quick else []
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
+        return json.loads(file.read_text())["kernels"]
 
 
 def main() -> int:
@@ -429,6 +447,9 @@ def main() -> int:
     # Not forked: threads of torch and LLVM do not survive a fork.
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         results = list(chain(*pool.map(partial(compile_case, parts=args.kernel, quick=args.quick), chosen_cases(args))))
+    found = [asdict(r) for r in results]
+    for folder in args.triton:
+        found += compiled_with(folder, args)
     print_table(results, Console(width=None if sys.stdout.isatty() else 180))
     if args.json:
         report = {
@@ -436,10 +457,10 @@ def main() -> int:
             "command": shlex.join(["python", "benchmarks/compiled_kernels.py", *sys.argv[1:]]),
             "hardware": hardware(torch.device("cpu")),
             "versions": versions(),
-            "kernels": [asdict(r) for r in results],
+            "kernels": found,
         }
         args.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 1 if any(r.error for r in results) else 0
+    return 1 if any(r["error"] for r in found) else 0
 
 
 if __name__ == "__main__":

@@ -41,11 +41,13 @@ class Choice:
     dim: int
     rows: int
     causal: bool
+    corrected: bool = False
 
     @property
     def group(self) -> dict[str, Any]:
         """What one default is for."""
-        return dict(target=self.target, kernel=self.kernel, bytes=2, dim=self.dim)
+        group = dict(target=self.target, kernel=self.kernel, bytes=2, dim=self.dim)
+        return group | {"corrected": True} if self.corrected else group
 
 
 def launches(choice: Choice, chosen: Tiles | None) -> dict[str, Launch]:
@@ -57,6 +59,7 @@ def launches(choice: Choice, chosen: Tiles | None) -> dict[str, Launch]:
             continue
         path = compiled_kernels.forward if choice.kernel == "attend" else compiled_kernels.backward
         settings = dict(block_n=choice.rows * level, is_causal=choice.causal)
+        settings |= dict(pool_correction="isotropic" if choice.corrected else "none")
         with only(chosen):
             made = record_launches(partial(path, **settings), DTYPES["bf16"], choice.dim, choice.target)
         wanted = f"row_gradient level {level}" if choice.kernel == "row_gradient" else choice.kernel
@@ -94,9 +97,11 @@ def choose(choice: Choice) -> tuple[Choice, Tiles | None, list[str]]:
 
 
 def all_choices() -> list[Choice]:
+    kernels = ("attend", "query_gradient", "row_gradient")
+    corrected = product(TARGETS, kernels, (64, 128), (64,), (False,), (True,))
     of_blocks = product(TARGETS, ("attend", "query_gradient"), (64, 128), BLOCKS, (False, True))
     of_rows = product(TARGETS, ("row_gradient",), (64, 128), (32, 64, 128), (False, True))
-    return [Choice(*choice) for choice in (*of_blocks, *of_rows)]
+    return [Choice(*choice) for choice in (*corrected, *of_blocks, *of_rows)]
 
 
 def rules(chosen: dict[Choice, Tiles]) -> list[dict[str, Any]]:

@@ -104,7 +104,7 @@ def _row_gradient(
             pulls = spread.new_empty(keys.shape[:3])
     shares = Shares(keys, values, pulls)
     block_rows = blocks.n >> shift
-    tiles = choose_tiles("row_gradient", q, blocks.m, block_rows, blocks.is_causal)
+    tiles = choose_tiles("row_gradient", q, blocks.m, block_rows, blocks.is_causal, operands.spread is not None)
     Launch(
         _row_gradient_kernel,
         (batch * key_heads * blocks.columns * triton.cdiv(block_rows, tiles.n),),

@@ -78,7 +78,7 @@ def query_gradient(
         scale=scale,
         strides=tuple(x.stride() for x in read),
     )
-    tiles = choose_tiles("query_gradient", q, blocks.m, blocks.n, blocks.is_causal)
+    tiles = choose_tiles("query_gradient", q, blocks.m, blocks.n, blocks.is_causal, operands.spread is not None)
     walk(_query_gradient_kernel, operands, lists, blocks, tiles, arguments, {})
     return grad_q, terms
 
@@ -192,7 +192,7 @@ def _query_gradient_kernel(
         # Few rows: small tiles, and one in flight, save the registers that the long loop needs.
         for at in tl.range(whole // TILE_N * TILE_N, length, EDGE_N, num_stages=1):
             edge = at + tl.arange(0, EDGE_N)
-            row, bias, last = edge_rows(edge, listed, length, row_bias, row_last, shift, tokens, log_rows)
+            row, bias, last = edge_rows(edge, listed, length, row_bias, row_last, first_row, shift, tokens, log_rows)
             is_row = bias > float("-inf")
             place, mask = row[:, None].to(tl.int64), is_row[:, None] & is_dim
             keys = tl.load(level_k + place * k_step + d[None, :], mask=mask, other=0.0)

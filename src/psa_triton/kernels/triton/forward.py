@@ -42,7 +42,7 @@ def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) 
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     strides = (q.stride(), operands.k.stride(), operands.v.stride(), out.stride())
     arguments = dict(out=out, lse=lse, scale=abs(scale) * math.log2(math.e), strides=strides)
-    tiles = choose_tiles("attend", q, blocks.m, blocks.n, blocks.is_causal)
+    tiles = choose_tiles("attend", q, blocks.m, blocks.n, blocks.is_causal, operands.spread is not None)
     walk(_attend_kernel, operands, lists, blocks, tiles, arguments, dict(NEGATIVE=scale < 0))
     return out, lse
 
@@ -141,7 +141,7 @@ def _attend_kernel(
         # Few rows: small tiles, and one in flight, save the registers that the long loop needs.
         for at in tl.range(whole // TILE_N * TILE_N, length, EDGE_N, num_stages=1):
             edge = at + tl.arange(0, EDGE_N)
-            row, bias, last = edge_rows(edge, listed, length, row_bias, row_last, shift, tokens, log_rows)
+            row, bias, last = edge_rows(edge, listed, length, row_bias, row_last, first_row, shift, tokens, log_rows)
             is_row = bias > float("-inf")
             place, mask = row[:, None].to(tl.int64), is_row[:, None] & is_dim
             keys = tl.load(level_k + place * k_step + d[None, :], mask=mask, other=0.0)

@@ -50,12 +50,14 @@ class Case:
     rows: int
     """Rows of a key block: its tokens, or, for `row_gradient`, what it has at the level."""
     causal: bool
+    corrected: bool
+    """Whether logits are corrected, which takes a row of numbers more."""
 
 
-def choose_tiles(kernel: str, q: torch.Tensor, block_m: int, rows: int, is_causal: bool) -> Tiles:
+def choose_tiles(kernel: str, q: torch.Tensor, block_m: int, rows: int, is_causal: bool, is_corrected: bool) -> Tiles:
     """Tiles of `kernel`, as `Case` has it, for queries like `q [..., D]` in blocks of `block_m`, on their device."""
     dim = min(max(dim_tile(q.shape[-1]), 64), 256)
-    case = Case(current_target(q.device), kernel, q.dtype.itemsize, dim, rows, is_causal)
+    case = Case(current_target(q.device), kernel, q.dtype.itemsize, dim, rows, is_causal, is_corrected)
     tiles = _first_match(_rules(user_file()), case) or _first_match(
         _rules(), replace(case, target=_nearest(case.target))
     )
@@ -99,13 +101,10 @@ def _first_match(rules: Rules, case: Case) -> Tiles | None:
     return next((tiles for wanted, tiles in rules if wanted.items() <= known.items()), None)
 
 
-def _nearest(target: str) -> str:
-    """The target of the shipped table that is as `target` is, or has less of everything."""
+def _nearest(target: str, known: set[str]) -> str:
+    """The one of `known` targets that is as `target` is, or has less of everything."""
     if target.startswith("gfx"):
         return "gfx942"
-    known = [t for t in TARGETS if t.startswith("sm_") and t[3:-1] == target[3:-1] and t <= target]
-    return max(known, default="sm_86")
-
-
-TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
-"""What the shipped table knows."""
+    # sm_89 is of the family of sm_86; what is of none has at least the shared memory of sm_86.
+    family = [k for k in known if k.startswith("sm_") and k[3:-1] == target[3:-1] and k <= target]
+    return max(family, default="sm_86")

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -157,7 +157,7 @@ def write_best(trials: list[Trial], target: str, dtype: torch.dtype, shape: Atte
         timed = [trial for trial in trials if trial.kernel == kernel and trial.seconds is not None]
         if not timed:
             continue
-        wanted = vars(Case(target, kernel, dtype.itemsize, shape.dim, block_n, shape.is_causal)).copy()
+        wanted = asdict(Case(target, kernel, dtype.itemsize, shape.dim, block_n, shape.is_causal, corrected=False))
         if kernel == "row_gradient":
             del wanted["rows"]  # which differ from level to level
         best = min(timed, key=lambda trial: trial.seconds or 0.0)
