@@ -127,14 +127,14 @@ class ComfyAttention:
         """Wrapper of one call of the model: notes the grid and the noise level for the attention calls inside."""
         outer = getattr(self._thread, "forward", None)
         self._thread.forward = forward = self._begin(executor, args, kwargs)
-        done = False
         try:
             out = executor(*args, **kwargs)
-            done = True
+        except BaseException:
+            if forward.reuse is not None:
+                forward.reuse.drop()
+            raise
         finally:
             self._thread.forward = outer
-            if forward.reuse is not None and not done:
-                forward.reuse.drop()
         self._end_forward(forward)
         return out
 
