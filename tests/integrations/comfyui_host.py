@@ -41,12 +41,13 @@ class Stub(types.ModuleType):
 
 for package in ("torchvision", "torchaudio"):
     if importlib.util.find_spec(package) is None:
-        for name in (
-            package,
-            *(f"{package}.{part}" for part in ("transforms", "transforms.functional", "functional", "io", "ops")),
-        ):
-            sys.modules[name] = Stub(name)
-            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+        parts = ("", ".transforms", ".transforms.functional", ".functional", ".io", ".ops")
+        for name in (f"{package}{part}" for part in parts):
+            stub = sys.modules[name] = Stub(name)
+            stub.__spec__ = importlib.machinery.ModuleSpec(name, None)
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, stub)
 COMMAND, sys.argv = sys.argv[1:], ["comfyui", "--cpu"]
 sys.path.insert(0, str(CHECKOUT))
 
