@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from comfy_api.latest import ComfyExtension, io
 
 try:
@@ -108,10 +110,10 @@ def block_indexes(text: str) -> set[int]:
     """The indexes that "0, 38-39" names: 0, 38, 39."""
     found: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
-        first, _, last = part.partition("-")
-        if not first.strip().isdecimal() or not (last or first).strip().isdecimal():
+        match = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", part)
+        if match is None:
             raise ValueError(f'dense_blocks: expected indexes and ranges, like "0, 38-39", got {text!r}')
-        found.update(range(int(first), int(last or first) + 1))
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from psa_triton.config import PSAConfig, Reuse
+from psa_triton.config import DEFAULT_PROBE, PSAConfig, Reuse
 from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.hosts import Grid, HostAttention, logger
 from psa_triton.integrations.reuse import StepReuse
@@ -351,7 +351,7 @@ def _controlled(config: PSAConfig, max_error: float | None, refresh: int | None)
         return config.replace(reuse=reuse).bounded(max_error)
     groups = min(reuse.layer_groups, refresh or 1)
     rhythm = {"refresh_every": refresh, "refresh_steps": (), "max_error": None, "layer_groups": groups}
-    return config.replace(reuse=Reuse(**{**reuse.model_dump(), **rhythm}))
+    return config.replace(reuse=Reuse(**{**reuse.model_dump(), **rhythm}), probe=config.probe or DEFAULT_PROBE)
 
 
 def _section(model: Any) -> str:

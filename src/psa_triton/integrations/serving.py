@@ -57,7 +57,8 @@ class ServedAttention:
         if step != self._step:
             self._host.tell()
             self._step = step
-        if self._rules.need_steps and (step is None or steps is None):
+        is_known = step is not None and (steps is not None or self._rules.last_steps == 0)
+        if self._rules.need_steps and not is_known:
             reason = reason or "no denoising step known"
         elif step is not None:
             reason = reason or self._rules.of_step(step, step + 1 if steps is None else steps)
