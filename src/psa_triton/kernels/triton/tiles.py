@@ -58,9 +58,10 @@ def choose_tiles(kernel: str, q: torch.Tensor, block_m: int, rows: int, is_causa
     """Tiles of `kernel`, as `Case` has it, for queries like `q [..., D]` in blocks of `block_m`, on their device."""
     dim = min(max(dim_tile(q.shape[-1]), 64), 256)
     case = Case(current_target(q.device), kernel, q.dtype.itemsize, dim, rows, is_causal, is_corrected)
-    tiles = _first_match(_rules(user_file()), case) or _first_match(
-        _rules(), replace(case, target=_nearest(case.target))
-    )
+    tiles = _first_match(_rules(user_file()), case)
+    if tiles is None:
+        known = {rule["target"] for rule, _ in _rules() if "target" in rule}
+        tiles = _first_match(_rules(), replace(case, target=_nearest(case.target, known)))
     assert tiles is not None, "the last rules of the shipped table are for everything"
     # A smaller tile takes as many registers of a thread with fewer warps; matrix units want four.
     m = min(tiles.m, max(block_m, SMALLEST_TILE))
