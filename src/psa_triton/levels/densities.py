@@ -27,8 +27,8 @@ def density(levels: Tensor, key_mask: Tensor | None = None) -> Tensor:
 
     Raises:
         TypeError: `levels` is no tensor of integers, or `key_mask` no bool tensor.
-        ValueError: `levels` has not four dimensions or is negative somewhere, `key_mask` has another batch, or no such block makes `nk` of its
-            keys.
+        ValueError: `levels` has not four dimensions or is negative somewhere, `key_mask` has another batch, or no such
+            block makes `nk` of its keys.
     """
     if not isinstance(levels, Tensor) or levels.is_floating_point() or levels.is_complex():
         raise TypeError(f"levels: expected an int8 tensor, got {getattr(levels, 'dtype', type(levels).__name__)}")

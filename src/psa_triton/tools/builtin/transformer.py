@@ -2,12 +2,14 @@
 
 Weights trained on one size of frame draw an object again and again on a larger one, since they meet positions that they
 never saw. Here a frame is `FRAME` units high and wide whatever its number of tokens, so that more tokens are a finer
-grid over the same positions (position interpolation: Chen et al. 2023, arXiv 2306.15595). Time counts latent frames, as Wan does.
+grid over the same positions (position interpolation: Chen et al. 2023, arXiv 2306.15595). Time counts latent frames,
+as in Wan.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from diffusers import ModelMixin, WanTransformer3DModel  # noqa: F401 - diffusers looks here for the base that loads a class
@@ -54,7 +56,8 @@ class FrameRotaryEmbedding(torch.nn.Module):
 class FrameWanTransformer3DModel(WanTransformer3DModel):
     """`WanTransformer3DModel` whose heights and widths are fractions of the frame; the same arguments and weights."""
 
-    @functools.wraps(WanTransformer3DModel.__init__)
-    def __init__(self, *args, **kwargs) -> None:
+    # diffusers reads the parameters of the constructor.
+    @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rope = FrameRotaryEmbedding(self.config.attention_head_dim, self.config.patch_size)
