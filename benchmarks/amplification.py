@@ -118,13 +118,13 @@ def measure(
 
 
 def sparse_attentions() -> dict[str, Attention]:
-    """Budget mode at several budgets, and the seed documents' shares, from the first step on; with a dense layer."""
+    """Budget mode at several budgets, and the default shares, from the first step on; with a dense layer."""
     preset = load_preset(MODEL, "psa_budget")
     assert preset is not None, "a dense preset"
     base = preset.replace(warmup_steps=0)
     configs: dict[str, PSAConfig] = {f"budget {budget:g}": base.replace(budget=budget) for budget in BUDGETS}
     shares = {1: (0.0, 0.1), 2: (0.1, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}
-    configs["seed's shares"] = base.replace(mask_mode="topk", importance="sampled", mask_ratios=shares)
+    configs["default shares"] = base.replace(mask_mode="topk", importance="sampled", mask_ratios=shares)
     attentions = {name: Attention(name=name, config=config) for name, config in configs.items()}
     first_dense = DenseParts(dense_layers=(0,))
     for budget in BUDGETS[:2]:

@@ -1,6 +1,6 @@
 """What choosing levels takes, as a share of dense attention: `python benchmarks/choice_cost.py`.
 
-Budget mode and the shares of the seed documents, from q, k and v to levels, and the parts of budget mode by themselves:
+Budget mode and the default shares, from q, k and v to levels, and the parts of budget mode by themselves:
 estimate of importance, expected errors (one read of k and v), allocation. All in one process, side by side.
 """
 

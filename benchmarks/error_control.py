@@ -67,8 +67,9 @@ def settings(steps: int) -> dict[str, dict[str, Setting]]:
         "block top-k, max_error": {"0.1": blocks.bounded(0.1)},
         "first-block cache": {f"{limit:g}": FirstBlockCacheConfig(threshold=limit) for limit in (0.1, 0.2)},
     }
+    for name, config in {"PSA after warm-up": budget, "block sparsity after warm-up": blocks}.items():
+        found[name] = {f"{n} steps": config.replace(warmup_steps=n) for n in (steps // 4, steps // 2)}
     if steps == 12:
-        found["warm-up"] = {"5 steps": budget.replace(warmup_steps=5)}
         found["in turn"] = {"every 4": rhythm(4, layer_groups=4)}
         found["max_error 0.1, kept as"] = {
             form: budget.replace(reuse=Reuse(max_error=0.1, keep=form), probe=DEFAULT_PROBE)

@@ -1,199 +1,258 @@
-"""PSA on a GPU against the best dense attention, in one run: `python benchmarks/gpu_attention.py`.
+"""PSA on a GPU against the best dense attention: `python benchmarks/gpu_attention.py`.
 
-Needs torch, triton and pydantic alone and takes under 8 minutes. First every shape is checked against the definition in
-float64; if a result is off, nothing is timed. Forward times are those of CUDA-graph replays, so they hold no launch
-overhead and prove that nothing on the way waits for the host; every run starts with a cold L2 cache, and the median
-counts.
+| | |
+|---|---|
+| `--smoke` | every kernel once against its definition, on small shapes; versions; what a launch needs. 2 minutes |
+| `--quick` | one shape: checked against the definition, dense attention, the steps, the presets. 3 minutes |
+| (nothing) | all shapes; each is in the files as soon as it is measured. 8 minutes |
+| `--ab OLD` | `--quick` of another commit, or of a folder that holds one, and of this checkout, in turn. 8 minutes |
+
+Kernels are compiled first, in parallel processes. What fails is written down, and the next piece begins. Times are
+those of CUDA-graph replays, so they hold no launch overhead and prove that nothing on the way waits for the host; every
+run starts with a cold L2 cache, and the median counts. Needs torch and triton; shipped presets need pydantic and yaml
+too. Without a GPU `TRITON_INTERPRET=1` rehearses all of it on tiny shapes, and times nothing.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+# `--ab` runs this script on another checkout's library.
+sys.path.insert(0, os.path.join(os.environ.get("PSA_CHECKOUT", Path(__file__).parents[1]), "src"))
 
-from gpu.cases import ESTIMATORS, SHAPES, SMALL_SHAPES, make_inputs
-from gpu.checks import MARGIN, check_backward, check_forward
-from gpu.measure import DENSITIES, SMALL_DENSITIES, Times, measure_dense, measure_flex, measure_masks
+from gpu import ab, measure
+from gpu.cases import DENSE, MASKS, SHAPES, Inputs, small
+from gpu.checks import MARGIN, Check, check_rows, smoke_checks
+from gpu.prepare import compile_all, record_launches
 from harness import Report, Run, heading, options, table
 
 from psa_triton.impl import is_interpreting
 from psa_triton.tools.shapes import AttentionShape
 
-DTYPE = torch.bfloat16
-FLEX_SECONDS = 330
-"""FlexAttention compiles for long: shapes that come later than this go without, to keep the run under 8 minutes."""
-TARGETS = {"kernel": 0.8, "whole": 0.7, "overheads": 0.03, "scratch": 1.2, "dense": 1.25}
-"""At density .15; the last at density 1."""
+REAL: Final = torch.cuda.is_available()
+HAS_PRESETS: Final = all(importlib.util.find_spec(name) for name in ("pydantic", "yaml"))
+TARGETS: Final = (
+    ("kernels, of ideal", ">=", 0.85),
+    ("whole, pooled, of ideal", ">=", 0.7),
+    ("all but the kernels, pooled, of dense", "<=", 0.02),
+    ("all but the kernels, sampled, of dense", "<=", 0.05),
+    ("all but the kernels, antidiagonal, of dense", "<=", 0.08),
+    ("kernels at density 1, of dense", "<=", 1.25),
+)
+"""For an H200, the first shape, density .15."""
 
 
-def find_device(check: bool) -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if check and is_interpreting():
-        return torch.device("cpu")
-    sys.exit("no GPU found; without one, only TRITON_INTERPRET=1 with --check runs")
+class Session:
+    """The pieces of one run: every one that ends, or fails, is written down before the next begins."""
+
+    def __init__(self, run: Run, minutes: float) -> None:
+        self._run = run
+        # A run that goes on in a new process keeps its time.
+        began = float(os.environ.setdefault("GPU_ATTENTION_BEGAN", str(time.time())))
+        self._until = began + 60 * minutes
+        self.pieces: dict[str, Any] = {}
+
+    def measure(self, name: str, measure: Callable[..., Any], *arguments: Any) -> Any:
+        """What a piece finds, or why it does not."""
+        self.pieces[name] = self._run.piece(name, self._attempt, measure, *arguments)
+        if failed := failure(self.pieces[name]):
+            print(f"{name}: {failed}", flush=True)
+        if REAL and failed:
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:  # no piece will run in this process any more
+                os.execv(sys.executable, [sys.executable, *sys.argv])
+        return self.pieces[name]
+
+    def _attempt(self, measure: Callable[..., Any], *arguments: Any) -> Any:
+        if time.time() > self._until:
+            return {"failed": "left out, the time is up"}
+        try:
+            return measure(*arguments)
+        except Exception as error:  # whatever goes wrong is what there is to tell
+            return {"failed": f"{type(error).__name__}: {error}".partition("\n")[0]}
+
+    def write(self, page: Callable[[Report], str], *, last: bool = False) -> None:
+        self._run.write({"pieces": self.pieces}, page, last=last)
 
 
-def check_shape(shape: AttentionShape, device: torch.device) -> dict[str, float]:
-    """Errors over those of eager attention; ends the program if one is too large."""
-    with torch.no_grad():
-        errors = check_forward(make_inputs(shape, device, DTYPE))
-    errors |= check_backward(shape, device, DTYPE)
-    for what, error in errors.items():
-        print(f"{shape.name}, {what}: {error:.2f} of eager attention's error", flush=True)
-        if not error <= MARGIN:
-            sys.exit(f"wrong result: expected at most {MARGIN:g} times the error of eager attention; nothing is timed")
-    return errors
+def failure(found: Any) -> str | None:
+    """Why a piece is no good: it ended with an error, or an error in it is too large."""
+    if not isinstance(found, dict):
+        return None
+    wrong = [
+        f"{what} is {error:.2f} of what is allowed" for what, error in found.get("errors", {}).items() if not error <= 1
+    ]
+    return found.get("failed") or ", ".join(wrong) or None
 
 
-def measure(shape: AttentionShape, device: torch.device, densities: tuple[float, ...]) -> Times:
-    x = make_inputs(shape, device, DTYPE)
-    return {"name": shape.name, "shape": asdict(shape), "dense": measure_dense(x), "masks": measure_masks(x, densities)}
-
-
-def measure_flex_in_time(shape: AttentionShape, device: torch.device, began: float) -> Times:
-    if time.monotonic() - began > FLEX_SECONDS:
-        return {"refused": "left out to keep the run short"}
-    return measure_flex(make_inputs(shape, device, DTYPE))
-
-
-def describe_gpu() -> dict[str, Any]:
-    """Versions of driver and libraries."""
-    driver = None
+def describe() -> dict[str, Any]:
+    """The GPU, versions of drivers and libraries, and what Triton's launcher is built with."""
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if compiler is None or not header.is_file():
+        raise RuntimeError(f"Triton's launches need a C compiler (found {compiler}) and {header}; install both")
+    found: dict[str, Any] = {"compiler": compiler, "cuda": torch.version.cuda, "hip": torch.version.hip}
+    if REAL:
+        found |= {"capability": torch.cuda.get_device_capability(), "cudnn": torch.backends.cudnn.version()}
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    found = {"driver": driver, "cuda": torch.version.cuda, "hip": torch.version.hip}
-    return found | {"cudnn": torch.backends.cudnn.version()}
+        found["driver"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    return found
+
+
+def smoke_work(device: torch.device) -> list[Callable[[], Any]]:
+    return [partial(check.run, "triton", torch.bfloat16) for check in smoke_checks(device)]
+
+
+def smoke(session: Session, device: torch.device) -> None:
+    """Every kernel against its definition; then which ones nothing launched."""
+    if REAL:
+        session.measure("compiled beforehand", compile_all, smoke_work)
+    for check in smoke_checks(device):
+        session.measure(check.name, check_small, check)
+    launched = {name for found in session.pieces.values() for name in found.get("kernels", ())}
+    known = {
+        name
+        for module in [module for path, module in sys.modules.items() if path.startswith("psa_triton.")]
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and hasattr(value, "fn")
+    }
+    session.measure("every kernel was launched", lambda: {"errors": {name: math.inf for name in known - launched}})
+
+
+def check_small(check: Check) -> dict[str, Any]:
+    found: dict[str, float] = {}
+    launches = record_launches(lambda: found.update(check.errors()))
+    return {"errors": over_margin(found), "kernels": sorted({launch.kernel.fn.__name__ for launch in launches})}
+
+
+def check_shape(shape: AttentionShape, device: torch.device) -> dict[str, Any]:
+    return {"errors": over_margin(check_rows(Inputs.draw(shape, device)))}
+
+
+def over_margin(errors: dict[str, float]) -> dict[str, float]:
+    return {what: error / MARGIN for what, error in errors.items()}
+
+
+def run_shapes(session: Session, device: torch.device, shapes: list[AttentionShape], flex: bool) -> None:
+    if REAL:
+        session.measure("compiled beforehand", compile_all, measure.launching, shapes, HAS_PRESETS)
+    if not HAS_PRESETS:
+        print("presets: pydantic or yaml is missing, they are not measured", flush=True)
+    for shape in shapes:
+        session.measure(f"{shape.name}: right", check_shape, shape, device)
+        for name, piece in measure.pieces(shape, presets=HAS_PRESETS, flex=flex).items():
+            session.measure(f"{shape.name}: {name}", lambda piece=piece, shape=shape: piece(Inputs.draw(shape, device)))
+        session.write(page)
 
 
 def page(report: Report) -> str:
-    """Milliseconds beside what they would ideally be, and the targets."""
-    shapes, libraries = report["shapes"], ", ".join(f"{name} {version}" for name, version in report["gpu"].items())
-    words = (
-        f"{libraries}. Milliseconds, bfloat16, batch 1. *of ideal*: best dense time x density / time.",
-        "*whole*: importance, selection, pyramid, schedule and kernel. *scratch*: memory beside inputs and output,",
-        "over that of K and V.",
+    """Milliseconds beside what they would ideally be, the targets, and what failed."""
+    pieces = report["pieces"]
+    shapes = list(dict.fromkeys(name.partition(": ")[0] for name in pieces if ": " in name))
+    failed = {name: why for name, found in pieces.items() if (why := failure(found))}
+    lines = heading(
+        report,
+        "PSA on a GPU against dense attention",
+        f"{pieces.get('environment')}. bfloat16, batch 1. *Of ideal*: dense time x density / time. The base is cuDNN;",
+        "torch's flash attention is FlashAttention-2. *Scratch*: memory beside inputs and output, over K and V.",
         "",
     )
-    lines = heading(report, "PSA on a GPU against dense attention", *words)
-    for title, rows in (
-        (f"Targets, set for an H200; {shapes[0]['name']}", target_rows(shapes[0])),
-        ("Dense attention, and FlexAttention over the pyramid of density .15", dense_rows(shapes)),
-        ("Sparse attention", sparse_rows(shapes)),
-        ("Steps of the pyramid of density .15", step_rows(shapes)),
-    ):
-        lines += [f"## {title}", "", *table(list(rows[0]), [list(row.values()) for row in rows]), ""]
+    lines += [f"**{len(failed)} of {len(pieces)} pieces failed**" if failed else "No piece failed.", ""]
+    lines += [f"* {name}: {why}" for name, why in failed.items()] + [""] * bool(failed)
+    for shape in shapes:
+        base_name = next((name for name in DENSE if _at(pieces, shape, f"dense, {name}", "forward_ms")), None)
+        base = _at(pieces, shape, f"dense, {base_name}", "forward_ms")
+        of = {name.partition(": ")[2]: found for name, found in pieces.items() if name.startswith(f"{shape}: ")}
+        rows = [row for name, found in of.items() for row in _rows(name, found, base)]
+        lines += [f"## {shape}; base: {base_name or 'no dense attention ran'}", ""]
+        lines += [*table(["piece", "figure", "value", "of ideal"], rows), ""]
+        if shape == SHAPES[0].name:
+            lines += [*table(["target", "wanted", "measured", ""], _target_rows(of, base)), ""]
     return "\n".join(lines)
 
 
-def target_rows(shape: Times) -> list[dict[str, str]]:
-    """Bound, measured value and verdict of each target."""
-    dense = best(shape, "forward_ms")
-    mask, full = find_mask(shape, "pyramid", 0.15), find_mask(shape, "levels 1/0", 1.0)
-    kernel = of_ideal(dense, mask, mask["steps_ms"]["kernel"])
-    measured = [
-        ("kernel, of ideal", ">=", TARGETS["kernel"], kernel),
-        ("density 1, of dense time", "<=", TARGETS["dense"], _ratio(full["steps_ms"]["kernel"], dense)),
-    ]
-    for method in ESTIMATORS:
-        parts = [mask["steps_ms"][step] for step in ("pyramid", f"importance, {method}", "selection", "schedule")]
-        overheads = None if None in parts else _ratio(sum(parts), dense)
-        whole = of_ideal(dense, mask, mask["whole_ms"][method])
-        measured += [
-            (f"everything with {method}, of ideal", ">=", TARGETS["whole"], whole),
-            (f"overheads with {method}, of dense time", "<=", TARGETS["overheads"], overheads),
-            (f"scratch with {method}, of K and V", "<=", TARGETS["scratch"], mask["scratch_over_kv"][method]),
-        ]
-    return [_target(*each) for each in measured]
+def _at(pieces: dict[str, Any], shape: str, piece: str, figure: str) -> Any:
+    return (pieces.get(f"{shape}: {piece}") or {}).get(figure)
 
 
-def dense_rows(shapes: list[Times]) -> list[dict[str, str]]:
-    return [
-        {
-            "shape": shape["name"],
-            "attention": name,
-            "forward": _number(times.get("forward_ms")),
-            "backward": _number(times.get("backward_ms")),
-            "did not run": times.get("refused", ""),
-        }
-        for shape in shapes
-        for name, times in {**shape["dense"], "flex over the pyramid": shape["flex"]}.items()
-    ]
-
-
-def sparse_rows(shapes: list[Times]) -> list[dict[str, str]]:
+def _rows(name: str, found: Any, base: float | None) -> list[list[str]]:
+    """A row a figure; of ideal where it is the time of a whole attention."""
     rows = []
-    for shape in shapes:
-        forward, backward = best(shape, "forward_ms"), best(shape, "backward_ms")
-        for mask in shape["masks"]:
-            row = {"shape": shape["name"], "mask": mask["mask"], "density": f"{mask['density']:.3f}"}
-            kernel = {"kernel": mask["steps_ms"]["kernel"]}
-            for name, ms in (kernel | {f"whole, {method}": ms for method, ms in mask["whole_ms"].items()}).items():
-                row |= {name: _number(ms), f"{name}, of ideal": _number(of_ideal(forward, mask, ms))}
-            row |= {"backward": _number(mask["backward_ms"])}
-            row |= {"backward, of ideal": _number(of_ideal(backward, mask, mask["backward_ms"]))}
-            rows.append(row | {"scratch": _number(mask["scratch_over_kv"][ESTIMATORS[0]])})
+    for figure, value in ab.figures(found):
+        is_attention = re.search(r"_ms: (attend|kernels|whole.*)$", figure)
+        ideal = base * found["density"] / value if base and is_attention and found.get("density") else None
+        rows.append([name, figure, f"{value:.3f}", "-" if ideal is None else f"{ideal:.2f}"])
     return rows
 
 
-def step_rows(shapes: list[Times]) -> list[dict[str, str]]:
-    masks = [(shape["name"], find_mask(shape, "pyramid", 0.15)) for shape in shapes]
-    return [{"shape": name} | {s: _number(ms, 3) for s, ms in mask["steps_ms"].items()} for name, mask in masks]
+def _target_rows(of: dict[str, Any], base: float | None) -> list[list[str]]:
+    found, full = of.get(next(iter(MASKS))) or {}, of.get("levels 1/0 1.0") or {}
+    steps, attend = found.get("steps_ms") or {}, (found.get("kernels_ms") or {}).get("attend")
+    measured: dict[str, float] = {}
+    if base and attend and steps:
+        measured["kernels, of ideal"] = base * found["density"] / attend
+        measured["whole, pooled, of ideal"] = base * found["density"] / steps["whole, pooled"]
+        for method in ("pooled", "sampled", "antidiagonal"):
+            measured[f"all but the kernels, {method}, of dense"] = (steps[f"whole, {method}"] - attend) / base
+    if base and full.get("kernels_ms"):
+        measured["kernels at density 1, of dense"] = full["kernels_ms"]["attend"] / base
+    rows = []
+    for name, relation, bound in TARGETS:
+        value = measured.get(name)
+        met = None if value is None else value >= bound if relation == ">=" else value <= bound
+        verdict = {None: "not measured", True: "pass", False: "FAIL"}[met]
+        rows.append([name, f"{relation} {bound:g}", "-" if value is None else f"{value:.3f}", verdict])
+    return rows
 
 
-def best(shape: Times, what: str) -> float | None:
-    """The least time of the dense kernels that run."""
-    return min((t[what] for t in shape["dense"].values() if t.get(what) is not None), default=None)
+def ab_page(report: Report) -> str:
+    lines = heading(report, "Two checkouts in turn", f"Old: `{report['old']}`. Medians of {ab.ROUNDS} rounds.", "")
+    columns = ["figure", "old", "new", "new / old", "spread"]
+    return "\n".join([*lines, *table(columns, ab.rows(report["figures"])), ""])
 
 
-def find_mask(shape: Times, name: str, density: float) -> Times:
-    return next(m for m in shape["masks"] if m["mask"] == name and m["wanted_density"] == density)
-
-
-def of_ideal(dense: float | None, mask: Times, measured: float | None) -> float | None:
-    """Share of the ideal speed: dense time x density over the measured time."""
-    return None if dense is None else _ratio(dense * mask["density"], measured)
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or whole is None else part / whole
-
-
-def _target(name: str, relation: str, bound: float, measured: float | None) -> dict[str, str]:
-    met = None if measured is None else measured >= bound if relation == ">=" else measured <= bound
-    verdict = {None: "not measured", True: "pass", False: "FAIL"}[met]
-    return {"target": name, "wanted": f"{relation} {bound:g}", "measured": _number(measured, 3), "": verdict}
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def main() -> None:
+def main() -> int:
     parser = options(__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"one shape: {SHAPES[0].name}")
-    parser.add_argument("--check", action="store_true", help="small shapes, to try this script; not timed on a CPU")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--smoke", action="store_true", help="every kernel once, on small shapes")
+    mode.add_argument("--quick", action="store_true", help=f"one shape: {SHAPES[0].name}")
+    mode.add_argument("--ab", metavar="OLD", help="compare with this commit, or the checkout in this folder")
+    parser.add_argument("--minutes", type=float, default=7.5, help="after which no further piece begins")
     args = parser.parse_args()
-    began, device = time.monotonic(), find_device(args.check)
-    shapes = SMALL_SHAPES if args.check else SHAPES[:1] if args.quick else SHAPES
-    densities = SMALL_DENSITIES if args.check else DENSITIES
-    run = Run("gpu_attention", args.output, device)
-    errors = {shape.name: run.piece(f"{shape.name}: errors", check_shape, shape, device) for shape in shapes}
-    found = [run.piece(shape.name, measure, shape, device, densities) for shape in shapes]
-    for shape, times in zip(shapes, found, strict=True):
-        times["flex"] = run.piece(f"{shape.name}: FlexAttention", measure_flex_in_time, shape, device, began)
-    run.write({"gpu": describe_gpu(), "errors_over_eager": errors, "shapes": found}, page)
+    if not REAL and not is_interpreting():
+        sys.exit("no GPU found; TRITON_INTERPRET=1 rehearses this script on tiny shapes")
+    device = torch.device("cuda" if REAL else "cpu")
+    run = Run("gpu_attention", args.output, device, "smoke" * args.smoke + "ab" * bool(args.ab))
+    if args.ab:
+        found = ab.compare(args.ab, Path(__file__), args.minutes)
+        run.write({"old": args.ab, "figures": found}, ab_page)
+        return 0
+    session = Session(run, args.minutes)
+    session.measure("environment", describe)
+    if args.smoke:
+        smoke(session, device)
+    else:
+        shapes = list(SHAPES[:1] if args.quick else SHAPES)
+        run_shapes(session, device, shapes if REAL else [small(shape) for shape in shapes], flex=not args.quick)
+    session.write(page, last=True)
+    return 1 if any(map(failure, session.pieces.values())) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,9 +46,10 @@ class Run:
         name: of the script, and of its files, which get the date and the name of the GPU too.
         output: their folder.
         device: that is measured.
+        mode: of the script, if it has several; a part of its files' names.
     """
 
-    def __init__(self, name: str, output: Path, device: torch.device = CPU) -> None:
+    def __init__(self, name: str, output: Path, device: torch.device = CPU, mode: str = "") -> None:
         self._made_with: Report = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
@@ -57,10 +58,11 @@ class Run:
         }
         self._began = time.monotonic()
         self._pieces: dict[str, Any] = {}
-        self._kept = output / f".{name}.part.json"
+        stem = f"{name}_{mode}" if mode else name
+        self._kept = output / f".{stem}.part.json"
         gpu = self._made_with["hardware"]["gpu"]
         suffix = f"_{gpu.lower().replace(' ', '-')}" if gpu else ""
-        self._stem = output / f"{name}_{self._made_with['date'][:10]}{suffix}"
+        self._stem = output / f"{stem}_{self._made_with['date'][:10]}{suffix}"
         self._go_on()
 
     def has(self, name: str) -> bool:
@@ -81,7 +83,12 @@ class Run:
         return self._pieces[name]
 
     def write(
-        self, found: Report, page: Callable[[Report], str], draw: Callable[[Report], Figure] | None = None
+        self,
+        found: Report,
+        page: Callable[[Report], str],
+        draw: Callable[[Report], Figure] | None = None,
+        *,
+        last: bool = True,
     ) -> None:
         """Write `found`, with all that it was made with, as JSON, Markdown and perhaps a picture, and show the page.
 
@@ -89,6 +96,7 @@ class Run:
             found: plain data.
             page: the report as Markdown; a picture's name is `report["picture"]`.
             draw: the report as a picture.
+            last: whether no more pieces come; until then the page is not shown, and an interrupted run goes on.
         """
         report = self._made_with | {"seconds": round(time.monotonic() - self._began)} | found
         with staged() as files:
@@ -100,8 +108,9 @@ class Run:
             text = page(report)
             files.write(self._file("md"), text.encode())
             files.write(self._file("json"), (json.dumps(report, indent=1) + "\n").encode())
-        self._kept.unlink(missing_ok=True)
-        print(f"{text}\nwritten: {self._stem}.*")
+        if last:
+            self._kept.unlink(missing_ok=True)
+            print(f"{text}\nwritten: {self._stem}.*")
 
     def _file(self, kind: str) -> Path:
         return self._stem.with_name(f"{self._stem.name}.{kind}")

@@ -18,8 +18,8 @@ from psa_triton.config import Importance, SimThresholds
 from psa_triton.importance import estimation_cost
 from psa_triton.levels import cap_levels, exempt_levels, read_density, similarity_caps
 
-GOAL_DENSITY: Final = 0.35
-DENSITIES: Final = (0.25, GOAL_DENSITY, 0.5)
+WANTED_DENSITY: Final = 0.35
+DENSITIES: Final = (0.25, WANTED_DENSITY, 0.5)
 
 
 class DenseRun:
@@ -59,7 +59,7 @@ class Method:
 
     name: str
     config: PSAConfig
-    densities: tuple[float, ...] = (GOAL_DENSITY,)
+    densities: tuple[float, ...] = (WANTED_DENSITY,)
     """At which it is measured; none: as `config` says."""
     pays_for_estimate: bool = False
     """Whether the densities include the estimate of importance."""
@@ -100,20 +100,20 @@ def _preset(name: str) -> PSAConfig:
     return preset
 
 
-SEED: Final = _preset("psa_balanced")
+PUBLISHED: Final = _preset("psa_balanced")
 BEST_IMPORTANCE: Final = "finely_sampled"
 """Of the estimators, on this model."""
 
 
 def kinds(importance: str, block_n: int) -> dict[str, PSAConfig]:
     """What the levels may be; each at some density."""
-    seed = SEED.replace(importance=importance, block_n=block_n)
-    no_cap = seed.replace(use_sim_mask=False)
+    published = PUBLISHED.replace(importance=importance, block_n=block_n)
+    no_cap = published.replace(use_sim_mask=False)
     return {
         "levels 1/0": no_cap.replace(mask_ratios={1: (0.0, 0.9), 0: (0.9, 1.0)}),
         "level 1 or a mean": no_cap.replace(mask_ratios={1: (0.0, 0.9), min(64, block_n): (0.9, 1.0)}),
-        "seed's shares, cap": seed,
-        "seed's shares, no cap": no_cap,
+        "default shares, cap": published,
+        "default shares, no cap": no_cap,
         "budget": no_cap.replace(mask_mode="budget", budget_scope="layer"),
     }
 
@@ -129,8 +129,8 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
     ),
     "presets": (
         *(Method(name, _preset(name), ()) for name in ("psa_text", "psa_balanced", "psa_budget")),
-        Method("psa_balanced, no cap", SEED.replace(use_sim_mask=False), ()),
-        Method("psa_balanced, first block by importance", SEED.replace(keep_first_block=False), ()),
+        Method("psa_balanced, no cap", PUBLISHED.replace(use_sim_mask=False), ()),
+        Method("psa_balanced, first block by importance", PUBLISHED.replace(keep_first_block=False), ()),
     ),
     "key blocks": tuple(
         Method(f"{kind}, n = {n}", kinds(BEST_IMPORTANCE, n)[kind])
@@ -138,4 +138,4 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
         for n in (128, 32)
     ),
 }
-"""By the question that they answer. The first three are measured on every text, at the goal's density."""
+"""By the question that they answer. The first three are measured on every text, at the wanted density."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 import torch.nn.functional as F
 from harness import DTYPES, Report, Run, heading, options, table
-from prefill_methods import GOAL_DENSITY, GROUPS, DenseRun, Method
+from prefill_methods import GROUPS, WANTED_DENSITY, DenseRun, Method
 from smollm2 import CONTEXT, TEXTS, Tap, load_model, token_ids
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUICK_TOKENS: Final = 1024
-GOAL_CHANGE: Final = 0.01
-_AT_MOST: Final = GOAL_DENSITY + 0.01
-"""A run that ends within this density counts as one at the goal's."""
+WANTED_CHANGE: Final = 0.01
+_AT_MOST: Final = WANTED_DENSITY + 0.01
+"""A run that ends within this density counts as one at the wanted density."""
 _LOGITS_AT_A_TIME: Final = 1024
 
 Row = dict[str, Any]
@@ -116,12 +116,12 @@ def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: Method
 
 
 def methods_of(groups: list[str], *, short: bool, quick: bool) -> Methods:
-    """Methods by group; of `short` only the first groups, at the goal's density alone."""
+    """Methods by group; of `short` only the first groups, at the wanted density alone."""
     if not short:
         return {group: list(GROUPS[group]) for group in groups}
     first = [group for group in list(GROUPS)[: 1 if quick else 3] if group in groups]
-    goal = (GOAL_DENSITY,)
-    return {group: [replace(m, densities=goal) if m.densities else m for m in GROUPS[group]] for group in first}
+    wanted = (WANTED_DENSITY,)
+    return {group: [replace(m, densities=wanted) if m.densities else m for m in GROUPS[group]] for group in first}
 
 
 def page(report: Report) -> str:
@@ -134,8 +134,8 @@ def page(report: Report) -> str:
         "tokens, ± its standard error over tokens; in the last half the context is long. Divergence: of predictions",
         "from the dense ones (Kullback and Leibler), thousandths of a nat per token, ± its standard error. Density:",
         "groups read over keys visible, mean over queries, heads and layers; then with the estimate of importance.",
-        f"Methods are brought to a density by a search; goal: a change of at most {GOAL_CHANGE:.0%} at",
-        f"{GOAL_DENSITY:g}, and nearer to dense than levels 1/0 alone.",
+        f"Methods are brought to a density by a search; wanted: a change of at most {WANTED_CHANGE:.0%} at",
+        f"{WANTED_DENSITY:g}, and nearer to dense than levels 1/0 alone.",
     )
     for text in report["texts"]:
         perplexity = f"dense {text['perplexity']:.3f}, last half {text['perplexity_last_half']:.3f}"
@@ -147,12 +147,12 @@ def page(report: Report) -> str:
 
 
 def _verdicts(rows: list[Row]) -> list[str]:
-    """What reaches the goal, and what is nearest to dense with pooled levels, and without."""
+    """What comes within it, and what is nearest to dense with pooled levels, and without."""
     lines = []
     for included, density in (("", "density"), (", estimate included", "density_with_estimation")):
-        good = [row for row in rows if row[density] <= _AT_MOST and row["change"] <= GOAL_CHANGE]
+        good = [row for row in rows if row[density] <= _AT_MOST and row["change"] <= WANTED_CHANGE]
         names = "; ".join(f"{row['method']} ({row['group']}) {row['change']:+.2%}" for row in good)
-        lines.append(f"* Within {GOAL_CHANGE:.0%} at a density of at most {_AT_MOST:g}{included}: {names or 'none'}.")
+        lines.append(f"* Within {WANTED_CHANGE:.0%} at a density of at most {_AT_MOST:g}{included}: {names or 'none'}.")
         for words, block_sparse in (("pooled levels", False), ("levels 1/0", True)):
             candidates = [row for row in rows if row[density] <= _AT_MOST and row["is_block_sparse"] == block_sparse]
             if candidates:
@@ -184,7 +184,7 @@ def draw(report: Report) -> Figure:
         for method, marker in zip(dict.fromkeys(row["method"] for row in rows), "osD^vP*X<>hpd8H", strict=False):
             points = sorted((row["density"], row["divergence"]) for row in rows if row["method"] == method)
             panel.plot(*zip(*points, strict=True), marker=marker, markersize=5, label=method)
-        panel.axvline(GOAL_DENSITY, color="0.85", zorder=0)
+        panel.axvline(WANTED_DENSITY, color="0.85", zorder=0)
         panel.set(title=group, xlabel="density", yscale="log")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)

@@ -26,7 +26,7 @@ from psa_triton.tools.cli.app import app as psa
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("", "configs", "docs", "examples", "qwen2.5-vl-example", "src/psa_triton")
 FILES = [str(file.relative_to(ROOT)) for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.md"))]
-RUNNABLE = ["src/psa_triton/README.md", "src/psa_triton/README_zh.md"]
+RUNNABLE = ["src/psa_triton/README.md", "src/psa_triton/README_zh.md", "docs/own_model.md"]
 """Pages whose Python needs no weights: it is run."""
 PLACEHOLDER = re.compile(r"[A-Z_]+|\./\S+")
 """What stands for a folder, where a model's key could."""
@@ -160,6 +160,36 @@ def test_python_of_the_operators_page_runs(file: str) -> None:
     for text in blocks(file, "python"):
         exec(compile(text, file, "exec"), namespace)
     assert "psa_attention" in namespace
+
+
+def messages_of_the_source() -> list[str]:
+    """Every text of the source, with `...` for what an f-string fills in."""
+    found = []
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_troubleshooting_quotes_real_messages() -> None:
+    quoted = re.findall(r"^\| `([^`]+)` \|", read("docs/troubleshooting.md"), flags=re.MULTILINE)
+    assert len(quoted) > 30
+    source = "\n".join(messages_of_the_source())
+    for message in quoted:
+        pattern = ".*".join(re.escape(part) for part in message.split("..."))
+        assert re.search(pattern, source), f"no message of the source says: {message}"
+
+
+def test_reasons_to_run_dense_are_real() -> None:
+    texts = messages_of_the_source()
+    for line in re.findall(
+        r"^\| (`[^|]+`) \|", prose("docs/running.md").partition("| reason |")[2], flags=re.MULTILINE
+    ):
+        for reason in re.findall(r"`([^`]+)`", line):
+            assert re.sub(r"\bN\b", "...", reason) in texts, f"nothing runs dense for: {reason}"
 
 
 def anchors(file: str) -> set[str]:

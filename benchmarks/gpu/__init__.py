@@ -1,1 +1,1 @@
-"""What `gpu_attention.py` compares, how it checks, measures and reports."""
+"""What `gpu_attention.py` compares, and how it prepares, checks and measures."""

@@ -1,14 +1,15 @@
-"""What is compared: shapes of models, masks of a wanted density, and the attentions that run on them."""
+"""What is compared: attention layers of models, and the attentions that run on them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from shares import BLOCK_SPARSE, DEFAULT, Ratios, bounds, scaled
+from shares import BLOCK_SPARSE, DEFAULT, Ratios, scaled
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,27 +21,39 @@ from psa_triton.tools.shapes import AttentionShape
 
 BLOCK_M, BLOCK_N = 128, 64
 BLOCKS: Final = dict(block_m=BLOCK_M, block_n=BLOCK_N)
-DENSE: Final = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-ESTIMATORS: Final = ("sampled", "pooled", "antidiagonal")
-MASKS: Final = {"pyramid": DEFAULT, "levels 1/0": BLOCK_SPARSE}
-CHECKED: Final = {1: (0.0, 0.2), 2: (0.2, 0.4), 4: (0.4, 0.6), 8: (0.6, 0.8), 0: (0.8, 1.0)}
-"""Shares that put every level to the test."""
+DTYPE: Final = torch.bfloat16
+DENSE: Final = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash (FA2)": SDPBackend.FLASH_ATTENTION}
+ESTIMATORS: Final = ("pooled", "sampled", "antidiagonal")
+MASKS: Final = {
+    "pyramid .15": (DEFAULT, 1.0),
+    "pyramid .10": (DEFAULT, 2 / 3),
+    "pyramid .25": (DEFAULT, 5 / 3),
+    "levels 1/0 .15": (BLOCK_SPARSE, 0.15),
+    "levels 1/0 1.0": (BLOCK_SPARSE, 1.0),
+}
+"""Shares of levels and a factor: fixed, so that nothing is searched for, and roughly what the name says."""
+_EVERY_LEVEL: Final = {1: 0.2, 2: 0.2, 4: 0.2, 8: 0.2}
 
 
-def _shape(name: str, heads: int, tokens: int, dim: int, **marks: Any) -> AttentionShape:
-    """Of `known_shapes`, which need a presets file and so yaml, which a bare GPU machine may lack."""
-    named = dict(name=name, video="", section="", heads=heads, grid=(1, 1, tokens), dim=dim)
-    return AttentionShape(**{**named, "key_heads": heads, **marks})
+def _shape(name: str, section: str, heads: int, dim: int, grid: tuple[int, int, int], **marks: Any) -> AttentionShape:
+    """A row of `known_shapes`, which need a presets file and so packages that a bare GPU machine may lack."""
+    named = dict(name=name, video="", section=section, heads=heads, key_heads=heads, dim=dim, grid=grid)
+    return AttentionShape(**named | marks)
 
 
 SHAPES: Final = (
-    _shape("Wan 720p, 12 heads", 12, 75_600, 128),
-    _shape("Wan 480p", 12, 32_760, 128),
-    _shape("Wan 720p, 40 heads", 40, 75_600, 128),
-    _shape("CogVideoX", 48, 17_776, 64),
-    _shape("Qwen2.5-VL prefill", 28, 32_768, 128, key_heads=4, is_causal=True),
+    _shape("Wan 720p, 12 heads", "Wan2.1_1.3b", 12, 128, (21, 45, 80)),
+    _shape("Wan 720p, 40 heads", "Wan2.1_14b", 40, 128, (21, 45, 80)),
+    _shape("CogVideoX", "CogVideo_5b", 48, 64, (13, 30, 45), prefix_tokens=226),
+    _shape("Qwen2.5-VL prefill", "Qwen2.5-VL", 28, 128, (1, 1, 32_768), key_heads=4, is_causal=True),
+    _shape("Wan 480p", "Wan2.2_A14B", 12, 128, (21, 30, 52)),
 )
-SMALL_SHAPES: Final = (_shape("small", 1, 300, 32), _shape("small causal", 2, 260, 32, key_heads=1, is_causal=True))
+
+
+def small(shape: AttentionShape) -> AttentionShape:
+    """What takes a moment in Triton's interpreter, of the same kind."""
+    group = shape.heads // shape.key_heads
+    return replace(shape, heads=group, key_heads=1, dim=32, grid=(2, 10, 15), prefix_tokens=min(shape.prefix_tokens, 9))
 
 
 @dataclass(frozen=True)
@@ -52,53 +65,57 @@ class Inputs:
     k: Tensor
     v: Tensor
 
-    @property
-    def device(self) -> torch.device:
-        return self.q.device
+    @classmethod
+    def draw(cls, shape: AttentionShape, device: torch.device) -> Inputs:
+        """Random ones, the same every time."""
+        generator = None if device.type == "meta" else torch.Generator(device).manual_seed(shape.tokens)
+
+        def normal(heads: int) -> Tensor:
+            size = (1, shape.tokens, heads, shape.dim)
+            return torch.randn(size, generator=generator, device=device, dtype=DTYPE).transpose(1, 2)
+
+        return cls(shape, normal(shape.heads), normal(shape.key_heads), normal(shape.key_heads))
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.q, self.k, self.v
 
-
-def make_inputs(shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> Inputs:
-    generator = torch.Generator(device).manual_seed(shape.tokens)
-
-    def draw(heads: int) -> Tensor:
-        size = (1, shape.tokens, heads, shape.dim)
-        return torch.randn(size, generator=generator, device=device, dtype=torch.float32).to(dtype).transpose(1, 2)
-
-    return Inputs(shape, draw(shape.heads), draw(shape.key_heads), draw(shape.key_heads))
+    @property
+    def blocks(self) -> Blocks:
+        return Blocks.of(self.q, self.k, BLOCK_M, BLOCK_N, self.shape.is_causal)
 
 
 def estimate(x: Inputs, method: str) -> Tensor:
     """Importance `[1, H, nq, nk]`."""
-    return block_importance(x.q, x.k, **BLOCKS, method=method, is_causal=x.shape.is_causal)
+    return block_importance(x.q, x.k, **BLOCKS, method=method, is_causal=x.shape.is_causal, impl="triton")
 
 
-def choose_levels(importance: Tensor, shape: AttentionShape, ratios: Ratios) -> Tensor:
-    levels = select_levels(importance, ratios, mode="topk")
-    if not shape.is_causal:
-        return levels
-    return exempt_levels(levels, _blocks(shape))
+def choose(x: Inputs, importance: Tensor, ratios: Ratios) -> Tensor:
+    """Levels with those shares of a row's blocks."""
+    levels = select_levels(importance, ratios, mode="topk", impl="triton")
+    return exempt_levels(levels, x.blocks) if x.shape.is_causal else levels
 
 
-def whole_path(x: Inputs, method: str, ratios: Ratios) -> Tensor:
-    """Importance, selection, pyramid, schedule, kernel."""
-    return sparse_attention(x, choose_levels(estimate(x, method), x.shape, ratios), max(ratios))
+def sparse(x: Inputs, levels: Tensor) -> Tensor:
+    """The kernels, from pooling on."""
+    coarsest = max(DEFAULT)
+    return attend(*x.tensors(), levels, x.blocks, Reading(x.shape.dim**-0.5, "none", coarsest, "triton"))[0]
 
 
-def sparse_attention(x: Inputs, levels: Tensor, coarsest: int) -> Tensor:
-    """Pyramid attention; no level is coarser than `coarsest`, so coarser ones are not pooled."""
-    reading = Reading(x.shape.dim**-0.5, "none", coarsest, "triton")
-    out, _ = attend(*x.tensors(), levels, _blocks(x.shape), reading)
-    return out
+def whole(x: Inputs, method: str, ratios: Ratios) -> Tensor:
+    """Importance, selection, and the kernels."""
+    return sparse(x, choose(x, estimate(x, method), ratios))
 
 
-def _blocks(shape: AttentionShape) -> Blocks:
-    return Blocks(BLOCK_M, BLOCK_N, shape.tokens, shape.tokens, shape.is_causal)
+def ratios_of(mask: str) -> Ratios:
+    return scaled(*MASKS[mask])
 
 
-def dense_attention(x: Inputs, backend: str) -> Tensor:
+def levels_of(x: Inputs, ratios: Ratios | None = None) -> Tensor:
+    """Levels to compare kernels on; by default as many blocks at each level."""
+    return choose(x, estimate(x, "pooled"), scaled(_EVERY_LEVEL, 1.0) if ratios is None else ratios)
+
+
+def dense(x: Inputs, backend: str) -> Tensor:
     """Torch's attention by one backend.
 
     Raises:
@@ -109,17 +126,54 @@ def dense_attention(x: Inputs, backend: str) -> Tensor:
         return F.scaled_dot_product_attention(*x.tensors(), is_causal=x.shape.is_causal, enable_gqa=grouped)
 
 
-def read_share(levels: Tensor, shape: AttentionShape) -> float:
+def density_of(x: Inputs, levels: Tensor) -> float:
     """Groups read over keys visible: the share of dense attention's work that is left."""
-    return float(read_density(levels, _blocks(shape)).mean())
+    return float(read_density(levels, x.blocks).mean())
 
 
-def ratios_of_density(
-    importance: Tensor, shape: AttentionShape, weights: Mapping[int, float], density: float
-) -> Ratios:
-    """The shares, in proportion to `weights`, that leave just `density` or more of dense attention's work."""
+def presets_of(shape: AttentionShape) -> list[str]:
+    """The sparse presets that are shipped for the model, the default first."""
+    from psa_triton.presets import load_presets_file
 
-    def is_less(factor: float) -> bool:
-        return read_share(choose_levels(importance, shape, scaled(weights, factor)), shape) < density
+    section = load_presets_file().sections[shape.section]
+    named = sorted(section.attention_configs, key=lambda name: name != section.default_attention)
+    return [name for name in named if section.attention_configs[name].type == "psa"]
 
-    return scaled(weights, bounds(is_less, 1.0 / weights[1])[1])
+
+def preset_steps(x: Inputs, preset: str) -> tuple[Callable[[], Any], dict[str, Callable[[], Any]]]:
+    """A shipped preset as an attached model runs it, its density read; and its steps, each on its own."""
+    from psa_triton.attention import sparse_attention
+    from psa_triton.importance import estimate_importance
+    from psa_triton.levels import choose_levels, coarsest_level
+    from psa_triton.ordering import token_orders
+    from psa_triton.presets import load_preset
+
+    shape, config = x.shape, load_preset(x.shape.section, preset)
+    assert config is not None  # a dense preset is none of `presets_of`
+    prefix, scale, causal = shape.prefix_tokens, shape.dim**-0.5, dict(is_causal=shape.is_causal)
+    grid = None if shape.is_causal else shape.grid
+    orders = token_orders(x.q, x.k, config, grid, prefix, **causal)
+    q, k, v = x.tensors()
+    if orders is not None:
+        q, k, v = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v)
+    blocks = Blocks.of(q, k, config.block_m, config.block_n, shape.is_causal)
+    importance = estimate_importance(q, k, blocks, config, scale=scale, impl="triton")
+    settings = dict(scale=scale, impl="triton", prefix_tokens=prefix)
+    levels = choose_levels(importance, q, k, v, blocks, config, **settings)
+    reading = Reading(scale, config.pool_correction, coarsest_level(config), "triton")
+
+    def as_attached() -> Tensor:
+        out, levels = sparse_attention(*x.tensors(), config, grid=grid, prefix_tokens=prefix, impl="triton", **causal)
+        read_density(levels, blocks)
+        return out
+
+    steps: dict[str, Callable[[], Any]] = {
+        "importance": partial(estimate_importance, q, k, blocks, config, scale=scale, impl="triton"),
+        "levels": partial(choose_levels, importance, q, k, v, blocks, config, **settings),
+        "kernels": partial(attend, q, k, v, levels, blocks, reading),
+        "density": partial(read_density, levels, blocks),
+    }
+    if orders is not None:
+        steps["order"] = lambda: [orders[0].apply(t) for t in x.tensors()]
+        steps["restore"] = partial(orders[0].restore, x.q)
+    return as_attached, steps

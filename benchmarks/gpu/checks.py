@@ -1,100 +1,190 @@
-"""Whether results are right: against the definition in float64, as close as eager attention in the same dtype comes."""
+"""Whether results are right: against the definition in float64, as close as torch's steps in the same dtype come."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from gpu.cases import BLOCK_M, BLOCK_N, BLOCKS, CHECKED, Inputs, choose_levels, estimate, make_inputs, sparse_attention
-from psa_triton.kernels import reference
-from psa_triton.tools.shapes import AttentionShape
+from gpu.cases import BLOCK_M, BLOCK_N, DTYPE, ESTIMATORS, Inputs, levels_of, sparse
+from psa_triton.blocks import Blocks
+from psa_triton.importance import block_importance
+from psa_triton.kernels import pyramid_attention
+from psa_triton.levels import select_levels
+from psa_triton.levels.budget import budget_levels, expected_errors
 
-MARGIN = 2.0
-"""A result may be this many times as far from the definition as eager dense attention is from its own."""
-BACKWARD_TOKENS, BACKWARD_HEADS = 1000, 4
-"""The definition's gradient takes memory quadratic in the tokens: it is compared at a shape cut to these."""
+MARGIN: Final = 2.0
+"""A result may be this many times as far from the definition as torch's steps in the same dtype are."""
+_RATIOS: Final = {1: (0.0, 0.2), 2: (0.2, 0.4), 4: (0.4, 0.6), 8: (0.6, 0.8), 0: (0.8, 1.0)}
+
+Errors = dict[str, float]
 
 
-def check_forward(x: Inputs) -> dict[str, float]:
-    """Relative error of the output in a query block midway and in the last, over eager attention's."""
-    levels = _levels(x)
-    out = sparse_attention(x, levels, max(CHECKED))
-    last = levels.shape[2] - 1
+def check_rows(x: Inputs) -> Errors:
+    """Relative error of the output in a query block midway and in the last, over that of eager attention there."""
+    levels = levels_of(x)
+    out, last = sparse(x, levels), levels.shape[2] - 1
     places = ((0, last // 2), (x.shape.heads - 1, last))
-    return {f"head {h}, query block {i}": _block_error(x, levels, out, h, i) for h, i in places}
+    return {f"head {h}, query block {i}": _row_error(x, levels, out, h, i) for h, i in places}
 
 
-def check_backward(shape: AttentionShape, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Relative error of the gradients of q, k and v at a small shape, over eager attention's."""
-    group = shape.heads // shape.key_heads
-    key_heads = min(max(BACKWARD_HEADS // group, 1), shape.key_heads)
-    tokens = min(shape.tokens, BACKWARD_TOKENS)
-    small = replace(shape, heads=key_heads * group, key_heads=key_heads, prefix_tokens=0, grid=(1, 1, tokens))
-    x = make_inputs(small, device, dtype)
-    levels = _levels(x)
-    wide = Inputs(x.shape, *(t.double() for t in x.tensors()))
-    errors = _errors(
-        _gradients(x, lambda x: sparse_attention(x, levels, max(CHECKED))),
-        _gradients(wide, lambda x: _definition(x, levels)),
-    )
-    allowed = _errors(_gradients(x, _eager), _gradients(wide, _eager))
-    return {f"gradient of {n}": error / limit for n, error, limit in zip("qkv", errors, allowed, strict=True)}
-
-
-def _levels(x: Inputs) -> Tensor:
-    return choose_levels(estimate(x, "pooled"), x.shape, CHECKED)
-
-
-def _block_error(x: Inputs, levels: Tensor, out: Tensor, head: int, block: int) -> float:
-    """Of one query block: it alone, and the keys it may see, fit into memory in float64 at any length."""
+def _row_error(x: Inputs, levels: Tensor, out: Tensor, head: int, block: int) -> float:
     rows = slice(block * BLOCK_M, min((block + 1) * BLOCK_M, x.shape.tokens))
-    seen = rows.stop if x.shape.is_causal else x.shape.tokens
     key_head = head // (x.shape.heads // x.shape.key_heads)
-    part = Inputs(
-        replace(x.shape, heads=1, key_heads=1),
-        x.q[:, head : head + 1, rows],
-        *(t[:, key_head : key_head + 1, :seen] for t in (x.k, x.v)),
-    )
-    # On the CPU: the definition takes one small step for every group of keys.
-    wide = Inputs(part.shape, *(t.cpu().double() for t in part.tensors()))
-    part_levels = levels[:, head : head + 1, block : block + 1, : -(-seen // BLOCK_N)].cpu()
-    exact = _definition(wide, part_levels)
-    return _error(out[:, head : head + 1, rows].cpu(), exact) / _error(_eager(part).cpu(), _eager(wide))
+    q, k, v = x.q[0, head, rows], x.k[0, key_head], x.v[0, key_head]
+    limit = torch.arange(x.shape.tokens, device=q.device)[rows, None] if x.shape.is_causal else None
+    wide = [t.double() for t in (q, k, v)]
+    all_read = torch.ones_like(levels[0, head, block])
+    error = _error(out[0, head, rows], exact_rows(*wide, levels[0, head, block], limit))
+    return error / _error(exact_rows(q, k, v, all_read, limit), exact_rows(*wide, all_read, limit))
 
 
-def _definition(x: Inputs, levels: Tensor) -> Tensor:
-    scale = x.q.shape[-1] ** -0.5
-    out, _ = reference.pyramid_attention(*x.tensors(), levels, **BLOCKS, is_causal=x.shape.is_causal, scale=scale)
-    return out
+def exact_rows(q: Tensor, k: Tensor, v: Tensor, levels: Tensor, limit: Tensor | None) -> Tensor:
+    """The definition for one query block, a level at a time, in the dtype of its inputs.
 
-
-def _eager(x: Inputs) -> Tensor:
-    """Dense attention, step by step, every result in the inputs' dtype."""
-    group = x.q.shape[1] // x.k.shape[1]
-    k, v = (t.repeat_interleave(group, dim=1) for t in (x.k, x.v))
-    logits = x.q @ k.mT * x.q.shape[-1] ** -0.5
-    if x.shape.is_causal:
-        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill(future.triu(1 + k.shape[2] - x.q.shape[2]), float("-inf"))
-    return logits.softmax(-1) @ v
-
-
-def _gradients(x: Inputs, attention: Callable[[Inputs], Tensor]) -> tuple[Tensor, ...]:
-    """Of q, k and v, for the same gradient of the output whatever the dtype."""
-    leaves = [t.detach().requires_grad_() for t in x.tensors()]
-    out = attention(Inputs(x.shape, *leaves))
-    generator = torch.Generator(x.device).manual_seed(1)
-    upstream = torch.randn(out.shape, generator=generator, device=x.device).to(torch.bfloat16).to(out.dtype)
-    return torch.autograd.grad(out, leaves, upstream)
-
-
-def _errors(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
-    return [_error(a, b) for a, b in zip(found, exact, strict=True)]
+    Args:
+        q: `[m, D]`.
+        k, v: of its head, `[N, D]`.
+        levels: int8 `[nk]`, of blocks of `BLOCK_N` keys.
+        limit: the last key that each query sees, `[m, 1]`; None if they see all.
+    """
+    tokens = len(k)
+    logits, values = [], []
+    for level in sorted({*levels.tolist()} - {0}):
+        group = torch.nonzero((levels == level).repeat_interleave(BLOCK_N // level)[: -(-tokens // level)])[:, 0]
+        count = (tokens - group * level).clamp(max=level)
+        keys, means = (
+            F.pad(t, (0, 0, 0, -tokens % level)).unflatten(0, (-1, level)).sum(1)[group] / count[:, None]
+            for t in (k, v)
+        )
+        found = q @ keys.to(q.dtype).mT * q.shape[-1] ** -0.5 + count.log().to(q.dtype)
+        if limit is not None:
+            found = found.masked_fill(group * level + count - 1 > limit, -torch.inf)
+        logits.append(found)
+        values.append(means.to(q.dtype))
+    return torch.cat(logits, -1).softmax(-1) @ torch.cat(values)
 
 
 def _error(found: Tensor, exact: Tensor) -> float:
     """Relative, in norm; not a number if anything found is not."""
-    return float((found.double() - exact.double()).norm() / exact.double().norm())
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@dataclass(frozen=True)
+class Check:
+    """Kernels at a small shape, and the same by torch."""
+
+    name: str
+    run: Callable[[str, torch.dtype], dict[str, Tensor]]
+    """Results by name, of an implementation and a dtype of the inputs."""
+    yardstick: str = "eager"
+    """What else `run` knows: torch's steps, whose error is the measure of others."""
+    is_choice: bool = False
+    """Whether results are levels, which must be the same."""
+
+    def errors(self) -> Errors:
+        """Relative errors over those of torch's steps; of levels, the pairs that differ, each of them too many."""
+        found = self.run("triton", DTYPE)
+        if self.is_choice:
+            expected = self.run("torch", DTYPE)
+            return {name: (MARGIN + 1) * float((found[name] != expected[name]).sum()) for name in found}
+        exact = self.run("reference", torch.float64)
+        eager, eager_exact = self.run(self.yardstick, DTYPE), self.run(self.yardstick, torch.float64)
+        return {n: _error(found[n], exact[n]) / _error(eager[n], eager_exact[n]) for n in found}
+
+
+def smoke_checks(device: torch.device) -> Iterator[Check]:
+    """Every kernel, once or more; on the `meta` device they can be run and not compared."""
+    for n, dim, causal, masked, correction in _ATTENTIONS:
+        marks = ", causal" * causal + ", keys left out" * masked + ", corrected" * (correction != "none")
+        run = _attention(device, n, dim, causal, masked, correction)
+        yield Check(f"attention, n={n}, D={dim}{marks}", run)
+    for method in (*ESTIMATORS, "finely_sampled", "representative"):
+        for causal in (False, True):
+            yield Check(f"importance, {method}{', causal' * causal}", _importance(device, method, causal), "reference")
+    yield Check("levels by shares", _levels(device), is_choice=True)
+    for scope in ("row", "head", "layer"):
+        yield Check(f"levels by a budget of a {scope}", _budget(device, scope), is_choice=True)
+
+
+_ATTENTIONS: Final = (
+    (64, 128, False, False, "none"),
+    (32, 128, False, False, "none"),
+    (128, 64, False, False, "none"),
+    (64, 128, True, False, "none"),
+    (32, 64, True, True, "none"),
+    (64, 64, False, False, "isotropic"),
+)
+
+
+def _draw(device: torch.device, heads: int, tokens: int, dim: int, seed: int) -> Tensor:
+    generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+    return torch.randn(1, heads, tokens, dim, generator=generator, device=device, dtype=DTYPE)
+
+
+def _qkv(device: torch.device, dim: int) -> list[Tensor]:
+    """Two query heads to a key head; fewer of all in Triton's interpreter, which takes seconds for what a GPU does."""
+    tokens, heads = (140, 1) if device.type == "cpu" else (1000, 2)
+    return [_draw(device, count, tokens, dim, seed) for seed, count in enumerate((2 * heads, heads, heads))]
+
+
+def _attention(device: torch.device, n: int, dim: int, causal: bool, masked: bool, correction: str) -> Any:
+    """Output and gradients."""
+    inputs = _qkv(device, dim)
+    heads, tokens = inputs[0].shape[1:3]
+    upstream = _draw(device, heads, tokens, dim, 9)
+    rows, columns = torch.arange(-(-tokens // BLOCK_M))[:, None], torch.arange(-(-tokens // n))
+    # 8, 4, 2, 1 and nothing in turn; the block at which a query block begins is read in full.
+    levels = torch.tensor([8, 4, 2, 1, 0], dtype=torch.int8)[(rows + columns) % 5]
+    levels = levels.masked_fill(columns == rows * BLOCK_M // n, 1).to(device).expand(1, heads, -1, -1).contiguous()
+    key_mask = (torch.arange(tokens, device=device) % 5 > 0)[None] if masked else None
+    settings = dict(block_m=BLOCK_M, block_n=n, is_causal=causal, key_mask=key_mask, pool_correction=correction)
+
+    def run(impl: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        eager = impl == "eager"
+        out = _eager(*leaves, causal) if eager else pyramid_attention(*leaves, levels, impl=impl, **settings)
+        of_q, of_k, of_v = torch.autograd.grad(out, leaves, upstream.to(dtype))
+        return {"output": out.detach(), "gradient of q": of_q, "gradient of k": of_k, "gradient of v": of_v}
+
+    return run
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Dense attention, every result in the dtype of the inputs."""
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    if causal:
+        logits = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).triu(1), -torch.inf)
+    return logits.softmax(-1) @ v
+
+
+def _importance(device: torch.device, method: str, causal: bool) -> Any:
+    q, k, _ = _qkv(device, 64)
+    settings = dict(block_m=BLOCK_M, block_n=BLOCK_N, method=method, is_causal=causal)
+    return lambda impl, dtype: {"importance": block_importance(q.to(dtype), k.to(dtype), impl=impl, **settings)}
+
+
+def _levels(device: torch.device) -> Any:
+    importance = _draw(device, 1, 4, 250, 2).float().mul(3).softmax(-1)
+    importance[..., :9] = importance[..., 9:18]  # ties
+    return lambda impl, _: {
+        m: select_levels(importance, _RATIOS, mode=m, impl=impl) for m in ("topk", "thresholdbound")
+    }
+
+
+def _budget(device: torch.device, scope: Any) -> Any:
+    q, k, v = _qkv(device, 64)
+    blocks = Blocks.of(q, k, BLOCK_M, 32)
+    importance = block_importance(q, k, block_m=BLOCK_M, block_n=32, method="representative", impl="triton")
+    fixed = dict(prefix_tokens=0, keep_first_block=False, scope=scope)
+
+    def run(impl: Any, _: torch.dtype) -> dict[str, Tensor]:
+        errors = expected_errors(q, k, v, blocks, scale=64**-0.5, impl="triton")
+        return {"levels": budget_levels(importance, errors, blocks, 0.3, impl=impl, **fixed)}
+
+    return run

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from psa_triton.levels import density, select_levels
     from psa_triton.presets import load_preset
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PSAAttention",

@@ -80,6 +80,13 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 
 @triton.jit
+def tile_of_head(tiles):
+    """Which of a head's `tiles` a program computes, and which head; on one axis, since the second ends at 65,535."""
+    program = tl.program_id(0)
+    return program % tiles, (program // tiles).to(tl.int64)
+
+
+@triton.jit
 def dot(a, b, total, PRECISION: tl.constexpr):
     """`a @ b + total`, summed in float32."""
     if PRECISION == "widened":

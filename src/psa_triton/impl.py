@@ -46,13 +46,17 @@ def resolve_impl(impl: Impl, x: Tensor) -> Impl:
     if impl == "auto":
         if x.device.type == "cpu":
             return "cpu"
-        has_kernels = x.device.type == "cuda" and x.dtype in TRITON_DTYPES and _TRITON_PROBLEM is None
-        impl = "triton" if has_kernels else "torch"
+        impl = "triton" if x.dtype in TRITON_DTYPES and runs_triton(x.device) else "torch"
     if impl == "cpu" and x.device.type != "cpu":
         raise ValueError(f"impl: 'cpu' expects CPU tensors, got {x.device}; move them, or use impl='auto'")
     if impl == "triton":
         _check_triton(x)
     return impl
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether `auto` runs GPU kernels there, for dtypes that they compute in."""
+    return device.type == "cuda" and _TRITON_PROBLEM is None
 
 
 def is_interpreting() -> bool:

@@ -66,7 +66,7 @@ def test_a_small_model_gives_the_whole_report(small_model: Path, tmp_path: Path)
     densities = {row["method"]: row["density"] for row in text["rows"]}
     # Of so few blocks, the one that every row reads in full and those of the frontier are more than the budget.
     assert 0.35 < densities["budget, n = 64"] < 0.5
-    assert densities["seed's shares, cap, n = 64"] > 0.9, "random keys are unlike: the cap reads them in full"
+    assert densities["default shares, cap, n = 64"] > 0.9, "random keys are unlike: the cap reads them in full"
     (page,), (picture,) = output.glob("*.md"), output.glob("*.png")
     assert "| levels 1/0, n = 64 " in page.read_text()
     assert picture.name in page.read_text()

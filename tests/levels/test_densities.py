@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from psa_triton.blocks import Blocks
 from psa_triton.levels import density, exempt_levels, read_density
 
+densities_triton = pytest.importorskip("psa_triton.levels.densities_triton", exc_type=ImportError)
+
 
 def test_density_by_hand():
     levels = torch.tensor([[1, 2, 0, 4], [8, 0, 0, 64]], dtype=torch.int8).view(1, 2, 1, 4)
@@ -67,13 +69,15 @@ def brute_force(levels, m, n, nq, nk, is_causal):
     st.integers(0, 99),
 )  # fmt: skip
 def test_read_density_equals_a_count_over_queries(nq, nk, m, n, is_causal, seed):
+    """So does what a GPU runs, here in Triton's interpreter."""
     shape = (1, 2, math.ceil(nq / m), math.ceil(nk / n))
     choices = torch.tensor([level for level in (0, 1, 2, 4, 8, 16, 32) if level <= n], dtype=torch.int8)
     levels = choices[torch.randint(len(choices), shape, generator=torch.Generator().manual_seed(seed))]
-    found = read_density(levels, Blocks(m, n, nq, nk, is_causal=is_causal))
-    assert found.shape == (1, 2)
-    for head in range(2):
-        assert found[0, head].item() == pytest.approx(brute_force(levels[0, head], m, n, nq, nk, is_causal), rel=1e-6)
+    blocks = Blocks(m, n, nq, nk, is_causal=is_causal)
+    expected = [brute_force(levels[0, head], m, n, nq, nk, is_causal) for head in range(2)]
+    for found in (read_density(levels, blocks), densities_triton.read_density(levels, blocks)):
+        assert found.shape == (1, 2) and found.dtype == torch.float32
+        assert found[0].tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_levels_that_do_not_fit_are_an_error():

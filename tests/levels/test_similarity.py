@@ -78,6 +78,20 @@ def test_long_keys_equal_their_parts():
     assert torch.equal(similarity_caps(k, 8, THRESHOLDS), torch.cat(parts, dim=-1))
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "keys left out"])
+@pytest.mark.parametrize(("n", "dim"), [(8, 24), (16, 8), (64, 16)])
+def test_gpu_kernel_equals_torch(n, dim, masked):
+    pytest.importorskip("triton")
+    k = torch.randn(2, 150, 2, dim, generator=torch.Generator().manual_seed(n)).cumsum(1).transpose(1, 2)
+    k[0, 1, 40, 3], k[1, 0, 99, 0] = math.nan, math.inf
+    key_mask = torch.rand(2, 150, generator=torch.Generator().manual_seed(1)) < 0.7 if masked else None
+    if masked:
+        key_mask[0, 40] = key_mask[1, 99] = True
+    found, expected = (similarity_caps(k, n, THRESHOLDS, key_mask, impl=impl) for impl in ("triton", "reference"))
+    assert torch.equal(found, expected)
+    assert len(expected.unique()) > 1
+
+
 def test_cap_levels_by_hand():
     levels = torch.tensor([[0, 1, 2, 4, 8, 16, 64]] * 2, dtype=torch.int8).view(1, 2, 1, 7)
     caps = torch.tensor([[4] * 7], dtype=torch.int8)[None]

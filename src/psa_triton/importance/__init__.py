@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from psa_triton.blocks import Blocks, block_count, check_block_size
-from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance.estimators import ESTIMATORS, Estimate, Estimator
 from psa_triton.importance.scoring import score_blocks
 from psa_triton.inputs import check_attention_inputs, check_causal, check_generator, check_key_mask, resolve_scale
 from psa_triton.operators import each_item, operator
+
+if TYPE_CHECKING:
+    from psa_triton.config import PSAConfig
 
 __all__ = ["block_importance", "estimate_importance", "estimation_cost"]
 

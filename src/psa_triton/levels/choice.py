@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance import estimate_importance, estimation_cost
 from psa_triton.inputs import resolve_scale
@@ -17,6 +16,9 @@ from psa_triton.levels.exemptions import exempt_levels, serve_first_queries
 from psa_triton.levels.selection import select_levels
 from psa_triton.levels.similarity import cap_levels, similarity_caps
 from psa_triton.operators import each_item, operator
+
+if TYPE_CHECKING:
+    from psa_triton.config import PSAConfig
 
 
 def coarsest_level(config: PSAConfig) -> int:
@@ -103,6 +105,8 @@ def _choose(
     prefix_tokens: int,
     impl: str,
 ) -> Tensor:
+    from psa_triton.config import PSAConfig  # here, so that kernels run where pydantic is missing
+
     if importance.numel() == 0:
         return torch.empty_like(importance, dtype=torch.int8)
     settings = (PSAConfig.from_text(config), is_causal, scale, prefix_tokens, cast(Impl, impl))
@@ -152,7 +156,7 @@ def _levels(
             impl=impl,
         )
     if config.use_sim_mask:
-        levels = cap_levels(levels, similarity_caps(k, blocks.n, config.sim_thresholds, key_mask))
+        levels = cap_levels(levels, similarity_caps(k, blocks.n, config.sim_thresholds, key_mask, impl=impl))
     levels = exempt_levels(levels, blocks, prefix_tokens=prefix_tokens, keep_first_block=config.keep_first_block)
     if is_causal:
         serve_first_queries(levels, blocks)

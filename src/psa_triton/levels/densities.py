@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from psa_triton.blocks import SMALLEST_BLOCK, Blocks, block_count, block_lengths
+from psa_triton.impl import runs_triton
 from psa_triton.kept import last_kept
 from psa_triton.ratios import COARSEST_LEVEL
 
@@ -78,6 +79,10 @@ def read_density(levels: Tensor, blocks: Blocks) -> Tensor:
             f"levels: expected [..., {blocks.rows}, {blocks.columns}] for {blocks.queries} queries in blocks of "
             f"{blocks.m} and {blocks.keys} keys in blocks of {blocks.n}, got shape {tuple(levels.shape)}"
         )
+    if blocks.key_mask is None and levels.numel() and runs_triton(levels.device):
+        from psa_triton.levels import densities_triton
+
+        return densities_triton.read_density(levels, blocks)
     shares, kept = read_shares(levels, blocks)
     return (shares.sum(-1) / (kept > 0).sum(-1).clamp(min=1)).float()
 

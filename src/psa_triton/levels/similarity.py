@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from itertools import repeat
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from psa_triton.blocks import block_lengths
-from psa_triton.config import SimThresholds
+from psa_triton.impl import Impl, resolve_impl
+
+if TYPE_CHECKING:
+    from psa_triton.config import SimThresholds
 
 _BLOCKS_AT_A_TIME = 64
 """Float32 copies of the keys exist for this many key blocks at a time."""
 
 
-def similarity_caps(k: Tensor, n: int, thresholds: SimThresholds, key_mask: Tensor | None = None) -> Tensor:
+def similarity_caps(
+    k: Tensor, n: int, thresholds: SimThresholds, key_mask: Tensor | None = None, *, impl: Impl = "auto"
+) -> Tensor:
     """Coarsest level at which each key block may be read.
 
     A block passes level 2, 4, 8 if the mean cosine similarity of its pairs of true tokens 1, 3, 7 apart reaches
@@ -27,10 +33,15 @@ def similarity_caps(k: Tensor, n: int, thresholds: SimThresholds, key_mask: Tens
         n: tokens per key block.
         thresholds: least mean similarities.
         key_mask: bool `[B, Nk]`, which keys are there; None if all are. A pair needs both of its own.
+        impl: `triton` (a GPU kernel), any other (the same torch code), or `auto`; see `resolve_impl`.
 
     Returns:
         int8 `[B, Hkv, ceil(Nk / n)]` of 1, 2, 4, 8. Levels coarser than 8 are never allowed.
     """
+    if resolve_impl(impl, k) == "triton":
+        from psa_triton.levels import similarity_triton
+
+        return similarity_triton.similarity_caps(k, n, thresholds, key_mask)
     size = _BLOCKS_AT_A_TIME * n
     masks = repeat(None) if key_mask is None else key_mask.split(size, dim=-1)
     pieces = zip(k.split(size, dim=-2), masks, strict=False)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.gpu import Launch
+from psa_triton.gpu import Launch, tile_of_head
 from psa_triton.pyramid.spread import SPREAD_LEVELS
 
 _TOKENS = 64
@@ -43,7 +43,7 @@ def kept_rows(key_mask: Tensor, block_n: int, coarsest: int) -> KeptRows:
     if coarsest > 1:
         Launch(
             _kept_rows_kernel,
-            (triton.cdiv(padded, _TOKENS), batch),
+            (triton.cdiv(padded, _TOKENS) * batch,),
             dict(keep=kept.keep, bias=bias, last=kept.last, tokens=tokens, padded=padded),
             dict(COARSEST=_log2(coarsest), TILE=_TOKENS),
             warps=1,
@@ -77,7 +77,7 @@ def pool(
     spread = x.new_empty(out.shape[:3], dtype=torch.float32) if with_spread else None
     Launch(
         _pool_kernel,
-        (triton.cdiv(padded, _TOKENS), batch * heads),
+        (triton.cdiv(padded, _TOKENS) * batch * heads,),
         dict(x=x, out=out, spread=spread, keep=keep, heads=heads, tokens=tokens, padded=padded, x_strides=x.stride()),
         dict(
             DIM=dim,
@@ -118,8 +118,8 @@ def _pool_kernel(
     SPREAD_COARSEST: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    first = tl.program_id(0) * TILE
-    head = tl.program_id(1).to(tl.int64)
+    tile, head = tile_of_head(tl.cdiv(padded, TILE))
+    first = tile * TILE
     d = tl.arange(0, DIM_TILE)
     t = first + tl.arange(0, TILE)
     x += (head // heads) * x_strides[0] + (head % heads) * x_strides[1]
@@ -197,9 +197,9 @@ def _merge_squares(
 
 @triton.jit
 def _kept_rows_kernel(keep, bias, last, tokens, padded, COARSEST: tl.constexpr, TILE: tl.constexpr):
-    first = tl.program_id(0) * TILE
+    tile, item = tile_of_head(tl.cdiv(padded, TILE))
+    first = tile * TILE
     t = first + tl.arange(0, TILE)
-    item = tl.program_id(1).to(tl.int64)
     rows = item * first_row(COARSEST + 1, padded)
     is_there = tl.load(keep + item * tokens + t, mask=t < tokens, other=0) != 0
     count = is_there.to(tl.int32)

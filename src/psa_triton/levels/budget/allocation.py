@@ -10,12 +10,14 @@ apart. Rows may share a limit: then all pay up to the same threshold.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
-from psa_triton.config import BudgetScope
+if TYPE_CHECKING:
+    from psa_triton.config import BudgetScope
+
 
 HALVINGS: Final = 31
 """Halvings of a range of floats, numbered by their bits, until two neighbours are left."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.config import BudgetScope
 from psa_triton.impl import Impl
 from psa_triton.levels.budget import allocation
 from psa_triton.levels.budget.allocation import share_limits
 from psa_triton.levels.budget.ladder import benefit_rates, ladder, step_prices
 from psa_triton.levels.budget.limits import row_limits
+
+if TYPE_CHECKING:
+    from psa_triton.config import BudgetScope
 
 DOUBT: Final = 0.03
 """Share of the importance that may lie anywhere, since a few queries stand for all; measured."""

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch
+from psa_triton.gpu import Launch, tile_of_head
 
 
 def group_spread(x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ def group_spread(x: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor]:
     keep = blocks.key_mask
     Launch(
         _group_spread_kernel,
-        (blocks.columns, batch * heads),
+        (blocks.columns * batch * heads,),
         dict(
             x=x,
             spread=spread,
@@ -49,19 +49,15 @@ def _group_spread_kernel(
     BLOCK: tl.constexpr,
     SCALES: tl.constexpr,
 ):
-    head = tl.program_id(1).to(tl.int64)
-    block = head * tl.num_programs(0) + tl.program_id(0)
+    number, head = tile_of_head(tl.cdiv(tokens, BLOCK))
+    block = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, DIM_TILE)
     t = tl.arange(0, BLOCK)
-    length = tl.minimum(tokens - tl.program_id(0) * BLOCK, BLOCK)
-    x += (
-        (head // heads) * x_strides[0]
-        + (head % heads) * x_strides[1]
-        + tl.program_id(0).to(tl.int64) * BLOCK * x_strides[2]
-    )
+    length = tl.minimum(tokens - number * BLOCK, BLOCK)
+    x += (head // heads) * x_strides[0] + (head % heads) * x_strides[1] + number.to(tl.int64) * BLOCK * x_strides[2]
     is_there = t < length
     if keep is not None:
-        keep += (head // heads) * tokens + tl.program_id(0).to(tl.int64) * BLOCK
+        keep += (head // heads) * tokens + number * BLOCK
         is_there = tl.load(keep + t, mask=is_there, other=0) != 0
         length = tl.maximum(tl.sum(is_there.to(tl.int32)), 1)
         kept = is_there.to(tl.float32)

@@ -79,7 +79,7 @@ def read_prompts_file(file: Path) -> list[str]:
 def make_requests(
     source: ModelSource, prompts: Sequence[str], *, seed: int, settings: Mapping[str, Any]
 ) -> list[VideoRequest]:
-    """One request a prompt; the i-th has the seed `seed + i`.
+    """One request a prompt; the i-th has `seed + i`.
 
     Args:
         source: the model; its defaults fill in what `settings` leaves out.

@@ -1,0 +1,368 @@
+"""What is left when things go wrong, by the real commands on the built-in model.
+
+`python benchmarks/reliability.py kill=20` runs one check at a size, without names all at their full sizes. Each says
+what it tried, how often, and what was wrong; the exit code is 1 if anything was.
+
+| check | its size counts |
+|---|---|
+| `fuzz` | a random call of the operator, against the definition in float64 |
+| `inputs` | a command line or file with a mistake in it: one clear error, and nothing written |
+| `kill` | a SIGKILL at a random moment of a batch of videos, which then goes on |
+| `disk` | a full disk, at each write in turn, of each command that writes (as many writes as size) |
+| `folder` | two processes with the same prompts into one folder at once |
+| `tune` | an interrupt (SIGINT) at a random moment of `psa tune` |
+| `memory` | a video in one process |
+| `soak` | a second of attaching, running at changing sizes and presets, and detaching |
+| `seed` | a further process that makes the same videos, the last time as two that share them |
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import gc
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from harness import RESULTS, Run, heading, table
+from typer.testing import CliRunner
+
+from psa_triton import apply_psa, load_preset
+from psa_triton.presets import load_presets_file
+from psa_triton.tools.cli.app import app
+from psa_triton.tools.generation import choose_attention, find_source, generate_video, load_pipeline, make_requests
+from psa_triton.tools.understanding import read_media
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+SMALL = ["--width", "96", "--height", "96", "--num-frames", "9", "--steps", "2", "--guidance-scale", "1"]
+SPARSE = ["--attention-preset", "psa_budget", "--min-tokens", "0"]
+PROMPTS = [f"a {c} {s} moving {d}" for c in ("red", "blue") for s in ("square", "ring") for d in ("left", "up")]
+
+Found = dict[str, Any]
+"""`tried`, how many; `wrong`, a line for each that was; and what else is worth telling."""
+
+
+def fuzz(size: int) -> Found:
+    """Random calls of the operator."""
+    done = python("tests/test_fuzz.py", "--cases", str(size))
+    *wrong, last = done.stdout.splitlines() or [done.stderr[-300:]]
+    return {"tried": size, "wrong": wrong if last == f"{size} cases, {len(wrong)} wrong" else [*wrong, last]}
+
+
+def inputs(size: int) -> Found:
+    """Mistakes of people: the suite has each with the words that it must be answered with."""
+    files = ["tests/test_malformed.py", "tests/tools/cli/test_options.py", "tests/tools/cli/test_presets.py"]
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
+    passed = re.search(r"(\d+) passed", done.stdout)
+    failed = re.findall(r"^(?:FAILED|ERROR) (.*)", done.stdout, re.MULTILINE)
+    tried = len(failed) + (int(passed[1]) if passed else 0)
+    short = [f"{tried} are there, {size} were asked for"] if tried < size else []
+    return {"tried": tried, "wrong": failed + short}
+
+
+def kill(size: int) -> Found:
+    """SIGKILL at random moments of a batch of eight; what is there must be whole, and the rest must come as ever."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, prompts = Path(name), Path(name) / "prompts.txt"
+        prompts.write_text("\n".join(PROMPTS))
+        command = ["generate", "--prompt-file", str(prompts), *SMALL, *SPARSE, "--output-dir"]
+        began = time.monotonic()
+        psa(*command, str(folder / "whole"))
+        duration = time.monotonic() - began
+        expected = videos(folder / "whole")
+        draw, wrong, killed = random.Random(0), [], 0
+        for index in range(size):
+            out = folder / f"out_{index}"
+            process = start(*command, str(out))
+            time.sleep(draw.uniform(0.3, 1) * duration)
+            killed += process.poll() is None
+            process.kill()
+            process.communicate()
+            wrong += [f"{index}: {fault}" for fault in half_done(out)]
+            psa(*command, str(out))
+            if videos(out) != expected:
+                wrong.append(f"{index}: after going on, videos are missing or other bytes")
+    return {"tried": size, "wrong": wrong, "killed in time": killed, "videos": len(expected)}
+
+
+def disk(size: int) -> Found:
+    """The disk is full at the first write, at the second, and so on, until the command has none left."""
+    commands = {
+        "generate": ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1], *SMALL, *SPARSE],
+        "compare": ["--prompt", PROMPTS[0], *SMALL, "--ceiling", "none", "--no-warm-up"],
+        "inspect": ["--prompt", PROMPTS[0], *SMALL[:-4], "--layers", "0", "--heads", "0", "--save-qkv"],
+        "tune": ["--prompt", PROMPTS[0], *SMALL[:-4], "--steps", "2", "--warmup-steps", "0", "--query-blocks", "1"],
+    }
+    tried, wrong, sync = 0, [], os.fsync
+    for command, options in commands.items():
+        for full_at in range(1, size + 1):
+            writes = 0
+
+            def fsync(descriptor: int, full_at: int = full_at) -> None:
+                nonlocal writes
+                writes += 1
+                if writes >= full_at:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                sync(descriptor)
+
+            with tempfile.TemporaryDirectory() as name, mock.patch("os.fsync", fsync):
+                to = ["--output", f"{name}/my.yaml"] if command == "tune" else ["--output-dir", f"{name}/out"]
+                result = CliRunner().invoke(app, [command, *options, *to])
+                faults = half_done(Path(name))
+            if writes < full_at:
+                if result.exit_code != 0:
+                    wrong.append(f"{command}, with room: {result.output[-200:]}")
+                break
+            tried += 1
+            if result.exit_code != 1 or "could not be written" not in result.output:
+                faults.append(f"exit code {result.exit_code}: {result.output[-200:]}")
+            wrong += [f"{command}, write {full_at}: {fault}" for fault in faults]
+    return {"tried": tried, "wrong": wrong}
+
+
+def folder(size: int) -> Found:
+    """Two processes are given the same eight prompts and the same folder at the same time."""
+    wrong = []
+    with tempfile.TemporaryDirectory() as name:
+        prompts = Path(name) / "prompts.txt"
+        prompts.write_text("\n".join(PROMPTS))
+        command = ["generate", "--prompt-file", str(prompts), *SMALL, *SPARSE, "--output-dir"]
+        for index in range(size):
+            out = Path(name) / str(index)
+            running = [start(*command, str(out)) for _ in range(2)]
+            told = [process.communicate() for process in running]
+            wrong += [
+                f"{index}: exit code {process.returncode}: {err[-200:]}"
+                for process, (_, err) in zip(running, told, strict=True)
+                if process.returncode
+            ]
+            wrong += [f"{index}: {fault}" for fault in half_done(out)]
+            made = {prompt for _, prompt in videos(out).values()}
+            if made != set(PROMPTS):
+                wrong.append(f"{index}: {len(made)} of {len(PROMPTS)} prompts made")
+    return {"tried": size, "wrong": wrong}
+
+
+def tune(size: int) -> Found:
+    """Interrupts of `psa tune` leave no file, or a whole one."""
+    draw, wrong = random.Random(0), []
+    with tempfile.TemporaryDirectory() as name:
+        options = [*SMALL[:-4], "--steps", "4", "--warmup-steps", "0", "--query-blocks", "2"]
+        command = ["tune", "--prompt", PROMPTS[0], *options, "--output"]
+        began = time.monotonic()
+        psa(*command, f"{name}/whole.yaml")
+        duration = time.monotonic() - began
+        for index in range(size):
+            file = Path(name) / str(index) / "my.yaml"
+            file.parent.mkdir()
+            process = start(*command, str(file))
+            time.sleep(draw.uniform(0.4, 1) * duration)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate()
+            if process.returncode not in (0, 130, -signal.SIGINT):  # the last: before anything is loaded
+                wrong.append(f"{index}: exit code {process.returncode}: {err[-200:]}")
+            left = sorted(path.name for path in file.parent.iterdir())
+            if process.returncode != 0 and left:
+                wrong.append(f"{index}: left {left}")
+            if process.returncode == 0:
+                load_presets_file(file)
+    return {"tried": size, "wrong": wrong}
+
+
+def memory(size: int) -> Found:
+    """Memory of the process after the tenth video, and after the last."""
+    source, pipe = built_in()
+    attention = choose_attention(source, "psa_refresh")
+    requests = make_requests(source, [PROMPTS[i % 8] for i in range(size)], seed=0, settings=settings(steps=4))
+    sizes = []
+    for request in requests:
+        generate_video(pipe, request, attention)
+        sizes.append(resident())
+    warm = min(9, size - 1)
+    growth = (sizes[-1] - sizes[warm]) >> 20
+    wrong = [f"grew by {growth} MiB"] if growth > 32 else []
+    return {"tried": size, "wrong": wrong, "MiB after 10": sizes[warm] >> 20, "MiB at the end": sizes[-1] >> 20}
+
+
+def soak(size: int) -> Found:
+    """Attached and detached for some seconds, at changing sizes and presets; the model must stay what it was."""
+    source, pipe = built_in()
+    presets = ["psa_balanced", "psa_budget", "psa_refresh", "psa_timing"]
+    shapes = [(96, 9), (64, 17), (96, 17), (48, 5), (64, 5)]
+    draw, wrong, rounds, sizes = random.Random(0), [], 0, []
+    plain: dict[tuple[int, int], Any] = {}
+    dense = choose_attention(source, "baseline")
+
+    def video(side: int, frames: int) -> Any:
+        (request,) = make_requests(source, [PROMPTS[0]], seed=0, settings=settings(side, frames))
+        return generate_video(pipe, request, dense).frames
+
+    end = time.monotonic() + size
+    while time.monotonic() < end:
+        shape = draw.choice(shapes)
+        if shape not in plain:
+            plain[shape] = video(*shape)
+        options = {"max_error": 0.1} if draw.random() < 0.3 else {}
+        config = load_preset("tiny-wan", draw.choice(presets)).replace(warmup_steps=draw.choice([0, 1]))
+        with apply_psa(pipe, config, min_tokens=0, **options) as handle:
+            side, frames = shape
+            generator = torch.Generator().manual_seed(0)
+            pipe(PROMPTS[1], height=side, width=side, num_frames=frames, num_inference_steps=3, generator=generator)
+            if not handle.stats().records:
+                wrong.append(f"round {rounds}: nothing was counted")
+        if draw.random() < 0.2 and not (video(*shape) == plain[shape]).all():
+            wrong.append(f"round {rounds}: after detaching the dense video is another")
+        rounds += 1
+        gc.collect()
+        sizes.append(resident())
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.transformer.modules())
+    if hooks:
+        wrong.append(f"{hooks} hooks are left")
+    growth = (sizes[-1] - sizes[len(sizes) // 3]) >> 20
+    if growth > 48:
+        wrong.append(f"grew by {growth} MiB in the last two thirds")
+    return {"tried": size, "wrong": wrong, "rounds": rounds, "MiB grown in the last two thirds": growth}
+
+
+def seed(size: int) -> Found:
+    """The same prompts and seeds, by one process again and again, then by two that share them: the same bytes."""
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        prompts = Path(name) / "prompts.txt"
+        prompts.write_text("\n".join(PROMPTS[:4]))
+        made = []
+        for index in range(size + 1):
+            out = Path(name) / str(index)
+            shared = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if index == size else []
+            command = ["generate", "--prompt-file", str(prompts), *SMALL, *SPARSE, "--output-dir", str(out)]
+            done = python(*shared, "-m", "psa_triton", *command)
+            if done.returncode:
+                wrong.append(f"run {index}: {done.stderr[-300:]}")
+            made.append(videos(out))
+        wrong += [f"run {index}: other bytes" for index, found in enumerate(made) if found != made[0]]
+    return {"tried": size, "wrong": wrong, "videos": len(made[0])}
+
+
+CHECKS: dict[str, tuple[Callable[[int], Found], int]] = {
+    "fuzz": (fuzz, 10_000),
+    "inputs": (inputs, 200),
+    "kill": (kill, 20),
+    "disk": (disk, 50),
+    "folder": (folder, 5),
+    "tune": (tune, 10),
+    "memory": (memory, 50),
+    "soak": (soak, 600),
+    "seed": (seed, 5),
+}
+"""Each with its full size."""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "psa_triton", *arguments]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def psa(*arguments: str) -> None:
+    """Raises if the command fails."""
+    done = python("-m", "psa_triton", *arguments)
+    if done.returncode:
+        raise RuntimeError(f"psa {' '.join(arguments)}: {done.stdout[-300:]} {done.stderr[-300:]}")
+
+
+def videos(out: Path) -> dict[str, tuple[bytes, str]]:
+    """Name, bytes and prompt of each video that has its sidecar."""
+    sidecars = sorted(out.rglob("video_*.json"))
+    return {
+        file.stem: (file.with_suffix(".mp4").read_bytes(), json.loads(file.read_text())["settings"]["prompt"])
+        for file in sidecars
+    }
+
+
+def half_done(out: Path) -> list[str]:
+    """What is wrong with the files of a folder: not readable, or without what belongs to them."""
+    faults = []
+    for file in out.rglob("*.mp4"):
+        if file.name.startswith("."):
+            continue
+        try:
+            read_media(file, "video")
+        except Exception as error:
+            faults.append(f"{file.name}: {error}")
+    for file in out.rglob("*.json"):
+        try:
+            json.loads(file.read_text())
+        except ValueError as error:
+            faults.append(f"{file.name}: {error}")
+        if file.name.startswith("video_") and not file.with_suffix(".mp4").is_file():
+            faults.append(f"{file.name} is there without its video")
+    return faults
+
+
+def built_in() -> tuple[Any, Any]:
+    """The built-in model, and its pipeline."""
+    source = find_source("tiny-wan")
+    return source, load_pipeline(source, device=torch.device("cpu"), dtype=torch.float32, width=96, height=96)
+
+
+def settings(side: int = 96, frames: int = 9, steps: int = 2) -> dict[str, Any]:
+    return {"width": side, "height": side, "num_frames": frames, "num_inference_steps": steps}
+
+
+def resident() -> int:
+    """Bytes of memory that the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def page(report: dict[str, Any]) -> str:
+    rows = []
+    for name, found in report["checks"].items():
+        more = ", ".join(f"{key} {value}" for key, value in found.items() if key not in ("tried", "wrong", "seconds"))
+        rows.append([name, str(found["tried"]), str(len(found["wrong"])), str(found["seconds"]), more or "-"])
+    lines = heading(report, "Reliability")
+    lines += table(["check", "size", "wrong", "seconds", "besides"], rows)
+    lines += ["", *(f"* {name}: {line}" for name, found in report["checks"].items() for line in found["wrong"])]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checks", nargs="*", default=list(CHECKS), metavar="CHECK[=SIZE]", help="by default all")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    options = parser.parse_args()
+    asked = dict(text.partition("=")[::2] for text in options.checks)
+    if unknown := asked.keys() - CHECKS.keys():
+        parser.error(f"expected some of {', '.join(CHECKS)}, got {', '.join(sorted(unknown))}")
+    run = Run("reliability", options.output)
+    checks = {}
+    for name, size in asked.items():
+        check, full = CHECKS[name]
+        checks[name] = run.piece(name, timed, check, int(size or full))
+    run.write({"checks": checks}, page)
+    return int(any(found["wrong"] for found in checks.values()))
+
+
+def timed(check: Callable[[int], Found], size: int) -> Found:
+    began = time.monotonic()
+    found = check(size)
+    return {**found, "seconds": round(time.monotonic() - began)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Density on a GPU: one read of the levels, next to nothing beside the attention."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from psa_triton.blocks import Blocks
+from psa_triton.gpu import Launch
+
+_CHUNK = 1024
+"""Blocks of a row that are counted at a time."""
+
+
+def read_density(levels: Tensor, blocks: Blocks) -> Tensor:
+    """What `densities.read_density` computes, up to rounding; there is no key mask."""
+    levels = levels.contiguous()
+    shares = torch.empty(levels.shape[:3], dtype=torch.float32, device=levels.device)
+    Launch(
+        _read_shares_kernel,
+        (shares.numel(),),
+        dict(levels=levels, shares=shares, queries=blocks.queries, keys=blocks.keys),
+        dict(BLOCK_M=blocks.m, BLOCK_N=blocks.n, CAUSAL=blocks.is_causal, CHUNK=_CHUNK),
+    ).run()
+    seeing = min(blocks.queries, blocks.keys) if blocks.is_causal else blocks.queries
+    return (shares.sum(-1, dtype=torch.float64) / max(seeing, 1)).float()
+
+
+@triton.jit
+def _read_shares_kernel(
+    levels,
+    shares,
+    queries,
+    keys,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Groups read over keys seen, summed over the queries of one row of blocks."""
+    row = tl.program_id(0)
+    columns = tl.cdiv(keys, BLOCK_N)
+    first = row % tl.cdiv(queries, BLOCK_M) * BLOCK_M
+    levels += row.to(tl.int64) * columns
+    query = first + tl.arange(0, BLOCK_M)
+    end = tl.minimum(query + 1 + keys - queries, keys) if CAUSAL else tl.zeros_like(query) + keys
+
+    # What all queries of the row see whole, then block by block what the first of them does not.
+    seen_by_all = tl.maximum(first + 1 + keys - queries, 0) // BLOCK_N if CAUSAL else columns
+    whole = 0
+    for chunk in range(0, seen_by_all, CHUNK):
+        j = chunk + tl.arange(0, CHUNK)
+        level = tl.load(levels + j, mask=j < seen_by_all, other=0).to(tl.int32)
+        length = tl.minimum(keys - j * BLOCK_N, BLOCK_N)
+        whole += tl.sum(tl.where(level > 0, (length + level - 1) // tl.maximum(level, 1), 0))
+    read = tl.zeros_like(query) + whole
+    if CAUSAL:
+        last = tl.minimum(first + BLOCK_M, queries) + keys - queries
+        for j in range(seen_by_all, tl.cdiv(tl.maximum(last, 0), BLOCK_N)):
+            level = tl.load(levels + j).to(tl.int32)
+            length = tl.minimum(keys - j * BLOCK_N, BLOCK_N)
+            visible = tl.minimum(tl.maximum(end - j * BLOCK_N, 0), length)
+            up = tl.where(visible == length, tl.maximum(level, 1) - 1, 0)  # a short last group is read where it is seen
+            read += tl.where(level > 0, (visible + up) // tl.maximum(level, 1), 0)
+    share = read.to(tl.float32) / tl.maximum(end, 1).to(tl.float32)
+    tl.store(shares + row, tl.sum(tl.where((query < queries) & (end > 0), share, 0.0)))
