@@ -1,6 +1,6 @@
 """Draws one prompt of the built-in model by several methods at the same cost: `python docs/methods_picture.py`.
 
-Three of 12 denoising steps are dense: the first ones, as published tables have it, or with reuse every fourth, as
+Six of 24 denoising steps are dense: the first ones, as published tables have it, or with reuse every fourth, as
 refreshes. The others cost a tenth, and every method pays for its estimate. Writes images/methods.png.
 """
 
@@ -19,7 +19,7 @@ from psa_triton.tools.generation import DENSE, Attention, find_source, generate_
 COST = 0.1
 PROMPT = "a green ring moving right"
 SHOWN = (0, 7, 14, 21, 28)
-BASE = PSAConfig(block_m=32, block_n=32, importance="pooled", warmup_steps=3)
+BASE = PSAConfig(importance="pooled", warmup_steps=6)
 BUDGET = BASE.replace(mask_mode="budget", budget=COST, importance="representative")
 METHODS = {
     "block sparsity, tiles": BASE.replace(rearrange_method="STA", mask_ratios={1: (0.0, 0.09), 0: (0.09, 1.0)}),
@@ -35,7 +35,7 @@ METHODS = {
 def main() -> None:
     """Generate and draw."""
     source = find_source("tiny-wan")
-    pipe = load_pipeline(source, device=torch.device("cpu"), dtype=torch.float32, width=96, height=96)
+    pipe = load_pipeline(source, device=torch.device("cpu"), dtype=torch.float32, width=192, height=192)
     (request,) = make_requests(source, [PROMPT], seed=7, settings={})
     dense = generate_video(pipe, request, DENSE)
     rows = [("dense", "", dense.frames)]
@@ -51,7 +51,7 @@ def main() -> None:
             axes.imshow(frames[index])
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(f"{name}\n{figures}", rotation=0, ha="right", va="center")
-    figure.suptitle(f'"{PROMPT}", {1 - COST:.0%} of attention left out in 9 of 12 steps')
+    figure.suptitle(f'"{PROMPT}", {1 - COST:.0%} of attention left out in 18 of 24 steps')
     figure.savefig(Path(__file__).parent / "images" / "methods.png", dpi=100)
 
 
