@@ -63,6 +63,11 @@ def current_backend() -> Backend:
     return "hip" if torch.version.hip else "cuda"
 
 
+def capability() -> tuple[int, int]:
+    """Compute capability of the current GPU; that of an H100 where there is none, to compile for one."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+
+
 def dim_tile(dim: int) -> int:
     """Head dimension as matrix units take it: the next power of two."""
     return max(triton.next_power_of_2(dim), SMALLEST_TILE)

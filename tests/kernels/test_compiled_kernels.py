@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 TENSOR_CORE = {"cuda:80": "HMMA", "cuda:90": "HGMMA", "cuda:100": "UTCHMMA", "hip:gfx942": "MFMA"}
 """The target's own instruction for products; tiles of fewer than 64 rows take the older HMMA."""
-FULL_TILES = {"attend", "query_gradient", "row_gradient level 1", "score'"}
+FULL_TILES = {"attend", "query_gradient", "row_gradient level 1", "score"}
 """Kernels whose tiles are large enough for it."""
 NVIDIA = ("cuda:80", "cuda:90", "cuda:100")
 
