@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 import zlib
@@ -40,8 +41,14 @@ def test_one_file_holds_everything(case: Case, comparison: Comparison, described
     assert "default-src 'none'" in page
     data = data_of(page)
     assert data["title"] == comparison.request.prompt
+    verdicts = re.search(r"<h1>(.*?)</h1>", page).group(1)
+    assert verdicts == html.escape(data["verdicts"][0]["answer"]), "read without scripts"
     assert data["command"] == "psa compare"
-    assert data["table"]["header"] == ["dense", "dense in bfloat16", "half", "full"]
+    assert data["table"]["header"] == [
+        *(verdict["label"] for verdict in data["verdicts"]),
+        "dense",
+        "ceiling (dense in bfloat16)",
+    ]
 
 
 def test_text_cannot_end_the_block_of_data(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from psa_triton.tools.evaluation.case import Case, plan_cases, write_case, write_summary
@@ -206,6 +207,34 @@ def test_the_keyboard_reaches_everything_and_focus_is_seen(open_page: Any, repor
             assert width == "3px", f"{name} shows its focus"
     wanted = {"track", "mode", "divider", "play", "frame", "measure", "layer", "head", "step", "map", "blocks", "heat"}
     assert wanted <= set(reached)
+
+
+def test_it_opens_at_the_worst_frame_and_leads_back_to_it(open_page: Any, report: Path, comparison: Comparison) -> None:
+    page = open_page(report)
+    best = page.locator("#track").input_value()
+    scores = next(c for c in comparison.candidates if c.label == best).fidelity.scores["psnr"].frames
+    worst = f"{1 + int(np.argmin(scores))} / {len(scores)}"
+    assert page.locator("#frame-value").inner_text().startswith(worst)
+    page.get_by_role("slider", name="Frame", exact=True).fill("16")
+    page.get_by_role("button", name="Worst frame").click()
+    assert page.locator("#frame-value").inner_text().startswith(worst)
+
+
+def test_without_scripts_it_says_what_is_missing(browser: Browser, report: Path) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(report.as_uri())
+    assert page.locator("h1").inner_text()
+    assert "needs JavaScript" in page.locator("noscript").inner_text()
+    assert not page.locator("main").is_visible()
+
+
+def test_a_phone_shows_what_came_out(open_page: Any, report: Path) -> None:
+    page = open_page(report, width=390)
+    page.locator("#table").scroll_into_view_if_needed()
+    best, cell = page.locator("#track").input_value(), page.locator("#table thead th").nth(1)
+    assert cell.inner_text() == best
+    box = cell.bounding_box()
+    assert box["x"] + box["width"] <= 390
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -22,6 +22,7 @@ from psa_triton.tools.evaluation.case import Case, expected_room, plan_cases, re
 from psa_triton.tools.evaluation.ceiling import Ceiling, choose_ceiling
 from psa_triton.tools.evaluation.compare import compare_attentions
 from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
+from psa_triton.tools.evaluation.verdict import judge
 from psa_triton.tools.files import check_room, held, output_folder
 from psa_triton.tools.generation.attention import DENSE, Attention, choose_attention
 from psa_triton.tools.generation.loading import Target
@@ -146,11 +147,12 @@ class _Comparison:
         one = finished[0]["settings"]["prompt"] if len(finished) == 1 else None
         table = Table("", title=one or f"means over {len(finished)} cases ± standard error")
         for column in columns:
-            table.add_column(column.label, justify="right")
+            table.add_column(column.heading, justify="right")
         for row in table_rows(columns):
             table.add_row(*row)
         sentences = [sentence(columns, column) for column in columns if column.role == "psa"]
-        for what in (table, *notes(columns), *sentences):
+        verdicts = [str(verdict) for _, verdict in judge(columns)]
+        for what in (*verdicts, table, *notes(columns), *sentences):
             self.console.print(what)
 
     def _show_failures(self, finished: Sequence[Data]) -> int:

@@ -26,6 +26,7 @@ from psa_triton.tools.cli.target import (
     read_prompts,
     wanted_attention,
 )
+from psa_triton.tools.evaluation.verdict import judge_alone
 from psa_triton.tools.files import output_folder
 from psa_triton.tools.generation.attention import Attention, choose_attention
 from psa_triton.tools.generation.batch import Job, plan_jobs, run_jobs
@@ -125,6 +126,8 @@ class _Batch:
             counts = f"{len(costs)} made, {len(done)} skipped, {len(failed)} failed"
             seconds = max(share.seconds for share in shares)
             console.print(f"{counts}; {seconds:.1f} s{_mean_density(costs)}; files in {folder}")
+            if costs and (verdict := judge_alone(costs)) is not None:
+                console.print(verdict)
         return len(failed)
 
     def _so_far(self, jobs: Sequence[Job], made: Sequence[Job], folder: Path) -> str:

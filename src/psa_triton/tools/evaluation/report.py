@@ -7,6 +7,7 @@ import html
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from psa_triton.tools.evaluation.frames import web_frames
 from psa_triton.tools.evaluation.levels_record import CallSite, LevelMap, LevelRecording, TokenLayout
 from psa_triton.tools.evaluation.measures import MEASURES, Fidelity
 from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
+from psa_triton.tools.evaluation.verdict import judge
 from psa_triton.tools.generation import DENSE, Cost
 
 _SCRIPTS: Final = ("dom", "decode", "player", "stage", "chart", "heatmap", "levels", "costs", "tables", "main")
@@ -69,9 +71,13 @@ def run_report(
 
 def _numbers(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = summarise(cases)
+    judged = judge(columns)
+    # What came out stands first, the best before others: a phone shows no more.
+    columns = [*(column for column, _ in judged), *(column for column in columns if column.role != "psa")]
     return {
         "count": len(cases),
-        "table": {"header": [column.label for column in columns], "rows": table_rows(columns)},
+        "table": {"header": [column.heading for column in columns], "rows": table_rows(columns)},
+        "verdicts": [{"label": column.label, **asdict(verdict)} for column, verdict in judged],
         "notes": notes(columns),
         "sentences": [sentence(columns, column) for column in columns if column.role == "psa"],
     }
@@ -89,27 +95,46 @@ def _page(title: str, data: Mapping[str, Any]) -> bytes:
     block = json.dumps({"title": title, **data}, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     parts = {
         "TITLE": html.escape(title),
+        "VERDICT": _verdict_html(data["verdicts"]),
         "STYLE": assets.joinpath("report.css").read_text(encoding="utf-8"),
         "SCRIPT": script,
         "DATA": block,
     }
     for name, text in parts.items():  # data last: nothing is looked for in it
-        page = page.replace(f"<!--{name}-->", text, 1)
+        page = page.replace(f"<!--{name}-->", text)
     return page.encode()
+
+
+def _verdict_html(verdicts: Sequence[Mapping[str, str]]) -> str:
+    """The best candidate's, in full; of others what they came to. Without scripts too."""
+    if not verdicts:
+        return "<h1>Nothing was compared</h1>"
+    first, *others = ({name: html.escape(text) for name, text in verdict.items()} for verdict in verdicts)
+    lines = [
+        f"<h1>{first['answer']}</h1>",
+        f'<p class="why"><b>Why</b> {first["cause"]}.</p><p class="why"><b>Try</b> {first["advice"]}.</p>',
+        *(f'<p class="why">{other["answer"]} <b>Why</b> {other["cause"]}.</p>' for other in others),
+    ]
+    return "\n".join(lines)
 
 
 def case_view(comparison: Comparison) -> dict[str, Any]:
     """All that is drawn of one case."""
-    others = [*comparison.candidates, *([] if comparison.ceiling is None else [comparison.ceiling])]
-    videos = {DENSE.name: comparison.dense, **{other.label: other.video for other in others}}
+    others = {candidate.label: candidate for candidate in comparison.candidates}
+    if comparison.ceiling is not None:
+        others[f"ceiling ({comparison.ceiling.label})"] = comparison.ceiling
+    videos = {DENSE.name: comparison.dense, **{label: other.video for label, other in others.items()}}
     frames, exact = web_frames({label: video.frames for label, video in videos.items()})
     count, height, width, _ = comparison.dense.frames.shape
     size = {"width": width, "height": height, "count": count, "fps": comparison.request.fps}
     bars = {DENSE.name: comparison.dense, **{other.label: other.video for other in comparison.candidates}}
     return {
         "video": {**size, "exact": exact, "frames": frames},
-        "scores": {other.label: _scores(other.fidelity) for other in others},
-        "measures": {name: {"label": measure.label, "digits": measure.digits} for name, measure in MEASURES.items()},
+        "scores": {label: _scores(other.fidelity) for label, other in others.items()},
+        "measures": {
+            name: {"label": measure.label, "digits": measure.digits, "closer": measure.closer}
+            for name, measure in MEASURES.items()
+        },
         "costs": [{"label": name, "seconds": _seconds(x.cost), "work": _work(x.stats)} for name, x in bars.items()],
         "reads": {candidate.label: _reads(candidate) for candidate in comparison.candidates},
     }

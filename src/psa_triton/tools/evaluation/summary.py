@@ -28,6 +28,7 @@ class Quantity:
 
 
 QUANTITIES: Mapping[str, Quantity] = {
+    "tokens": Quantity("tokens", ",.0f"),
     "attention_density": Quantity("density of sparse attention", ".1%"),
     "attention_density_with_estimation": Quantity("  with cost of estimation", ".1%"),
     "run_density_with_estimation": Quantity("  over the whole run", ".1%"),
@@ -73,6 +74,11 @@ class Column:
     averages: Mapping[str, Average | None]
     notes: Mapping[str, str]
 
+    @property
+    def heading(self) -> str:
+        """The label, and that a ceiling is one."""
+        return f"ceiling ({self.label})" if self.role == "ceiling" else self.label
+
     def mean(self, quantity: str) -> float | None:
         """Mean of a quantity; None where there is none."""
         average = self.averages[quantity]
@@ -91,7 +97,7 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
             found.setdefault((role, label), []).append((case["dense"], entry))
     columns = []
     for (role, label), pairs in found.items():
-        values = [_values(dense, entry) for dense, entry in pairs]
+        values = [_values(role, dense, entry) for dense, entry in pairs]
         averages = {name: _average([value[name] for value in values]) for name in QUANTITIES}
         notes = {name: note for _, entry in pairs for name, note in _notes(role, entry).items()}
         columns.append(Column(label, role, averages, notes))
@@ -117,15 +123,17 @@ def _notes(role: str, entry: Entry) -> dict[str, str]:
     return notes
 
 
-def _values(dense: Entry, entry: Entry) -> dict[str, float | None]:
+def _values(role: str, dense: Entry, entry: Entry) -> dict[str, float | None]:
     cost, fidelity = entry["cost"], entry.get("fidelity", {})
+    scores = {name: score["mean"] for name, score in fidelity.items()}
+    if role == "ceiling":  # no competitor: how long it took says nothing of PSA
+        return {name: scores.get(name) for name in QUANTITIES}
     seconds = {"attention_seconds": _attention_seconds(cost)}
     reference = {**dense["cost"], "attention_seconds": _attention_seconds(dense["cost"])}
     speedups = {
         "attention_speedup": reference["attention_seconds"] / seconds["attention_seconds"],
         "total_speedup": reference["total_seconds"] / cost["total_seconds"],
     }
-    scores = {name: score["mean"] for name, score in fidelity.items()}
     known = {**cost, **seconds, **(speedups if entry is not dense else {}), **scores}
     return {name: known.get(name) for name in QUANTITIES}
 
@@ -159,7 +167,7 @@ def notes(columns: Sequence[Column]) -> list[str]:
 
 def markdown(columns: Sequence[Column], *, cases: int) -> str:
     """The table in Markdown, with its notes."""
-    rows = [["", *(column.label for column in columns)], ["---", *("---:" for _ in columns)]]
+    rows = [["", *(column.heading for column in columns)], ["---", *("---:" for _ in columns)]]
     rows += [[cell.strip() for cell in row] for row in table_rows(columns)]
     lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     means = f"Means over {cases} cases (prompts x seeds) ± standard error." if cases > 1 else "One prompt, one seed."
@@ -185,7 +193,7 @@ def sentence(columns: Sequence[Column], candidate: Column) -> str:
     return (
         f"{candidate.label} did {density:.1%} of the attention work in its sparse layers "
         f"({run:.1%} over the whole run, with estimation) and made {near}{bound}; self-attention layers took "
-        f"{seconds:.1f} s instead of {before:.1f} s: {_pace(candidate.mean('attention_speedup') or 1)}."
+        f"{seconds:.1f} s instead of {before:.1f} s: {pace(candidate.mean('attention_speedup') or 1)}."
     )
 
 
@@ -197,7 +205,8 @@ def _cell(column: Column, quantity: str) -> str:
     return f"{average.mean:{form}}{error}"
 
 
-def _pace(speedup: float) -> str:
-    if 0.95 < speedup < 1.05:  # within what times vary from run to run
+def pace(speedup: float) -> str:
+    """How many times as fast or slow, in words; `as fast` within what times vary from run to run."""
+    if 0.95 < speedup < 1.05:
         return "as fast"
     return f"{speedup:.2f} times as fast" if speedup > 1 else f"{1 / speedup:.2f} times as slow"

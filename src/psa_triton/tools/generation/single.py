@@ -48,6 +48,8 @@ class Cost:
     """Relative error of attention at the probed query rows, mean over layers and steps; None if not measured."""
     dense_reasons: tuple[str, ...]
     """Why layers ran dense, such as `warm-up` or `dense preset`."""
+    tokens: int | None = None
+    """Visual tokens that attend to each other."""
     videos: int = 1
     """How many videos were made together at this cost."""
 
@@ -174,6 +176,7 @@ def _cost(stats: PSAStats, total: float, transformer: float, videos: int) -> Cos
         run_density_with_estimation=summary.run_density_with_estimation,
         measured_error=summary.measured_error,
         dense_reasons=tuple(sorted({record.reason for record in stats.records if record.reason is not None})),
+        tokens=max((record.tokens for record in stats.records), default=None),
         videos=videos,
     )
 

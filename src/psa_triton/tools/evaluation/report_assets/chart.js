@@ -28,6 +28,14 @@ function makeChart(view, player) {
   draw();
 }
 
+/** The frame of the shown video that is furthest from dense, by the measure that the curve shows. */
+function worstFrame(view) {
+  const name = byId("measure").value;
+  const scores = view.scores[byId("track").value]?.[name] ?? [];
+  const worst = view.measures[name]?.closer === "higher" ? Math.min(...scores) : Math.max(...scores);
+  return Math.max(0, scores.indexOf(worst));
+}
+
 const chartFrame = (width) => ({ left: 46, right: width - 10, top: 8, bottom: 128 });
 
 function frameText(view, player) {

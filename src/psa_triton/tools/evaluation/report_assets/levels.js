@@ -5,7 +5,7 @@ const levelOf = (code) => (code === 0 ? 0 : 2 ** (code - 1));
 
 /** What query blocks read: over the frame, as a matrix of blocks, and in every latent frame. */
 function makeLevels(view, player) {
-  const labels = Object.keys(view.reads);
+  const labels = Object.keys(view.reads).sort((a, b) => (b === view.best) - (a === view.best));
   const levels = { view, player, label: labels[0], layer: 0, head: 0, step: 0, token: null, shownLatent: -1 };
   fillSelect(byId("reads-track"), labels.map((label) => ({ value: label, label })));
   levels.heat = makeHeatmap((layer, head, step) => chooseSite(levels, layer, head, step));

@@ -1,14 +1,13 @@
 function showHeader(data) {
   const { model, width, height, num_frames: frames, num_inference_steps: steps, seed, device, dtype } = data.settings;
-  byId("title").textContent = data.title;
   const facts = [model, `${width}×${height}`, `${frames} frames`, `${steps} steps`, device, dtype];
   if (seed !== undefined) facts.push(`seed ${seed}`);
   byId("facts").textContent = [...facts, data.date].join(" · ");
   byId("sentences").replaceChildren(...data.sentences.map((text) => el("p", { textContent: text })));
 }
 
-async function showCase(packed) {
-  const view = await decodeCase(packed);
+async function showCase(packed, best) {
+  const view = { ...(await decodeCase(packed)), best };
   showCosts(view.costs);
   byId("costs").hidden = false;
   if (Object.keys(view.frames).length < 2) return;
@@ -17,10 +16,12 @@ async function showCase(packed) {
   byId("exactness").textContent = view.video.exact
     ? "Pixels are those that were made, in 8 bits."
     : "Frames are compressed here (WebP): small differences are partly its own.";
-  player.go(Math.floor(player.count / 2));
   connectTransport(player);
   makeStage(view, player);
   makeChart(view, player);
+  const goToWorst = () => player.pauseAt(worstFrame(view));
+  byId("worst").addEventListener("click", goToWorst);
+  goToWorst();
   if (Object.keys(view.reads).length > 0) {
     byId("reads").hidden = false;
     makeLevels(view, player);
@@ -38,7 +39,7 @@ async function main() {
     byId("cases").hidden = false;
     showCases(data.cases);
   }
-  if (data.case) await showCase(data.case);
+  if (data.case) await showCase(data.case, data.verdicts[0]?.label);
   document.body.dataset.ready = "yes";
 }
 

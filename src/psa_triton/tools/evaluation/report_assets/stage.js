@@ -123,7 +123,7 @@ function sizeStage(stage) {
 
 function connectTracks(stage, player) {
   const tracks = Object.keys(stage.view.frames).filter((label) => label !== "dense");
-  stage.track = tracks[0];
+  stage.track = tracks.includes(stage.view.best) ? stage.view.best : tracks[0];
   fillSelect(byId("track"), tracks.map((label) => ({ value: label, label })), stage.track);
   byId("track").addEventListener("change", (event) => {
     stage.track = event.target.value;
