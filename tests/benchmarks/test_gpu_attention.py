@@ -94,7 +94,14 @@ print(len({p._key(k) for k in kernels}), p.compile_share(GPUTarget("cuda", 90, 3
 
 
 @pytest.mark.parametrize(
-    "name", ["attention, n=32, D=64, causal, keys left out", "importance, pooled", "levels by shares"]
+    "name",
+    [
+        "attention, n=32, D=64, causal, keys left out",
+        "importance, pooled",
+        "levels by shares",
+        "similarity caps",
+        "density",
+    ],
 )
 def test_smoke_checks_pass_and_find_what_is_wrong(name: str) -> None:
     check = next(check for check in smoke_checks(CPU) if check.name == name)
