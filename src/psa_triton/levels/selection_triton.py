@@ -43,7 +43,7 @@ def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
         dict(
             importance=importance,
             levels=levels,
-            # Odd numbers from 3 on: Triton compiles anew for 1 and for multiples of 16, and ends follow from the length.
+            # Odd numbers: Triton compiles anew for 1 and for multiples of 16, and ends follow from the length.
             ends=tuple(2 * number + 3 for number in numbers),
             of_items=of_items,
             rows_per_item=rows // items,
