@@ -271,7 +271,7 @@ class _Kept:
 class _Pass:
     """One of the forwards that make a step: with guidance there are two, told apart by what they are conditioned on."""
 
-    conditioning: tuple[Tensor, ...]
+    conditioning: tuple[object, ...]
     step: int
     """Of its last forward."""
     layers: dict[Place, _Kept] = field(default_factory=dict)
@@ -350,14 +350,15 @@ class StepReuse:
         self._choices: dict[Place, _Choice] = {}
 
     def begin(
-        self, run: object, step: int, conditioning: Sequence[Tensor], *, weights: object = None, is_last: bool = False
+        self, run: object, step: int, conditioning: Sequence[object], *, weights: object = None, is_last: bool = False
     ) -> None:
         """A forward begins.
 
         Args:
             run: the same object in all forwards of one run over the schedule, and another one in the next.
             step: of the denoising.
-            conditioning: the tensors that tell this forward from others of its step, such as the text's embedding.
+            conditioning: what tells this forward from others of its step: tensors, such as the text's embedding, or
+                anything that compares.
             weights: equal in forwards with the same weights, such as the names of the LoRAs that act.
             is_last: whether no step follows, so that nothing need be kept.
         """
@@ -450,8 +451,11 @@ def _like(q: Tensor) -> Like:
     return q.shape, q.dtype, q.device
 
 
-def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    return len(one) == len(other) and all(
-        a is b or (a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b))
-        for a, b in zip(one, other, strict=True)
-    )
+def _same(one: Sequence[object], other: Sequence[object]) -> bool:
+    return len(one) == len(other) and all(a is b or _equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _equal(a: object, b: object) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return type(a) is type(b) and a == b
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

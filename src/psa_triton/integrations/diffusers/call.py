@@ -11,17 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from psa_triton.attention import sparse_attention
-from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig, Way
-from psa_triton.importance import estimation_cost
+from psa_triton.integrations.attend import attend_in_order, tally
 from psa_triton.integrations.diffusers.families import Grid
 from psa_triton.integrations.diffusers.layout import Layout, Unfit, find_layout, visual_order
 from psa_triton.integrations.diffusers.parallel import Stream
 from psa_triton.integrations.diffusers.stats import CallKey, LevelRecord
-from psa_triton.integrations.reuse import Attended, attend_once, probe_seed
-from psa_triton.kernels import pyramid_attention
-from psa_triton.levels import read_density
 
 if TYPE_CHECKING:
     from psa_triton.integrations.diffusers.forward import Forward, ForwardState
@@ -143,90 +138,42 @@ class LayerCall:
         missing = tokens - queries
         q = query if missing == 0 else torch.cat([query.new_zeros(*query.shape[:2], missing, query.shape[3]), query], 2)
         q, k, v = (layout.apply(x) for x in (q, key, value))
-        attended = self._attend_in_order(q, k, v, grids, layout, options["scale"])
+        attended = attend_in_order(
+            q,
+            k,
+            v,
+            config,
+            layer=self._layer,
+            step=forward.step,
+            prefix_tokens=layout.others,
+            grid=grids[0] if len(grids) == 1 else None,
+            key_mask=layout.key_mask,
+            scale=options["scale"],
+            impl=state.impl,
+            reuse=forward.reuse,
+            nth=len(self._answers),
+        )
         if layout.order is not None:
             state.recorder.count("gathers", 4)
+        counted = tally(attended, config, tokens, layout.key_mask)
         record = None
-        densities = self._densities(attended.levels, tokens, layout)
-        if state.on_levels is not None and attended.levels is not None and densities is not None:
+        if state.on_levels is not None and attended.levels is not None and counted.densities is not None:
             record = LevelRecord(
                 transformer=state.name,
                 layer=self._layer,
                 step=forward.step,
                 config=config,
                 levels=attended.levels,
-                densities=densities,
+                densities=counted.densities,
                 grid=grids[0] if len(grids) == 1 else (1, 1, count),
                 prefix_tokens=layout.others,
                 order=visual_order(grids, config),
                 qkv=(q, k, v),
             )
         self._answers.append(
-            Answer(
-                tokens,
-                None,
-                attended.way,
-                (0.0 if densities is None else densities.mean()) + (attended.way == "refresh"),
-                attended.probed / tokens
-                + attended.chosen * estimation_cost(config.importance, config.block_m, config.block_n),
-                None if attended.measured is None else attended.measured.mean(),
-                record,
-            )
+            Answer(tokens, None, attended.way, counted.density, counted.overhead, counted.error, record)
         )
         return layout.undo(attended.out)[:, :, missing:]
-
-    def _attend_in_order(
-        self, q: Tensor, k: Tensor, v: Tensor, grids: tuple[Grid, ...], layout: Layout, scale: float | None
-    ) -> Attended:
-        """Attention of tokens as the operator wants them, by the way that is theirs in this step."""
-        config, impl, key_mask = self._config, self._state.impl, layout.key_mask
-        assert config is not None  # as of every sparse call
-        by_content = config.rearrange_method in ("SemanticAware", "Hybrid")
-        grid = grids[0] if by_content and len(grids) == 1 else None
-
-        def sparse(levels: Tensor | None) -> tuple[Tensor, Tensor]:
-            if levels is None or by_content:  # clusters are others in each call, and so are the blocks
-                return sparse_attention(
-                    q, k, v, config, grid=grid, prefix_tokens=layout.others, key_mask=key_mask, scale=scale, impl=impl
-                )
-            out = pyramid_attention(
-                q,
-                k,
-                v,
-                levels,
-                block_m=config.block_m,
-                block_n=config.block_n,
-                scale=scale,
-                pool_correction=config.pool_correction,
-                key_mask=key_mask,
-                impl=impl,
-            )
-            return out, levels
-
-        def dense(rows: Tensor) -> Tensor:
-            mask = None if key_mask is None else key_mask[:, None, None]
-            return scaled_dot_product_attention(
-                rows, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-            )
-
-        reuse = self._forward.reuse
-        if reuse is not None and config.reuse is not None and config.reuse.covers(self._layer):
-            if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-                raise ValueError(
-                    "reuse: what is kept from earlier steps has no gradient; use torch.no_grad(), or "
-                    "config.replace(reuse=None)"
-                )
-            return reuse.attend(self._layer, q, sparse=sparse, dense=dense, nth=len(self._answers))
-        return attend_once(
-            q, sparse=sparse, dense=dense, probe=config.probe, seed=probe_seed(self._forward.step or 0, self._layer)
-        )
-
-    def _densities(self, levels: Tensor | None, tokens: int, layout: Layout) -> Tensor | None:
-        """What was read, `[B, H]`; None if nothing was."""
-        config = self._config
-        if levels is None or config is None:
-            return None
-        return read_density(levels, Blocks(config.block_m, config.block_n, tokens, tokens, key_mask=layout.key_mask))
 
     def _grids(self, tokens: int) -> tuple[Grid, ...]:
         grids = self._forward.grids
