@@ -34,7 +34,7 @@ $(DATA): $(DEV) requirements-data.txt
 
 demo: env
 	$(BIN)/psa compare --model tiny-wan --prompt "a red square moving left" \
-		--attention_preset psa_balanced --attention_preset psa_refresh --output_dir outputs/demo
+		--attention_preset psa_refresh --output_dir outputs/demo
 	@echo "Look at the videos and figures in outputs/demo:"
 	@find outputs/demo -type f | sort
 

@@ -2,7 +2,8 @@
 
 The library runs on tensors of a 720p video that have no data; its launches are recorded and compiled as they are (same
 specialisation, tile, warps, stages), and the machine code is read: registers, spills, shared memory, tensor-core
-instructions. Run it without TRITON_INTERPRET.
+instructions. Run it without TRITON_INTERPRET. With `--triton FOLDER` it does so with the Triton of that folder too
+(`pip install --no-deps --target FOLDER triton==3.6.0`).
 
 Of Triton this takes what a launch on a GPU takes too: a driver that names the target, and `warmup`, which specialises
 and compiles without launching. So arguments are typed by Triton's own rules, whatever its version.
@@ -65,11 +66,16 @@ class Target:
 
 
 TARGETS = {
-    "cuda:80": Target(GPUTarget("cuda", 80, 32), shared=163 * 1024),
-    "cuda:90": Target(GPUTarget("cuda", 90, 32), shared=227 * 1024),
-    "cuda:100": Target(GPUTarget("cuda", 100, 32), shared=227 * 1024),
-    "hip:gfx942": Target(GPUTarget("hip", "gfx942", 64), shared=64 * 1024),
-}
+    f"sm_{capability}": Target(GPUTarget("cuda", capability, 32), shared=kib * 1024, warps=warps)
+    for capability, kib, warps in (
+        (80, 163, 64),
+        (86, 99, 48),
+        (89, 99, 48),
+        (90, 227, 64),
+        (100, 227, 64),
+        (120, 99, 48),
+    )
+} | {"gfx942": Target(GPUTarget("hip", "gfx942", 64), shared=64 * 1024)}
 
 
 def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -173,8 +179,8 @@ QUICK = {"cuda": (("bf16", 128), ("fp16", 64)), "hip": (("bf16", 128),)}
 """Inputs that `--quick` compiles for."""
 
 
-def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype, dim: int, backend: str) -> Launches:
-    """What `path` launches on `backend`, by name; a kernel launched again with the same choices counts once.
+def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype, dim: int, target: str) -> Launches:
+    """What `path` launches on `target`, by name; a kernel launched again with the same choices counts once.
 
     Choices are constants, and which of its tensors a kernel goes without.
     """
@@ -189,7 +195,12 @@ def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype
         launches[name] = launch
 
     # The library takes its tiles by what torch was built for.
-    with patch.object(Launch, "run", record), patch.object(torch.version, "hip", "any" if backend == "hip" else None):
+    with (
+        patch.object(Launch, "run", record),
+        patch.object(torch.version, "hip", "any" if target.startswith("gfx") else None),
+        patch("psa_triton.kernels.triton.tiles.current_target", lambda device: target),
+        patch("psa_triton.importance.scoring_triton.current_target", lambda device: target),
+    ):
         path(dtype, dim)
     return launches
 
@@ -208,8 +219,7 @@ class Case:
     dim: int
 
     def launches(self) -> Launches:
-        backend = TARGETS[self.target].gpu.backend
-        return record_launches((PATHS | VARIANTS)[self.path], DTYPES[self.dtype], self.dim, backend)
+        return record_launches((PATHS | VARIANTS)[self.path], DTYPES[self.dtype], self.dim, self.target)
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,7 @@ class Compiled:
     case: Case
     warps: int
     stages: int
+    triton: str = triton.__version__
     seconds: float = 0.0
     dots: int = 0
     """Matrix products in the kernel's source."""
@@ -233,7 +244,46 @@ class Compiled:
     instructions: int = 0
     tensor_core: dict[str, int] = field(default_factory=dict)
     """Tensor-core instructions by kind."""
+    loops: list[Loop] = field(default_factory=list)
+    """Innermost loops with matrix products, in the order of the code; NVIDIA alone."""
+    in_flight: int | None = None
+    """Groups of loads that may still be on their way where such a loop waits for one; None where none loads ahead."""
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop of machine code."""
+
+    instructions: int
+    tensor_core: int
+    """Of them, for matrix products."""
+    asynchronous: int
+    """Of them, loads straight to shared memory."""
+    in_flight: int
+    """Groups of loads that may be on their way where it waits, at most."""
+
+
+def find_loops(text: str) -> list[Loop]:
+    """The innermost loops with matrix products in what `cuobjdump -sass` writes."""
+    code = [
+        (int(at, 16), what) for at, what in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, flags=re.MULTILINE)
+    ]
+    index = {at: i for i, (at, _) in enumerate(code)}
+    spans = []
+    for i, (_, what) in enumerate(code):
+        jump = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", what)
+        if jump and index.get(int(jump[1], 16), i) < i:
+            spans.append((index[int(jump[1], 16)], i))
+    inner = [s for s in spans if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
+    loops = []
+    for first, last in inner:
+        body = [what for _, what in code[first : last + 1]]
+        waits = [int(n, 16) for what in body for n in re.findall(r"DEPBAR\.LE SB0, (0x[0-9a-f]+)", what)]
+        products = sum(bool(re.search(r"\b(UTC)?[A-Z]G?MMA\b", what)) for what in body)
+        if products:
+            loops.append(Loop(len(body), products, sum("LDGSTS" in what for what in body), max(waits, default=0)))
+    return loops
 
 
 class AbsentGpu:
@@ -299,12 +349,15 @@ def read_nvidia(asm: dict[str, Any]) -> dict[str, Any]:
     usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     # /*0c80*/  @P0 HGMMA.64x128x16.F32.BF16 R24, ... ;
     names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w+)", text, flags=re.MULTILINE)
+    loops = find_loops(text)
     return dict(
         registers=usage["REG"],
         local=usage["STACK"] + usage["LOCAL"],
         instructions=len(names),
         # HMMA up to Ampere, HGMMA on Hopper, UTCHMMA and its like on Blackwell
         tensor_core=dict(Counter(name for name in names if re.fullmatch(r"(UTC)?[A-Z]G?MMA", name))),
+        loops=loops,
+        in_flight=min((loop.in_flight for loop in loops if loop.asynchronous), default=None),
     )
 
 
@@ -368,8 +421,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dim", nargs="+", type=int, default=list(DIMS), help="head dimensions")
     parser.add_argument("--quick", action="store_true", help="fewer inputs, no variants")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="kernels compiled at a time")
+    parser.add_argument("--triton", nargs="+", type=Path, default=[], metavar="FOLDER", help="Tritons to try as well")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     return parser.parse_args()
+
+
+def compiled_with(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What this script finds with the Triton that is installed in `folder`."""
+    if not (folder / "triton").is_dir():
+        sys.exit(f"--triton: expected a folder with a package triton in it, got {folder}")
+    paths = [str(folder.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "kernels.json")
+        command = [sys.executable, __file__, "--json", str(file), "--jobs", str(args.jobs)]
+        for name in ("target", "kernel", "dtype", "dim"):
+            command += [f"--{name}", *map(str, getattr(args, name))]
+        command += ["--quick"] if args.quick else []
+        subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
+        return json.loads(file.read_text())["kernels"]
 
 
 def main() -> int:
@@ -379,6 +448,9 @@ def main() -> int:
     # Not forked: threads of torch and LLVM do not survive a fork.
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
         results = list(chain(*pool.map(partial(compile_case, parts=args.kernel, quick=args.quick), chosen_cases(args))))
+    found = [asdict(r) for r in results]
+    for folder in args.triton:
+        found += compiled_with(folder, args)
     print_table(results, Console(width=None if sys.stdout.isatty() else 180))
     if args.json:
         report = {
@@ -386,10 +458,10 @@ def main() -> int:
             "command": shlex.join(["python", "benchmarks/compiled_kernels.py", *sys.argv[1:]]),
             "hardware": hardware(torch.device("cpu")),
             "versions": versions(),
-            "kernels": [asdict(r) for r in results],
+            "kernels": found,
         }
         args.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 1 if any(r.error for r in results) else 0
+    return 1 if any(r["error"] for r in found) else 0
 
 
 if __name__ == "__main__":

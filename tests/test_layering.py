@@ -156,3 +156,8 @@ def test_importing_an_integration_reads_no_presets(library: str) -> None:
 def test_the_operator_needs_torch_pydantic_and_yaml_alone() -> None:
     modules = ", ".join(f"psa_triton.{name}" for name in LIBRARY if name != "integrations")
     assert loaded(modules, {"accelerate", "av", "diffusers", "matplotlib", "transformers", "typer"}) == "[]"
+
+
+def test_programs_that_call_an_attention_need_nothing_else() -> None:
+    modules = ", ".join(f"psa_triton.integrations.{name}" for name in ("comfyui", "serving", "lightx2v", "vllm_omni"))
+    assert loaded(modules, {"accelerate", "av", "comfy", "diffusers", "lightx2v", "transformers", "vllm_omni"}) == "[]"

@@ -12,7 +12,8 @@ from psa_triton.presets import load_preset
 
 # key: (hub id, preset section, width, height, frames, steps, guidance, second guidance, fps)
 CHECKPOINTS = {
-    "tiny-wan": (None, "tiny-wan", 96, 96, 29, 12, 4.0, None, 16),
+    "tiny-wan": (None, "tiny-wan", 192, 192, 29, 24, 4.0, None, 16),
+    "tiny-wan-1k": (None, "tiny-wan", 96, 96, 29, 12, 4.0, None, 16),
     "tiny-wan-16k": (None, "tiny-wan", 256, 256, 61, 4, 1.0, None, 16),
     "cogvideo_5b": ("THUDM/CogVideoX-5b", "CogVideo_5b", 720, 480, 49, 50, 6.0, None, 8),
     "cogvideo1.5_5b": ("THUDM/CogVideoX1.5-5B", "CogVideo1.5_5b", 1360, 768, 81, 50, 6.0, None, 8),

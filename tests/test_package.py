@@ -75,7 +75,7 @@ def test_command_runs_from_another_folder(python: Run) -> None:
 
 def test_the_demo_runs_from_the_installed_package(python: Run, tmp_path: Path) -> None:
     # As `make demo`, with fewer steps: five are warm-up, the sixth is sparse.
-    options = ["--model", "tiny-wan", "--prompt", "a red square moving left", "--steps", "6", "--output_dir", "demo"]
+    options = ["--model", "tiny-wan-1k", "--prompt", "a red square moving left", "--steps", "6", "--output_dir", "demo"]
     done = python("-m", "psa_triton.tools.cli.app", "compare", *options)
     assert done.returncode == 0, done.stderr
     assert "psa_balanced did" in done.stdout

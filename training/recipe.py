@@ -6,11 +6,11 @@ import itertools
 
 import torch
 from clips import COLOURS, DIRECTIONS, SHAPES, TRAINED, make_clips
-from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from psa_triton.tools.builtin.codec import LinearVideoCodec
+from psa_triton.tools.builtin import FrameWanTransformer3DModel, LinearVideoCodec
 
 # New words go to the end: a word's place is its row of the embedding.
 WORDS = (*COLOURS, *SHAPES, *DIRECTIONS, "a", "moving", "going", "small", "large", "and", "over", "stripes")
@@ -39,8 +39,8 @@ def make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
     return UMT5EncoderModel(config)
 
 
-def make_transformer() -> WanTransformer3DModel:
-    model = WanTransformer3DModel(
+def make_transformer() -> FrameWanTransformer3DModel:
+    model = FrameWanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=3,
         attention_head_dim=64,

@@ -91,10 +91,6 @@ class Stage:
     density: float
     """Of self-attention; 1 is dense."""
 
-    @property
-    def tokens(self) -> int:
-        return math.prod(self.grid)
-
 
 def parse_stages(text: str) -> list[Stage]:
     """`"8x24x24:2:900:0.25"`: tokens (t x h x w) : batch : steps : density, several joined by commas."""
@@ -115,16 +111,11 @@ def schedule(stages: list[Stage]) -> list[Stage]:
     ]
 
 
-def noise_shift(tokens: int) -> float:
-    """More tokens carry more redundant signal, so noise must grow with their number (Esser et al. 2024, eq. 23)."""
-    return 3.0 * math.sqrt(tokens / 256)
-
-
-def sample_sigma(batch: int, tokens: int, generator: torch.Generator) -> torch.Tensor:
+def sample_sigma(batch: int, shift: float, generator: torch.Generator) -> torch.Tensor:
+    """Noise levels `[batch]`, half uniform, half logit-normal, moved towards noise as a scheduler's flow shift does."""
     uniform = torch.rand(batch, generator=generator)
     logit_normal = torch.randn(batch, generator=generator).sigmoid()
     sigma = torch.where(torch.rand(batch, generator=generator) < 0.5, uniform, logit_normal)
-    shift = noise_shift(tokens)
     return (shift * sigma / (1 + (shift - 1) * sigma)).clamp(1e-3, 1.0)
 
 
@@ -137,42 +128,6 @@ def load_weights(model: torch.nn.ModuleDict, pipeline: Path) -> None:
     table.normal_(std=float(known.std()))
     table[: len(known)] = known
     model.text_encoder.load_state_dict(encoder | {"shared.weight": table}, strict=False)
-
-
-STRETCH = (
-    10_000**0.1
-)  # one rotary frequency of height or width over the next: each axis has ten, from 1 to 10000 ** -0.9
-
-
-def stretch_positions(transformer: torch.nn.Module) -> None:
-    """Make the transformer see height and width as `STRETCH` times smaller: weights of a small grid for a larger one.
-
-    Queries and keys that used one rotary frequency now use the next lower one; what used the lowest, which hardly
-    turns over a grid, takes the highest one's place. The model stays diffusers' own, which has no scale of positions.
-    """
-    per_head = transformer.config.attention_head_dim
-    axis = 2 * (per_head // 6)
-    new = torch.arange(per_head)
-    for start in (per_head - 2 * axis, per_head - axis):
-        new[start : start + axis] = new[start : start + axis].roll(2)
-    everywhere = torch.cat([new + per_head * head for head in range(transformer.config.num_attention_heads)])
-    with torch.no_grad():
-        for block in transformer.blocks:
-            attention = block.attn1
-            for linear, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
-                for weight in (linear.weight, linear.bias, norm.weight):
-                    weight.copy_(weight[everywhere])
-
-
-def scale_positions(transformer: torch.nn.Module, scale: float) -> None:
-    """Multiply height and width by `scale` in the rotary tables. They are no part of what is saved."""
-    rope = transformer.rope
-    per_head = transformer.config.attention_head_dim
-    axis = 2 * (per_head // 6)
-    rates = STRETCH ** -torch.arange(axis // 2, dtype=torch.float64).repeat_interleave(2)
-    angles = scale * torch.outer(torch.arange(len(rope.freqs_cos), dtype=torch.float64), rates).repeat(1, 2)
-    rope.freqs_cos[:, -2 * axis :] = angles.cos()
-    rope.freqs_sin[:, -2 * axis :] = angles.sin()
 
 
 class Trainer:
@@ -192,8 +147,6 @@ class Trainer:
         self.model = torch.nn.ModuleDict({"transformer": self.transformer, "text_encoder": self.text_encoder})
         if args.start:
             load_weights(self.model, args.start)
-        if args.stretch:
-            stretch_positions(self.transformer)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         named = list(self.model.named_parameters())
         matrices = [p for n, p in named if p.ndim == 2 and ".blocks." in n and "table" not in n]
@@ -254,7 +207,7 @@ class Trainer:
         rng = random.Random(f"{self.args.seed}/{self.step}")
         self.sparse.stage = stage
         data, tokens, self.padding.bias = self.batch(stage, generator, rng)
-        sigma = sample_sigma(stage.batch, stage.tokens, generator).to(self.device)
+        sigma = sample_sigma(stage.batch, self.args.shift, generator).to(self.device)
         noise = torch.randn(data.shape, generator=generator).to(self.device)
         s = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -268,14 +221,8 @@ class Trainer:
         tail = max(0.0, (self.step / total - 0.75) / 0.25)
         return self.args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, tail))))
 
-    def position_scale(self) -> float:
-        """At first as if the grid were twice as fine as the weights know, which they can draw; at last 1."""
-        return 1 + (STRETCH / 2 - 1) * max(0.0, 1 - self.step / self.args.anneal) if self.args.anneal else 1.0
-
     def advance(self, stage: Stage, steps: int) -> float:
         """One step of `steps` in all; its loss."""
-        if self.args.anneal:
-            scale_positions(self.transformer, self.position_scale())
         loss = self.loss(stage)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -316,11 +263,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="training/work", help="folder of the checkpoint")
     parser.add_argument("--start", type=Path, help="folder of a pipeline to go on from; from nothing if left out")
-    parser.add_argument("--stretch", action="store_true", help="make --start's positions fit a 2.5 times larger grid")
-    parser.add_argument("--anneal", type=int, default=0, help="steps from half of --start's positions to --stretch's")
     parser.add_argument("--stages", default="4x8x8:16:3900:1,8x12x12:8:8200:1", help="tokens:batch:steps:density, ...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--shift", type=float, default=6.36, help="of noise levels towards noise")
     parser.add_argument("--harder", type=float, default=0.0, help="share of clips with a size, two objects or stripes")
     parser.add_argument("--decay", type=float, default=0.998, help="of the weights' moving average")
     parser.add_argument("--warmup", type=int, default=100, help="steps of rising learning rate")

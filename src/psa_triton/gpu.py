@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -63,9 +64,15 @@ def current_backend() -> Backend:
     return "hip" if torch.version.hip else "cuda"
 
 
-def capability() -> tuple[int, int]:
-    """Compute capability of the current GPU; that of an H100 where there is none, to compile for one."""
-    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+@cache
+def current_target(device: torch.device) -> str:
+    """What kernels for `device` are compiled for, `sm_90` or `gfx942`; in the interpreter, `interpreter`."""
+    if device.type != "cuda":
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if current_backend() == "hip":
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
 
 
 def dim_tile(dim: int) -> int:

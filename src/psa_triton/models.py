@@ -201,15 +201,18 @@ _TINY_WAN = ModelSpec(
     hub_id=None,
     pipeline="WanPipeline",
     preset_section="tiny-wan",
-    transformer=_transformer("Wan", 3, 64, layers=4, ffn_dim=768),
-    sizes={"tiny-wan": (96, 96, 29)},
-    width=96,
-    height=96,
+    transformer=_transformer("FrameWan", 3, 64, layers=4, ffn_dim=768),
+    sizes={"tiny-wan": (192, 192, 29)},
+    width=192,
+    height=192,
     num_frames=29,
-    num_inference_steps=12,
+    num_inference_steps=24,
     guidance_scale=4.0,
     fps=16,
     vae_dtype="float32",
+)
+_TINY_WAN_1K = replace(  # quick to make; too few tokens for sparse attention to save anything
+    _TINY_WAN, key="tiny-wan-1k", sizes={"tiny-wan-1k": (96, 96, 29)}, width=96, height=96, num_inference_steps=12
 )
 _TINY_WAN_16K = replace(
     _TINY_WAN,
@@ -225,6 +228,7 @@ _TINY_WAN_16K = replace(
 )
 _SPECS = (
     _TINY_WAN,
+    _TINY_WAN_1K,
     _TINY_WAN_16K,
     _COGVIDEOX,
     _COGVIDEOX_1_5,

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import psa_triton
 from psa_triton.integrations import comfyui
 
 FOLDER = Path(__file__).parents[2] / "comfyui"
@@ -95,10 +96,11 @@ def test_without_the_library_it_says_what_to_install(package: ModuleType, monkey
         nodes.__loader__.exec_module(nodes)
 
 
-def test_nothing_that_it_installs_moves_torch() -> None:
+def test_what_it_installs_moves_no_torch() -> None:
     wanted = (FOLDER / "requirements.txt").read_text(encoding="utf-8").split()
     project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["dependencies"] == wanted
+    assert project["project"]["version"] == psa_triton.__version__
     assert {re.split("[<>=]", name)[0] for name in wanted} == {"packaging", "pydantic", "pyyaml", "typing_extensions"}
 
 

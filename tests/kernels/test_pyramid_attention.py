@@ -118,6 +118,25 @@ class TestFast:
             assert (out[:, :, :32] == 0).all()
 
 
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("level", [1, 2, 4, 8, 16, 32, 64], ids=lambda level: f"level{level}")
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
+def test_the_ragged_last_block_where_whole_ones_would_fill_tiles(impl, level, is_causal):
+    q, k, v = tensors(heads=1, key_heads=1, queries=8, keys=64 * level - 5, dim=8)
+    levels = torch.full((1, 1, 1, level), level, dtype=torch.int8)
+    kwargs = dict(block_m=8, block_n=64, is_causal=is_causal)
+    found = pyramid_attention(q, k, v, levels, impl=impl, return_lse=True, **kwargs)
+    for got, want in zip(found, oracle(q, k, v, levels, **kwargs), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_every_tile_of_a_long_sequence_is_computed_whatever_its_place_in_the_launch():
+    q, k, v = tensors(2, 2, 1, queries=1300, keys=40, dim=8)
+    levels = random_levels(q, k, 64, 16, among=(1, 2))
+    out = pyramid_attention(q, k, v, levels, block_m=64, block_n=16, impl="triton")
+    assert_as_good_as_eager(out, q, k, v, levels, block_m=64, block_n=16)
+
+
 @pytest.mark.parametrize("impl", ["torch", "cpu", "triton"])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())

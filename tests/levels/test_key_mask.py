@@ -98,6 +98,8 @@ def test_density_by_hand():
 
 def test_density_errors():
     levels = torch.ones(1, 1, 1, 4, dtype=torch.int8)
+    with pytest.raises(ValueError, match="levels: expected 0 or powers of two, got -2"):
+        density(-2 * levels)
     with pytest.raises(TypeError, match="key_mask: expected a bool tensor or None, got torch.float32"):
         density(levels, torch.ones(1, 32))
     for shape in ((2, 32), (1, 72), (1, 16)):

@@ -42,6 +42,18 @@ class TestPackages:
         assert list(found) == ["python"]
 
 
+@pytest.mark.parametrize(("gpu", "state"), [(True, "problem"), (False, "optional")], ids=["gpu", "cpu"])
+def test_a_machine_without_a_c_compiler(monkeypatch: pytest.MonkeyPatch, gpu: bool, state: str) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(diagnosis.shutil, "which", lambda name: None)
+    monkeypatch.setattr(diagnosis.sysconfig, "get_path", lambda name: "/nowhere")
+    found = by_name(list(diagnosis.find_devices()))["C compiler"]
+    assert found.state == state
+    assert found.detail.startswith("no C compiler and no /nowhere/Python.h: ")
+
+
 class TestAttention:
     def test_names_the_implementation_of_each_dtype_and_head_dimension(self) -> None:
         found = by_name(list(find_attention()))

@@ -9,7 +9,8 @@ from psa_triton.tools.shapes import SHAPES, AttentionShape, find_shape
 
 # name: (section, heads, key heads, dim, grid, text)
 KNOWN = {
-    "tiny-wan": ("tiny-wan", 3, 3, 64, (8, 12, 12), 0),
+    "tiny-wan": ("tiny-wan", 3, 3, 64, (8, 24, 24), 0),
+    "tiny-wan-1k": ("tiny-wan", 3, 3, 64, (8, 12, 12), 0),
     "tiny-wan-16k": ("tiny-wan", 3, 3, 64, (16, 32, 32), 0),
     "wan21-480p": ("Wan2.1_1.3b", 12, 12, 128, (21, 30, 52), 0),
     "wan21-720p": ("Wan2.1_1.3b", 12, 12, 128, (21, 45, 80), 0),

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch, capability, current_backend, dim_tile, dot, dot_precision, tile_of_head
+from psa_triton.gpu import Launch, current_backend, current_target, dim_tile, dot, dot_precision, tile_of_head
 from psa_triton.importance.estimators import Estimate
 from psa_triton.kept import first_kept
 from psa_triton.pyramid.pooling_triton import pool
@@ -59,7 +59,7 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
     mass = q.new_empty(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32)
     rows, width = query_rows.tokens.shape
     columns, dim = key_tokens.shape[2], q.shape[3]
-    tiles = _tiles(dim, width, q.dtype)
+    tiles = _tiles(dim, width, q.dtype, current_target(q.device))
     count = triton.cdiv(rows, tiles.m) * q.shape[0] * q.shape[1]
     programs = min(count, _programs_at_a_time(q.device))
     notes = q.new_empty(programs, blocks.columns, tiles.m, dtype=torch.float32)
@@ -175,8 +175,8 @@ class _Tiles(NamedTuple):
     """Tiles whose loads are in flight."""
 
 
-def _tiles(dim: int, width: int, dtype: torch.dtype) -> _Tiles:
-    """For rows of `width` tokens, on what this build of torch runs on.
+def _tiles(dim: int, width: int, dtype: torch.dtype, target: str) -> _Tiles:
+    """For rows of `width` tokens on a GPU.
 
     Chosen so that nothing spills, and two tiles are in flight: a row's token is loaded before the row, which takes half
     of the stages. Where a row is one short token, query rows are loaded once and several programs fit on a
@@ -189,7 +189,7 @@ def _tiles(dim: int, width: int, dtype: torch.dtype) -> _Tiles:
         return _Tiles(64, 64, min(channels, 32), 4, 1 if is_hip else 2)
     if width == 1 and channels <= 128:
         return _Tiles(128, 64, channels, 8, 2 if is_hip else 5)
-    return _Tiles(128, 128 if capability()[0] in (9, 10) else 64, min(channels, 64), 8, 2 if is_hip else 5)
+    return _Tiles(128, 128 if target.startswith(("sm_9", "sm_10")) else 64, min(channels, 64), 8, 2 if is_hip else 5)
 
 
 @triton.jit

@@ -147,7 +147,8 @@ class ComfyAttention:
         options = given["transformer_options"]
         latent = next(iter(given.values()))
         family = _family(model)
-        sigma, schedule = float(options["sigmas"].max()), _schedule(options)
+        sigma, levels = float(options["sigmas"].max()), options.get("sample_sigmas")
+        schedule: tuple[float, ...] | None = None if levels is None else tuple(levels.tolist())
         reason = "warm-up" if sigma > self._start * (1 + TOLERANCE) else None
         reason = "last steps" if sigma < self._end * (1 - TOLERANCE) else reason
         step = None if schedule is None else sum(level > sigma * (1 + TOLERANCE) for level in schedule)
@@ -391,9 +392,3 @@ def _grid(model: Any, latent: Tensor) -> Grid:
     sizes = latent.shape[2:] if latent.ndim == 5 else (1, *latent.shape[2:])
     t, h, w = (-(-size // step) for size, step in zip(sizes, (1, *patch)[-3:], strict=True))
     return t, h, w
-
-
-def _schedule(options: Mapping[str, Any]) -> tuple[float, ...] | None:
-    """Noise levels of the sampling, down to its last."""
-    levels = options.get("sample_sigmas")
-    return None if levels is None else tuple(levels.tolist())

@@ -28,13 +28,16 @@ def density(levels: Tensor, key_mask: Tensor | None = None) -> Tensor:
 
     Raises:
         TypeError: `levels` is no tensor of integers, or `key_mask` no bool tensor.
-        ValueError: `levels` has not four dimensions, `key_mask` has another batch, or no such block makes `nk` of its
-            keys.
+        ValueError: `levels` has not four dimensions or is negative somewhere, `key_mask` has another batch, or no such
+            block makes `nk` of its keys.
     """
     if not isinstance(levels, Tensor) or levels.is_floating_point() or levels.is_complex():
         raise TypeError(f"levels: expected an int8 tensor, got {getattr(levels, 'dtype', type(levels).__name__)}")
     if levels.dim() != 4:
         raise ValueError(f"levels: expected [batch, heads, query blocks, key blocks], got {tuple(levels.shape)}")
+    # On a GPU the answer would have to be waited for.
+    if levels.is_cpu and not torch.compiler.is_compiling() and (levels < 0).any():
+        raise ValueError(f"levels: expected 0 or powers of two, got {int(levels.min())}")
     if key_mask is None:
         pairs = max(1, levels.shape[-2] * levels.shape[-1])
         return levels.float().reciprocal_().masked_fill_(levels == 0, 0).sum((-2, -1)) / pairs

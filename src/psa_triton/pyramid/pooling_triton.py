@@ -23,7 +23,7 @@ def pooled_rows(tokens: int, block_n: int, finest: int, coarsest: int) -> int:
 
 
 class KeptRows(NamedTuple):
-    """What a key mask leaves of tokens, and of the rows of levels from 2 on."""
+    """What a key mask leaves of tokens, and of the rows of all levels, from level 1 on."""
 
     keep: Tensor
     """int8 `[B, N]`, which tokens are there; contiguous, as the others."""
@@ -37,17 +37,16 @@ def kept_rows(key_mask: Tensor, block_n: int, coarsest: int) -> KeptRows:
     """What `key_mask`, bool `[B, N]`, leaves of tokens and rows; arguments of `pool`."""
     batch, tokens = key_mask.shape
     padded = -(-tokens // block_n) * block_n
-    rows = (batch, pooled_rows(tokens, block_n, 2, coarsest))
+    rows = (batch, pooled_rows(tokens, block_n, 1, coarsest))
     bias = torch.empty(rows, dtype=torch.float32, device=key_mask.device)
     kept = KeptRows(key_mask.to(torch.int8).contiguous(), bias, torch.empty_like(bias, dtype=torch.int32))
-    if coarsest > 1:
-        Launch(
-            _kept_rows_kernel,
-            (triton.cdiv(padded, _TOKENS) * batch,),
-            dict(keep=kept.keep, bias=bias, last=kept.last, tokens=tokens, padded=padded),
-            dict(COARSEST=_log2(coarsest), TILE=_TOKENS),
-            warps=1,
-        ).run()
+    Launch(
+        _kept_rows_kernel,
+        (triton.cdiv(padded, _TOKENS) * batch,),
+        dict(keep=kept.keep, bias=bias, last=kept.last, tokens=tokens, padded=padded),
+        dict(COARSEST=_log2(coarsest), TILE=_TOKENS),
+        warps=1,
+    ).run()
     return kept
 
 
@@ -200,16 +199,18 @@ def _kept_rows_kernel(keep, bias, last, tokens, padded, COARSEST: tl.constexpr, 
     tile, item = tile_of_head(tl.cdiv(padded, TILE))
     first = tile * TILE
     t = first + tl.arange(0, TILE)
-    rows = item * first_row(COARSEST + 1, padded)
+    bias += item * (padded + first_row(COARSEST + 1, padded))
+    last += item * (padded + first_row(COARSEST + 1, padded))
     is_there = tl.load(keep + item * tokens + t, mask=t < tokens, other=0) != 0
     count = is_there.to(tl.int32)
     newest = tl.where(is_there, t, -1)
-    for s in tl.static_range(1, COARSEST + 1):
-        count = tl.sum(tl.reshape(count, (TILE >> s, 2)), axis=1)
-        newest = tl.max(tl.reshape(newest, (TILE >> s, 2)), axis=1)
+    for s in tl.static_range(0, COARSEST + 1):
+        if s > 0:
+            count = tl.sum(tl.reshape(count, (TILE >> s, 2)), axis=1)
+            newest = tl.max(tl.reshape(newest, (TILE >> s, 2)), axis=1)
         group = (first >> s) + tl.arange(0, TILE >> s)
-        # As `rows.pooled_bias` has it without a mask: whole groups exactly, others by the same logarithm.
+        # Whole groups exactly, others by the same logarithm as the attention kernels take without a mask.
         log_count = tl.where(count == (1 << s), s * 1.0, tl.log2(tl.maximum(count, 1).to(tl.float32)))
-        row = rows + first_row(s, padded) + group
+        row = padded + first_row(s, padded) + group if s > 0 else group
         tl.store(bias + row, tl.where(count > 0, log_count, float("-inf")), mask=group < (padded >> s))
         tl.store(last + row, newest, mask=group < (padded >> s))

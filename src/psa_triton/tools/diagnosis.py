@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 import torch
@@ -115,6 +119,21 @@ def find_devices() -> Iterator[Finding]:
         size, capability = properties.total_memory / 2**30, f"{properties.major}.{properties.minor}"
         detail = f"{properties.name}, {size:.0f} GiB, compute capability {capability}"
         yield Finding("device", f"cuda:{index}", "ok", detail)
+    yield _find_compiler()
+
+
+def _find_compiler() -> Finding:
+    """What Triton builds its launches with, at the first of each kernel."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    missing = [what for what, there in (("C compiler", compiler), (str(header), header.exists())) if not there]
+    if not missing:
+        return Finding("device", "C compiler", "ok", f"{compiler}, with {header}")
+    state: State = "problem" if torch.cuda.is_available() else "optional"
+    detail = f"no {' and no '.join(missing)}: Triton needs them to launch kernels on a GPU"
+    return Finding(
+        "device", "C compiler", state, detail, "install gcc and Python's headers (build-essential, python3-dev)"
+    )
 
 
 def find_attention() -> Iterator[Finding]:

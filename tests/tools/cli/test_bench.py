@@ -15,7 +15,7 @@ def psa(*arguments: str, columns: int = 250) -> Result:
 
 
 def test_times_a_shape_and_gives_a_verdict(tmp_path: Path) -> None:
-    result = psa("bench", "--shape", "tiny-wan", "--no-flex", "--repeats", "1", "--output_dir", str(tmp_path))
+    result = psa("bench", "--shape", "tiny-wan-1k", "--no-flex", "--repeats", "1", "--output_dir", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert "1,152" in result.stdout
     assert "tokens it is" in result.stdout
@@ -34,7 +34,7 @@ def test_times_a_shape_and_gives_a_verdict(tmp_path: Path) -> None:
 
 
 def test_a_budget_is_kept(tmp_path: Path) -> None:
-    arguments = ("--shape", "tiny-wan", "--attention-preset", "psa_budget", "--no-flex", "--repeats", "1")
+    arguments = ("--shape", "tiny-wan-1k", "--attention-preset", "psa_budget", "--no-flex", "--repeats", "1")
     result = psa("bench", *arguments, "--seconds", "1", "--output-dir", str(tmp_path))
     assert result.exit_code == 0, result.output
     case = json.loads((tmp_path / "bench.json").read_text())["cases"][-1]
@@ -64,7 +64,7 @@ def test_columns_that_would_be_empty_are_left_out(tmp_path: Path, monkeypatch: p
     times = dict.fromkeys((DENSE, KERNEL, CHOICE, PSA), 0.5)
     cases = [Case(1152, 0.25, 0.01, times, {DENSE: None, PSA: None})]
     monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", lambda *_: iter(cases))
-    result = psa("bench", "--shape", "tiny-wan", "--output-dir", str(tmp_path), columns=80)
+    result = psa("bench", "--shape", "tiny-wan-1k", "--output-dir", str(tmp_path), columns=80)
     row = next(line for line in result.stdout.splitlines() if "1,152" in line)
     assert row.split() == ["1,152", "0.250", "0.5000", "0.5000", "0.5000", "0.5000", "1.00"]
     assert "flex" not in result.stdout and "MiB" not in result.stdout
@@ -74,7 +74,7 @@ def test_columns_that_would_be_empty_are_left_out(tmp_path: Path, monkeypatch: p
     ("arguments", "told"),
     [
         pytest.param(("--shape", "wan21-72p"), "wan21-720p", id="unknown shape"),
-        pytest.param(("--shape", "tiny-wan", "--heads", "9"), "expected 1 to 3", id="too many heads"),
+        pytest.param(("--shape", "tiny-wan-1k", "--heads", "9"), "expected 1 to 3", id="too many heads"),
         pytest.param(("--attention-preset", "baseline"), "expected a sparse one", id="dense preset"),
         pytest.param(("--attention-preset", "psa_balance"), "psa_balanced", id="unknown preset"),
     ],

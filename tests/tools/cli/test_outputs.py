@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
     else:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     before = names(disk)
-    bench = ["bench", "--shape", "tiny-wan", "--output-dir", str(out)]
+    bench = ["bench", "--shape", "tiny-wan-1k", "--output-dir", str(out)]
     result = run(*(bench if command == "bench" else line(command, pipeline_folder, out)))
     assert result.exit_code == 1, result.output
     (told,) = result.output.splitlines()
@@ -153,7 +153,7 @@ def test_a_second_one_is_told_who_writes(
 ) -> None:
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
     monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", no_model)
-    bench = ["bench", "--shape", "tiny-wan", "--output-dir", str(tmp_path)]
+    bench = ["bench", "--shape", "tiny-wan-1k", "--output-dir", str(tmp_path)]
     with held(tmp_path / "my.yaml" if command == "tune" else tmp_path):
         second = run(*(bench if command == "bench" else line(command, pipeline_folder, tmp_path)))
     assert second.exit_code == 1

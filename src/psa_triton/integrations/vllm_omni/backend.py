@@ -37,14 +37,6 @@ class PSABackend(AttentionBackend):
         return PSAImpl
 
     @staticmethod
-    def get_metadata_cls() -> type[AttentionMetadata]:
-        return AttentionMetadata
-
-    @staticmethod
-    def get_builder_cls() -> None:
-        return None
-
-    @staticmethod
     def get_supported_head_sizes() -> list[int]:
         """Any."""
         return []

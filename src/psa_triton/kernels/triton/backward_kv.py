@@ -18,12 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch, dim_tile, dot, dot_precision
+from psa_triton.gpu import Launch, dim_tile, dot, dot_precision, tile_of_head
 from psa_triton.kernels.triton.backward_q import QueryTerms, Results
 from psa_triton.kernels.triton.operands import Operands
-from psa_triton.kernels.triton.rows import load_lse, load_whole, pooled_bias
+from psa_triton.kernels.triton.rows import load_lse, load_whole
 from psa_triton.kernels.triton.schedule import BlockLists, list_blocks
-from psa_triton.kernels.triton.tiles import backward_kv_tiles
+from psa_triton.kernels.triton.tiles import choose_tiles
 from psa_triton.pyramid import SPREAD_LEVELS
 from psa_triton.pyramid.pooling_triton import pooled_rows
 
@@ -87,6 +87,11 @@ def _row_gradient(
     """One level: level 1 applies the factor `scale`, and its shares, in the dtype of k, are the gradients."""
     q, k, v, spread = operands.q, operands.k, operands.v, None
     row_bias, row_last = operands.row_bias, operands.row_last
+    if row_bias is not None and row_last is not None:
+        level = pooled_rows(k.shape[2], blocks.n, 1, 1 << shift) - pooled_rows(
+            k.shape[2], blocks.n, 1 << shift, 1 << shift
+        )
+        row_bias, row_last = row_bias[:, level:], row_last[:, level:]
     batch, key_heads, tokens, dim = k.shape
     dtype = torch.float32 if shift else k.dtype
     keys, values = (k.new_empty(batch, key_heads, triton.cdiv(tokens, 1 << shift), dim, dtype=dtype) for _ in "kv")
@@ -97,18 +102,16 @@ def _row_gradient(
         if operands.spread is not None and 1 << shift in SPREAD_LEVELS:
             spread = operands.spread[:, :, first:]
             pulls = spread.new_empty(keys.shape[:3])
-        if row_bias is not None and row_last is not None:
-            row_bias, row_last = row_bias[:, first:], row_last[:, first:]
     shares = Shares(keys, values, pulls)
     block_rows = blocks.n >> shift
-    tiles = backward_kv_tiles(dim, q.dtype, blocks.m, block_rows)
+    tiles = choose_tiles("row_gradient", q, blocks.m, block_rows, blocks.is_causal, operands.spread is not None)
     Launch(
         _row_gradient_kernel,
-        (blocks.columns * triton.cdiv(block_rows, tiles.n), batch * key_heads),
+        (batch * key_heads * blocks.columns * triton.cdiv(block_rows, tiles.n),),
         dict(
             inputs=(results.grad_out, q, k, v),
             terms=(results.lse, terms.delta, spread, terms.half_norm),
-            kept=(operands.keep, row_bias, row_last),
+            kept=(row_bias, row_last),
             lists=(readers.blocks, readers.starts),
             coarser=coarser,
             shares=shares,
@@ -162,21 +165,21 @@ def _row_gradient_kernel(
 ):
     grad_out, q, k, v = inputs
     lse, delta, spread, half_norm = terms
-    keep, row_bias, row_last = kept
+    row_bias, row_last = kept
     blocks, starts = lists
     coarser_k, coarser_v, coarser_pull = coarser
     share_k, share_v, share_pull = shares
     heads, key_heads, queries, tokens, columns = sizes
     g_strides, q_strides, k_strides, v_strides = strides
     tiles_a_block: tl.constexpr = (BLOCK_ROWS + TILE_N - 1) // TILE_N
-    block = tl.program_id(0) // tiles_a_block
-    head = tl.program_id(1).to(tl.int64)
+    key_blocks = tl.cdiv(tokens, BLOCK_ROWS << SHIFT)
+    tile, head = tile_of_head(key_blocks * tiles_a_block)
     b, key_head = head // key_heads, head % key_heads
     group = heads // key_heads
     query_blocks = tl.cdiv(queries, BLOCK_M)
 
     # Places are told from the tile's first row on: what is needed behind the loop shall not fill registers in it.
-    first = tl.program_id(0) * min(TILE_N, BLOCK_ROWS)
+    first = tile * min(TILE_N, BLOCK_ROWS)
     rows = tl.cdiv(tokens, 1 << SHIFT)
     n = tl.arange(0, TILE_N)
     is_row = n < tl.minimum(rows - first, BLOCK_ROWS)
@@ -184,27 +187,22 @@ def _row_gradient_kernel(
     last_token = ((first + n) << SHIFT) + count - 1
     d = tl.arange(0, DIM_TILE)
     is_stored, is_share = is_row, is_row[:, None] & (d[None, :] < DIM)
-    if keep is not None:
-        if SHIFT > 0:
-            log_count = tl.load(row_bias + b * stride_rows + first + n, mask=is_row, other=float("-inf"))
-            last_token = tl.load(row_last + b * stride_rows + first + n, mask=is_row, other=0)
-            count = (tl.math.exp2(log_count) + 0.5).to(tl.int32)
-        else:
-            count = tl.load(keep + b * tokens + first + n, mask=is_row, other=0).to(tl.int32)
-        is_row = is_row & (count > 0)
+    if row_bias is not None:
+        bias = tl.load(row_bias + b * stride_rows + first + n, mask=is_row, other=float("-inf"))
+        last_token = tl.load(row_last + b * stride_rows + first + n, mask=is_row, other=0)
+        count = (tl.math.exp2(bias) + 0.5).to(tl.int32)
+        is_row = bias > float("-inf")
+    else:
+        bias = tl.where(
+            is_row, tl.where(count == 1 << SHIFT, SHIFT * 1.0, tl.log2(count.to(tl.float32))), float("-inf")
+        )
     is_entry = is_row[:, None] & (d[None, :] < DIM)
     at = n[:, None].to(tl.int64)
     k += b * k_strides[0] + key_head * k_strides[1] + first.to(tl.int64) * k_strides[2]
     v += b * v_strides[0] + key_head * v_strides[1] + first.to(tl.int64) * v_strides[2]
-    keys = tl.load(k + at * k_strides[2] + d[None, :] * k_strides[3], mask=is_entry, other=0.0)
-    values = tl.load(v + at * v_strides[2] + d[None, :] * v_strides[3], mask=is_entry, other=0.0)
+    keys = tl.load(k + at * k_strides[2] + d[None, :], mask=is_entry, other=0.0)
+    values = tl.load(v + at * v_strides[2] + d[None, :], mask=is_entry, other=0.0)
 
-    if keep is not None:
-        bias = log_count[:, None] if SHIFT > 0 else None
-    else:
-        bias = pooled_bias(tl.full((TILE_N,), SHIFT, tl.int32), (first + n) << SHIFT, is_row, tokens, SHIFT + 1)[
-            :, None
-        ]
     tokens_a_row = tl.maximum(count, 1)[:, None].to(tl.float32)
     if coarser_k is not None:
         parents = head * tl.cdiv(rows, 2) * DIM
@@ -228,8 +226,8 @@ def _row_gradient_kernel(
     q += b * q_strides[0] + key_head * group * q_strides[1]
     grad_out += b * g_strides[0] + key_head * group * g_strides[1]
     nothing = tl.zeros((TILE_N, TILE_M), tl.float32)
-    lists = head * (tl.num_programs(0) // tiles_a_block) + block
-    starts += lists * (SHIFTS + 2) + SHIFT + 1
+    lists = head * key_blocks + tile // tiles_a_block
+    starts += lists * (2 * SHIFTS + 1) + 2 * SHIFT + 1
     begin = tl.load(starts)
     blocks += lists * columns + begin
     tiles_a_reader: tl.constexpr = max(BLOCK_M // TILE_M, 1)
@@ -251,7 +249,7 @@ def _row_gradient_kernel(
         # Transposed, [rows, queries]: the weights are a left operand of the next product as they are.
         logits = dot(keys, tl.trans(q_tile), nothing, PRECISION) * log2_scale
         if SHIFT > 0:
-            logits += bias
+            logits += bias[:, None]
         if spread is not None:
             half_norm_row = tl.load(half_norm + of_head + query, mask=is_query, other=0.0)[None, :]
             logits += spread_row[:, None] * half_norm_row
@@ -280,14 +278,14 @@ def _row_gradient_kernel(
         else:
             grad_k += tl.where(parent_pull[:, None] == 0.0, 0.0, parent_pull[:, None] * keys.to(tl.float32))
     if share_pull is not None:
-        pull = tl.where(is_row, pull, 0.0) if keep is not None else pull
+        pull = tl.where(is_row, pull, 0.0) if row_bias is not None else pull
         tl.store(share_pull + head * rows + first + n, pull, mask=is_stored)
     if SHIFT == 0:
         grad_k *= scale
     share_k += (head * rows + first) * DIM
     share_v += (head * rows + first) * DIM
     target = n[:, None] * DIM + d[None, :]
-    if keep is not None:  # what is left out gets zeros, whatever its weights would have been
+    if row_bias is not None:  # what is left out gets zeros, whatever its weights would have been
         grad_k = tl.where(is_entry, grad_k, 0.0)
         grad_v = tl.where(is_entry, grad_v, 0.0)
     tl.store(share_k + target, grad_k.to(share_k.dtype.element_ty), mask=is_share)

@@ -1,8 +1,8 @@
 """The forward kernel: one program holds a tile of queries and walks the list of what its query block reads.
 
-First the whole blocks at level 1, tile by tile, without mask or bias: the inner loop of dense attention. Then what is
-left at level 1, blocks that the causal frontier or the end of the sequence cuts. Then the groups of all coarser levels,
-packed into full tiles.
+Level by level: first the tiles that whole blocks fill, without a mask: the inner loop of dense attention, as all groups
+of a level count as many tokens. Then the edges: blocks that make no full tile, or that a mask or the end of the
+sequence cuts.
 """
 
 from __future__ import annotations
@@ -19,20 +19,16 @@ from psa_triton.gpu import dot
 from psa_triton.kernels.triton.operands import Operands, walk
 from psa_triton.kernels.triton.rows import (
     computed_once,
-    count_pooled,
     edge_rows,
+    level_list,
+    level_start,
+    listed_row,
     load_whole,
-    pooled_bias,
-    pooled_rows,
-    query_rows,
+    query_tile,
     squared_norm,
-    tile_rows,
-    whole_tile,
-    whole_tiles,
 )
 from psa_triton.kernels.triton.schedule import BlockLists
-from psa_triton.kernels.triton.tiles import forward_tiles
-from psa_triton.pyramid.pooling_triton import first_row
+from psa_triton.kernels.triton.tiles import choose_tiles
 
 
 def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
@@ -44,9 +40,9 @@ def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) 
     q = operands.q
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    tiles = forward_tiles(q.shape[3], q.dtype, blocks.m)
     strides = (q.stride(), operands.k.stride(), operands.v.stride(), out.stride())
     arguments = dict(out=out, lse=lse, scale=abs(scale) * math.log2(math.e), strides=strides)
+    tiles = choose_tiles("attend", q, blocks.m, blocks.n, blocks.is_causal, operands.spread is not None)
     walk(_attend_kernel, operands, lists, blocks, tiles, arguments, dict(NEGATIVE=scale < 0))
     return out, lse
 
@@ -63,45 +59,47 @@ def _attend_kernel(
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    LOG_BLOCK_N: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
+    EDGE_N: tl.constexpr,
     SHIFTS: tl.constexpr,
     CAUSAL: tl.constexpr,
     NEGATIVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    q, k, v, pooled_k, pooled_v, spread, keep, row_bias, row_last = operands
+    q, k, v, pooled_k, pooled_v, spread, row_bias, row_last = operands
     blocks, starts = lists
-    heads, group, queries, tokens, columns = sizes
+    batch, heads, group, queries, tokens, columns = sizes
     q_strides, k_strides, v_strides, o_strides = strides
-    # Late query blocks see most under a causal mask: they start first, so that none is left running at the end.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0) if CAUSAL else tl.program_id(0)
-    head = tl.program_id(1)
-    b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    tile, b, h = query_tile(batch, heads, queries, BLOCK_M, TILE_M, CAUSAL)
+    first_query = tile * min(BLOCK_M, TILE_M)
     key_head = h // group
     key_heads = heads // group
-    i, query, is_query = query_rows(tile, queries, BLOCK_M, TILE_M)
-    row = head.to(tl.int64) * tl.cdiv(queries, BLOCK_M) + i
-    blocks += row * columns
-    starts += row * (SHIFTS + 2)
+    row_of_blocks = (b * heads + h) * tl.cdiv(queries, BLOCK_M) + first_query // BLOCK_M
+    blocks += row_of_blocks * columns
+    starts += row_of_blocks * (2 * SHIFTS + 1)
 
     d = tl.arange(0, DIM_TILE)
     is_dim = d[None, :] < DIM
-    q += b * q_strides[0] + h * q_strides[1]
+    m = tl.arange(0, TILE_M)
+    is_query = m < tl.minimum(queries - first_query, BLOCK_M)
+    q += b * q_strides[0] + h * q_strides[1] + first_query.to(tl.int64) * q_strides[2]
     k += b * k_strides[0] + key_head * k_strides[1]
     v += b * v_strides[0] + key_head * v_strides[1]
-    padded = tl.cdiv(tokens, BLOCK_N) * BLOCK_N
-    pooled = (b * key_heads + key_head) * first_row(SHIFTS, padded) if SHIFTS > 1 else 0
+    padded = tl.cdiv(tokens, 1 << LOG_BLOCK_N) << LOG_BLOCK_N
+    all_rows = 2 * padded - (2 * padded >> SHIFTS)
+    pooled = (b * key_heads + key_head) * (all_rows - padded)
     pooled_k += pooled * DIM
     pooled_v += pooled * DIM
-    if keep is not None:
-        keep += b * tokens
-        row_bias += b * first_row(SHIFTS, padded)
-        row_last += b * first_row(SHIFTS, padded)
+    if spread is not None:
+        spread += pooled - padded
+    if row_bias is not None:
+        row_bias += b * all_rows
+        row_last += b * all_rows
 
     q_tile = tl.load(
-        q + query[:, None].to(tl.int64) * q_strides[2] + d[None, :] * q_strides[3],
+        q + m[:, None].to(tl.int64) * q_strides[2] + d[None, :] * q_strides[3],
         mask=is_query[:, None] & is_dim,
         other=0.0,
     )
@@ -114,122 +112,75 @@ def _attend_kernel(
     mass = tl.zeros((TILE_M,), tl.float32)
     total = tl.zeros((TILE_M, DIM_TILE), tl.float32)
     nothing = tl.zeros((TILE_M, TILE_N), tl.float32)
+    limit = first_query + m + (tokens - queries)
+    no_edge = tl.zeros((TILE_M, EDGE_N), tl.float32)
 
-    n = tile_rows(BLOCK_N, TILE_N)
-    k_dim, v_dim = d[None, :] * k_strides[3], d[None, :] * v_strides[3]
-    for t in range(0, whole_tiles(starts, BLOCK_N, TILE_N)):
-        first = whole_tile(t, blocks, BLOCK_N, TILE_N)
-        keys = load_whole(k + first * k_strides[2] + n * k_strides[2], k_dim, DIM, DIM_TILE)
-        values = load_whole(v + first * v_strides[2] + n * v_strides[2], v_dim, DIM, DIM_TILE)
-        products = dot(q_tile, tl.trans(keys), nothing, PRECISION)
-        top, mass, total = _accumulate(top, mass, total, products, scale, values, PRECISION)
-
-    limit = query + tokens - queries
-    done = whole_tiles(starts, BLOCK_N, TILE_N) * TILE_N
-    if CAUSAL:
-        spoiled = _spoiled(
-            query, v, v_dim, v_strides[2], is_dim, blocks, starts, keep, done, tokens, limit, BLOCK_N, TILE_N
+    n = tl.arange(0, TILE_N)
+    for shift in range(SHIFTS):
+        first_row, level_k, level_v, k_step, v_step = level_start(
+            shift, k, v, k_strides[2], v_strides[2], pooled_k, pooled_v, padded, DIM
         )
-        total = tl.where(spoiled[:, None], float("nan"), total)
-    # Few rows: one tile in flight saves the registers that the long loops need.
-    for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
-        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, keep, tokens, BLOCK_N)
-        place, mask = token[:, None].to(tl.int64), is_row[:, None] & is_dim
-        keys = tl.load(k + place * k_strides[2] + k_dim, mask=mask, other=0.0)
-        values = tl.load(v + place * v_strides[2] + v_dim, mask=mask, other=0.0)
-        logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
-        seen = is_row[None, :]
-        if CAUSAL:
-            seen = seen & (token[None, :] <= limit[:, None])
-            values = tl.where(_is_finite(values), values, 0.0)
-        logits = tl.where(seen, logits, float("-inf"))
-        top, mass, total = _accumulate(top, mass, total, logits, 1.0, values, PRECISION)
+        log_rows = LOG_BLOCK_N - shift
+        listed, whole, length = level_list(starts, blocks, log_rows)
+        starts += 2
 
-    if SHIFTS > 1:
-        length = count_pooled(starts, BLOCK_N, SHIFTS)
-        if spread is not None:
-            spread += pooled
-        for first_pooled in range(0, length, TILE_N):
-            at = first_pooled + tl.arange(0, TILE_N)
-            shift, token, is_row = pooled_rows(at, length, starts, blocks, BLOCK_N, SHIFTS)
-            place = (first_row(shift, padded) + (token >> shift)).to(tl.int64)
-            mask = is_row[:, None] & is_dim
-            keys = tl.load(pooled_k + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
-            values = tl.load(pooled_v + place[:, None] * DIM + d[None, :], mask=mask, other=0.0)
-            logits = dot(q_tile, tl.trans(keys), nothing, PRECISION) * scale
-            if keep is not None:
-                bias = tl.load(row_bias + place, mask=is_row, other=float("-inf"))
-            else:
-                bias = pooled_bias(shift, token, is_row, tokens, SHIFTS)
+        # Which entry of the list a row of a tile belongs to, and where in its block it lies, is the same in every tile.
+        listed_n, within = listed + (n >> log_rows), n & ((1 << log_rows) - 1)
+        for t in range(whole // TILE_N):
+            row = listed_row(t * TILE_N, listed_n, log_rows) + within
+            place = row[:, None].to(tl.int64)
+            keys = load_whole(level_k + place * k_step, d[None, :], DIM, DIM_TILE)
+            values = load_whole(level_v + place * v_step, d[None, :], DIM, DIM_TILE)
+            products, factor = dot(q_tile, tl.trans(keys), nothing, PRECISION), scale
             if spread is not None:
-                spread_row = tl.load(spread + place, mask=is_row, other=0.0)
-                logits += half_norm[:, None] * computed_once(spread_row)[None, :]
-                bias = computed_once(bias)
-            logits += bias[None, :]
+                spread_row = tl.load(spread + first_row + row, mask=(row >= 0) & (shift > 0), other=0.0)
+                products = products * scale + half_norm[:, None] * computed_once(spread_row)[None, :]
+                factor = 1.0
+            top, mass, total = _accumulate(top, mass, total, products, factor, shift * 1.0, values, PRECISION)
+
+        # Few rows: small tiles, and one in flight, save the registers that the long loop needs.
+        for at in tl.range(whole // TILE_N * TILE_N, length, EDGE_N, num_stages=1):
+            edge = at + tl.arange(0, EDGE_N)
+            row, bias, last = edge_rows(edge, listed, length, row_bias, row_last, first_row, shift, tokens, log_rows)
+            is_row = bias > float("-inf")
+            place, mask = row[:, None].to(tl.int64), is_row[:, None] & is_dim
+            keys = tl.load(level_k + place * k_step + d[None, :], mask=mask, other=0.0)
+            values = tl.load(level_v + place * v_step + d[None, :], mask=mask, other=0.0)
             if CAUSAL:
-                if keep is not None:
-                    last = tl.load(row_last + place, mask=is_row, other=0)
-                else:
-                    last = tl.minimum(token + (1 << shift), tokens) - 1
-                logits = tl.where(last[None, :] <= limit[:, None], logits, float("-inf"))
-            top, mass, total = _accumulate(top, mass, total, logits, 1.0, values, PRECISION)
+                # The weight of a value that is hidden is 0, and 0 * nan is nan: what is not finite goes into the logits
+                # instead, and so to the queries that see it alone.
+                zero = values.to(tl.float32) * 0.0
+                values = tl.where(zero == 0.0, values, 0.0)
+                bias += tl.sum(zero, axis=1)
+            logits = dot(q_tile, tl.trans(keys), no_edge, PRECISION) * scale + computed_once(bias)[None, :]
+            if spread is not None:
+                spread_row = tl.load(spread + first_row + row, mask=is_row & (shift > 0), other=0.0)
+                logits += half_norm[:, None] * computed_once(spread_row)[None, :]
+            if CAUSAL:
+                logits = tl.where(computed_once(last)[None, :] <= limit[:, None], logits, float("-inf"))
+            top, mass, total = _accumulate(top, mass, total, logits, 1.0, 0.0, values, PRECISION)
 
     is_empty = mass == 0.0  # the query saw nothing
     mass = tl.where(is_empty, 1.0, mass)
     total = total / mass[:, None]
-    out += b * o_strides[0] + h * o_strides[1]
-    out_tile = out + query[:, None].to(tl.int64) * o_strides[2] + d[None, :] * o_strides[3]
+    out += b * o_strides[0] + h * o_strides[1] + first_query.to(tl.int64) * o_strides[2]
+    is_query = (first_query + m < queries) & (m < BLOCK_M)  # found anew: it need not outlast the loops
+    out_tile = out + m[:, None].to(tl.int64) * o_strides[2] + d[None, :] * o_strides[3]
     tl.store(out_tile, total.to(out.dtype.element_ty), mask=is_query[:, None] & is_dim)
     natural = tl.where(is_empty, float("-inf"), (top + tl.log2(mass)) * 0.6931471805599453)
-    tl.store(lse + head.to(tl.int64) * queries + query, natural, mask=is_query)
+    tl.store(lse + (b * heads + h) * queries + first_query + m, natural, mask=is_query)
 
 
 @triton.jit
-def _accumulate(top, mass, total, products, scale, values, PRECISION: tl.constexpr):
+def _accumulate(top, mass, total, products, scale, bias, values, PRECISION: tl.constexpr):
     """Online softmax: add a tile's weights and weighted values to the running sums.
 
-    Base-2 logits are `products * scale`, `scale >= 0`: the largest product is the largest logit, and the factor costs
-    nothing where it is taken together with the difference.
+    Base-2 logits are `products * scale + bias`, `scale >= 0`: the largest product is the largest logit, and factor and
+    bias cost nothing where they are taken together with the difference.
     """
-    new_top = tl.maximum(top, tl.max(products, axis=1) * scale)
-    weights = tl.math.exp2(products * scale - new_top[:, None])
+    new_top = tl.maximum(top, tl.max(products, axis=1) * scale + bias)
+    weights = tl.math.exp2(products * scale - (new_top - bias)[:, None])
     fade = tl.math.exp2(top - new_top)
     mass = mass * fade + tl.sum(weights, axis=1)
     total = dot(weights.to(values.dtype), values, total * fade[:, None], PRECISION)
     return new_top, mass, total
-
-
-@triton.jit
-def _spoiled(
-    query,
-    v,
-    v_dim,
-    v_step,
-    is_dim,
-    blocks,
-    starts,
-    keep,
-    done,
-    tokens,
-    limit,
-    BLOCK_N: tl.constexpr,
-    TILE_N: tl.constexpr,
-):
-    """Which queries see a value at the causal frontier that is not finite: their output is nan, and no other's.
-
-    There a weight of 0 may be that of a value that is hidden, and 0 * nan is nan.
-    """
-    spoiled = tl.zeros(query.shape, tl.int32)
-    for first_edge in tl.range(done, tl.load(starts + 2) * BLOCK_N, TILE_N, num_stages=1):
-        token, is_row = edge_rows(first_edge + tl.arange(0, TILE_N), starts, blocks, keep, tokens, BLOCK_N)
-        place = token[:, None].to(tl.int64)
-        values = tl.load(v + place * v_step + v_dim, mask=is_row[:, None] & is_dim, other=0.0)
-        is_bad = tl.min(_is_finite(values).to(tl.int32), axis=1) == 0
-        sees_bad = is_bad[None, :] & (token[None, :] <= limit[:, None])
-        spoiled = tl.maximum(spoiled, tl.max(sees_bad.to(tl.int32), axis=1))
-    return spoiled > 0
-
-
-@triton.jit
-def _is_finite(x):
-    return x.to(tl.float32) * 0.0 == 0.0

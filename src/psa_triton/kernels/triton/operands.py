@@ -18,30 +18,30 @@ class Operands(NamedTuple):
     """An attention's inputs, pooled: what kernels take as one argument."""
 
     q: Tensor
-    """`[B, Hq, Nq, D]`, any strides, as are k and v."""
+    """`[B, Hq, Nq, D]`, any strides."""
     k: Tensor
     v: Tensor
-    """`[B, Hkv, Nk, D]`."""
+    """`[B, Hkv, Nk, D]`; the dimensions of a row stand side by side."""
     pooled_k: Tensor
     pooled_v: Tensor
     """Their levels from 2 on, as `pool` makes them; k and v, which no kernel reads as such, if there are none."""
     spread: Tensor | None
     """Of the rows of `pooled_k`, by which their logits are corrected; None for none."""
-    keep: Tensor | None
-    """`KeptRows.keep`, as `bias` and `last` are below; None if there is no key mask."""
     row_bias: Tensor | None
+    """`KeptRows.bias`, as `last` is below; None if there is no key mask."""
     row_last: Tensor | None
 
 
 def pooled_operands(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, reading: Reading) -> Operands:
     """The operands of q, k and v, with all levels up to `reading.coarsest`."""
     n, coarsest = blocks.n, reading.coarsest
-    kept = (None, None, None) if blocks.key_mask is None else kept_rows(blocks.key_mask, n, coarsest)
+    k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (k, v))
+    keep, bias, last = (None, None, None) if blocks.key_mask is None else kept_rows(blocks.key_mask, n, coarsest)
     pooled_k, spread, pooled_v = k, None, v
     if coarsest > 1:
-        pooled_k, spread = pool(k, n, coarsest, kept[0], with_spread=reading.pool_correction != "none")
-        pooled_v, _ = pool(v, n, coarsest, kept[0])
-    return Operands(q, k, v, pooled_k, pooled_v, spread, *kept)
+        pooled_k, spread = pool(k, n, coarsest, keep, with_spread=reading.pool_correction != "none")
+        pooled_v, _ = pool(v, n, coarsest, keep)
+    return Operands(q, k, v, pooled_k, pooled_v, spread, bias, last)
 
 
 def walk(
@@ -68,18 +68,19 @@ def walk(
     shared = dict(
         operands=operands,
         lists=(lists.blocks, lists.starts),
-        sizes=(heads, heads // operands.k.shape[1], queries, blocks.keys, blocks.columns),
+        sizes=(batch, heads, heads // operands.k.shape[1], queries, blocks.keys, blocks.columns),
     )
     sizes = dict(
         DIM=dim,
         DIM_TILE=dim_tile(dim),
         BLOCK_M=blocks.m,
-        BLOCK_N=blocks.n,
+        LOG_BLOCK_N=blocks.n.bit_length() - 1,
         TILE_M=tiles.m,
         TILE_N=tiles.n,
+        EDGE_N=tiles.edge,
         SHIFTS=lists.shifts,
         CAUSAL=blocks.is_causal,
         PRECISION=dot_precision(operands.q.dtype),
     )
-    grid = (blocks.rows * max(blocks.m // tiles.m, 1), batch * heads)
+    grid = (blocks.rows * max(blocks.m // tiles.m, 1) * batch * heads,)
     Launch(kernel, grid, shared | arguments, sizes | constants, tiles.warps, tiles.stages).run()

@@ -7,102 +7,78 @@ import triton.language as tl
 
 
 @triton.jit
-def query_rows(tile, queries, BLOCK_M: tl.constexpr, TILE_M: tl.constexpr):
-    """Query block of a tile, its queries, and which of them exist. A tile is a block, part of one, or a padded one."""
-    within = tl.arange(0, TILE_M)
-    if BLOCK_M < TILE_M:
-        query = tile * BLOCK_M + within
-        return tile, query, (query < queries) & (within < BLOCK_M)
-    query = tile * TILE_M + within
-    return tile * TILE_M // BLOCK_M, query, query < queries
+def query_tile(batch, heads, queries, BLOCK_M: tl.constexpr, TILE_M: tl.constexpr, CAUSAL: tl.constexpr):
+    """Which tile of which head of which item a program holds. A tile is a query block, part of one, or a padded one.
 
-
-@triton.jit
-def whole_tiles(starts, BLOCK_N: tl.constexpr, TILE_N: tl.constexpr):
-    """Tiles that the whole blocks at level 1 fill; where several blocks make a tile, some blocks may be left over."""
-    return tl.load(starts + 1) * BLOCK_N // TILE_N
-
-
-@triton.jit
-def whole_tile(t, blocks, BLOCK_N: tl.constexpr, TILE_N: tl.constexpr):
-    """First token of the block, or part of a block, behind each row of tile `t`: int64, `[1, 1]` or `[TILE_N, 1]`.
-
-    The row's token is that plus `tile_rows`, which stays the same from tile to tile.
+    Heads come one after another, as their keys and values stay in the cache. What reads most comes first, so that none
+    of it is left running at the end: late tiles under a causal mask; else, of all heads, the tiles at both ends of the
+    sequence, where text stands.
     """
-    if BLOCK_N >= TILE_N:
-        per_block: tl.constexpr = BLOCK_N // TILE_N
-        first = tl.load(blocks + t // per_block) * BLOCK_N + (t % per_block) * TILE_N
-        first = tl.full((1, 1), 0, tl.int64) + first
+    tiles = tl.cdiv(queries, BLOCK_M) * max(BLOCK_M // TILE_M, 1)
+    program = tl.program_id(0)
+    if CAUSAL:
+        tile, head = tiles - 1 - program % tiles, program // tiles
     else:
-        place = t * (TILE_N // BLOCK_N) + tl.arange(0, TILE_N) // BLOCK_N
-        first = (tl.load(blocks + place) * BLOCK_N).to(tl.int64)[:, None]
-    return first
+        ends = tl.minimum(tiles, 1024 // TILE_M)
+        is_end = program < ends * batch * heads
+        place = tl.where(is_end, program, program - ends * batch * heads)
+        a_head = tl.where(is_end, ends, tl.maximum(tiles - ends, 1))
+        tile, head = place % a_head, place // a_head
+        tile += tl.where(is_end, tl.where(tile < ends // 2, 0, tiles - ends), ends // 2)
+    b, h = head // heads, head % heads
+    # Then their places need no sign, and fewer registers.
+    tl.assume(tile >= 0)
+    tl.assume(b >= 0)
+    tl.assume(h >= 0)
+    return tile, b.to(tl.int64), h.to(tl.int64)
 
 
 @triton.jit
-def tile_rows(BLOCK_N: tl.constexpr, TILE_N: tl.constexpr):
-    """Place of each row of a tile in its block or part of a block: int64 `[TILE_N, 1]`."""
-    return (tl.arange(0, TILE_N) % min(BLOCK_N, TILE_N)).to(tl.int64)[:, None]
+def level_start(shift, k, v, k_step, v_step, pooled_k, pooled_v, padded, DIM: tl.constexpr):
+    """Where level `2 ** shift` begins: its row in the flat pyramid; pointers to its keys and values, and their steps.
 
-
-@triton.jit
-def block_of(token, BLOCK_N: tl.constexpr):
-    """`token // BLOCK_N` by a shift: a division of signed integers would mind the sign."""
-    return (token.to(tl.uint32) // BLOCK_N).to(tl.int32)
-
-
-@triton.jit
-def edge_rows(at, starts, blocks, keep, tokens, BLOCK_N: tl.constexpr):
-    """Tokens at positions `at` of the rows at level 1, and whether there is a row: what a mask, if any, keeps."""
-    is_row = at < tl.load(starts + 2) * BLOCK_N
-    token = tl.load(blocks + block_of(at, BLOCK_N), mask=is_row, other=0) * BLOCK_N + (at & (BLOCK_N - 1))
-    is_row = is_row & (token < tokens)
-    if keep is not None:
-        is_row = is_row & (tl.load(keep + token, mask=is_row, other=0) != 0)
-    return token, is_row
-
-
-@triton.jit
-def count_pooled(starts, BLOCK_N: tl.constexpr, SHIFTS: tl.constexpr):
-    """Rows of all levels from 2 on."""
-    length = 0
-    for s in tl.static_range(1, SHIFTS):
-        length += (tl.load(starts + s + 2) - tl.load(starts + s + 1)) * (BLOCK_N >> s)
-    return length
-
-
-@triton.jit
-def pooled_rows(at, length, starts, blocks, BLOCK_N: tl.constexpr, SHIFTS: tl.constexpr):
-    """What lies at positions `at` of the pooled rows: log2 of the level, first token of the group, whether a row."""
-    shift = tl.full(at.shape, 1, tl.int32)
-    segment = tl.load(starts + 2)
-    offset = segment * BLOCK_N + tl.zeros_like(at)
-    bound = 0
-    for s in tl.static_range(2, SHIFTS):
-        next_segment = tl.load(starts + s + 1)
-        bound += (next_segment - segment) * (BLOCK_N >> (s - 1))
-        segment = next_segment
-        reached = at >= bound
-        shift = tl.where(reached, s, shift)
-        offset = tl.where(reached, segment * BLOCK_N - (bound << s), offset)
-    place = (at << shift) + offset  # the token, if the list's blocks stood side by side
-    is_row = at < length
-    block = tl.load(blocks + block_of(place, BLOCK_N), mask=is_row, other=0)
-    return shift, block * BLOCK_N + (place & (BLOCK_N - 1)), is_row
-
-
-@triton.jit
-def pooled_bias(shift, token, is_row, tokens, SHIFTS: tl.constexpr):
-    """log2 of the tokens in groups of `2 ** shift` that begin at `token`, -inf where there is no row.
-
-    Only the last group of a level may be short, so one logarithm a level will do.
+    Level 1 stands in `k` and `v`, the others one after another in `pooled_k` and `pooled_v`.
     """
-    short = tl.zeros(token.shape, tl.float32)
-    for s in tl.static_range(1, SHIFTS):
-        rest = tl.maximum(tokens & ((1 << s) - 1), 1)
-        short = tl.where(shift == s, tl.log2(rest.to(tl.float32)), short)
-    bias = tl.where(token + (1 << shift) <= tokens, shift.to(tl.float32), short)
-    return tl.where(is_row & (token < tokens), bias, float("-inf"))
+    row = 2 * padded - (2 * padded >> shift)
+    if shift > 0:
+        k = pooled_k + (row - padded).to(tl.int64) * DIM
+        v = pooled_v + (row - padded).to(tl.int64) * DIM
+    return row, k, v, tl.where(shift > 0, DIM, k_step), tl.where(shift > 0, DIM, v_step)
+
+
+@triton.jit
+def level_list(starts, blocks, log_rows):
+    """The list of a level whose blocks have `2 ** log_rows` rows: its first entry, rows of whole blocks, all rows."""
+    begin = tl.load(starts)
+    whole = tl.load(starts + 1) - begin
+    length = tl.load(starts + 2) - begin
+    return blocks + begin, whole << log_rows, length << log_rows
+
+
+@triton.jit
+def listed_row(at, listed, log_rows, mask=None):
+    """The row of its level that stands at position `at` of the list."""
+    return (tl.load(listed + (at >> log_rows), mask=mask) << log_rows) + (at & ((1 << log_rows) - 1))
+
+
+@triton.jit
+def edge_rows(at, listed, length, row_bias, row_last, first_row, shift, tokens, log_rows):
+    """Rows at positions `at` of a level, of which any may be cut: place in the level, log2 of its tokens, the last one.
+
+    The bias is -inf where there is no row. Only the last group of a sequence may be short, unless a mask cuts more.
+    """
+    is_row = at < length
+    row = listed_row(at, listed, log_rows, is_row)
+    if row_bias is not None:
+        bias = tl.load(row_bias + first_row + row, mask=is_row, other=float("-inf"))
+        last = tl.load(row_last + first_row + row, mask=is_row, other=0)
+    else:
+        whole = tokens >> shift
+        rest = tl.log2((tokens - (whole << shift)).to(tl.float32))  # -inf if there is none
+        bias = tl.where(row < whole, shift * 1.0, tl.where(row == whole, rest, float("-inf")))
+        bias = tl.where(is_row, bias, float("-inf"))
+        last = tl.minimum((row + 1) << shift, tokens) - 1
+    return row, bias, last
 
 
 @triton.jit

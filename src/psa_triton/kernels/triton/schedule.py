@@ -1,9 +1,9 @@
 """Levels -> for every row of blocks, the list of what it reads, made on the device at a size that is known beforehand.
 
-A row's list holds block numbers, grouped in *segments*, ascending within each:
+A row's list holds block numbers, grouped in two *segments* a level, ascending within each:
 
-* segment 0: blocks at level 1 that are whole: cut neither by a mask nor by the end of the sequence;
-* segment 1 + s: the other blocks at level `2 ** s`.
+* segment `2 * s`: blocks at level `2 ** s` that are whole: cut neither by a mask nor by the end of the sequence;
+* segment `2 * s + 1`: the other blocks at that level.
 
 `starts` tells where each segment begins, so a kernel finds the row of the pyramid behind any position by shifts alone.
 """
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch
+from psa_triton.gpu import Launch, tile_of_head
 
 _CHUNK = 2048
 """Blocks of a row that are sorted into segments at a time."""
@@ -31,7 +31,7 @@ class BlockLists:
     blocks: Tensor
     """int32 `[B, H, rows, columns]`: block numbers by segment; what lies behind a row's last segment is undefined."""
     starts: Tensor
-    """int32 `[B, H, rows, shifts + 2]`: first position of every segment, and the list's length."""
+    """int32 `[B, H, rows, 2 * shifts + 1]`: first position of every segment, and the list's length."""
     shifts: int
     """Number of levels, `1 + log2(coarsest)`."""
 
@@ -42,23 +42,24 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
     Args:
         levels: int8 `[B, H, rows, columns]`, any strides; what is no level up to `2 ** (shifts - 1)` is not listed.
         shifts: number of levels, `1 + log2(coarsest)`.
-        split: to keep whole blocks at level 1 apart and to leave out what masks hide wholly; None lists all that has a
-            level, and leaves segment 0 empty.
+        split: to tell whole blocks from others and to leave out what masks hide wholly; None lists all that has a
+            level, as not whole.
     """
     batch, heads, rows, columns = levels.shape
     blocks = torch.empty(levels.shape, dtype=torch.int32, device=levels.device)
-    starts = torch.empty(batch, heads, rows, shifts + 2, dtype=torch.int32, device=levels.device)
+    starts = torch.empty(batch, heads, rows, 2 * shifts + 1, dtype=torch.int32, device=levels.device)
     of = split or Blocks(1, 1, 0, 0)
     kept = of.kept()
     Launch(
         _list_blocks_kernel,
-        (rows, batch * heads),
+        (rows * batch * heads,),
         dict(
             levels=levels,
             blocks=blocks,
             starts=starts,
             kept=None if kept is None else kept.int(),
             heads=heads,
+            rows=rows,
             columns=columns,
             queries=of.queries,
             tokens=of.keys,
@@ -83,6 +84,7 @@ def _list_blocks_kernel(
     starts,
     kept,
     heads,
+    rows,
     columns,
     queries,
     tokens,
@@ -94,35 +96,34 @@ def _list_blocks_kernel(
     CAUSAL: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    i = tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    row = head * tl.num_programs(0) + i
+    i, head = tile_of_head(rows)
+    row = head * rows + i
     levels += (head // heads) * level_strides[0] + (head % heads) * level_strides[1] + i.to(tl.int64) * level_strides[2]
     blocks += row * columns
-    starts += row * (SHIFTS + 2)
+    starts += row * (2 * SHIFTS + 1)
 
     first_limit = i * BLOCK_M + tokens - queries
     last_limit = tl.minimum((i + 1) * BLOCK_M, queries) - 1 + tokens - queries
     position = 0
-    for segment in tl.static_range(SHIFTS + 1):
+    for segment in tl.static_range(2 * SHIFTS):
         tl.store(starts + segment, position)
-        if SPLIT or segment > 0:
+        if SPLIT or segment % 2 == 1:
             for chunk in range(0, columns, CHUNK):
                 j = chunk + tl.arange(0, CHUNK)
                 level = tl.load(levels + j.to(tl.int64) * level_strides[3], mask=j < columns, other=0)
-                listed = level == (1 << max(segment - 1, 0))
+                listed = level == (1 << (segment // 2))
                 if CAUSAL:
                     listed = listed & (j * BLOCK_N <= last_limit)
                 if kept is not None:
                     count = tl.load(kept + head // heads * columns + j, mask=j < columns, other=0)
                     listed = listed & (count > 0)
-                if SPLIT and segment < 2:
+                if SPLIT:
                     whole = (j + 1) * BLOCK_N <= tokens if kept is None else count == BLOCK_N
                     if CAUSAL:
                         whole = whole & ((j + 1) * BLOCK_N - 1 <= first_limit)
-                    listed = listed & (whole if segment == 0 else whole == 0)
+                    listed = listed & (whole if segment % 2 == 0 else whole == 0)
                 one = listed.to(tl.int32)
                 place = position + tl.cumsum(one, axis=0) - one
                 tl.store(blocks + place, j, mask=listed)
                 position += tl.sum(one, axis=0)
-    tl.store(starts + SHIFTS + 1, position)
+    tl.store(starts + 2 * SHIFTS, position)

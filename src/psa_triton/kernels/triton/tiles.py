@@ -1,12 +1,22 @@
-"""Hardware choices of the attention kernels: rows of a tile, warps, loads in flight. They do not change results."""
+"""Hardware choices of the attention kernels: rows of a tile, warps, loads in flight. They do not change results.
+
+`tiles.json` holds what fits each GPU (`benchmarks/hardware_table.py` makes it), exceptions before defaults; a user's
+file, which comes first, what was fastest on one (`psa bench --tune-kernels` makes it). No call tries anything out.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from psa_triton.gpu import SMALLEST_TILE, current_backend, dim_tile
+from psa_triton.gpu import SMALLEST_TILE, current_target, dim_tile
 
 
 @dataclass(frozen=True)
@@ -17,55 +27,85 @@ class Tiles:
     """Query rows of a tile."""
     n: int
     """Key rows of a tile."""
+    edge: int
+    """Key rows of a tile that masks may cut: few of these are read, and a smaller one takes fewer registers."""
     warps: int
     """Warps that share a tile."""
     stages: int
     """Stages of the loops' pipeline: two load a block number and find the rows, the others have rows in flight."""
 
 
-def query_tile(block_m: int) -> int:
-    """Query rows that one program holds: a query block, part of a large one, or a small one filled up."""
-    return min(max(block_m, SMALLEST_TILE), 128)
+@dataclass(frozen=True)
+class Case:
+    """What tiles are chosen by."""
+
+    target: str
+    """`sm_90`, `gfx942`."""
+    kernel: str
+    """`attend`, `query_gradient` or `row_gradient`."""
+    bytes: int
+    """Of a number of the inputs."""
+    dim: int
+    """Head dimension, as the next of 64, 128, 256."""
+    rows: int
+    """Rows of a key block: its tokens, or, for `row_gradient`, what it has at the level."""
+    causal: bool
+    corrected: bool
+    """Whether logits are corrected, which takes a row of numbers more."""
 
 
-def forward_tiles(dim: int, dtype: torch.dtype, block_m: int) -> Tiles:
-    """Tiles of the forward kernel; chosen so that nothing spills, see docs/kernels.md."""
-    m, width = query_tile(block_m), dim_tile(dim)
-    stages = 1 if current_backend() == "hip" else 2
-    if dtype == torch.float32 and width > 128:
-        return Tiles(min(m, 16), 16, 8, 1)
-    if dtype == torch.float32:
-        return Tiles(min(m, 32), 16, 8, stages) if width > 64 else Tiles(min(m, 64), 32, 4, stages)
-    if width > 128:
-        return Tiles(min(m, 64), 32, 8, stages)
-    if current_backend() == "hip":
-        return Tiles(m, 32 if width > 64 else 64, 8 if m > 64 else 4, stages)
-    return Tiles(m, 64, 8 if m * width > 64 * 64 else 4, 5)
+def choose_tiles(kernel: str, q: torch.Tensor, block_m: int, rows: int, is_causal: bool, is_corrected: bool) -> Tiles:
+    """Tiles of `kernel`, as `Case` has it, for queries like `q [..., D]` in blocks of `block_m`, on their device."""
+    dim = min(max(dim_tile(q.shape[-1]), 64), 256)
+    case = Case(current_target(q.device), kernel, q.dtype.itemsize, dim, rows, is_causal, is_corrected)
+    tiles = _first_match(_rules(user_file()), case)
+    if tiles is None:
+        known = {rule["target"] for rule, _ in _rules() if "target" in rule}
+        tiles = _first_match(_rules(), replace(case, target=_nearest(case.target, known)))
+    assert tiles is not None, "the last rules of the shipped table are for everything"
+    # A smaller tile takes as many registers of a thread with fewer warps; matrix units want four.
+    m = min(tiles.m, max(block_m, SMALLEST_TILE))
+    n = min(tiles.n, max(rows, SMALLEST_TILE)) if kernel == "row_gradient" else tiles.n
+    return replace(tiles, m=m, n=n, warps=max(tiles.warps * m * n // (tiles.m * tiles.n), min(tiles.warps, 4)))
 
 
-def backward_q_tiles(dim: int, dtype: torch.dtype, block_m: int) -> Tiles:
-    """Tiles of the kernel for the gradient of queries."""
-    m, width = query_tile(block_m), dim_tile(dim)
-    if dtype == torch.float32:
-        size = 16 if width > 128 else 32
-        return Tiles(min(m, size), size, 8 if width > 64 else 4, _backward_stages(dtype))
-    if width > 128:
-        return Tiles(min(m, 32), 32, 8, _backward_stages(dtype))
-    return Tiles(m, 32, 8 if m * width > 128 * 64 else 4, _backward_stages(dtype))
+def user_file() -> Path:
+    """Where a user's own table is looked for: `$PSA_TILES`, or `psa-triton/tiles.json` in the folder for settings."""
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(os.environ.get("PSA_TILES") or Path(folder, "psa-triton", "tiles.json"))
 
 
-def backward_kv_tiles(dim: int, dtype: torch.dtype, block_m: int, block_rows: int) -> Tiles:
-    """Tiles of the kernel for the gradient of keys and values; `block_rows` is what a key block has at the level."""
-    m, n, width = query_tile(block_m), max(block_rows, SMALLEST_TILE), dim_tile(dim)
-    if dtype == torch.float32:
-        m, n = min(m, 16 if width > 128 else 32), min(n, 16 if width > 64 else 32)
-        return Tiles(m, n, 8 if width > 64 else 4, _backward_stages(dtype))
-    n = min(n, 128 * 64 // max(width, 64))
-    return Tiles(min(m, 32 if width > 64 else 64), n, 8 if n > 64 else 4, _backward_stages(dtype))
+Rules = tuple[tuple[dict[str, Any], Tiles], ...]
+"""What of a `Case` each is for, and its tiles; the first that matches counts."""
 
 
-def _backward_stages(dtype: torch.dtype) -> int:
-    """Where a tile lies is read from a list first: of five stages that takes half, and two tiles are in flight."""
-    if current_backend() == "hip":
-        return 1
-    return 2 if dtype == torch.float32 else 5
+@cache
+def _rules(file: Path | None = None) -> Rules:
+    """The rules of a table, by default of the one that is shipped; none if there is no such file.
+
+    Raises:
+        ValueError: the file is no table.
+    """
+    if file is not None and not file.exists():
+        return ()
+    text = (files(__package__) / "tiles.json").read_text() if file is None else file.read_text()
+    try:
+        return tuple((row["for"], Tiles(*row["tiles"])) for row in json.loads(text))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: expected a table as `psa bench --tune-kernels` writes it, got {error!r}; delete or write it anew"
+        ) from None
+
+
+def _first_match(rules: Rules, case: Case) -> Tiles | None:
+    known = asdict(case)
+    return next((tiles for wanted, tiles in rules if wanted.items() <= known.items()), None)
+
+
+def _nearest(target: str, known: set[str]) -> str:
+    """The one of `known` targets that is as `target` is, or has less of everything."""
+    if target.startswith("gfx"):
+        return "gfx942"
+    # sm_89 is of the family of sm_86; what is of none has at least the shared memory of sm_86.
+    family = [k for k in known if k.startswith("sm_") and k[3:-1] == target[3:-1] and k <= target]
+    return max(family, default="sm_86")

@@ -27,8 +27,8 @@ LARGEST: Final = 0x7F7FFFFF
 """Bits of the largest finite float32: no benefit exceeds it."""
 _SHARING: Final = {"head": (-1,), "layer": (-2, -1)}
 """Dimensions of `[B, Hq, nq]` that share a budget."""
-_PAIRS_AT_A_TIME: Final = 1 << 17
-"""Block pairs whose benefits exist at a time, so that they stay in a cache."""
+_BENEFITS_AT_A_TIME: Final = 1 << 18
+"""Benefits that exist at a time, so that they stay in a cache."""
 
 
 def allocate(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> Tensor:
@@ -47,8 +47,8 @@ def allocate(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> 
         int8 `[B, Hq, nq, nk]`, 0 to S. A larger limit never gives a block fewer steps.
     """
     steps = torch.empty(weights.shape, dtype=torch.int8, device=weights.device)
-    for of_head, *parts in _parts(rates, prices, weights, limits, steps):
-        parts[-1].copy_(_allocate_rows(parts[0], *of_head, parts[1]))
+    for *of_rows, part in _parts(rates, prices, weights, limits, steps):
+        part.copy_(_allocate_rows(*of_rows))
     return steps
 
 
@@ -63,9 +63,9 @@ def prices_above(thresholds: Tensor, weights: Tensor, rates: Tensor, prices: Ten
         int32 `[B, Hq, nq]`.
     """
     totals = torch.empty(thresholds.shape, dtype=torch.int32, device=thresholds.device)
-    for of_head, *parts in _parts(rates, prices, weights, thresholds, totals):
-        scratch = torch.empty_like(parts[0])
-        parts[-1].copy_(_price_above(parts[1][:, None], parts[0], *of_head, scratch)[:, 0])
+    for some_rates, some_prices, some_weights, some, part in _parts(rates, prices, weights, thresholds, totals):
+        benefits = some_weights[:, :, None] * some_rates[:, None]
+        part.copy_(_price_above(some, benefits, some_prices, torch.empty_like(benefits)))
     return totals
 
 
@@ -109,36 +109,31 @@ def _least_threshold(fits: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
     return high.view(torch.float32)
 
 
-def _parts(rates: Tensor, prices: Tensor, *rows: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], *tuple[Tensor, ...]]]:
-    """Rates and prices of each head with a few rows of it, of every tensor of `rows`, whose first has blocks last."""
-    count = max(1, _PAIRS_AT_A_TIME // rows[0].shape[-1])
-    of_heads = zip(rates.flatten(0, 1), prices[:, None].expand_as(rates).flatten(0, 1), strict=True)
-    for of_head, *heads in zip(of_heads, *(x.flatten(0, 1) for x in rows), strict=True):
-        for parts in zip(*(head.split(count) for head in heads), strict=True):
-            yield of_head, *parts
+def _parts(rates: Tensor, prices: Tensor, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Rates and prices `[h, S, nk]` of a few heads with some of their rows, of every tensor of `rows`.
+
+    The first of `rows` has blocks last. Prices are float32: exact below 2^24, and quick to multiply.
+    """
+    of_heads = rates.flatten(0, 1), prices.float()[:, None].expand_as(rates).flatten(0, 1)
+    of_rows = [x.flatten(0, 1) for x in rows]
+    count = max(1, _BENEFITS_AT_A_TIME // max(1, rates.shape[-2] * rates.shape[-1]))
+    heads = max(1, count // max(1, of_rows[0].shape[1]))
+    for some_rates, some_prices, *parts in zip(*(x.split(heads) for x in (*of_heads, *of_rows)), strict=True):
+        for some_rows in zip(*(part.split(count, dim=1) for part in parts), strict=True):
+            yield some_rates, some_prices, *some_rows
 
 
-def _allocate_rows(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> Tensor:
-    limits = limits[:, None]
-    scratch = torch.empty_like(weights)
-    threshold = _least_threshold(lambda t: _price_above(t, weights, rates, prices, scratch) <= limits, limits)
-    steps = torch.zeros(weights.shape, dtype=torch.int8, device=weights.device)
-    ties = torch.zeros_like(steps)
-    tied_price = torch.zeros(weights.shape, dtype=torch.int32, device=weights.device)
-    for rate, price in zip(rates, prices, strict=True):
-        benefit = torch.mul(weights, rate, out=scratch)
-        steps += benefit > threshold
-        tie = benefit == threshold
-        ties += tie
-        tied_price += tie * price
-    remaining = limits - _price_above(threshold, weights, rates, prices, scratch).int()
-    return torch.where(tied_price.cumsum(-1) <= remaining, steps + ties, steps)
+def _allocate_rows(rates: Tensor, prices: Tensor, weights: Tensor, limits: Tensor) -> Tensor:
+    benefits = weights[:, :, None] * rates[:, None]
+    scratch = torch.empty_like(benefits)
+    threshold = _least_threshold(lambda t: _price_above(t, benefits, prices, scratch) <= limits, limits)
+    remaining = limits - _price_above(threshold, benefits, prices, scratch)
+    steps = (benefits > threshold[..., None, None]).sum(-2, dtype=torch.int8)
+    tie = benefits == threshold[..., None, None]
+    tied_price = torch.mul(tie, prices[:, None], out=scratch).sum(-2)
+    return torch.where(tied_price.cumsum(-1) <= remaining[..., None], steps + tie.sum(-2, dtype=torch.int8), steps)
 
 
-def _price_above(threshold: Tensor, weights: Tensor, rates: Tensor, prices: Tensor, scratch: Tensor) -> Tensor:
-    """Price of the steps whose benefit exceeds `threshold` `[nq, 1]`: float32 of the same shape, exact below 2^24."""
-    total = torch.zeros_like(threshold)
-    for rate, price in zip(rates, prices, strict=True):
-        torch.mul(weights, rate, out=scratch)
-        total += torch.gt(scratch, threshold, out=scratch).mul_(price).sum(-1, keepdim=True)
-    return total
+def _price_above(threshold: Tensor, benefits: Tensor, prices: Tensor, scratch: Tensor) -> Tensor:
+    """Price of the steps of `benefits [h, nq, S, nk]` above `threshold [h, nq]`: float32 of its shape."""
+    return torch.gt(benefits, threshold[..., None, None], out=scratch).mul_(prices[:, None]).sum((-2, -1))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from psa_triton.blocks import Blocks, block_count
 
-_TOKENS_AT_A_TIME = 2048
+_TOKENS_AT_A_TIME = 4096
 """Float32 copies of the tokens exist for this many at a time."""
 
 
@@ -40,7 +40,7 @@ def _spread(x: Tensor, n: int, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     shape = (block_count(tokens, n), n)
     missing = shape[0] * n - tokens
     x = x.float() if keep is None else x.float().masked_fill(~keep[:, None, :, None], 0)
-    means = F.pad(x, (0, 0, 0, missing)).unflatten(-2, shape)
+    means = (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(-2, shape)
     is_there = torch.ones(tokens, dtype=torch.bool, device=x.device) if keep is None else keep[:, None]
     counts = F.pad(is_there, (0, missing)).float().unflatten(-1, shape)
     lengths = counts.sum(-1).clamp(min=1)

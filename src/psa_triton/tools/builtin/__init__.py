@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from psa_triton.tools.builtin.codec import LinearVideoCodec
+from psa_triton.tools.builtin.transformer import FrameWanTransformer3DModel
 
-__all__ = ["LinearVideoCodec", "tiny_wan_path"]
+__all__ = ["FrameWanTransformer3DModel", "LinearVideoCodec", "tiny_wan_path"]
 
 _TINY_WAN = Path(__file__).parent / "tiny-wan"
 

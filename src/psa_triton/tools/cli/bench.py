@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from rich.table import Table
 
+from psa_triton.config import PSAConfig
 from psa_triton.presets import resolve
 from psa_triton.tools.bench.measure import (
     CHOICE,
@@ -30,7 +31,7 @@ _ROOM = 1 << 18
 
 
 def run(options: Bench) -> None:
-    """Measure, tell whether PSA pays, and write the figures.
+    """Measure, tell whether PSA pays, and write the figures; or tune the GPU kernels.
 
     Raises:
         OSError: the folder cannot be made or written, or has no room; known before the work starts.
@@ -43,6 +44,9 @@ def run(options: Bench) -> None:
         raise ValueError(f"attention_preset: expected a sparse one to hold against dense attention, got {preset.name}")
     device = choose_device(options.machine.device)
     measured = shape.with_heads(_heads(shape, options.heads, device))
+    if options.tune_kernels:
+        _tune_kernels(measured, config, device, choose_dtype(options.machine.dtype, device))
+        return
     settings = Settings(
         config=config,
         device=device,
@@ -78,6 +82,29 @@ def run(options: Bench) -> None:
             files.write(folder / "bench.png", plot(cases, title))
             files.write(folder / "bench.json", json_bytes(data))
     console.print(f"Files: {folder}")
+
+
+def _tune_kernels(shape: AttentionShape, config: PSAConfig, device: torch.device, dtype: torch.dtype) -> None:
+    if device.type != "cuda":
+        raise ValueError(f"tune_kernels: expected a GPU, whose kernels are to be measured, got {device}")
+    if dtype.itemsize != 2 or shape.dim not in (64, 128):
+        raise ValueError(
+            f"tune_kernels: expected bfloat16 or float16 and a head dimension of 64 or 128, got {dtype} and {shape.dim}"
+        )
+    import triton.testing
+
+    from psa_triton.gpu import current_target
+    from psa_triton.tools.bench.tiles import Trial, try_tiles, write_best
+
+    console = make_console()
+    trials: list[Trial] = []
+    like = torch.empty(0, dtype=dtype, device=device)
+    for trial in try_tiles(
+        shape, config.block_m, config.block_n, like, lambda call: triton.testing.do_bench(call) / 1e3
+    ):
+        trials.append(trial)
+        console.print(trial.kernel, trial.tiles, "does not run" if trial.seconds is None else f"{trial.seconds:.6f} s")
+    console.print(f"Table: {write_best(trials, current_target(device), dtype, shape, config.block_n)}")
 
 
 def _heads(shape: AttentionShape, asked: int | None, device: torch.device) -> int:

@@ -160,6 +160,9 @@ class Bench:
     repeats: int = option(3, "Timed rounds; the median counts.", min=1)
     seconds: float = option(120.0, "Begin no length that would take the run past this.", min=1)
     flex: bool = option(True, "Also time compiled flex_attention.")
+    tune_kernels: bool = option(
+        False, "Find the fastest tiles of the GPU kernels for the shape instead, and write them to the user's table."
+    )
     output_dir: Path = option(Path("outputs/bench"), "Folder of bench.json and bench.png.")
 
 

@@ -137,7 +137,10 @@ def _cause(found: _Figures) -> str:
         faster = f"self-attention was {found.attention:.1f} times as fast"
         causes = [f"{faster}, but is {found.share:.0%} of a dense run's time"]
     elif found.is_few:
-        causes = [f"{found.tokens:,.0f} tokens are few: choosing and gathering keys costs more than it saves", work]
+        causes = [
+            f"{found.tokens:,.0f} tokens are few: choosing and gathering keys costs as much as it saves, or more",
+            work,
+        ]
     else:
         causes = [work]
     if not found.is_close and found.dense < 0.05:

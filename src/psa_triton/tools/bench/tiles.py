@@ -1,0 +1,167 @@
+"""Which tiles of the attention kernels are fastest on the GPU at hand: candidates, a measurement, the user's table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+from unittest.mock import patch
+
+import torch
+
+from psa_triton.gpu import current_target
+from psa_triton.kernels import pyramid_attention
+from psa_triton.kernels.triton.tiles import Case, Tiles, user_file
+from psa_triton.tools.shapes import AttentionShape
+
+_CANDIDATES: Final = {
+    ("attend", 128): [
+        Tiles(128, 128, 64, 8, 5),
+        Tiles(128, 128, 32, 8, 5),
+        Tiles(128, 64, 64, 8, 5),
+        Tiles(128, 64, 32, 8, 5),
+        Tiles(128, 64, 16, 8, 5),
+        Tiles(128, 32, 32, 8, 5),
+        Tiles(64, 64, 32, 4, 5),
+        Tiles(64, 32, 32, 4, 5),
+    ],
+    ("attend", 64): [
+        Tiles(128, 128, 64, 8, 5),
+        Tiles(128, 128, 32, 8, 5),
+        Tiles(128, 64, 64, 8, 5),
+        Tiles(128, 64, 32, 8, 5),
+        Tiles(64, 64, 32, 4, 5),
+    ],
+    ("query_gradient", 128): [
+        Tiles(128, 32, 32, 8, 5),
+        Tiles(128, 32, 16, 8, 5),
+        Tiles(64, 32, 32, 4, 5),
+        Tiles(64, 32, 16, 4, 5),
+        Tiles(32, 32, 16, 4, 5),
+    ],
+    ("query_gradient", 64): [
+        Tiles(128, 32, 32, 4, 5),
+        Tiles(128, 32, 32, 8, 5),
+        Tiles(128, 32, 16, 8, 5),
+        Tiles(64, 32, 16, 4, 5),
+    ],
+    ("row_gradient", 128): [
+        Tiles(32, 64, 64, 4, 5),
+        Tiles(32, 64, 64, 8, 5),
+        Tiles(32, 32, 32, 4, 5),
+        Tiles(16, 32, 32, 4, 5),
+    ],
+    ("row_gradient", 64): [
+        Tiles(64, 128, 128, 8, 5),
+        Tiles(32, 128, 128, 8, 5),
+        Tiles(64, 64, 64, 4, 5),
+        Tiles(32, 64, 64, 4, 5),
+        Tiles(32, 32, 32, 4, 5),
+    ],
+}
+"""By kernel and head dimension, in the order of what the compiled code promises."""
+
+
+def candidates(target: str, kernel: str, dim: int) -> list[Tiles]:
+    """Tiles worth a try for numbers of two bytes, most promising first; arguments as in `kernels.triton.tiles.Case`."""
+    found = _CANDIDATES[kernel, dim]
+    if target != "sm_90":  # whose instructions alone take 128 keys whole
+        found = [tiles for tiles in found if kernel != "attend" or tiles.n < 128]
+    if target.startswith("gfx"):
+        found = [replace(tiles, stages=stages) for tiles in found for stages in (2, 1)]
+    return found
+
+
+@contextmanager
+def only(tiles: Tiles | None, kernel: str | None = None) -> Iterator[None]:
+    """Inside, the user's table is these tiles, for `kernel` or else for all; None for an empty table."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "tiles.json")
+        if tiles is not None:
+            wanted = {} if kernel is None else {"kernel": kernel}
+            file.write_text(json.dumps([{"for": wanted, "tiles": astuple(tiles)}]))
+        with patch.dict(os.environ, PSA_TILES=str(file)):
+            yield
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one candidate took."""
+
+    kernel: str
+    tiles: Tiles
+    seconds: float | None
+    """Of a forward, or of a backward; None if the kernel does not run so."""
+
+
+def try_tiles(
+    shape: AttentionShape,
+    block_m: int,
+    block_n: int,
+    inputs: torch.Tensor,
+    measure: Callable[[Callable[[], Any]], float],
+) -> Iterator[Trial]:
+    """Time each candidate of each kernel on random queries, keys, values and levels of a layer.
+
+    Args:
+        shape: the layer.
+        block_m, block_n: tokens of a query block, of a key block.
+        inputs: a tensor of the dtype and on the device wanted.
+        measure: seconds that a call takes.
+    """
+    q, k, v = (
+        torch.randn(1, h, shape.tokens, shape.dim, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
+        for h in (shape.heads, shape.key_heads, shape.key_heads)
+    )
+    shares = torch.tensor([1, 1, 2, 4, 8, 8, 8] + 13 * [0], dtype=torch.int8, device=inputs.device)
+    blocks = (1, shape.heads, -(-shape.tokens // block_m), -(-shape.tokens // block_n))
+    levels = shares[torch.randint(len(shares), blocks, device=inputs.device)]
+
+    def forward() -> torch.Tensor:
+        return pyramid_attention(
+            q, k, v, levels, block_m=block_m, block_n=block_n, is_causal=shape.is_causal, impl="triton"
+        )
+
+    out = forward()
+    for kernel in ("attend", "query_gradient", "row_gradient"):
+        for tiles in candidates(current_target(inputs.device), kernel, shape.dim):
+            with only(tiles, kernel):
+                try:
+                    if kernel == "attend":
+                        with torch.no_grad():
+                            seconds = measure(forward)
+                    else:
+                        seconds = measure(lambda: torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True))
+                except (RuntimeError, ValueError) as error:  # too much shared memory, or no code for it
+                    if "CUDA error" in str(error):
+                        raise
+                    yield Trial(kernel, tiles, None)
+                else:
+                    yield Trial(kernel, tiles, seconds)
+
+
+def write_best(trials: list[Trial], target: str, dtype: torch.dtype, shape: AttentionShape, block_n: int) -> Path:
+    """Put the fastest of each kernel into the user's table, in place of what it says of the same case.
+
+    Returns:
+        The table.
+    """
+    file = user_file()
+    rules = json.loads(file.read_text()) if file.exists() else []
+    for kernel in dict.fromkeys(trial.kernel for trial in trials):
+        timed = [trial for trial in trials if trial.kernel == kernel and trial.seconds is not None]
+        if not timed:
+            continue
+        wanted = asdict(Case(target, kernel, dtype.itemsize, shape.dim, block_n, shape.is_causal, corrected=False))
+        if kernel == "row_gradient":
+            del wanted["rows"]  # which differ from level to level
+        best = min(timed, key=lambda trial: trial.seconds or 0.0)
+        rules = [{"for": wanted, "tiles": astuple(best.tiles)}, *(rule for rule in rules if rule["for"] != wanted)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("[\n  " + ",\n  ".join(map(json.dumps, rules)) + "\n]\n")
+    return file

@@ -1,0 +1,91 @@
+"""Tuning the tiles of the GPU kernels, in Triton's interpreter with a clock of the test's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("triton")
+
+from psa_triton.kernels.triton import tiles
+from psa_triton.kernels.triton.tiles import Tiles, choose_tiles
+from psa_triton.tools.bench.tiles import candidates, only, try_tiles, write_best
+from psa_triton.tools.cli.app import app
+from psa_triton.tools.shapes import find_shape
+
+
+def chosen(kernel: str, **how: object) -> Tiles:
+    q = torch.empty(1, 1, 8, how.pop("dim", 128), dtype=how.pop("dtype", torch.bfloat16))
+    return choose_tiles(kernel, q, *(how.get(name, default) for name, default in CASE.items()))
+
+
+CASE = {"block_m": 128, "rows": 64, "is_causal": False, "is_corrected": False}
+
+
+def test_the_fastest_that_runs_is_written_and_then_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PSA_TILES", str(tmp_path / "new" / "tiles.json"))
+    shape = replace(find_shape("tiny-wan"), heads=1, key_heads=1, dim=64, grid=(1, 4, 8), prefix_tokens=0)
+    calls = 0
+
+    def measure(call) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            call()
+        if calls == 2:
+            raise RuntimeError("out of resource: shared memory")
+        return {4: 0.5}.get(calls, 1.0 + calls)
+
+    trials = list(try_tiles(shape, 32, 32, torch.empty(0), measure))
+    assert [trial.seconds for trial in trials[:4]] == [2.0, None, 4.0, 0.5]
+    file = write_best(trials, "interpreter", torch.bfloat16, shape, 32)
+    first, second = len(json.loads(file.read_text())), write_best(trials, "interpreter", torch.bfloat16, shape, 32)
+    assert len(json.loads(second.read_text())) == first == 3, "the same case is written once"
+    best = min((t for t in trials if t.kernel == "attend" and t.seconds), key=lambda t: t.seconds).tiles
+    assert chosen("attend", dim=64, rows=32) == best
+
+
+def test_a_smaller_tile_has_fewer_warps_and_a_table_comes_before_the_defaults() -> None:
+    with only(Tiles(128, 64, 32, 8, 5), "attend"):
+        assert chosen("attend") == Tiles(128, 64, 32, 8, 5)
+        assert chosen("attend", block_m=32) == Tiles(32, 64, 32, 4, 5)
+        assert chosen("query_gradient") != Tiles(128, 64, 32, 8, 5)
+
+
+@pytest.mark.parametrize(
+    ("target", "nearest"),
+    [
+        ("sm_90", "sm_90"),
+        ("sm_89", "sm_86"),
+        ("sm_103", "sm_100"),
+        ("sm_120", "sm_86"),
+        ("sm_75", "sm_86"),
+        ("gfx950", "gfx942"),
+    ],
+)
+def test_a_gpu_that_the_table_does_not_know_is_taken_for_a_smaller_one(target: str, nearest: str) -> None:
+    assert tiles._nearest(target, {"sm_86", "sm_90", "sm_100", "gfx942"}) == nearest
+
+
+def test_128_keys_are_for_hopper() -> None:
+    assert candidates("sm_90", "attend", 128)[0].n == 128
+    assert all(t.n < 128 for t in candidates("sm_100", "attend", 128))
+
+
+def test_a_table_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text('[{"for": {}}]')
+    monkeypatch.setenv("PSA_TILES", str(file))
+    with pytest.raises(ValueError, match=r"mine\.json: expected a table as `psa bench --tune-kernels` writes it"):
+        chosen("attend")
+
+
+def test_tuning_wants_a_gpu() -> None:
+    result = CliRunner().invoke(app, ["bench", "--shape", "tiny-wan", "--tune-kernels", "--device", "cpu"])
+    assert result.exit_code == 1
+    assert "tune_kernels: expected a GPU, whose kernels are to be measured, got cpu" in result.output
