@@ -199,6 +199,7 @@ def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype
         patch.object(Launch, "run", record),
         patch.object(torch.version, "hip", "any" if target.startswith("gfx") else None),
         patch("psa_triton.kernels.triton.tiles.current_target", lambda device: target),
+        patch("psa_triton.importance.scoring_triton.current_target", lambda device: target),
     ):
         path(dtype, dim)
     return launches

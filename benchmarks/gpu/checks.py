@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
@@ -14,7 +15,7 @@ from gpu.cases import BLOCK_M, BLOCK_N, DTYPE, ESTIMATORS, Inputs, levels_of, sp
 from psa_triton.blocks import Blocks
 from psa_triton.importance import block_importance
 from psa_triton.kernels import pyramid_attention
-from psa_triton.levels import select_levels
+from psa_triton.levels import densities_triton, read_density, select_levels, similarity_caps
 from psa_triton.levels.budget import budget_levels, expected_errors
 
 MARGIN: Final = 2.0
@@ -84,14 +85,15 @@ class Check:
     yardstick: str = "eager"
     """What else `run` knows: torch's steps, whose error is the measure of others."""
     is_choice: bool = False
-    """Whether results are levels, which must be the same."""
+    """Whether results are levels, or count them: these must be the same."""
 
     def errors(self) -> Errors:
         """Relative errors over those of torch's steps; of levels, the pairs that differ, each of them too many."""
         found = self.run("triton", DTYPE)
         if self.is_choice:
             expected = self.run("torch", DTYPE)
-            return {name: (MARGIN + 1) * float((found[name] != expected[name]).sum()) for name in found}
+            differ = {name: (found[name].double() - expected[name].double()).abs() > 1e-5 for name in found}
+            return {name: (MARGIN + 1) * float(pairs.sum()) for name, pairs in differ.items()}
         exact = self.run("reference", torch.float64)
         eager, eager_exact = self.run(self.yardstick, DTYPE), self.run(self.yardstick, torch.float64)
         return {n: _error(found[n], exact[n]) / _error(eager[n], eager_exact[n]) for n in found}
@@ -107,6 +109,8 @@ def smoke_checks(device: torch.device) -> Iterator[Check]:
         for causal in (False, True):
             yield Check(f"importance, {method}{', causal' * causal}", _importance(device, method, causal), "reference")
     yield Check("levels by shares", _levels(device), is_choice=True)
+    yield Check("similarity caps", _caps(device), is_choice=True)
+    yield Check("density", _density(device), is_choice=True)
     for scope in ("row", "head", "layer"):
         yield Check(f"levels by a budget of a {scope}", _budget(device, scope), is_choice=True)
 
@@ -175,6 +179,24 @@ def _levels(device: torch.device) -> Any:
     return lambda impl, _: {
         m: select_levels(importance, _RATIOS, mode=m, impl=impl) for m in ("topk", "thresholdbound")
     }
+
+
+def _caps(device: torch.device) -> Any:
+    keys = _qkv(device, 64)[1].cumsum(-2)
+    thresholds = SimpleNamespace(x2=0.7, x4=0.65, x8=0.6)  # those of SimThresholds, which needs pydantic
+    return lambda impl, _: {"caps": similarity_caps(keys, BLOCK_N, thresholds, impl=impl)}
+
+
+def _density(device: torch.device) -> Any:
+    blocks = Blocks(BLOCK_M, BLOCK_N, 1000, 1000, is_causal=True)
+    levels = torch.tensor([1, 2, 4, 8, 0, 1, 0, 8], dtype=torch.int8).repeat(16).view(1, 1, 8, 16).to(device)
+
+    def run(impl: str, _: torch.dtype) -> dict[str, Tensor]:
+        if impl == "triton":
+            return {"density": densities_triton.read_density(levels, blocks)}
+        return {"density": read_density(levels.cpu(), blocks).to(device)}
+
+    return run
 
 
 def _budget(device: torch.device, scope: Any) -> Any:

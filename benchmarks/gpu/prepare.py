@@ -20,7 +20,9 @@ from triton.runtime import driver
 
 from psa_triton import importance
 from psa_triton.gpu import Launch
+from psa_triton.importance import scoring_triton
 from psa_triton.kernels import ops
+from psa_triton.kernels.triton import tiles
 from psa_triton.levels import choice
 
 Work = Callable[[torch.device], Iterable[Callable[[], Any]]]
@@ -38,17 +40,28 @@ def compile_all(work: Work, *arguments: Any) -> dict[str, int]:
 
 def compile_share(target: GPUTarget, index: int, count: int, work: Work, *arguments: Any) -> int:
     """Every `count`-th kernel from the `index`-th on, and how many these are."""
-    launches = list({_key(launch): launch for launch in recorded(work, *arguments)}.values())[index::count]
-    driver.set_active(AbsentGpu(target))
-    for launch in launches:
-        launch.kernel.warmup(**launch.arguments, **launch.constants, **launch.options, grid=launch.grid)
+    name = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+    launches = list({_key(launch): launch for launch in recorded(work, *arguments, target=name)}.values())[index::count]
+    compile_launches(target, launches)
     return len(launches)
 
 
-def recorded(work: Work, *arguments: Any) -> list[Launch]:
-    """What `work` launches, nothing of which runs."""
+def compile_launches(target: GPUTarget, launches: Iterable[Launch]) -> None:
+    """Compile for a GPU that need not be there."""
+    driver.set_active(AbsentGpu(target))
+    for launch in launches:
+        launch.kernel.warmup(**launch.arguments, **launch.constants, **launch.options, grid=launch.grid)
+
+
+def recorded(work: Work, *arguments: Any, target: str = "interpreter") -> list[Launch]:
+    """What `work` launches, with the tiles of `target`; nothing of it runs."""
     launches: list[Launch] = []
-    with _plain_operators(), patch.object(Launch, "run", lambda launch: launches.append(launch)):
+    with (
+        _plain_operators(),
+        patch.object(Launch, "run", lambda launch: launches.append(launch)),
+        patch.object(tiles, "current_target", lambda device: target),
+        patch.object(scoring_triton, "current_target", lambda device: target),
+    ):
         for run in work(torch.device("meta"), *arguments):
             run()
     return launches

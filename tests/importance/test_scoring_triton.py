@@ -11,6 +11,7 @@ from psa_triton import products
 from psa_triton.importance import block_importance
 
 pytest.importorskip("triton")
+from psa_triton.importance import scoring_triton
 
 METHODS = ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative")
 methods = pytest.mark.parametrize("method", METHODS)
@@ -145,6 +146,12 @@ def test_every_number_of_the_result_is_written(method, is_causal):
     finally:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(found.sum(-1), torch.ones(1, 1, 4))
+
+
+@pytest.mark.parametrize("method", ["sampled", "antidiagonal", "representative"])
+def test_a_program_goes_on_with_another_tile(method, monkeypatch):
+    monkeypatch.setattr(scoring_triton, "_programs_at_a_time", lambda device: 2)
+    assert_same(tokens(3, 600, 16), tokens(1, 300, 16, seed=9), method=method, is_causal=True)
 
 
 @methods

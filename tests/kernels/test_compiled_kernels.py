@@ -24,7 +24,7 @@ TENSOR_CORE = {
     "gfx942": "MFMA",
 }
 """The target's own instruction for products; tiles of fewer than 64 rows take the older HMMA."""
-FULL_TILES = {"attend", "query_gradient", "row_gradient level 1", "score'"}
+FULL_TILES = {"attend", "query_gradient", "row_gradient level 1", "score"}
 """Kernels whose tiles are large enough for it."""
 NVIDIA = tuple(target for target in TENSOR_CORE if target.startswith("sm"))
 

@@ -37,9 +37,10 @@ def block_importance(
     """Estimate how much each key block matters to each query block.
 
     Scores of a few query blocks exist at a time; beside them the estimators hold at most one copy of K (`sampled` a
-    quarter, `finely_sampled` a half, `pooled` and `representative` an eighth). On a GPU no scores are written and
-    nothing but that eighth is copied, and without a generator nothing waits for the device. The result is the same on
-    every run for the same input, seed and implementation. A choice of blocks has no gradient, so none is recorded.
+    quarter, `finely_sampled` a half, `pooled` and `representative` an eighth). On a GPU no scores are written, but one
+    number a key block for the query rows that are at work, and nothing but that eighth is copied; without a generator
+    nothing waits for the device. The result is the same on every run for the same input, seed and implementation. A
+    choice of blocks has no gradient, so none is recorded.
 
     NaN and inf in q or k never reach the result: a non-finite query counts as zeros, and a key block found to hold a
     non-finite key ranks first wherever it is visible, so attention reads it and shows what dense attention shows.

@@ -1,8 +1,10 @@
 """`score_blocks` on a GPU: no score is written, only a number per query row and one per pair of blocks.
 
-resolve tokens, of queries and of keys -> log-sum-exp of each query row -> mass of each block pair -> normalise
+resolve tokens, of queries and of keys -> mass of each block pair -> normalise
 
-The two steps in the middle form the same logits: a row's log-sum-exp must be known before rows are reduced to blocks.
+A row's log-sum-exp must be known before rows are reduced to blocks. So a program that walks the keys notes a number for
+each query row and key block (the largest logit there, or the log of a sum), and reduces these when it is at the end.
+Notes are a program's own, and it goes on with other rows: they take what the programs that run at a time need.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch, current_backend, dim_tile, dot, dot_precision
+from psa_triton.gpu import Launch, current_backend, current_target, dim_tile, dot, dot_precision, tile_of_head
 from psa_triton.importance.estimators import Estimate
 from psa_triton.kept import first_kept
 from psa_triton.pyramid.pooling_triton import pool
@@ -28,6 +30,10 @@ _RESOLVED = 32
 _LOG2_E = math.log2(math.e)
 _CHUNK = 1024
 """Blocks of a row that are normalised at a time."""
+_REDUCED = 16
+"""Key blocks whose notes are reduced at a time."""
+_NONE = tl.constexpr(-1.0e37)
+"""The logarithm of nothing: finite, as is its double, so that no difference is inf - inf."""
 
 
 def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale: float) -> Tensor:
@@ -46,24 +52,28 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
     if key_rows.group > 1:
         keep = None if blocks.key_mask is None else blocks.key_mask.to(torch.int8).contiguous()
         k, _ = pool(k, key_rows.group, key_rows.group, keep, finest=key_rows.group)
-    query_tokens, key_tokens = (_resolve_tokens(q, query_rows.tokens), _resolve_tokens(k, key_rows.tokens))
-    log_sums = q.new_empty(query_tokens.shape[:3], dtype=torch.float32)
-    mass = q.new_empty(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32)
     log_count = None if key_rows.log_count is None else (key_rows.log_count * _LOG2_E).contiguous()
+    spoiled = q.new_empty(*k.shape[:2], blocks.columns, dtype=torch.int8)
+    query_tokens = _resolve_tokens(q, query_rows.tokens)
+    key_tokens = _resolve_tokens(k, key_rows.tokens, key_rows.per_block, log_count, spoiled)
+    mass = q.new_empty(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32)
     rows, width = query_rows.tokens.shape
     columns, dim = key_tokens.shape[2], q.shape[3]
-    tiles = _tiles(dim, width, q.dtype)
+    tiles = _tiles(dim, width, q.dtype, current_target(q.device))
+    count = triton.cdiv(rows, tiles.m) * q.shape[0] * q.shape[1]
+    programs = min(count, _programs_at_a_time(q.device))
+    notes = q.new_empty(programs, blocks.columns, tiles.m, dtype=torch.float32)
     arguments = dict(
         inputs=(q, k),
         tokens=(query_tokens, key_tokens),
         newest=query_rows.newest,
         needs=key_rows.needs.contiguous(),
         log_count=log_count,
-        log_sums=log_sums,
+        notes=notes,
         mass=mass,
         scale=scale / width * _LOG2_E,
         last_log_count=key_rows.last_log_count * _LOG2_E,
-        sizes=(q.shape[1], q.shape[1] // k.shape[1], rows, columns, blocks.queries, blocks.keys),
+        sizes=(count, q.shape[1], q.shape[1] // k.shape[1], rows, columns, blocks.queries, blocks.keys),
         stride_needs=columns if key_rows.needs.dim() == 2 else 0,
         strides=(q.stride(), k.stride()),
     )
@@ -78,38 +88,59 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
         TILE_M=tiles.m,
         TILE_N=tiles.n,
         CAUSAL=blocks.is_causal,
+        REDUCE=estimate.reduce,
+        CHUNK=_REDUCED,
         PRECISION=dot_precision(q.dtype),
     )
-    grid = (triton.cdiv(rows, tiles.m), q.shape[0] * q.shape[1])
-    for reduce in ("none", estimate.reduce):
-        Launch(_score_kernel, grid, arguments, constants | {"REDUCE": reduce}, tiles.warps, tiles.stages).run()
-    _normalise(mass, blocks)
+    Launch(_score_kernel, (programs,), arguments, constants, tiles.warps, tiles.stages).run()
+    _normalise(mass, spoiled, blocks)
     return mass
 
 
-def _resolve_tokens(x: Tensor, tokens: Tensor) -> Tensor:
-    """`tokens`, `[R, w]` or `[B, R, w]`, for every head of `x`: int32 `[B, H, R, w]`, -1 in rows with NaN or inf."""
+def _programs_at_a_time(device: torch.device) -> int:
+    """Programs that share a GPU, two a multiprocessor: each goes on with another tile when it is done with one."""
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
+def _resolve_tokens(
+    x: Tensor, tokens: Tensor, per_block: int = 1, log_count: Tensor | None = None, spoiled: Tensor | None = None
+) -> Tensor:
+    """Which token of every head of `x` is read where.
+
+    Args:
+        x: queries or keys.
+        tokens: `[R, w]` or `[B, R, w]`.
+        per_block: rows of a block.
+        log_count: float32 `[B, R]`, -inf for rows that stand for nothing, whatever they hold.
+        spoiled: int8 `[B, H, blocks]`, to be filled: 1 for blocks with a row that holds NaN or inf, 0 for others.
+
+    Returns:
+        `tokens` as int32 `[B, H, R, w]`, -1 in rows with NaN or inf.
+    """
     batch, heads, _, dim = x.shape
     rows, width = tokens.shape[-2:]
     resolved = x.new_empty(batch, heads, rows, width, dtype=torch.int32)
+    tile = max(_RESOLVED, per_block)
     Launch(
         _resolve_tokens_kernel,
-        (triton.cdiv(rows, _RESOLVED), batch * heads),
+        (triton.cdiv(rows, tile) * batch * heads,),
         dict(
             x=x,
             tokens=tokens.contiguous(),
+            log_count=log_count,
             resolved=resolved,
+            spoiled=spoiled,
             heads=heads,
             rows=rows,
             stride_tb=rows * width if tokens.dim() == 3 else 0,
             x_strides=x.stride(),
         ),
-        dict(DIM=dim, DIM_TILE=dim_tile(dim), WIDTH=width, TILE=_RESOLVED),
+        dict(DIM=dim, DIM_TILE=dim_tile(dim), WIDTH=width, PER_BLOCK=per_block, TILE=tile),
     ).run()
     return resolved
 
 
-def _normalise(mass: Tensor, blocks: Blocks) -> None:
+def _normalise(mass: Tensor, spoiled: Tensor, blocks: Blocks) -> None:
     first_keys = None
     if blocks.key_mask is not None:
         first_keys = first_kept(blocks.key_mask, blocks.n).clamp_(max=blocks.keys).int()
@@ -118,8 +149,10 @@ def _normalise(mass: Tensor, blocks: Blocks) -> None:
         (mass.numel() // blocks.columns,),
         dict(
             mass=mass,
+            spoiled=spoiled,
             first_keys=first_keys,
-            rows_per_item=mass.shape[1] * mass.shape[2],
+            heads=mass.shape[1],
+            group=mass.shape[1] // spoiled.shape[1],
             queries=blocks.queries,
             keys=blocks.keys,
         ),
@@ -142,27 +175,30 @@ class _Tiles(NamedTuple):
     """Tiles whose loads are in flight."""
 
 
-def _tiles(dim: int, width: int, dtype: torch.dtype) -> _Tiles:
-    """For rows of `width` tokens, on what this build of torch runs on.
+def _tiles(dim: int, width: int, dtype: torch.dtype, target: str) -> _Tiles:
+    """For rows of `width` tokens on a GPU.
 
-    Chosen so that nothing spills. Where a row is one short token, query rows are loaded once and several programs fit
-    on a multiprocessor: one multiplies while another reduces. Longer rows are loaded again for every tile of key rows,
-    which is larger so that they are loaded less often.
+    Chosen so that nothing spills, and two tiles are in flight: a row's token is loaded before the row, which takes half
+    of the stages. Where a row is one short token, query rows are loaded once and several programs fit on a
+    multiprocessor: one multiplies while another reduces. Longer rows are loaded again for every tile of key rows, which
+    is larger so that they are loaded less often, where products take their operands from shared memory.
     """
     channels = dim_tile(dim)
     is_hip = current_backend() == "hip"
     if dtype == torch.float32:
         return _Tiles(64, 64, min(channels, 32), 4, 1 if is_hip else 2)
     if width == 1 and channels <= 128:
-        return _Tiles(128, 64, channels, 8, 2 if is_hip else 3)
-    return _Tiles(128, 128, min(channels, 64), 8, 2 if is_hip else 3)
+        return _Tiles(128, 64, channels, 8, 2 if is_hip else 5)
+    return _Tiles(128, 128 if target.startswith(("sm_9", "sm_10")) else 64, min(channels, 64), 8, 2 if is_hip else 5)
 
 
 @triton.jit
 def _resolve_tokens_kernel(
     x,
     tokens,
+    log_count,
     resolved,
+    spoiled,
     heads,
     rows,
     stride_tb,
@@ -170,10 +206,11 @@ def _resolve_tokens_kernel(
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     WIDTH: tl.constexpr,
+    PER_BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    r = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    head = tl.program_id(1).to(tl.int64)
+    tile, head = tile_of_head(tl.cdiv(rows, TILE))
+    r = tile * TILE + tl.arange(0, TILE)
     d = tl.arange(0, DIM_TILE)
     x += (head // heads) * x_strides[0] + (head % heads) * x_strides[1]
     tokens += (head // heads) * stride_tb
@@ -187,6 +224,15 @@ def _resolve_tokens_kernel(
     for t in range(WIDTH):
         token = tl.load(tokens + r * WIDTH + t, mask=r < rows, other=0)
         tl.store(resolved + r * WIDTH + t, tl.where(exponent == 0x7F800000, -1, token).to(tl.int32), mask=r < rows)
+    if spoiled is not None:
+        counts = (exponent == 0x7F800000) & (r < rows)
+        if log_count is not None:
+            is_there = tl.load(log_count + head // heads * rows + r, mask=r < rows, other=0.0) > float("-inf")
+            counts = counts & is_there
+        of_block = tl.max(tl.reshape(counts.to(tl.int32), (TILE // PER_BLOCK, PER_BLOCK)), axis=1)
+        blocks = tl.cdiv(rows, PER_BLOCK)
+        j = tile * (TILE // PER_BLOCK) + tl.arange(0, TILE // PER_BLOCK)
+        tl.store(spoiled + head * blocks + j, of_block.to(tl.int8), mask=j < blocks)
 
 
 @triton.jit
@@ -196,7 +242,7 @@ def _score_kernel(
     newest,
     needs,
     log_count,
-    log_sums,
+    notes,
     mass,
     scale,
     last_log_count,
@@ -214,81 +260,187 @@ def _score_kernel(
     TILE_N: tl.constexpr,
     CAUSAL: tl.constexpr,
     REDUCE: tl.constexpr,
+    CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of query rows against all key rows in sight: `log_sums` if REDUCE is none, else `mass` from them."""
-    q, k = inputs
-    query_tokens, key_tokens = tokens
-    heads, group, rows, columns, queries, keys = sizes
+    """The mass of every block pair in sight of the tiles of query rows that fall to a program."""
+    count, heads, group, rows, columns, queries, keys = sizes
     q_strides, k_strides = strides
     PARTS: tl.constexpr = (DIM + PART - 1) // PART
-    # Late rows see most under a causal mask: they start first, so that none is left running at the end.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    b, h = head // heads, head % heads
-    q += b * q_strides[0] + h * q_strides[1]
-    k += b * k_strides[0] + h // group * k_strides[1]
-    query_tokens += head * rows * WIDTH
-    key_tokens += (b * (heads // group) + h // group) * columns * WIDTH
-    needs += b * stride_needs
-    if log_count is not None:
-        log_count += b * columns
-    log_sums += head * rows
+    tiles = tl.cdiv(rows, TILE_M)
     blocks = tl.cdiv(keys, BLOCK_N)
-    mass += head * tl.cdiv(queries, BLOCK_M) * blocks
-
-    r = tile * TILE_M + tl.arange(0, TILE_M)
-    limit = tl.load(newest + r, mask=r < rows, other=0).to(tl.int32) + keys - queries
-    if PARTS * WIDTH == 1:
-        query_tile = _load_rows(q, query_tokens, r, rows, 0, q_strides[2], q_strides[3], DIM, PART, WIDTH)
-    top = tl.full((TILE_M,), -3.0e38, tl.float32)  # finite, so that a row that has seen nothing meets no inf - inf
-    total = tl.zeros((TILE_M,), tl.float32)
-    if REDUCE != "none":
-        log_sum = tl.load(log_sums + r, mask=r < rows, other=3.0e38)
-
-    in_sight = _blocks_in_sight((tile + 1) * (TILE_M // PER_M), queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
-    for first in range(0, in_sight * PER_N, TILE_N):
-        c = first + tl.arange(0, TILE_N)
-        products = tl.zeros((TILE_M, TILE_N), tl.float32)
+    notes += tl.program_id(0).to(tl.int64) * blocks * TILE_M
+    for work in range(tl.program_id(0), count, tl.num_programs(0)):
+        # Late rows see most under a causal mask: they come first, so that none is left running at the end.
+        tile = tiles - 1 - work % tiles
+        head = (work // tiles).to(tl.int64)
+        b, h = head // heads, head % heads
+        q = inputs[0] + b * q_strides[0] + h * q_strides[1]
+        k = inputs[1] + b * k_strides[0] + h // group * k_strides[1]
+        query_tokens = tokens[0] + head * rows * WIDTH
+        key_tokens = tokens[1] + (b * (heads // group) + h // group) * columns * WIDTH
+        r = tile * TILE_M + tl.arange(0, TILE_M)
         if PARTS * WIDTH == 1:
-            key_tile = _load_rows(k, key_tokens, c, columns, 0, k_strides[2], k_strides[3], DIM, PART, WIDTH)
-            products = dot(query_tile, tl.trans(key_tile), products, PRECISION)
+            query_tile = _load_rows(q, query_tokens, r, rows, 0, q_strides[2], q_strides[3], DIM, PART, WIDTH)
         else:
-            for p in range(PARTS * WIDTH):
-                query_part = _load_rows(q, query_tokens, r, rows, p, q_strides[2], q_strides[3], DIM, PART, WIDTH)
-                key_part = _load_rows(k, key_tokens, c, columns, p, k_strides[2], k_strides[3], DIM, PART, WIDTH)
-                products = dot(query_part, tl.trans(key_part), products, PRECISION)
+            query_tile = 0
+        limit = tl.load(newest + r, mask=r < rows, other=0).to(tl.int32) + keys - queries
+        in_sight = _blocks_in_sight((tile + 1) * (TILE_M // PER_M), queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
+        # Tiles of key rows that all query rows see, and whose rows are whole; then the others.
+        plain = columns - 1
+        if CAUSAL:
+            oldest = tl.load(newest + tile * TILE_M).to(tl.int32) + keys - queries
+            plain = tl.minimum(tl.maximum(oldest + 1, 0) // BLOCK_N * PER_N, plain)
+        plain = plain // TILE_N * TILE_N
+        of_item = log_count
+        if log_count is not None:
+            of_item = log_count + b * columns
+            plain = 0
+        source = (q, k, query_tokens, key_tokens, query_tile, needs + b * stride_needs, last_log_count)
+        top = tl.full((TILE_M,), _NONE, tl.float32)  # finite, so that a row that has seen nothing meets no inf - inf
+        total = tl.zeros((TILE_M,), tl.float32)
+        for first in range(0, plain, TILE_N):
+            logits = _logits(
+                source,
+                of_item,
+                first,
+                r,
+                limit,
+                rows,
+                columns,
+                scale,
+                strides,
+                DIM,
+                PART,
+                WIDTH,
+                TILE_N,
+                False,
+                CAUSAL,
+                PRECISION,
+            )
+            top, total = _note(notes, logits, top, total, first, blocks, PER_N, REDUCE)
+        for first in range(plain, in_sight * PER_N, TILE_N):
+            logits = _logits(
+                source,
+                of_item,
+                first,
+                r,
+                limit,
+                rows,
+                columns,
+                scale,
+                strides,
+                DIM,
+                PART,
+                WIDTH,
+                TILE_N,
+                True,
+                CAUSAL,
+                PRECISION,
+            )
+            top, total = _note(notes, logits, top, total, first, blocks, PER_N, REDUCE)
 
-        # A row that is not finite is read as zeros. Its probability is that of logit 0, its pairs' mass is inf.
-        is_spoiled = tl.load(key_tokens + c * WIDTH, mask=c < columns, other=0) < 0
+        # A total is at least 1, that of the top logit; in a row that is none, or sees nothing, all probabilities are 0.
+        log_sum = tl.where((total > 0.0) & (r < rows), top + tl.log2(tl.maximum(total, 1.0)), -_NONE)
+        tl.debug_barrier()  # notes of all threads are there
+        i = tile * (TILE_M // PER_M) + tl.arange(0, TILE_M // PER_M)
+        mass_of_rows = mass + (head * tl.cdiv(queries, BLOCK_M) + i[None, :]) * blocks
+        for first in range(0, in_sight, CHUNK):
+            j = first + tl.arange(0, CHUNK)
+            places = notes + j[:, None] * TILE_M + tl.arange(0, TILE_M)[None, :]
+            noted = tl.load(places, mask=j[:, None] < in_sight, other=_NONE)
+            exists = (j[:, None] < in_sight) & (i[None, :] < tl.cdiv(queries, BLOCK_M))
+            tl.store(mass_of_rows + j[:, None], _reduce_rows(noted, log_sum, PER_M, REDUCE), mask=exists)
+        tl.debug_barrier()  # and all threads have read them
+
+
+@triton.jit
+def _logits(
+    source,
+    log_count,
+    first,
+    r,
+    limit,
+    rows,
+    columns,
+    scale,
+    strides,
+    DIM: tl.constexpr,
+    PART: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE_N: tl.constexpr,
+    EDGE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Base-2 logits of query rows `r` and key rows from `first` on; masks and short rows count if EDGE.
+
+    A row that is not finite is read as zeros, and its logits are 0.
+    """
+    q, k, query_tokens, key_tokens, query_tile, needs, last_log_count = source
+    q_strides, k_strides = strides
+    PARTS: tl.constexpr = (DIM + PART - 1) // PART
+    c = first + tl.arange(0, TILE_N)
+    products = tl.zeros((r.shape[0], TILE_N), tl.float32)
+    if PARTS * WIDTH == 1:
+        key_tile = _load_rows(k, key_tokens, c, columns, 0, k_strides[2], k_strides[3], DIM, PART, WIDTH)
+        products = dot(query_tile, tl.trans(key_tile), products, PRECISION)
+    else:
+        for p in range(PARTS * WIDTH):
+            query_part = _load_rows(q, query_tokens, r, rows, p, q_strides[2], q_strides[3], DIM, PART, WIDTH)
+            key_part = _load_rows(k, key_tokens, c, columns, p, k_strides[2], k_strides[3], DIM, PART, WIDTH)
+            products = dot(query_part, tl.trans(key_part), products, PRECISION)
+    logits = products * scale
+    if EDGE:
         if log_count is not None:
             bias = tl.load(log_count + c, mask=c < columns, other=float("-inf"))
-            is_spoiled = is_spoiled & (bias > float("-inf"))  # a row without a kept key stands for nothing
         else:
             bias = tl.where(c < columns - 1, 0.0, tl.where(c < columns, last_log_count, float("-inf")))
-        if REDUCE != "none":
-            bias = tl.where(is_spoiled, float("inf"), bias)
-        logits = products * scale + bias[None, :]
+        logits += bias[None, :]
         if CAUSAL:
             need = tl.load(needs + c, mask=c < columns, other=0).to(tl.int32)
-            if REDUCE != "none":
-                # Seen by all: a pair of blocks may be in sight while none of its rows is.
-                need = tl.where(is_spoiled, -1 - queries, need)
             logits = tl.where(need[None, :] <= limit[:, None], logits, float("-inf"))
+    return logits
 
-        if REDUCE == "none":
-            new_top = tl.maximum(top, tl.max(logits, axis=1))
-            total = total * tl.math.exp2(top - new_top) + tl.sum(tl.math.exp2(logits - new_top[:, None]), axis=1)
-            top = new_top
-        else:
-            pairs = _reduce_pairs(logits, log_sum, PER_M, PER_N, REDUCE)
-            i = tile * (TILE_M // PER_M) + tl.arange(0, TILE_M // PER_M)
-            j = first // PER_N + tl.arange(0, TILE_N // PER_N)
-            exists = (i[:, None] < tl.cdiv(queries, BLOCK_M)) & (j[None, :] < blocks)
-            tl.store(mass + i[:, None].to(tl.int64) * blocks + j[None, :], pairs, mask=exists)
-    if REDUCE == "none":
-        # A total is at least 1, that of the top logit; beside a row that sees nothing every probability shall be 0.
-        tl.store(log_sums + r, tl.where(total > 0.0, top + tl.log2(tl.maximum(total, 1.0)), 3.0e38), mask=r < rows)
+
+@triton.jit
+def _note(notes, logits, top, total, first, blocks, PER_N: tl.constexpr, REDUCE: tl.constexpr):
+    """A number for each query row and key block of a tile, in base 2; and the online softmax of its rows.
+
+    The largest logit where pairs are reduced to a maximum, the log of the sum of probabilities or of their squares, but
+    for the row's log-sum-exp, where to a sum or a norm.
+    """
+    TILE_M: tl.constexpr = logits.shape[0]
+    PER_TILE: tl.constexpr = logits.shape[1] // PER_N
+    if REDUCE == "max":
+        noted = tl.max(tl.reshape(logits, (TILE_M, PER_TILE, PER_N)), axis=2)
+        new_top = tl.maximum(top, tl.max(noted, axis=1))
+        probabilities = tl.math.exp2(logits - new_top[:, None])
+        added = tl.sum(probabilities, axis=1)
+    else:
+        new_top = tl.maximum(top, tl.max(logits, axis=1))
+        probabilities = tl.math.exp2(logits - new_top[:, None])
+        added = tl.sum(probabilities, axis=1)
+        power = 2.0 if REDUCE == "norm" else 1.0
+        if REDUCE == "norm":
+            probabilities *= probabilities
+        sums = tl.sum(tl.reshape(probabilities, (TILE_M, PER_TILE, PER_N)), axis=2)
+        noted = tl.where(sums > 0.0, tl.log2(tl.maximum(sums, 1.0e-37)) + power * new_top[:, None], _NONE)
+    j = first // PER_N + tl.arange(0, PER_TILE)
+    tl.store(notes + j[None, :] * TILE_M + tl.arange(0, TILE_M)[:, None], noted, mask=j[None, :] < blocks)
+    return new_top, total * tl.math.exp2(top - new_top) + added
+
+
+@triton.jit
+def _reduce_rows(noted, log_sum, PER_M: tl.constexpr, REDUCE: tl.constexpr):
+    """Notes `[key blocks, query rows]` and log-sum-exps -> a number a pair, `[key blocks, query blocks]`."""
+    shape: tl.constexpr = (noted.shape[0], noted.shape[1] // PER_M, PER_M)
+    if REDUCE == "max":  # exp2 is monotone: it can wait until there is one number per pair
+        return tl.math.exp2(tl.max(tl.reshape(noted - log_sum[None, :], shape), axis=2))
+    if REDUCE == "norm":
+        squares = tl.math.exp2(noted - 2.0 * log_sum[None, :])
+        return tl.math.sqrt(tl.sum(tl.reshape(squares, shape), axis=2))
+    return tl.sum(tl.reshape(tl.math.exp2(noted - log_sum[None, :]), shape), axis=2)
 
 
 @triton.jit
@@ -299,22 +451,6 @@ def _load_rows(x, tokens, r, rows, p, stride_n, stride_d, DIM: tl.constexpr, PAR
     d = p % PARTS * PART + tl.arange(0, PART)
     pointers = x + token[:, None].to(tl.int64) * stride_n + d[None, :] * stride_d
     return tl.load(pointers, mask=(token >= 0)[:, None] & (d[None, :] < DIM), other=0.0)
-
-
-@triton.jit
-def _reduce_pairs(logits, log_sum, PER_M: tl.constexpr, PER_N: tl.constexpr, REDUCE: tl.constexpr):
-    """Base-2 logits `[rows, columns]` -> one number a pair, `[query blocks, key blocks]`: see `Estimate.reduce`."""
-    TILE_M: tl.constexpr = logits.shape[0]
-    TILE_N: tl.constexpr = logits.shape[1]
-    if REDUCE == "max":  # exp2 is monotone: it can wait until there is one number per pair
-        by_block = tl.max(tl.reshape(logits, (TILE_M, TILE_N // PER_N, PER_N)), axis=2) - log_sum[:, None]
-        return tl.math.exp2(tl.max(tl.reshape(by_block, (TILE_M // PER_M, PER_M, TILE_N // PER_N)), axis=1))
-    probabilities = tl.math.exp2(logits - log_sum[:, None])
-    if REDUCE == "norm":
-        probabilities *= probabilities
-    by_block = tl.sum(tl.reshape(probabilities, (TILE_M, TILE_N // PER_N, PER_N)), axis=2)
-    total = tl.sum(tl.reshape(by_block, (TILE_M // PER_M, PER_M, TILE_N // PER_N)), axis=1)
-    return tl.math.sqrt(total) if REDUCE == "norm" else total
 
 
 @triton.jit
@@ -330,8 +466,10 @@ def _blocks_in_sight(last, queries, keys, BLOCK_M: tl.constexpr, BLOCK_N: tl.con
 @triton.jit
 def _normalise_kernel(
     mass,
+    spoiled,
     first_keys,
-    rows_per_item,
+    heads,
+    group,
     queries,
     keys,
     BLOCK_M: tl.constexpr,
@@ -340,18 +478,19 @@ def _normalise_kernel(
     CHUNK: tl.constexpr,
 ):
     """One row of `mass`, in place: see `scoring._normalise`. What is not in sight was not written before."""
-    row = tl.program_id(0)
+    i, head = tile_of_head(tl.cdiv(queries, BLOCK_M))
+    b, h = head // heads, head % heads
     blocks = tl.cdiv(keys, BLOCK_N)
-    i = row % tl.cdiv(queries, BLOCK_M)
+    spoiled += (b * (heads // group) + h // group) * blocks
     in_sight = _blocks_in_sight(i + 1, queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
     limit = tl.minimum((i + 1) * BLOCK_M, queries) - 1 + keys - queries if CAUSAL else keys - 1
     visible = in_sight
     if first_keys is not None:
-        first_keys += (row // rows_per_item).to(tl.int64) * blocks
+        first_keys += b * blocks
         visible = 0
-    mass += row.to(tl.int64) * blocks
+    mass += tl.program_id(0).to(tl.int64) * blocks
     total = 0.0
-    spoiled = 0
+    spoiled_count = 0
     for first in range(0, in_sight, CHUNK):
         j = first + tl.arange(0, CHUNK)
         is_seen = j < in_sight
@@ -359,12 +498,12 @@ def _normalise_kernel(
             is_seen = is_seen & (tl.load(first_keys + j, mask=is_seen, other=0) <= limit)
             visible += tl.sum(is_seen.to(tl.int32))
         x = tl.load(mass + j, mask=is_seen, other=0.0)
-        is_finite = x < float("inf")
+        is_finite = (x < float("inf")) & (tl.load(spoiled + j, mask=is_seen, other=0) == 0)
         total += tl.sum(tl.where(is_finite, x, 0.0))
-        spoiled += tl.sum((~is_finite).to(tl.int32))
+        spoiled_count += tl.sum((is_finite == 0).to(tl.int32))
 
     is_scored = total > 0.0
-    whole = spoiled + tl.where(is_scored, 1.0, (visible - spoiled).to(tl.float32) / blocks)
+    whole = spoiled_count + tl.where(is_scored, 1.0, (visible - spoiled_count).to(tl.float32) / blocks)
     whole = tl.maximum(whole, 1.0e-30)  # nothing is in sight
     total = tl.where(is_scored, total, 1.0)
     for first in range(0, blocks, CHUNK):
@@ -374,5 +513,6 @@ def _normalise_kernel(
             is_seen = is_seen & (tl.load(first_keys + j, mask=is_seen, other=0) <= limit)
         x = tl.load(mass + j, mask=is_seen, other=0.0)
         share = tl.where(is_scored, x / total, 1.0 / blocks)
-        share = tl.where(x < float("inf"), share, 1.0)
+        is_finite = (x < float("inf")) & (tl.load(spoiled + j, mask=is_seen, other=0) == 0)
+        share = tl.where(is_finite, share, 1.0)
         tl.store(mass + j, tl.where(is_seen, share / whole, 0.0), mask=j < blocks)

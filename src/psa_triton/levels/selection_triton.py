@@ -43,8 +43,8 @@ def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
         dict(
             importance=importance,
             levels=levels,
-            ends=tuple(numbers[:-1]),
-            full=numbers[-1],
+            # Odd numbers: Triton compiles anew for 1 and for multiples of 16, and ends follow from the length.
+            ends=tuple(2 * number + 3 for number in numbers),
             of_items=of_items,
             rows_per_item=rows // items,
             blocks=blocks,
@@ -55,12 +55,11 @@ def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
     return levels
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_per_item"])
 def _assign_levels_kernel(
     importance,
     levels,
     ends,
-    full,
     of_items,
     rows_per_item,
     blocks,
@@ -91,10 +90,12 @@ def _assign_levels_kernel(
     level = tl.full((WIDTH,), LEVELS[0], tl.int32)
     if of_items is not None:
         of_items += (tl.program_id(0) // rows_per_item).to(tl.int64) * len(LEVELS)
-    for s in tl.static_range(len(ends)):
-        end = ends[s] if of_items is None else tl.load(of_items + s)
-        level = tl.where(reached >= end, LEVELS[s + 1], level)
-    level = tl.where(rank < (full if of_items is None else tl.load(of_items + len(ends))), 1, level)
+    for s in tl.static_range(len(LEVELS)):
+        end = (ends[s] - 3) >> 1 if of_items is None else tl.load(of_items + s)
+        if s < len(LEVELS) - 1:
+            level = tl.where(reached >= end, LEVELS[s + 1], level)
+        else:  # the last number is that of blocks that are read in full whatever comes before them
+            level = tl.where(rank < end, 1, level)
     tl.store(levels + row + block, level.to(tl.int8), mask=rank < blocks)
 
 

@@ -62,7 +62,7 @@ def _caps_kernel(
     end = tl.minimum(first + BLOCK, tokens)
     cap = 1
     for s in tl.static_range(3):
-        distance: tl.constexpr = (2 << s) - 1
+        distance = (2 << s) - 1
         similarity = 0.0
         pairs = 0
         for start in range(first, end, TILE):

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.gpu import Launch
+from psa_triton.gpu import Launch, tile_of_head
 from psa_triton.levels.budget.allocation import HALVINGS, LARGEST, SMALLEST
 
 LONGEST_ROW = 4096
@@ -41,10 +41,11 @@ def _of_rows(
     stride = prices[0].numel() if len(prices) > 1 else 0
     Launch(
         kernel,
-        (rows, batch * heads),
+        (rows * batch * heads,),
         {name: x.contiguous() for name, x in tensors.items()}
-        | dict(out=out, blocks=blocks, heads=heads, stride_prices=stride),
-        dict(STEPS=prices.shape[1], WIDTH=width, **constants),
+        | dict(out=out, rows=rows, blocks=blocks, heads=heads, stride_prices=stride),
+        dict(STEPS=prices.shape[1], STEPS_TILE=triton.next_power_of_2(prices.shape[1]), WIDTH=width, MASKED=stride > 0)
+        | constants,
         warps=8 if width > 1024 else 4,
     ).run()
     return out
@@ -57,65 +58,104 @@ def _allocate_kernel(
     prices,
     given,
     out,
+    rows,
     blocks,
     heads,
     stride_prices,
     STEPS: tl.constexpr,
+    STEPS_TILE: tl.constexpr,
     WIDTH: tl.constexpr,
+    MASKED: tl.constexpr,
     HALVINGS: tl.constexpr,
     SMALLEST: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    head = tl.program_id(1).to(tl.int64)
-    row = head * tl.num_programs(0) + tl.program_id(0)
-    j = tl.arange(0, WIDTH)
-    weight = tl.load(weights + row * blocks + j, mask=j < blocks, other=0.0)
-    rates += head * STEPS * blocks
-    prices += head // heads * stride_prices
-    limit = tl.load(given + row)
-
+    row = _load_row(weights, rates, prices, rows, blocks, heads, stride_prices, STEPS, STEPS_TILE, WIDTH, MASKED)
+    limit = tl.load(given + tl.program_id(0))
     low = tl.full((), SMALLEST, tl.int32)
     high = tl.full((), LARGEST, tl.int32)
     for _ in range(HALVINGS):
         middle = low + (high - low) // 2
-        fits = _price_above(middle.to(tl.float32, bitcast=True), weight, rates, prices, blocks, STEPS) <= limit
+        fits = _price_above(middle.to(tl.float32, bitcast=True), row) <= limit
         high = tl.where(fits, middle, high)
         low = tl.where(fits, low, middle)
 
     threshold = high.to(tl.float32, bitcast=True)
-    taken = tl.zeros((WIDTH,), tl.int32)
-    ties = tl.zeros((WIDTH,), tl.int32)
-    tied_price = tl.zeros((WIDTH,), tl.int32)
-    for s in range(STEPS):
-        benefit = weight * tl.load(rates + s * blocks + j, mask=j < blocks, other=0.0)
-        price = tl.load(prices + s * blocks + j, mask=j < blocks, other=0)
-        taken += (benefit > threshold).to(tl.int32)
-        ties += (benefit == threshold).to(tl.int32)
-        tied_price += tl.where(benefit == threshold, price, 0)
-    remaining = limit - _price_above(threshold, weight, rates, prices, blocks, STEPS)
-    taken += tl.where(tl.cumsum(tied_price, axis=0) <= remaining, ties, 0)
-    tl.store(out + row * blocks + j, taken.to(tl.int8), mask=j < blocks)
+    j = tl.arange(0, WIDTH)
+    benefits, price, last, more = row
+    is_tie = benefits == threshold
+    tied_price = tl.sum(tl.where(is_tie, price, 0), axis=0)
+    tied_price += tl.where(j == blocks - 1, tl.sum(tl.where(last == threshold, more, 0)), 0)
+    remaining = limit - _price_above(threshold, row)
+    ties = tl.where(tl.cumsum(tied_price, axis=0) <= remaining, tl.sum(is_tie.to(tl.int32), axis=0), 0)
+    taken = tl.sum((benefits > threshold).to(tl.int32), axis=0) + ties
+    tl.store(out + tl.program_id(0).to(tl.int64) * blocks + j, taken.to(tl.int8), mask=j < blocks)
 
 
 @triton.jit
 def _prices_above_kernel(
-    weights, rates, prices, given, out, blocks, heads, stride_prices, STEPS: tl.constexpr, WIDTH: tl.constexpr
+    weights,
+    rates,
+    prices,
+    given,
+    out,
+    rows,
+    blocks,
+    heads,
+    stride_prices,
+    STEPS: tl.constexpr,
+    STEPS_TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
-    head = tl.program_id(1).to(tl.int64)
-    row = head * tl.num_programs(0) + tl.program_id(0)
-    j = tl.arange(0, WIDTH)
-    weight = tl.load(weights + row * blocks + j, mask=j < blocks, other=0.0)
-    prices += head // heads * stride_prices
-    total = _price_above(tl.load(given + row), weight, rates + head * STEPS * blocks, prices, blocks, STEPS)
-    tl.store(out + row, total)
+    row = _load_row(weights, rates, prices, rows, blocks, heads, stride_prices, STEPS, STEPS_TILE, WIDTH, MASKED)
+    tl.store(out + tl.program_id(0), _price_above(tl.load(given + tl.program_id(0)), row))
 
 
 @triton.jit
-def _price_above(threshold, weight, rates, prices, blocks, STEPS: tl.constexpr):
-    """Price of a row's steps whose benefit exceeds `threshold`; blocks past the end weigh nothing."""
-    j = tl.arange(0, weight.shape[0])
-    total = tl.zeros(weight.shape, tl.int32)
-    for s in range(STEPS):
-        benefit = weight * tl.load(rates + s * blocks + j, mask=j < blocks, other=0.0)
-        total += tl.where(benefit > threshold, tl.load(prices + s * blocks + j, mask=j < blocks, other=0), 0)
-    return tl.sum(total)
+def _load_row(
+    weights,
+    rates,
+    prices,
+    rows,
+    blocks,
+    heads,
+    stride_prices,
+    STEPS: tl.constexpr,
+    STEPS_TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Benefits of every step of a row's blocks, `[steps, blocks]`, and prices; what is none has no benefit.
+
+    Without a key mask all blocks but the last have the same prices: one column of them, and what the last's add.
+    """
+    _, head = tile_of_head(rows)
+    weights += tl.program_id(0).to(tl.int64) * blocks
+    rates += head * STEPS * blocks
+    prices += head // heads * stride_prices
+    s = tl.arange(0, STEPS_TILE)
+    j = tl.arange(0, WIDTH)
+    inside = (s[:, None] < STEPS) & (j[None, :] < blocks)
+    places = s[:, None] * blocks + j[None, :]
+    weight = tl.load(weights + j, mask=j < blocks, other=0.0)
+    benefits = weight[None, :] * tl.load(rates + places, mask=inside, other=0.0)
+    if MASKED:
+        price = tl.load(prices + places, mask=inside, other=0)
+        last = s * 0.0
+        more = s * 0
+    else:
+        end = s * blocks + blocks - 1
+        price = tl.load(prices + s * blocks, mask=s < STEPS, other=0)
+        last = tl.load(weights + blocks - 1) * tl.load(rates + end, mask=s < STEPS, other=0.0)
+        more = tl.load(prices + end, mask=s < STEPS, other=0) - price
+        price = price[:, None]
+    return benefits, price, last, more
+
+
+@triton.jit
+def _price_above(threshold, row):
+    """Price of a row's steps whose benefit exceeds `threshold`."""
+    benefits, price, last, more = row
+    total = tl.sum(tl.sum(tl.where(benefits > threshold, price, 0), axis=0))
+    return total + tl.sum(tl.where(last > threshold, more, 0))
