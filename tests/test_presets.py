@@ -171,9 +171,10 @@ class TestShippedFile:
         assert config is not None
         assert default is not None
         understands = model == "Qwen2.5-VL"
+        m, n = (32, 32) if model == "tiny-wan" else (128, 64)
         assert config.replace(description="") == PSAConfig(
-            block_m=128,
-            block_n=64,
+            block_m=m,
+            block_n=n,
             mask_mode="budget",
             budget=0.35 if understands else 0.15,
             budget_scope="layer" if understands else "row",
@@ -190,7 +191,7 @@ class TestShippedFile:
         assert budget is not None
         assert config.reuse is not None
         rhythm = {"refresh_every": 8, "layer_groups": 4, "sparse_every": 2}
-        expected = budget.replace(warmup_steps=0, probe=0.01)
+        expected = budget.replace(block_m=128, block_n=64, warmup_steps=0, probe=0.01)
         kept = {"keep": config.reuse.keep, "keep_on": config.reuse.keep_on}
         assert config.replace(description="") == expected.replace(description="", reuse={**rhythm, **kept})
 

@@ -210,7 +210,7 @@ def test_text_is_read_and_reads_in_full(
         chosen.append(levels)
         return out, levels
 
-    monkeypatch.setattr("psa_triton.integrations.diffusers.call.sparse_attention", spy)
+    monkeypatch.setattr("psa_triton.integrations.attend.sparse_attention", spy)
     generator = torch.Generator().manual_seed(0)
     inputs = make_cogvideox_inputs(
         hidden_states=torch.randn(1, 4, 4, 16, 18, generator=generator),

@@ -118,16 +118,16 @@ class _Batch:
         shares = self.processes.gather(share)
         failed = sorted(line for share in shares for line in share.failed)
         if self.processes.is_main:
+            costs = [cost for share in shares for cost in share.costs]
+            if costs and (verdict := judge_alone(costs)) is not None:
+                console.print(verdict)
             if failed:
                 console.print(f"{len(failed)} of {len(todo)} videos failed:")
             for line in failed:
                 console.print(f"  {line}")
-            costs = [cost for share in shares for cost in share.costs]
             counts = f"{len(costs)} made, {len(done)} skipped, {len(failed)} failed"
             seconds = max(share.seconds for share in shares)
             console.print(f"{counts}; {seconds:.1f} s{_mean_density(costs)}; files in {folder}")
-            if costs and (verdict := judge_alone(costs)) is not None:
-                console.print(verdict)
         return len(failed)
 
     def _so_far(self, jobs: Sequence[Job], made: Sequence[Job], folder: Path) -> str:

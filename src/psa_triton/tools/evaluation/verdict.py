@@ -161,7 +161,7 @@ def _advice(found: _Figures) -> str:
 
 
 def judge_alone(costs: Sequence[Cost]) -> str | None:
-    """What can be said of videos that were made without dense ones beside them; None where dense was asked for.
+    """Why videos made without dense ones beside them saved little or nothing; None if they did, or were to be dense.
 
     Args:
         costs: one a video, at least one.
@@ -176,13 +176,12 @@ def judge_alone(costs: Sequence[Cost]) -> str | None:
             "--min-tokens 0 to run it sparse all the same."
         )
     run = fmean(run for run in runs if run is not None)
-    seen = "psa compare with the same options shows seconds and likeness beside dense attention"
     if run <= 0.6:
-        return f"Attention did {run:.0%} of the dense work. {seen[0].upper()}{seen[1:]}."
+        return None
     why = f" Why: dense parts ({', '.join(reasons)}), or a density near 1." if reasons else ""
     return (
         f"Little was saved: attention did {run:.0%} of the dense work.{why} Try: --max-error 0.1 instead of dense "
-        f"steps, or a preset that reads less (psa_refresh, psa_budget); {seen}."
+        "steps, or a preset that reads less (psa_refresh, psa_budget)."
     )
 
 
