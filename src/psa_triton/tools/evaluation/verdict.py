@@ -176,12 +176,11 @@ def judge_alone(costs: Sequence[Cost]) -> str | None:
             "--min-tokens 0 to run it sparse all the same."
         )
     run = fmean(run for run in runs if run is not None)
-    if run <= 0.6:
+    if run <= 0.6 or not reasons:
         return None
-    why = f" Why: dense parts ({', '.join(reasons)}), or a density near 1." if reasons else ""
     return (
-        f"Little was saved: attention did {run:.0%} of the dense work.{why} Try: --max-error 0.1 instead of dense "
-        "steps, or a preset that reads less (psa_refresh, psa_budget)."
+        f"Little was saved: attention did {run:.0%} of the dense work. Why: dense parts ({', '.join(reasons)}). Try: "
+        "--max-error 0.1 instead of dense steps, or a preset that reads less (psa_refresh, psa_budget)."
     )
 
 
