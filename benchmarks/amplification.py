@@ -31,7 +31,7 @@ from psa_triton.tools.generation import (
     make_requests,
 )
 
-MODEL: Final = "tiny-wan"
+MODEL: Final = "tiny-wan-1k"
 PROMPTS: Final = ("a red square moving left", "a blue ring moving up", "a green cross moving right")
 NOISE: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)
 BUDGETS: Final = (0.15, 0.3, 0.6, 0.8, 0.9)

@@ -35,6 +35,7 @@ from unittest.mock import patch
 
 import torch
 import triton
+from gpu.prepare import AbsentGpu
 from rich.console import Console
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
@@ -284,22 +285,6 @@ def find_loops(text: str) -> list[Loop]:
         if products:
             loops.append(Loop(len(body), products, sum("LDGSTS" in what for what in body), max(waits, default=0)))
     return loops
-
-
-class AbsentGpu:
-    """Stands for Triton's driver: names the target of a compilation, and has nothing to launch on."""
-
-    def __init__(self, target: GPUTarget) -> None:
-        self._target = target
-
-    def get_current_target(self) -> GPUTarget:
-        return self._target
-
-    def get_current_device(self) -> str:
-        return str(self._target)  # Triton keeps compiled kernels by device
-
-    def get_current_stream(self, device: str) -> int:
-        return 0
 
 
 def compile_case(case: Case, parts: list[str], quick: bool) -> list[Compiled]:

@@ -32,7 +32,7 @@ from psa_triton.tools.generation import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MODEL: Final = "tiny-wan"
+MODEL: Final = "tiny-wan-1k"
 PROMPTS: Final = (
     "a red square moving left",
     "a blue ring moving up",

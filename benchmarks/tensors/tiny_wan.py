@@ -44,7 +44,7 @@ def record(pipe: DiffusionPipeline, request: VideoRequest, steps: tuple[int, ...
     return found
 
 
-def tiny_wan_cases(model: str = "tiny-wan", steps: tuple[int, ...] = STEPS) -> Iterator[AttentionTensors]:
+def tiny_wan_cases(model: str = "tiny-wan-1k", steps: tuple[int, ...] = STEPS) -> Iterator[AttentionTensors]:
     """Every layer at every step, all three heads, D = 64. The video is made once and takes seconds."""
     request = make_requests(find_source(model), [PROMPT], seed=SEED, settings={})[0]
     grid = ((request.num_frames - 1) // 4 + 1, request.height // 8, request.width // 8)
