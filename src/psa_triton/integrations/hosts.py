@@ -14,7 +14,7 @@ from psa_triton.integrations.attend import attend_in_order, tally
 from psa_triton.integrations.reuse import StepReuse
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder, Total
-from psa_triton.ordering import grid_order
+from psa_triton.ordering import grid_method, grid_order
 
 logger = logging.getLogger("psa_triton")
 
@@ -98,8 +98,8 @@ class HostAttention:
             self._recorder.add(key, queries * keys, 1.0, 0.0)
             return None
         order = None
-        if config.use_rearrange and (config.rearrange_method == "Gilbert" or config.rearrange_method == "STA"):
-            method, tile = config.rearrange_method, config.tile_size
+        if (method := grid_method(config)) is not None:
+            tile = config.tile_size
             order = grid_order(method, grid, tile_size=tile, prefix_tokens=prefix_tokens, device=q.device)
             q, k, v = order.apply(q), order.apply(k), order.apply(v)
         key = ShapeKey(queries, keys, q.shape[1], q.shape[3], None, "sparse")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from psa_triton.config import PSAConfig
-from psa_triton.ordering.grid import grid_order
+from psa_triton.ordering.grid import grid_method, grid_order
 from psa_triton.ordering.order import TokenOrder
 from psa_triton.ordering.semantic import semantic_order
 
-__all__ = ["TokenOrder", "grid_order", "semantic_order", "token_orders"]
+__all__ = ["TokenOrder", "grid_method", "grid_order", "semantic_order", "token_orders"]
 
 
 def token_orders(

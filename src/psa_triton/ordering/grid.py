@@ -8,11 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from psa_triton.config import PSAConfig
 from psa_triton.operators import operator
 from psa_triton.ordering.gilbert import gilbert_order
 from psa_triton.ordering.order import TokenOrder
 
 GridMethod = Literal["Gilbert", "STA"]
+
+
+def grid_method(config: PSAConfig) -> GridMethod | None:
+    """The order that follows from a grid alone; None where tokens keep theirs, or are clustered by what they hold."""
+    method = config.rearrange_method
+    return method if config.use_rearrange and (method == "Gilbert" or method == "STA") else None
 
 
 def grid_order(

@@ -13,7 +13,7 @@ from torch import Tensor
 from psa_triton.attn_mask import as_key_mask
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers.families import Grid
-from psa_triton.ordering import TokenOrder, grid_order
+from psa_triton.ordering import TokenOrder, grid_method, grid_order
 from psa_triton.ordering.grid import GridMethod
 
 Visual: TypeAlias = str | Tensor
@@ -63,7 +63,7 @@ def find_layout(
         Unfit: the mask says more than which keys are padding.
     """
     tokens, count = key.shape[2], sum(prod(grid) for grid in grids)
-    method, tile_size, device = _method(config), config.tile_size, key.device
+    method, tile_size, device = grid_method(config), config.tile_size, key.device
     keep = None if attn_mask is None else _padding(attn_mask, query, key)
     if keep is None and isinstance(visual, str):
         order, restore = _plain_order(grids, method, tile_size, tokens, visual == "last", device)
@@ -78,7 +78,7 @@ def find_layout(
 
 def visual_order(grids: tuple[Grid, ...], config: PSAConfig) -> TokenOrder | None:
     """The order of the visual tokens among themselves, on the CPU; None for their own."""
-    curve = _curve(grids, _method(config), config.tile_size, torch.device("cpu"))
+    curve = _curve(grids, grid_method(config), config.tile_size, torch.device("cpu"))
     return None if curve is None else TokenOrder.from_permutation(curve)
 
 
@@ -86,12 +86,6 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     if index.ndim == 1:
         return x.index_select(2, index)
     return x.gather(2, index[:, None, :, None].expand_as(x))
-
-
-def _method(config: PSAConfig) -> GridMethod | None:
-    """The order that follows from a grid alone; None where tokens keep theirs, or the operator clusters them."""
-    method = config.rearrange_method
-    return method if config.use_rearrange and (method == "Gilbert" or method == "STA") else None
 
 
 @lru_cache(maxsize=32)

@@ -17,6 +17,7 @@ import torch
 from psa_triton.gpu import current_target
 from psa_triton.kernels import pyramid_attention
 from psa_triton.kernels.triton.tiles import Case, Tiles, user_file
+from psa_triton.tools.files import write_file
 from psa_triton.tools.shapes import AttentionShape
 
 _CANDIDATES: Final = {
@@ -162,6 +163,5 @@ def write_best(trials: list[Trial], target: str, dtype: torch.dtype, shape: Atte
             del wanted["rows"]  # which differ from level to level
         best = min(timed, key=lambda trial: trial.seconds or 0.0)
         rules = [{"for": wanted, "tiles": astuple(best.tiles)}, *(rule for rule in rules if rule["for"] != wanted)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("[\n  " + ",\n  ".join(map(json.dumps, rules)) + "\n]\n")
+    write_file(file, ("[\n  " + ",\n  ".join(map(json.dumps, rules)) + "\n]\n").encode())
     return file
