@@ -31,7 +31,7 @@ def parts(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Callab
     importance = block_importance(q, k, block_m=m, block_n=n, method=budget.importance)
     blocks, impl = Blocks.of(q, k, m, n), resolve_impl("auto", q)
     errors = expected_errors(q, k, v, blocks, scale=scale, impl=impl)
-    shares = dict(prefix_tokens=0, keep_first_block=False, scope="row", impl=impl)
+    shares = dict(keep_first_block=False, scope="row", impl=impl)
 
     def choose(config: PSAConfig) -> Callable[[], object]:
         return lambda: levels_of(q, k, v, config)

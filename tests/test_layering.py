@@ -22,6 +22,7 @@ LIBRARY = [
     "models",  # the checkpoints, and their preset sections
     "presets",  # attention_config.yaml -> config
     "inputs",  # checks of arguments
+    "exempt",  # which tokens are read, or read, in full
     "kept",  # what a key mask leaves of blocks
     "blocks",  # cutting sequences into blocks
     "operators",  # functions as operators of torch
