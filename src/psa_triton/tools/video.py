@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from io import BytesIO
-from typing import cast
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
@@ -38,12 +38,22 @@ def to_uint8(frames: Frames) -> NDArray[np.uint8]:
     return (frames.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def encode_video(frames: Frames, *, fps: float) -> bytes:
-    """Frames as an mp4 (H.264, yuv420p: what every player shows).
+class Audio(NamedTuple):
+    """What is heard with a video."""
+
+    samples: NDArray[np.float32]
+    """`[channels, N]` in [-1, 1]; one channel or two."""
+    rate: int
+    """Samples a second."""
+
+
+def encode_video(frames: Frames, *, fps: float, audio: Audio | None = None) -> bytes:
+    """Frames as an mp4 (H.264, yuv420p: what every player shows), with its audio (AAC) if there is any.
 
     Args:
         frames: `[F, H, W, 3]` RGB, floats in [0, 1] or uint8; H and W even.
         fps: frames per second.
+        audio: what is heard.
 
     Raises:
         TypeError: frames are neither floats nor uint8.
@@ -64,17 +74,25 @@ def encode_video(frames: Frames, *, fps: float) -> bytes:
         stream = cast(av.VideoStream, container.add_stream(_CODEC, rate=rate, options=options))
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        sound = None if audio is None else container.add_stream("aac", rate=audio.rate)
         for image in pixels:
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             # Converted before the encoder has it: what it converts itself races with its threads.
             container.mux(stream.encode(frame.reformat(format="yuv420p")))
         container.mux(stream.encode())
+        if audio is not None and sound is not None:
+            layout = "mono" if len(audio.samples) == 1 else "stereo"
+            wave = np.ascontiguousarray(audio.samples, dtype=np.float32)
+            heard = av.AudioFrame.from_ndarray(wave, format="fltp", layout=layout)
+            heard.sample_rate = audio.rate
+            container.mux(sound.encode(heard))
+            container.mux(sound.encode())
     return buffer.getvalue()
 
 
-def expected_bytes(width: int, height: int, num_frames: int) -> int:
+def expected_bytes(width: int | None, height: int | None, num_frames: int | None) -> int:
     """Size of an mp4 of such a video, roughly: a sixteenth of a byte a pixel is what the built-in model's take."""
-    return width * height * num_frames // 16 + (8 << 10)
+    return (width or 1024) * (height or 1024) * (num_frames or 1) // 16 + (8 << 10)
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

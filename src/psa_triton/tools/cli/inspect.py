@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from psa_triton.config import PSAConfig
-from psa_triton.integrations.diffusers import layer_count
+from psa_triton.integrations.diffusers import layer_count, transformers_of
 from psa_triton.models import QWEN2_5_VL, model_key
 from psa_triton.tools.cli.commands import Inspect
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
@@ -109,11 +109,11 @@ def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | No
     pictures = math.prod((*chosen, len(steps)))
     with _Look.into(options, source.short_name, attention, (), pictures=pictures) as look, logging_to(look.console):
         pipe = load(target, request, look.console)
-        layers = _choose("layers", asked, layer_count(pipe.transformer))
-        look.heads = _choose("heads", asked, pipe.transformer.config["num_attention_heads"])
+        layers = _choose("layers", asked, layer_count(next(iter(transformers_of(pipe).values()))))
 
         def on_call(site: CallSite, inputs: AttentionInputs, levels: Tensor) -> None:
             place = _place(site)
+            look.heads = look.heads or _choose("heads", asked, inputs.q.shape[1])
             look.at(inputs, place, levels)
             if options.save_qkv:
                 look.save(inputs, place)

@@ -106,6 +106,7 @@ class VideoOptions:
     """What a video is like: fields of `VideoRequest`; None for what the model is made for."""
 
     negative_prompt: str | None = of_video(None, "What is not to be seen.", metavar="TEXT")
+    image: Path | None = of_video(None, "A picture to start from, for models that do.", metavar="FILE")
     num_inference_steps: int | None = of_video(None, "Denoising steps.", "--num-inference-steps", "--steps")
     width: int | None = of_video(None, "Pixels.")
     height: int | None = of_video(None, "Pixels.")

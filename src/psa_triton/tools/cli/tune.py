@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from psa_triton.config import PSAConfig
-from psa_triton.integrations.diffusers import layer_count
+from psa_triton.integrations.diffusers import layer_count, transformers_of
 from psa_triton.tools.cli.commands import Tune
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
 from psa_triton.tools.cli.errors import told_if_interrupted
@@ -127,7 +127,8 @@ class _Tuning:
             with VideoProgress(self.console, len(requests)) as progress:
                 for request in requests:
                     on_step = progress.start_video(request.prompt, steps)
-                    probe = Probe(range(layer_count(pipe.transformer)), part_of, on_call)
+                    transformer = next(iter(transformers_of(pipe).values()))
+                    probe = Probe(range(layer_count(transformer)), part_of, on_call)
                     generate_video(pipe, request, dense, on_step=on_step, on_levels=probe)
                     progress.end_video()
             tuned, uniform = self._finish(make_cells(measured, chosen), chosen, goal, config, steps)

@@ -17,7 +17,7 @@ from psa_triton.tools.evaluation.summary import markdown, summarise
 from psa_triton.tools.files import json_bytes, staged
 from psa_triton.tools.generation import DENSE, Attention, VideoRequest
 from psa_triton.tools.generation.sidecar import differences, read_settings
-from psa_triton.tools.video import Frames, encode_video, png, side_by_side
+from psa_triton.tools.video import Frames, encode_video, expected_bytes, png, side_by_side, to_uint8
 
 SCHEMA_VERSION: Final = 2
 """Of `case.json` and `comparison.json`. Version 1 had PSNR and SSIM alone, and a file a prompt."""
@@ -103,7 +103,8 @@ def read_finished(case: Case, *, overwrite: bool = False) -> dict[str, Any] | No
 def write_case(case: Case, comparison: Comparison, described: Mapping[str, Any]) -> dict[str, Any]:
     """Write a case's files, in place of those of an earlier run, and return what its `case.json` holds.
 
-    Files: `dense.mp4`; `psa.mp4`, or one `LABEL.mp4` each if there are several attentions; `side_by_side.mp4`;
+    Files: `dense.mp4`; `psa.mp4`, or one `LABEL.mp4` each if there are several attentions; `side_by_side.mp4` (of an
+    image, `.png` in place of `.mp4`);
     `frames.png`; `report.html`; `case.json`, last of all.
 
     Args:
@@ -112,6 +113,7 @@ def write_case(case: Case, comparison: Comparison, described: Mapping[str, Any])
         described: what else `case.json` is to hold, such as versions and hardware.
     """
     fps, dense = case.request.fps, comparison.dense.frames
+    suffix = "png" if fps is None else "mp4"
     frames = {candidate.label: candidate.video.frames for candidate in comparison.candidates}
     single = len(case.settings["attentions"]) == 1
     names = {label: "psa" if single else label.replace("/", "_") for label in frames}
@@ -120,7 +122,8 @@ def write_case(case: Case, comparison: Comparison, described: Mapping[str, Any])
     data = case_data(case, comparison, described)
     with staged() as files:
         for name, video in videos.items():
-            files.write(case.folder / f"{name}.mp4", encode_video(video, fps=fps))
+            content = png(to_uint8(video)[0]) if fps is None else encode_video(video, fps=fps)
+            files.write(case.folder / f"{name}.{suffix}", content)
         files.write(case.folder / "frames.png", png(contact_sheet(dense, frames)))
         files.write(case.folder / "report.html", case_report(data, comparison))
         files.write(case.file, json_bytes(data))
@@ -166,7 +169,7 @@ def _candidate_data(candidate: Candidate) -> dict[str, Any]:
 def expected_room(case: Case) -> int:
     """Bytes that the files of a case take, roughly."""
     request, videos = case.request, 2 + len(case.settings["attentions"])
-    pixels = videos * request.width * request.height * request.num_frames
+    pixels = videos * 16 * expected_bytes(request.width, request.height, request.num_frames)
     # The frames in the report, kept exactly where they are few, are most of it; then the videos beside each other.
     return (1 << 19) + min(pixels, 24 << 20) + pixels // 8
 

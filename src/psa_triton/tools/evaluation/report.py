@@ -126,7 +126,7 @@ def case_view(comparison: Comparison) -> dict[str, Any]:
     videos = {DENSE.name: comparison.dense, **{label: other.video for label, other in others.items()}}
     frames, exact = web_frames({label: video.frames for label, video in videos.items()})
     count, height, width, _ = comparison.dense.frames.shape
-    size = {"width": width, "height": height, "count": count, "fps": comparison.request.fps}
+    size = {"width": width, "height": height, "count": count, "fps": comparison.request.fps or 1}
     bars = {DENSE.name: comparison.dense, **{other.label: other.video for other in comparison.candidates}}
     return {
         "video": {**size, "exact": exact, "frames": frames},

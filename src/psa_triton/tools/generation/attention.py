@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.integrations.diffusers import OnLevels, PSAHandle, apply_psa, check_video_scale
+from psa_triton.models import GENERAL_SECTION
 from psa_triton.presets import DENSE as DENSE_PRESET
 from psa_triton.presets import VideoScale, resolve
 from psa_triton.tools.generation.source import ModelSource
@@ -98,15 +99,10 @@ def choose_attention(
 
     Args:
         source: the model; None for `preset` is the one that it is run with.
-        preset: a preset of the model's section, or "SECTION/PRESET", or `dense`.
+        preset: a preset of the model's section (`general` for a model that is not known), "SECTION/PRESET", or `dense`.
     """
     spec = source.spec
-    if spec is None and preset != DENSE.name and "/" not in (preset or ""):
-        raise ValueError(
-            f"attention_preset: {source.name} is no model I know, so it has no presets: give SECTION/PRESET to borrow "
-            "a known model's (see `psa presets list`), or --dense"
-        )
-    section, usual = (None, None) if spec is None else (spec.preset_section, spec.preset)
+    section, usual = (GENERAL_SECTION, None) if spec is None else (spec.preset_section, spec.preset)
     return named_attention(preset or usual, section, file=file, impl=impl, dense_parts=dense_parts)
 
 

@@ -20,11 +20,12 @@ from psa_triton.tools.files import TakenError, check_room, held, json_bytes, sta
 from psa_triton.tools.generation.request import VideoRequest
 from psa_triton.tools.generation.sidecar import differences, read_settings
 from psa_triton.tools.generation.single import GeneratedVideo
-from psa_triton.tools.video import encode_video, expected_bytes
+from psa_triton.tools.video import expected_bytes
 
 logger = logging.getLogger("psa_triton")
 
-_SIDECAR = re.compile(r"video_\d{4,}\.json")
+_SIDECAR = re.compile(r"(video|image)_\d{4,}\.json")
+_SUFFIXES = {"video": ".mp4", "image": ".png"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Job:
     """A video to make.
 
     Attributes:
-        path: the mp4, `video_NNNN.mp4`; its sidecar has the same name and ends in `.json`.
+        path: the mp4, `video_NNNN.mp4`, or `image_NNNN.png`; its sidecar has the same name and ends in `.json`.
         request: what to make.
         settings: everything that determines the video, as `settings_of` gives it.
         replaces: whether it takes the place of a video that is there; else it gets another number.
@@ -59,9 +60,10 @@ def plan_jobs(
 ) -> tuple[list[Job], list[Job]]:
     """What is left to do, and what is done already.
 
-    A request is done where `video_NNNN.mp4` stands beside a sidecar of the same settings, whatever its number. Every
-    other request gets the next number that is free. The sidecar is placed before the video gets its name, so a sidecar
-    alone is a run that was cut short: the same request is done again under that number, others leave it.
+    A request is done where `video_NNNN.mp4`, or the PNG of an image, stands beside a sidecar of the same settings,
+    whatever its number. Every other request gets the next number that is free. The sidecar is placed before the video
+    gets its name, so a sidecar alone is a run that was cut short: the same request is done again under that number,
+    others leave it.
 
     Args:
         folder: of the videos.
@@ -75,14 +77,16 @@ def plan_jobs(
     Raises:
         ValueError: a sidecar is damaged, so that it cannot be told what it belongs to.
     """
+    kind = "image" if requests and requests[0].is_image else "video"
+    numbered = partial(_path, folder, kind)
     if overwrite:
-        paths = (_path(folder, number) for number in count())
+        paths = (numbered(number) for number in count())
         return [Job(*each, replaces=True) for each in zip(paths, requests, settings, strict=False)], []
     # Where videos are, or were to be: the mp4 of every sidecar.
-    sidecars = sorted(file for file in folder.glob("video_*.json") if _SIDECAR.fullmatch(file.name))
-    made = {file.with_suffix(".mp4"): found for file in sidecars if (found := read_settings(file)) is not None}
+    sidecars = sorted(file for file in folder.glob(f"{kind}_*.json") if _SIDECAR.fullmatch(file.name))
+    made = {file.with_suffix(_SUFFIXES[kind]): found for file in sidecars if (found := read_settings(file)) is not None}
     taken = frozenset(made)
-    free = (path for path in map(partial(_path, folder), count()) if path not in taken and not path.exists())
+    free = (path for path in map(numbered, count()) if path not in taken and not path.exists())
     todo: list[Job] = []
     done: list[Job] = []
     for request, wanted in zip(requests, settings, strict=True):
@@ -94,12 +98,13 @@ def plan_jobs(
     return todo, done
 
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"video_{number:04d}.mp4"
+def _path(folder: Path, kind: str, number: int) -> Path:
+    return folder / f"{kind}_{number:04d}{_SUFFIXES[kind]}"
 
 
 def _following(path: Path) -> Path:
-    return _path(path.parent, int(path.stem.removeprefix("video_")) + 1)
+    kind, _, number = path.stem.partition("_")
+    return _path(path.parent, kind, int(number) + 1)
 
 
 def run_jobs(
@@ -163,7 +168,7 @@ def _save(
         with staged() as files:
             data = {"settings": place.settings, "cost": video.cost.as_dict(), **describe()}
             files.write(place.sidecar, json_bytes(data))
-            files.write(place.path, encode_video(video.frames, fps=place.request.fps))
+            files.write(place.path, video.encoded(place.request))
     except Exception as error:
         logger.debug("%s could not be saved", job.path, exc_info=True)
         return job, error

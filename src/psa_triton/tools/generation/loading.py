@@ -85,7 +85,13 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def load_pipeline(
-    source: ModelSource, *, device: torch.device, dtype: torch.dtype, width: int, height: int, lora: Lora | None = None
+    source: ModelSource,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int | None,
+    height: int | None,
+    lora: Lora | None = None,
 ) -> diffusers.DiffusionPipeline:
     """Load a pipeline with its model's settings: scheduler, type of the VAE, LoRA, offloading, tiling.
 
@@ -93,7 +99,7 @@ def load_pipeline(
         source: what to load.
         device: where it is to run.
         dtype: type of the transformer and the text encoder; the VAE keeps float32 where the registry says so.
-        width: of the videos to come, pixels: the noise schedule of some models depends on it.
+        width: of the videos to come, pixels: the noise schedule of some models depends on it. None for the default.
         height: likewise.
         lora: weights to put on the transformer.
 
@@ -110,7 +116,7 @@ def load_pipeline(
         pipe = _from_pretrained(source, {"default": dtype, "vae": vae_dtype})
     pipe.set_progress_bar_config(disable=True)
     if spec is not None:
-        _configure(pipe, spec, width, height)
+        _configure(pipe, spec, width or spec.width, height or spec.height)
     if lora is not None:
         load_lora(pipe, lora)
     if spec is not None and spec.cpu_offload and device.type != "cpu":

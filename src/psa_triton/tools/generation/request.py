@@ -5,17 +5,52 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from psa_triton.tools.generation.source import ModelSource, check_size, video_scale
+from PIL import Image
+
+from psa_triton.tools.generation.source import ModelSource, call_name, check_size, video_scale
 
 _MODEL_DEFAULTS = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2", "fps")
 
 
+@dataclass(frozen=True)
+class InputImage:
+    """A picture that a video, or an image, is made from."""
+
+    path: str
+    """Of its file."""
+    sha256: str
+    """Of what the file holds: another picture under the same name makes another video."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The picture in a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no picture.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"image: there is no file {path}")
+        image = cls(str(path), sha256(path.read_bytes()).hexdigest())
+        try:
+            image.load()
+        except OSError as error:
+            raise ValueError(f"image: expected a picture such as PNG or JPEG in {path}: {error}") from error
+        return image
+
+    def load(self) -> Image.Image:
+        """Its pixels, RGB."""
+        with Image.open(self.path) as file:
+            return file.convert("RGB")
+
+
 @dataclass(frozen=True, kw_only=True)
 class VideoRequest:
-    """Everything that, with a model and an attention, determines a video."""
+    """Everything that, with a model and an attention, determines a video, or an image."""
 
     prompt: str
     """What is to be seen."""
@@ -23,27 +58,35 @@ class VideoRequest:
     """What is not."""
     seed: int
     """Of the noise the video starts from; the noise is drawn on the CPU, so it is the same on every device."""
-    width: int
+    image: InputImage | None = None
+    """To start from."""
+    # None stands for what the pipeline finds itself, or does not have.
+    width: int | None = None
     """Pixels."""
-    height: int
+    height: int | None = None
     """Pixels."""
-    num_frames: int
+    num_frames: int | None = None
     """Frames."""
     num_inference_steps: int
     """Denoising steps."""
-    guidance_scale: float
+    guidance_scale: float | None = None
     """Classifier-free guidance; 1 is none."""
     guidance_scale_2: float | None = None
     """Guidance of the second transformer, where there are two."""
-    fps: int
-    """Frames per second of the file."""
+    fps: float | None
+    """Frames per second of the file; None of an image."""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an image is to be made, and no video."""
+        return self.fps is None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError("prompt: expected some text, got none")
         for name in ("num_inference_steps", "fps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed: expected a number of 64 bits, got {self.seed}")
         for name in ("guidance_scale", "guidance_scale_2"):
@@ -85,13 +128,42 @@ def make_requests(
         source: the model; its defaults fill in what `settings` leaves out.
         prompts: what is to be seen.
         seed: of the first video.
-        settings: fields of `VideoRequest`; None stands for the default.
+        settings: fields of `VideoRequest`, the image as its path; None stands for the default.
 
     Raises:
-        ValueError: a setting is out of range, or the size does not fit the model.
+        ValueError: a setting is out of range or none of the model's, the size does not fit the model, or the model
+            needs what no option gives.
+        FileNotFoundError: there is no such image.
     """
     given = {name: value for name, value in settings.items() if value is not None}
+    _check_call(source, given)
+    if "image" in given:
+        given["image"] = InputImage.read(given["image"])
     filled = {name: given[name] if name in given else source.default(name) for name in _MODEL_DEFAULTS}
+    if filled["num_inference_steps"] is None:
+        raise ValueError(
+            f"model: expected a pipeline with num_inference_steps, got a {source.pipeline}; call it in Python, with "
+            "apply_psa"
+        )
     if (scale := video_scale(source)) is not None:
         check_size(filled["width"], filled["height"], filled["num_frames"], scale)
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]
+
+
+def _check_call(source: ModelSource, given: Mapping[str, Any]) -> None:
+    """Check that a pipeline takes what is given, and that it is given what it needs."""
+    call, name = source.call, source.pipeline
+    if source.makes_images and (videos := [setting for setting in ("num_frames", "fps") if setting in given]):
+        raise ValueError(f"{videos[0]}: expected none, as {name} makes images; leave it out")
+    for setting in given.keys() - {"fps"}:
+        if call_name(setting, call) not in call:
+            raise ValueError(f"{setting}: {name} does not take it; leave it out")
+    needed = {parameter.name for parameter in call.values() if parameter.default is parameter.empty}
+    needed -= {"self", "args", "kwargs", "prompt", *given}
+    if "image" in needed:
+        raise ValueError(f"image: expected one, which {name} starts from; give --image FILE")
+    if needed:
+        raise ValueError(
+            f"model: expected a pipeline that makes something of a prompt or an image, and {name} needs "
+            f"{', '.join(sorted(needed))}; call it in Python, with apply_psa"
+        )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
-from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale
+from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale, transformers_of
 from psa_triton.tools.clock import now
 from psa_triton.tools.generation.attention import DENSE, Attention
 from psa_triton.tools.generation.request import VideoRequest
-from psa_triton.tools.generation.source import check_size
+from psa_triton.tools.generation.source import call_name, check_size
+from psa_triton.tools.video import Audio, encode_video, png, to_uint8
 
 OnStep = Callable[[int], None]
 """Called with the number of denoising steps done."""
@@ -68,14 +70,22 @@ class GeneratedVideo:
     """A video and its cost.
 
     Attributes:
-        frames: `[F, H, W, 3]` float32 in [0, 1].
+        frames: `[F, H, W, 3]` float32 in [0, 1]; one of an image.
         cost: what it took.
         stats: the same per layer and step.
+        audio: of a model that makes it along.
     """
 
     frames: NDArray[np.float32]
     cost: Cost
     stats: PSAStats
+    audio: Audio | None = None
+
+    def encoded(self, request: VideoRequest) -> bytes:
+        """Content of its file: an mp4, or the PNG of an image."""
+        if request.fps is None:  # an image
+            return png(to_uint8(self.frames)[0])
+        return encode_video(self.frames, fps=request.fps, audio=self.audio)
 
 
 def generate_video(
@@ -103,7 +113,7 @@ def generate_videos(
     Each is what it would be alone, to rounding: its noise comes from its own seed.
 
     Args:
-        pipe: a Wan or CogVideoX pipeline; it is left as it came.
+        pipe: of a known family; it is left as it came.
         requests: what to make; they differ in prompt and seed alone.
         attention: how self-attention is computed.
         on_step: told after each denoising step.
@@ -116,23 +126,26 @@ def generate_videos(
     first = requests[0]
     if any(replace(request, prompt=first.prompt, seed=first.seed) != first for request in requests):
         raise ValueError("requests: expected them to differ in prompt and seed alone")
-    check_size(first.width, first.height, first.num_frames, pipeline_scale(pipe))
+    call = inspect.signature(type(pipe).__call__).parameters
+    _check_size(pipe, first, call)
     with attention.attach(pipe, time_layers=True, on_levels=on_levels) as handle, _transformer_seconds(pipe) as seconds:
         began = now(pipe.device)
-        videos = np.asarray(pipe(**_arguments(pipe, requests, on_step)).frames, dtype=np.float32)
+        output = pipe(**_arguments(type(pipe).__name__, call, requests, on_step))
         total = now(pipe.device) - began
         stats = handle.stats()
+    videos = _videos(output)
     if not np.isfinite(videos).all():
         raise ValueError("the model made values that are not finite; try --dtype float32 or bfloat16")
     cost = _cost(stats, total, sum(seconds), len(videos))
-    return [GeneratedVideo(frames, cost, stats) for frames in videos]
+    audios = _audios(pipe, output) or repeat(None)
+    return [GeneratedVideo(frames, cost, stats, audio) for frames, audio in zip(videos, audios, strict=False)]
 
 
 def warm_up(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention: Attention) -> None:
     """One untimed step each of what a run will do, so that its times hold nothing that is done only once.
 
     Args:
-        pipe: a Wan or CogVideoX pipeline.
+        pipe: of a known family.
         requests: as many as are to be made together.
         attention: how self-attention is computed; where it has dense steps, dense attention is run as well.
     """
@@ -143,24 +156,69 @@ def warm_up(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention
         generate_videos(pipe, short, attention.without_dense_steps())
 
 
-def _arguments(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], on_step: OnStep | None) -> dict[str, Any]:
-    """Keyword arguments of the pipeline's call. A setting the pipeline has not is left out where it is None."""
-    arguments = asdict(requests[0])
-    del arguments["seed"], arguments["fps"]
-    arguments["prompt"] = [request.prompt for request in requests]
-    if arguments["guidance_scale_2"] is None:
-        del arguments["guidance_scale_2"]
-    unknown = arguments.keys() - inspect.signature(type(pipe).__call__).parameters.keys()
-    if unknown:
-        raise ValueError(f"{type(pipe).__name__} does not take {', '.join(sorted(unknown))}")
+def _check_size(pipe: DiffusionPipeline, request: VideoRequest, call: Mapping[str, Any]) -> None:
+    """Check that a video is made of whole tokens, where the pipeline tells how large they are."""
+    frames = call.get(call_name("num_frames", call))
+    # Not every pipeline's number of frames is 1 more than a multiple of its own tokens'.
+    num_frames = None if frames is None or request.num_frames == frames.default else request.num_frames
+    try:
+        scale = pipeline_scale(pipe)
+    except ValueError:
+        return
+    check_size(request.width, request.height, num_frames, scale)
+
+
+def _arguments(
+    name: str, call: Mapping[str, Any], requests: Sequence[VideoRequest], on_step: OnStep | None
+) -> dict[str, Any]:
+    """Keyword arguments of a pipeline's call. What is None is left out, and so are frames per second that it lacks."""
+    first = requests[0]
+    arguments = {each.name: getattr(first, each.name) for each in fields(first) if each.name != "seed"}
+    if call_name("fps", call) not in call:
+        del arguments["fps"]
+    arguments = {call_name(key, call): value for key, value in arguments.items() if value is not None}
+    if first.image is not None:
+        arguments["image"] = first.image.load()
+    if unknown := arguments.keys() - call.keys():
+        raise ValueError(f"{name} does not take {', '.join(sorted(unknown))}")
 
     def step_ended(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if on_step is not None:
             on_step(step + 1)
         return tensors
 
-    generator = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-    return {**arguments, "generator": generator, "output_type": "np", "callback_on_step_end": step_ended}
+    prompts = [request.prompt for request in requests]
+    generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+    # Not every pipeline takes lists.
+    alone = len(requests) == 1
+    arguments |= {"prompt": prompts[0], "generator": generators[0]} if alone else {"prompt": prompts}
+    arguments |= {} if alone else {"generator": generators}
+    arguments |= {"callback_on_step_end": step_ended} if "callback_on_step_end" in call else {}
+    return {**arguments, "output_type": "np"}
+
+
+def _videos(output: Any) -> NDArray[np.float32]:
+    """What a pipeline made, `[B, F, H, W, 3]` in [0, 1]; of images, one frame each."""
+    made = next((getattr(output, name) for name in ("frames", "images", "image") if hasattr(output, name)), None)
+    if made is None:
+        raise ValueError(f"expected a pipeline that makes frames or images, got {type(output).__name__}")
+    pixels = np.asarray(made)
+    videos = pixels.astype(np.float32) / np.float32(255 if pixels.dtype == np.uint8 else 1)
+    return videos[:, None] if videos.ndim == 4 else videos
+
+
+def _audios(pipe: DiffusionPipeline, output: Any) -> list[Audio] | None:
+    """The audio of each video, where a pipeline makes any: `[B, channels, samples]`, or `[B, samples]`."""
+    made = next((x for name in ("audio", "sound") if (x := getattr(output, name, None)) is not None), None)
+    if made is None:
+        return None
+    rates = ("output_sampling_rate", "sampling_rate", "sample_rate")
+    configs = [config for part in pipe.components.values() if (config := getattr(part, "config", None)) is not None]
+    rate = next((getattr(config, name) for name in rates for config in configs if hasattr(config, name)), None)
+    if rate is None:
+        raise ValueError(f"expected a {type(pipe).__name__} that tells the sampling rate of its audio, found none")
+    waves = torch.as_tensor(made).float().cpu().numpy()
+    return [Audio(np.atleast_2d(wave), int(rate)) for wave in waves]
 
 
 def _cost(stats: PSAStats, total: float, transformer: float, videos: int) -> Cost:
@@ -194,8 +252,7 @@ def _transformer_seconds(pipe: DiffusionPipeline) -> Iterator[list[float]]:
         seconds.append(now(next(module.parameters()).device) - began)
 
     with ExitStack() as hooks:
-        for name in ("transformer", "transformer_2"):
-            if (transformer := getattr(pipe, name, None)) is not None:
-                hooks.callback(transformer.register_forward_pre_hook(start).remove)
-                hooks.callback(transformer.register_forward_hook(stop).remove)
+        for transformer in transformers_of(pipe).values():
+            hooks.callback(transformer.register_forward_pre_hook(start).remove)
+            hooks.callback(transformer.register_forward_hook(stop).remove)
         yield seconds

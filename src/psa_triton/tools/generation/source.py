@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import diffusers
 
@@ -18,6 +18,8 @@ from psa_triton.presets import VideoScale, load_presets_file
 from psa_triton.tools.builtin import tiny_wan_path
 
 _FPS_OF_UNKNOWN_MODELS = 16
+_OTHER_NAMES: Final = {"num_frames": ("video_length",), "fps": ("frame_rate",)}
+"""What some pipelines call what others call by the name of the setting."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -49,25 +51,34 @@ class ModelSource:
         """Whether it is on this machine, as a folder."""
         return Path(self.location).is_dir()
 
+    @property
+    def call(self) -> Mapping[str, inspect.Parameter]:
+        """What its pipeline is called with."""
+        return inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether its pipeline makes images and no videos."""
+        return not any(name == "num_frames" or "video" in name for name in self.call)
+
     def default(self, setting: str) -> Any:
         """What a setting is if nobody asks for anything else.
 
         Args:
-            setting: a field of `ModelSpec` such as `width`. Unknown models get the default of their pipeline's call.
-
-        Raises:
-            ValueError: the model is unknown and its pipeline has no default either.
+            setting: a field of `ModelSpec` such as `width`. Unknown models get the default of their pipeline's call;
+                None where it finds its own, or has no such setting. Images have no `fps`.
         """
         if self.spec is not None:
             return getattr(self.spec, setting)
-        if setting == "fps":
-            return _FPS_OF_UNKNOWN_MODELS
-        parameters = inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters
-        if setting == "guidance_scale_2":
-            return None
-        if (value := parameters[setting].default) is None:
-            raise ValueError(f"{setting}: {self.name} is no model I know, so it has no default: give --{setting}")
-        return value
+        found = self.call.get(call_name(setting, self.call))
+        if setting == "fps" and found is None:
+            return None if self.makes_images else _FPS_OF_UNKNOWN_MODELS
+        return None if found is None else found.default
+
+
+def call_name(setting: str, call: Mapping[str, Any]) -> str:
+    """What a pipeline calls a setting, of all that it is called with."""
+    return next((name for name in _OTHER_NAMES.get(setting, ()) if name in call), setting)
 
 
 def find_source(
@@ -159,19 +170,21 @@ def video_scale(source: ModelSource) -> VideoScale | None:
     return None if source.spec is None else load_presets_file().section(source.spec.preset_section).video_scale
 
 
-def check_size(width: int, height: int, num_frames: int, scale: VideoScale) -> None:
+def check_size(width: int | None, height: int | None, num_frames: int | None, scale: VideoScale) -> None:
     """Check that a video is made of whole tokens; diffusers would round it with no more than a warning.
+
+    What the pipeline finds itself is None.
 
     Raises:
         ValueError: naming the size at fault and the nearest that fit.
     """
     for name, value, divisor in (("width", width, scale.width_divisor), ("height", height, scale.height_divisor)):
-        if value < 1 or value % divisor:
+        if value is not None and (value < 1 or value % divisor):
             raise ValueError(
                 f"{name}: expected a multiple of {divisor}, got {value}; {_nearest(value, divisor, 0)} fits"
             )
     frames = scale.depth_divisor
-    if num_frames < 1 or num_frames % frames != 1 % frames:
+    if num_frames is not None and (num_frames < 1 or num_frames % frames != 1 % frames):
         near = _nearest(num_frames, frames, 1)
         raise ValueError(f"num_frames: expected 1 + a multiple of {frames}, got {num_frames}; {near} fits")
 
