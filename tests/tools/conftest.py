@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# No test folder is on the path; these hold `small_qwen` and `small_checkpoints`.
-sys.path += [str(Path(__file__).parent / name) for name in ("understanding", "examples")]
+# No test folder is on the path; these hold `small_qwen`, `small_checkpoints`, `small_models` and `small_pipelines`.
+sys.path += [
+    str(Path(__file__).parent / name) for name in ("understanding", "examples", "generation", "../integrations")
+]
 
 
 @pytest.fixture(autouse=True)

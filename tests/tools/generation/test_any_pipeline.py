@@ -1,0 +1,134 @@
+"""Pipelines of any family by their folder: images, audio along with video, a picture to start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from diffusers import DiffusionPipeline
+from PIL import Image
+from small_models import make_flux, make_ltx2
+from small_pipelines import make_wan_image_pipeline
+from typer.testing import CliRunner, Result
+
+from psa_triton.tools.cli.app import app
+from psa_triton.tools.generation import choose_attention, find_source, make_requests
+from psa_triton.tools.generation.request import InputImage
+from psa_triton.tools.video import Audio, encode_video
+
+PRESET = "CogVideo_5b/psa_4steps"  # no warm-up
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {"flux": make_flux, "ltx2": make_ltx2, "wan-image": lambda: make_wan_image_pipeline(two_transformers=True)}
+    home = tmp_path_factory.mktemp("models")
+    for name, make in made.items():
+        pipe: DiffusionPipeline = make()
+        pipe.save_pretrained(home / name)
+    picture = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(home / "picture.png")
+    return {name: home / name for name in (*made, "picture.png")}
+
+
+def psa(command: str, folder: Path, out: Path, *more: str, size: int = 64) -> Result:
+    sizes = ["--width", str(size), "--height", str(size), "--num-inference-steps", "2"]
+    options = ["--model", str(folder), "--output_dir", str(out), "--prompt", "a red square", *sizes, *more]
+    result = CliRunner().invoke(app, [command, *options, "--attention_preset", PRESET])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def cost_of(sidecar: Path) -> dict[str, Any]:
+    return json.loads(sidecar.read_text())["cost"]
+
+
+def test_an_image_is_a_png_and_made_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    first = psa("generate", folders["flux"], tmp_path, "--min_tokens", "0", size=256)
+    with Image.open(tmp_path / "flux" / "image_0000.png") as image:
+        assert (image.size, image.mode) == ((256, 256), "RGB")
+    assert 0 < cost_of(tmp_path / "flux" / "image_0000.json")["attention_density"] < 1, first.output
+    assert "1 skipped" in psa("generate", folders["flux"], tmp_path, "--min_tokens", "0", size=256).output
+
+
+def test_images_are_compared_and_looked_at(folders: dict[str, Path], tmp_path: Path) -> None:
+    psa("compare", folders["flux"], tmp_path / "compare", "--min_tokens", "0", "--ceiling", "none", size=256)
+    made = {file.name for file in (tmp_path / "compare").iterdir()}
+    assert {"dense.png", "psa.png", "side_by_side.png", "case.json", "report.html"} <= made
+    psa("inspect", folders["flux"], tmp_path / "inspect", "--layers", "0", "--heads", "1", size=256)
+    calls = json.loads((tmp_path / "inspect" / "inspect.json").read_text())["calls"]
+    assert [call["place"]["layer"] for call in calls] == [0]
+
+
+def test_audio_is_in_the_file(folders: dict[str, Path], tmp_path: Path) -> None:
+    psa("generate", folders["ltx2"], tmp_path, "--num_frames", "9", "--fps", "8", "--min_tokens", "0", size=32)
+    with av.open(tmp_path / "ltx2" / "video_0000.mp4") as file:
+        (video,), (audio,) = file.streams.video, file.streams.audio
+        assert (video.frames, video.average_rate) == (9, 8)
+        assert (audio.rate, audio.channels) == (16000, 2)
+        assert sum(frame.samples for frame in file.decode(audio=0)) > 0
+    assert cost_of(tmp_path / "ltx2" / "video_0000.json")["attention_density"] < 1
+
+
+def test_a_video_from_a_picture(folders: dict[str, Path], tmp_path: Path) -> None:
+    picture = ["--image", str(folders["picture.png"]), "--num_frames", "5", "--guidance_scale", "1"]
+    psa("generate", folders["wan-image"], tmp_path, *picture, "--min_tokens", "0")
+    settings = json.loads((tmp_path / "wan-image" / "video_0000.json").read_text())["settings"]
+    assert settings["image"]["path"] == str(folders["picture.png"]) and len(settings["image"]["sha256"]) == 64
+
+
+def test_sound_is_kept_as_it_is() -> None:
+    """A tone comes back from the file, and two encodings are the same bytes."""
+    wave = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000, dtype=np.float32)[None] * 0.5
+    frames = np.zeros((8, 32, 32, 3), dtype=np.uint8)
+    content = encode_video(frames, fps=8, audio=Audio(wave, 16000))
+    assert content == encode_video(frames, fps=8, audio=Audio(wave, 16000))
+    import io
+
+    with av.open(io.BytesIO(content)) as file:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in file.decode(audio=0)])
+    spectrum = np.abs(np.fft.rfft(heard[:16000]))
+    assert abs(int(spectrum.argmax()) * 16000 / len(heard[:16000]) - 440) <= 2
+
+
+def test_defaults_are_the_pipelines_own(folders: dict[str, Path]) -> None:
+    (image,) = make_requests(find_source(str(folders["flux"])), ["x"], seed=0, settings={})
+    assert image.is_image and (image.num_inference_steps, image.guidance_scale, image.width) == (28, 3.5, None)
+    (video,) = make_requests(find_source(str(folders["ltx2"])), ["x"], seed=0, settings={})
+    assert (video.width, video.height, video.fps, video.num_inference_steps) == (768, 512, 24.0, 30)
+    assert choose_attention(find_source(str(folders["flux"]))).name.startswith("general/")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("flux", {"num_frames": 5}, "num_frames: expected none, as FluxPipeline makes images"),
+        ("flux", {"image": Path("x.png")}, "image: FluxPipeline does not take it"),
+        ("flux", {"guidance_scale_2": 2.0}, "guidance_scale_2: FluxPipeline does not take it"),
+        ("wan-image", {}, "image: expected one, which WanImageToVideoPipeline starts from; give --image FILE"),
+        ("wan-image", {"image": Path("x.png")}, "image: there is no file x.png"),
+    ],
+    ids=["frames", "no image taken", "other guidance", "no image", "no file"],
+)
+def test_mistakes_are_told_before_loading(
+    name: str, settings: dict[str, Any], message: str, folders: dict[str, Path]
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make_requests(find_source(str(folders[name])), ["x"], seed=0, settings=settings)
+
+
+def test_a_pipeline_that_needs_more_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanAnimatePipeline"}))
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text("{}")
+    source, picture = find_source(str(tmp_path)), folders["picture.png"]
+    with pytest.raises(ValueError, match="WanAnimatePipeline needs face_video, pose_video; call it in Python"):
+        make_requests(source, ["x"], seed=0, settings={"image": picture})
+    picture_file = tmp_path / "no.png"
+    picture_file.write_text("no picture")
+    with pytest.raises(ValueError, match="image: expected a picture such as PNG or JPEG"):
+        InputImage.read(picture_file)
