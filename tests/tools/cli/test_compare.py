@@ -116,7 +116,6 @@ def test_dense_layers_and_last_steps_are_taken(compare, tmp_path: Path) -> None:
     ("options", "message"),
     [
         pytest.param([], "expected a prompt", id="no-prompt"),
-        pytest.param(["--prompt", "x"], "give SECTION/PRESET", id="no-preset"),
         pytest.param(["--prompt", "x", "--attention-preset", "tiny-wan/baseline"], "which is dense", id="dense"),
         pytest.param(["--prompt", "x", *["--attention-preset", PRESET] * 2], "twice", id="twice"),
         pytest.param(["--prompt", "x", "--seed", "1", "--seed", "1"], "seed: expected each once", id="same-seeds"),

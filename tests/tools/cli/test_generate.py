@@ -159,7 +159,6 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path
         pytest.param(["--prompt", " "], "expected a prompt", id="blank-prompt"),
         pytest.param(["--prompt", "x", "--prompt_file", "y"], "got both", id="prompt-and-file"),
         pytest.param(["--prompt_file", "nothing.txt"], "there is no file nothing.txt", id="no-file"),
-        pytest.param(["--prompt", "x"], "give SECTION/PRESET", id="unknown-model-without-preset"),
         pytest.param(["--prompt", "x", "--model", "tiny-wam"], "did you mean 'tiny-wan'", id="model"),
         pytest.param(
             ["--prompt", "x", "--dense", "--attention-preset", PRESET], "got dense attention", id="dense-preset"

@@ -87,7 +87,6 @@ def test_every_entry_of_a_batch_is_looked_at(file: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param([], "give SECTION/PRESET", id="no-preset"),
         pytest.param(["--preset", "tiny-wan/baseline"], "which is dense", id="dense"),
         pytest.param(["--preset", PRESET, "--steps", "2"], "steps: expected some from 5 to 6", id="warm-up-step"),
         pytest.param(["--preset", PRESET, "--steps", "7"], "steps: expected indexes from 0 to 6, got 7", id="step"),

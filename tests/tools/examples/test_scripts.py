@@ -153,7 +153,7 @@ def test_psa_generate_is_the_same_thing(
 ) -> None:
     made = []
 
-    def encode(frames: np.ndarray, *, fps: float) -> bytes:
+    def encode(frames: np.ndarray, *, fps: float, audio: None) -> bytes:
         made.append(frames)
         return encode_video(frames, fps=fps)
 

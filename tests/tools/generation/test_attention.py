@@ -27,11 +27,12 @@ def test_a_model_has_presets_and_one_of_its_own(model: str, preset: str | None, 
     assert attention.config == (None if name == "dense" else load_preset(*name.split("/")))
 
 
-def test_an_unknown_model_needs_a_section_unless_it_runs_dense(source: ModelSource) -> None:
+def test_an_unknown_model_has_the_presets_of_all(source: ModelSource, pipe: DiffusionPipeline) -> None:
     assert choose_attention(source, "dense") == DENSE
     for preset in (None, "psa_balanced"):
-        with pytest.raises(ValueError, match="give SECTION/PRESET"):
-            choose_attention(source, preset)
+        attention = choose_attention(source, preset)
+        assert attention.name == "general/psa_balanced"
+        attention.attach(pipe).remove()
 
 
 def test_a_presets_file_of_ones_own_is_used(tmp_path: Path) -> None:

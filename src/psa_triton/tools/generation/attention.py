@@ -103,7 +103,9 @@ def choose_attention(
     """
     spec = source.spec
     section, usual = (GENERAL_SECTION, None) if spec is None else (spec.preset_section, spec.preset)
-    return named_attention(preset or usual, section, file=file, impl=impl, dense_parts=dense_parts)
+    attention = named_attention(preset or usual, section, file=file, impl=impl, dense_parts=dense_parts)
+    # What the section of all others says of sizes is of no model.
+    return attention if spec is not None else replace(attention, video_scale=None)
 
 
 def named_attention(

@@ -19,7 +19,7 @@ from psa_triton.tools.clock import now
 from psa_triton.tools.generation.attention import DENSE, Attention
 from psa_triton.tools.generation.request import VideoRequest
 from psa_triton.tools.generation.source import call_name, check_size
-from psa_triton.tools.video import Audio, encode_video, png, to_uint8
+from psa_triton.tools.video import Audio
 
 OnStep = Callable[[int], None]
 """Called with the number of denoising steps done."""
@@ -80,12 +80,6 @@ class GeneratedVideo:
     cost: Cost
     stats: PSAStats
     audio: Audio | None = None
-
-    def encoded(self, request: VideoRequest) -> bytes:
-        """Content of its file: an mp4, or the PNG of an image."""
-        if request.fps is None:  # an image
-            return png(to_uint8(self.frames)[0])
-        return encode_video(self.frames, fps=request.fps, audio=self.audio)
 
 
 def generate_video(
