@@ -97,7 +97,7 @@ def test_timesteps_rounded_on_their_way() -> None:
     pipe = make_wan_pipeline()
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8)
     modular = make_wan_modular_pipeline(pipe.components | {"scheduler": scheduler})
-    options = {"prompt": "a red square", "num_frames": 5, "height": 32, "width": 64, "output_type": "pt"}
+    options = {"prompt": "a red square", "num_frames": 5, "height": 32, "width": 64}
     with apply_psa(modular, WARM, min_tokens=0) as handle:
         modular(**options, num_inference_steps=3)
         assert steps(handle.stats()) == {0: False, 1: False, 2: True}

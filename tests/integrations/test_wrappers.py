@@ -176,7 +176,7 @@ class TestPipelines:
         with pytest.raises(TypeError, match="a pipeline with a transformer, got WanModularPipeline .*load_components"):
             apply_psa(pipe, WARM)
         pipe = make_wan_modular_pipeline(make_wan_pipeline().components)
-        options = {"prompt": "a red square", "num_frames": 5, "height": 32, "width": 64, "output_type": "pt"}
+        options = {"prompt": "a red square", "num_frames": 5, "height": 32, "width": 64}
 
         def video() -> torch.Tensor:
             options["generator"] = torch.Generator().manual_seed(0)
