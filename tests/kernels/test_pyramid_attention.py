@@ -191,15 +191,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            (dict(q=torch.zeros(2, 10, 8)), ValueError, "q: expected 4 dimensions"),
-            (dict(q="q"), TypeError, "q: expected a tensor, got str"),
-            (dict(q=torch.zeros(1, 2, 10, 8, dtype=torch.int32)), TypeError, "q: expected one of float32"),
-            (dict(k=torch.zeros(1, 2, 10, 8, dtype=torch.float16)), TypeError, "k: expected dtype and device of q"),
-            (dict(k=torch.zeros(1, 2, 10, 8, device="meta")), TypeError, "k: expected dtype and device of q"),
-            (dict(k=torch.zeros(1, 2, 10, 16)), ValueError, "k: expected batch 1 and head dimension 8"),
-            (dict(v=torch.zeros(1, 2, 11, 8)), ValueError, "v: expected the shape of k"),
-            (dict(q=torch.zeros(1, 3, 10, 8)), ValueError, "q: expected a multiple of k's 2 heads, got 3"),
-            (dict(k=torch.zeros(1, 2, 0, 8)), ValueError, "v: expected the shape of k"),
+            (dict(q=torch.zeros(2, 10, 8)), ValueError, "q: expected 4 dimensions"),  # and what test_as_sdpa.py has
             (dict(levels=torch.ones(1, 2, 1, 1)), TypeError, "levels: expected int8"),
             (dict(levels=torch.ones(1, 2, 1, 2, dtype=torch.int8)), ValueError, r"levels: expected .* \(1, 2, 2, 2\)"),
             (dict(levels=torch.full((1, 2, 2, 2), 3, dtype=torch.int8)), ValueError, r"levels: .* got also \[3\]"),
@@ -216,15 +208,3 @@ class TestErrors:
         good |= dict(levels=torch.ones(1, 2, 2, 2, dtype=torch.int8), block_m=8, block_n=8)
         with pytest.raises(error, match=message):
             pyramid_attention(**(good | change))
-
-    def test_head_dimension_must_be_a_multiple_of_8(self):
-        x = torch.zeros(1, 1, 8, 12)
-        with pytest.raises(ValueError, match="multiple of 8, got 12"):
-            pyramid_attention(x, x, x, torch.ones(1, 1, 1, 1, dtype=torch.int8), block_m=8, block_n=8)
-
-
-def test_threads_are_as_they_were():
-    before = torch.get_num_threads()
-    q, k, v = tensors()
-    pyramid_attention(q, k, v, random_levels(q, k, 32, 32), block_m=32, block_n=32, impl="cpu")
-    assert torch.get_num_threads() == before

@@ -126,3 +126,19 @@ def test_a_budget_pays_for_the_most_important_block() -> None:
     levels = levels_of(q, k, v, config)
     density = (1 / levels).masked_fill(levels == 0, 0).mean(-1)
     assert (density <= 0.5).all() and (density > 0.4).all()
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("mode", ["topk", "thresholdbound"])
+@pytest.mark.parametrize("n", [32, 64], ids=lambda n: f"n{n}")
+def test_a_share_for_means_of_whole_blocks(n, mode, is_causal):
+    """Instead of dropping: the choice gives the rest of a row to the level, and every implementation reads it."""
+    ratios = {1: (0.0, 0.2), 8: (0.2, 0.5), n: (0.5, 1.0)}
+    config = PSAConfig(block_m=32, block_n=n, mask_ratios=ratios, mask_mode=mode, use_rearrange=False)
+    q, k, v = draw(60, 6 * n + 7)
+    out, levels = sparse_attention(q, k, v, config, is_causal=is_causal, impl="reference")
+    assert set(levels.unique().tolist()) == ({0, 1, 8, n} if is_causal else {1, 8, n})
+    for impl in ("torch", "cpu", "triton"):
+        ours, chosen = sparse_attention(q, k, v, config, is_causal=is_causal, impl=impl)
+        assert torch.equal(chosen, levels)
+        torch.testing.assert_close(ours, out, rtol=1e-5, atol=1e-5)
