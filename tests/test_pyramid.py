@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from psa_triton.pyramid import SPREAD_LEVELS, pyramid_layout, row_tables, write_pyramid, write_spread
+from psa_triton.pyramid import pyramid_layout, write_pyramid, write_spread
 
 
 def build(x, block_n, coarsest=8, dtype=torch.float64):
@@ -26,33 +26,6 @@ def test_a_pyramid_computed_by_hand():
     assert level_8.tolist() == [3.5, 9.0]
 
 
-def test_row_tables_computed_by_hand():
-    layout = pyramid_layout(11, 8, 8)
-    tables = row_tables(layout, torch.device("cpu"))
-    level_4 = slice(layout.first_row(4), layout.first_row(8))
-    assert tables.log_count(torch.float64)[level_4].exp().round().tolist() == [4, 4, 3, 0]
-    assert tables.last_token[level_4][:3].tolist() == [3, 7, 10]
-    assert tables.last_token[level_4][3] > 11
-    assert tables.log_count(torch.float64)[layout.first_row(4) + 3] == -math.inf
-
-
-@pytest.mark.parametrize("coarsest", [8, 64])
-@pytest.mark.parametrize("block_n", [32, 64, 128])
-@pytest.mark.parametrize("tokens", [1, 31, 64, 129, 1000], ids=lambda n: f"{n}tokens")
-def test_rows_are_the_means_of_their_true_tokens(tokens, block_n, coarsest):
-    coarsest = min(coarsest, block_n)
-    x = torch.randn(tokens, 8, dtype=torch.float64)
-    layout, out = build(x, block_n, coarsest)
-    tables = row_tables(layout, x.device)
-    assert not out.isnan().any()
-    for level in layout.levels:
-        first = layout.first_row(level)
-        for group, start in enumerate(range(0, tokens, level)):
-            torch.testing.assert_close(out[first + group], x[start : start + level].mean(0))
-            assert tables.log_count(torch.float64)[first + group].exp().round() == min(level, tokens - start)
-    assert (tables.log_count(torch.float64) > -math.inf).sum() == sum(-(-tokens // level) for level in layout.levels)
-
-
 def test_long_sequences_are_pooled_in_pieces():
     x = torch.randn(20_000, 8, dtype=torch.float64)
     layout, out = build(x, 64)
@@ -65,13 +38,6 @@ def test_means_of_bfloat16_are_formed_in_float32():
     x = torch.tensor([256.0, 1, 1, 1, 1, 1, 1, 1], dtype=torch.bfloat16)[:, None]
     layout, out = build(x, 8, dtype=torch.bfloat16)
     assert out[layout.first_row(8), 0] == torch.tensor(263 / 8).bfloat16()
-
-
-def test_strided_input_is_read_as_it_is():
-    x = torch.randn(100, 3, 16)
-    assert torch.equal(
-        build(x[:, 1], 32, dtype=torch.float32)[1], build(x[:, 1].contiguous(), 32, dtype=torch.float32)[1]
-    )
 
 
 def spread(keys, block_n, coarsest=8):
@@ -90,17 +56,6 @@ class TestSpread:
         torch.testing.assert_close(
             out[layout.first_row(4) :], torch.tensor([5 / 4, 5 / 4, 2 / 3, 0, 21 / 4, 2 / 3], dtype=torch.float64)
         )
-
-    @pytest.mark.parametrize(("block_n", "coarsest"), [(8, 8), (64, 8), (64, 64)], ids=lambda x: str(x))
-    @pytest.mark.parametrize("tokens", [1, 8, 63, 64, 66, 2500], ids=lambda n: f"{n}tokens")
-    def test_is_the_variance_averaged_over_dimensions(self, tokens, block_n, coarsest):
-        keys = torch.randn(tokens, 16, dtype=torch.float64)
-        layout, out = spread(keys, block_n, coarsest)
-        expected = torch.zeros_like(out)
-        for level in SPREAD_LEVELS:
-            groups = [group.var(0, correction=0).mean() for group in keys.split(level)]
-            expected[layout.first_row(level) :][: len(groups)] = torch.stack(groups)
-        torch.testing.assert_close(out, expected)
 
     def test_of_keys_far_from_the_origin_is_that_of_the_same_keys_at_it(self):
         keys = torch.randint(-8, 9, (100, 16)).float()

@@ -81,19 +81,6 @@ def test_every_order_gives_the_dense_video(order: dict) -> None:
     assert_equal_to_rounding(sparse, dense)
 
 
-@pytest.mark.parametrize("grid", [(1, 8, 9), (7, 3, 5)], ids=str)
-@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
-def test_grid_is_read_from_the_latent(make_pipe: Callable, grid: tuple[int, int, int]) -> None:
-    pipe = make_pipe()
-    dense = make_video(pipe, grid=grid)
-    with apply_psa(pipe, EVERY_TOKEN) as handle:
-        sparse = make_video(pipe, grid=grid)
-    text = TEXT_TOKENS if make_pipe is make_cogvideox_pipeline else 0
-    frames, height, width = grid
-    assert {record.tokens for record in handle.stats().records} == {text + frames * height * width}
-    assert_equal_to_rounding(sparse, dense)
-
-
 IMAGE_PIPELINES = {
     "wan2.1": (make_wan_image_pipeline, {"max_sequence_length": 512}),
     "wan2.2-5b": (lambda: make_wan_image_pipeline(expand_timesteps=True), {}),

@@ -80,23 +80,6 @@ def test_no_gathers_without_an_order() -> None:
     assert handle.stats().summary.sparse_calls == 2 * 3
 
 
-@pytest.mark.parametrize(
-    ("grid", "more", "reason"),
-    [
-        ((1, 8, 8), {}, None),
-        ((1, 7, 9), {}, "fewer than 64 tokens"),
-        ((3, 5, 7), {"min_tokens": 105}, None),
-        ((3, 5, 7), {"min_tokens": 106}, "fewer than 106 tokens"),
-    ],
-    ids=["two-blocks", "one-and-a-bit", "at-the-limit", "below-the-limit"],
-)
-def test_short_sequences_are_dense(grid: tuple[int, int, int], more: dict, reason: str | None) -> None:
-    pipe = make_wan_pipeline()
-    with apply_psa(pipe, SPARSE, **more) as handle:
-        make_video(pipe, grid=grid)
-    assert {record.reason for record in handle.stats().records} == {reason}
-
-
 def test_seconds_only_if_asked() -> None:
     pipe = make_wan_pipeline()
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1), time_layers=True) as handle:

@@ -12,7 +12,6 @@ from diffusers import (
     CogVideoXVideoToVideoPipeline,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    WanPipeline,
     WanVideoToVideoPipeline,
 )
 from small_pipelines import (
@@ -20,7 +19,6 @@ from small_pipelines import (
     make_cogvideox_transformer,
     make_video,
     make_video_from_video,
-    make_wan_inputs,
     make_wan_pipeline,
     make_wan_transformer,
 )
@@ -132,16 +130,6 @@ def test_scheduler_swapped_after_attaching(make_pipe: Callable, scheduler: objec
     assert sparse_steps(handle) == {0: False, 1: True, 2: True}
 
 
-def test_starting_in_the_middle_of_the_schedule() -> None:
-    """As video-to-video does: the schedule has 4 steps, the first forward is at step 2."""
-    transformer, scheduler = make_wan_transformer(), FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(4)
-    with apply_psa(transformer, SPARSE.replace(warmup_steps=3), scheduler=scheduler) as handle, torch.no_grad():
-        for timestep in scheduler.timesteps[2:]:
-            transformer(**make_wan_inputs(timestep=timestep[None]))
-    assert sparse_steps(handle) == {2: False, 3: True}
-
-
 @pytest.mark.parametrize(
     ("kind", "make_pipe"),
     [(WanVideoToVideoPipeline, make_wan_pipeline), (CogVideoXVideoToVideoPipeline, make_cogvideox_pipeline)],
@@ -220,36 +208,7 @@ def test_few_steps_at_chosen_timesteps() -> None:
     assert sparse_steps(handle) == {0: False, 1: True, 2: True, 3: True}
 
 
-def test_two_pipelines_at_once() -> None:
-    """Their forwards interleave, one in warm-up while the other is past it."""
-    lagging, leading = make_wan_pipeline(), make_wan_pipeline()
-    alone = {}
-    for name, pipe, warm_up in [("lagging", lagging, 2), ("leading", leading, 0)]:
-        with apply_psa(pipe, SPARSE.replace(warmup_steps=warm_up)):
-            alone[name] = make_video(pipe, steps=2)
-
-    with apply_psa(lagging, SPARSE.replace(warmup_steps=2)) as handle, apply_psa(leading, SPARSE) as other:
-        inner: list[torch.Tensor] = []
-
-        def run_the_other(pipe: WanPipeline, step: int, timestep: torch.Tensor, kwargs: dict) -> dict:
-            inner.append(make_video(leading, steps=2))
-            return kwargs
-
-        outer = make_video(lagging, steps=2, callback_on_step_end=run_the_other)
-    assert torch.equal(outer, alone["lagging"])
-    assert all(torch.equal(video, alone["leading"]) for video in inner) and len(inner) == 2
-    assert sparse_steps(handle) == {0: False, 1: False}
-    assert sparse_steps(other) == {0: True, 1: True}
-
-
 @pytest.mark.parametrize("make", [make_wan_transformer, make_cogvideox_transformer], ids=["wan", "cogvideox"])
 def test_a_transformer_alone_needs_a_scheduler_for_warm_up(make: Callable) -> None:
     with pytest.raises(ValueError, match=r"scheduler: expected one, as warmup_steps = 2 .* pass scheduler="):
         apply_psa(make(), SPARSE.replace(warmup_steps=2))
-
-
-def test_a_transformer_alone_without_warm_up_has_no_steps() -> None:
-    transformer = make_wan_transformer()
-    with apply_psa(transformer, SPARSE) as handle, torch.no_grad():
-        transformer(**make_wan_inputs())
-    assert sparse_steps(handle) == {None: True}

@@ -309,9 +309,11 @@ class TestRefused:
         with pytest.raises(TypeError, match="got WanPipeline of diffusers; pass it to psa_triton.apply_psa"):
             psa_triton.integrations.transformers.apply_psa(make_wan_pipeline(), CAUSAL)
 
-    @pytest.mark.parametrize("option", [{"scheduler": object()}, {"dense_last_steps": 1}], ids=["scheduler", "last"])
+    @pytest.mark.parametrize("option", [{"scheduler": object()}, {"dense_last_steps": 1}, {"on_levels": print}])
     def test_options_of_diffusion_models_name_the_model_in_the_wrapper(self, option: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match="belongs to diffusion models, and this is a LlamaForCausalLM"):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(option))}: belongs to diffusion models, and this is a LlamaForCausalLM"
+        ):
             apply_psa(with_lora(small.make_model(small.llama)), CAUSAL, **option)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from psa_triton import PSAConfig, load_preset, psa_attention, select_levels
@@ -75,21 +73,6 @@ def test_the_most_important_block_is_read(name: str, is_causal: bool) -> None:
         for keys in (blocks * config.block_n, (blocks - 1) * config.block_n + 1 + config.block_n // 3):
             check(config, keys, keys, is_causal=is_causal, impl="cpu")
     check(config, 40, 3 * config.block_n, is_causal=is_causal, impl="reference")
-
-
-@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("name", ["topk, blocks of 32", "thresholdbound", "no level 1", "budget, blocks of 32"])
-def test_by_gpu_kernels(name: str, is_causal: bool) -> None:
-    pytest.importorskip("triton")
-    for keys in (20, 70):
-        check(OTHERS[name].replace(block_m=32, block_n=32), keys, keys, is_causal=is_causal, impl="triton")
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(OTHERS)), st.integers(1, 300), st.integers(1, 300), st.booleans(), st.integers(0, 99))
-@example("topk", 128, 191, True, 0)  # the first query sees one whole block, which is not the most important of its row
-def test_any_length(name: str, queries: int, keys: int, is_causal: bool, seed: int) -> None:
-    check(OTHERS[name], queries, keys, is_causal=is_causal, impl="cpu", seed=seed)
 
 
 @pytest.mark.parametrize("tokens", [16, 64, 77, 128])
