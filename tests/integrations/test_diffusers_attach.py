@@ -8,6 +8,8 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from small_pipelines import (
+    BOTH,
+    SPARSE,
     TEXT_TOKENS,
     make_cogvideox_inputs,
     make_cogvideox_pipeline,
@@ -18,12 +20,8 @@ from small_pipelines import (
     make_wan_transformer,
 )
 
-from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa
 from psa_triton.presets import load_preset
-
-SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
-BOTH = pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
 
 
 def hook_count(model: torch.nn.Module) -> int:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 from small_pipelines import (
+    BOTH,
     TEXT_DIM,
     TEXT_TOKENS,
+    assert_equal_to_rounding,
     make_cogvideox_image_pipeline,
     make_cogvideox_inputs,
     make_cogvideox_pipeline,
@@ -44,10 +46,6 @@ PIPELINES = {
 def _fused(pipe):
     pipe.transformer.fuse_qkv_projections()
     return pipe
-
-
-def assert_equal_to_rounding(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.std().item())
 
 
 @pytest.mark.parametrize("make_pipe", PIPELINES.values(), ids=PIPELINES.keys())
@@ -147,7 +145,7 @@ if hasattr(diffusers, "MagCacheConfig"):  # since 0.37
 
 
 @pytest.mark.parametrize("make_cache", STEP_CACHES.values(), ids=STEP_CACHES.keys())
-@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+@BOTH
 def test_step_cache_sees_one_token_order(make_pipe: Callable, make_cache: Callable) -> None:
     """A step cache adds what blocks did in a dense warm-up step to the tokens of a sparse step."""
     pipe = make_pipe()
@@ -164,7 +162,7 @@ def test_step_cache_sees_one_token_order(make_pipe: Callable, make_cache: Callab
     assert_equal_to_rounding(sparse, dense)
 
 
-@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+@BOTH
 def test_step_cache_enabled_after_attaching(make_pipe: Callable) -> None:
     pipe = make_pipe()
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))

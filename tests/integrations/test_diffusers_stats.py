@@ -7,15 +7,13 @@ import logging
 
 import pytest
 import torch
-from small_pipelines import TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
+from small_pipelines import SPARSE, TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
 
 from psa_triton.config import PSAConfig
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.diffusers import PSAStats, apply_psa
 from psa_triton.integrations.diffusers.stats import CallKey
 from psa_triton.integrations.stats import Recorder
-
-SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 
 
 def test_records_of_a_run() -> None:

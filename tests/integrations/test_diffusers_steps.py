@@ -15,26 +15,19 @@ from diffusers import (
     WanVideoToVideoPipeline,
 )
 from small_pipelines import (
+    BOTH,
+    SPARSE,
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
     make_video,
     make_video_from_video,
     make_wan_pipeline,
     make_wan_transformer,
+    sparse_steps,
 )
 
-from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa
-from psa_triton.integrations.diffusers.attach import PSAHandle
 from psa_triton.integrations.diffusers.steps import denoising_step
-
-SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
-BOTH = pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
-
-
-def sparse_steps(handle: PSAHandle, layer: int = 0) -> dict[int | None, bool]:
-    """Whether each step ran sparse, as the stats tell of one layer."""
-    return {record.step: record.sparse for record in handle.stats().records if record.layer == layer}
 
 
 @pytest.mark.parametrize(
@@ -86,20 +79,20 @@ def test_first_steps_are_dense_in_every_call(make_pipe: Callable, guidance_scale
     pipe = make_pipe()
     with apply_psa(pipe, SPARSE.replace(warmup_steps=2)) as handle:
         first = make_video(pipe, steps=4, guidance_scale=guidance_scale)
-        assert sparse_steps(handle) == {0: False, 1: False, 2: True, 3: True}
+        assert sparse_steps(handle.stats()) == {0: False, 1: False, 2: True, 3: True}
         handle.reset()
         assert torch.equal(make_video(pipe, steps=4, guidance_scale=guidance_scale), first)
-        assert sparse_steps(handle) == {0: False, 1: False, 2: True, 3: True}
+        assert sparse_steps(handle.stats()) == {0: False, 1: False, 2: True, 3: True}
         handle.reset()
         make_video(pipe, steps=3, guidance_scale=guidance_scale)
-        assert sparse_steps(handle) == {0: False, 1: False, 2: True}
+        assert sparse_steps(handle.stats()) == {0: False, 1: False, 2: True}
 
 
 def test_per_token_timesteps_count_as_their_largest() -> None:
     pipe = make_wan_pipeline(expand_timesteps=True)
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
         make_video(pipe, steps=3)
-    assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+    assert sparse_steps(handle.stats()) == {0: False, 1: True, 2: True}
 
 
 def test_two_transformers_share_the_step_count() -> None:
@@ -127,7 +120,7 @@ def test_scheduler_swapped_after_attaching(make_pipe: Callable, scheduler: objec
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
         pipe.scheduler = scheduler
         make_video(pipe, steps=3)
-    assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+    assert sparse_steps(handle.stats()) == {0: False, 1: True, 2: True}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +139,7 @@ def test_video_to_video_starts_where_its_strength_says(
     pipe.set_progress_bar_config(disable=True)
     with apply_psa(pipe, SPARSE.replace(warmup_steps=3)) as handle:
         make_video_from_video(pipe, steps=4, strength=strength)
-    assert sparse_steps(handle) == {step: step >= 3 for step in expected}
+    assert sparse_steps(handle.stats()) == {step: step >= 3 for step in expected}
 
 
 @BOTH
@@ -157,7 +150,7 @@ def test_last_steps_are_dense(make_pipe: Callable, guidance_scale: float) -> Non
         for steps in (4, 5):
             handle.reset()
             make_video(pipe, steps=steps, guidance_scale=guidance_scale)
-            assert sparse_steps(handle) == {step: 1 <= step < steps - 2 for step in range(steps)}
+            assert sparse_steps(handle.stats()) == {step: 1 <= step < steps - 2 for step in range(steps)}
             assert [r.reason for r in handle.stats().records if r.layer == 0 and r.step >= steps - 2] == [
                 "last steps"
             ] * 2
@@ -205,7 +198,7 @@ def test_few_steps_at_chosen_timesteps() -> None:
     pipe.scheduler.set_timesteps = partial(pipe.scheduler.set_timesteps, sigmas=[1.0, 0.9375, 0.8333, 0.625])
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
         make_video(pipe, steps=4)
-    assert sparse_steps(handle) == {0: False, 1: True, 2: True, 3: True}
+    assert sparse_steps(handle.stats()) == {0: False, 1: True, 2: True, 3: True}
 
 
 @pytest.mark.parametrize("make", [make_wan_transformer, make_cogvideox_transformer], ids=["wan", "cogvideox"])
