@@ -140,16 +140,6 @@ def test_attention_backend_reaches_the_dense_processor() -> None:
         assert dense._attention_backend is None
 
 
-def test_attention_outside_a_forward_is_dense() -> None:
-    transformer = make_wan_transformer()
-    attn, x = transformer.blocks[0].attn1, torch.ones(1, 105, 64)
-    with torch.no_grad():
-        dense = attn(x)
-        with apply_psa(transformer, SPARSE) as handle:
-            assert torch.equal(attn(x), dense)
-    assert handle.stats().records[0].reason == "outside a transformer forward"
-
-
 @pytest.mark.parametrize("biased", [False, True], ids=["padding", "bias"])
 def test_a_mask_of_padding_is_exact_and_sparse_and_any_other_dense(biased: bool) -> None:
     transformer = make_cogvideox_transformer()
