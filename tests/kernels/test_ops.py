@@ -13,7 +13,7 @@ from psa_triton.kernels import ops
 from psa_triton.levels.choice import _choose
 from psa_triton.ordering.grid import _traced_grid_order
 
-IMPLS = ["torch", "cpu", "triton"]
+IMPLS = ["cpu", "triton"]
 CORRECTIONS = ["none", "isotropic"]
 
 
