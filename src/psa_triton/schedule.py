@@ -101,8 +101,8 @@ def lists(schedule: Schedule, blocks: torch.Tensor, longest: int, nothing: int) 
     all of them.
     """
     if len(blocks) == 1:
-        start = int(schedule.start[blocks])
-        return schedule.steps[start : start + longest][None]
+        first = int(schedule.start[blocks])
+        return schedule.steps[first : first + longest][None]
     start, end = schedule.start[blocks, None], schedule.start[blocks + 1, None]
     place = torch.arange(-longest, 0, device=blocks.device) + end
     return schedule.steps[place.clamp(min=0)].masked_fill(place < start, nothing)
