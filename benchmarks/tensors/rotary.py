@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tensors.bundle import Grid
+from tensors import Grid
 
 _BASE = 10_000.0
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from tensors.bundle import AttentionTensors, Grid, cached
+from tensors import AttentionTensors, Grid, cached
 from tensors.frames import CLIPS, package_folder, read_frames
 from tensors.rotary import rotary_tables, rotate
 
