@@ -22,7 +22,7 @@ from harness import CPU, Report, Run, curves, heading, options, table_of
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.blocks import Blocks
-from psa_triton.break_even import break_even
+from psa_triton.integrations.break_even import break_even
 from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
 from psa_triton.tools.clock import median_seconds

@@ -20,57 +20,29 @@ from psa_triton.kernels.triton.tiles import Case, Tiles, user_file
 from psa_triton.tools.files import write_file
 from psa_triton.tools.shapes import AttentionShape
 
-_CANDIDATES: Final = {
-    ("attend", 128): [
-        Tiles(128, 128, 64, 8, 5),
-        Tiles(128, 128, 32, 8, 5),
-        Tiles(128, 64, 64, 8, 5),
-        Tiles(128, 64, 32, 8, 5),
-        Tiles(128, 64, 16, 8, 5),
-        Tiles(128, 32, 32, 8, 5),
-        Tiles(64, 64, 32, 4, 5),
-        Tiles(64, 32, 32, 4, 5),
-    ],
-    ("attend", 64): [
-        Tiles(128, 128, 64, 8, 5),
-        Tiles(128, 128, 32, 8, 5),
-        Tiles(128, 64, 64, 8, 5),
-        Tiles(128, 64, 32, 8, 5),
-        Tiles(64, 64, 32, 4, 5),
-    ],
-    ("query_gradient", 128): [
-        Tiles(128, 32, 32, 8, 5),
-        Tiles(128, 32, 16, 8, 5),
-        Tiles(64, 32, 32, 4, 5),
-        Tiles(64, 32, 16, 4, 5),
-        Tiles(32, 32, 16, 4, 5),
-    ],
-    ("query_gradient", 64): [
-        Tiles(128, 32, 32, 4, 5),
-        Tiles(128, 32, 32, 8, 5),
-        Tiles(128, 32, 16, 8, 5),
-        Tiles(64, 32, 16, 4, 5),
-    ],
-    ("row_gradient", 128): [
-        Tiles(32, 64, 64, 4, 5),
-        Tiles(32, 64, 64, 8, 5),
-        Tiles(32, 32, 32, 4, 5),
-        Tiles(16, 32, 32, 4, 5),
-    ],
-    ("row_gradient", 64): [
-        Tiles(64, 128, 128, 8, 5),
-        Tiles(32, 128, 128, 8, 5),
-        Tiles(64, 64, 64, 4, 5),
-        Tiles(32, 64, 64, 4, 5),
-        Tiles(32, 32, 32, 4, 5),
-    ],
+_CANDIDATES: Final[dict[tuple[str, int], tuple[tuple[int, int, int, int], ...]]] = {
+    ("attend", 128): (
+        (128, 128, 64, 8),
+        (128, 128, 32, 8),
+        (128, 64, 64, 8),
+        (128, 64, 32, 8),
+        (128, 64, 16, 8),
+        (128, 32, 32, 8),
+        (64, 64, 32, 4),
+        (64, 32, 32, 4),
+    ),
+    ("attend", 64): ((128, 128, 64, 8), (128, 128, 32, 8), (128, 64, 64, 8), (128, 64, 32, 8), (64, 64, 32, 4)),
+    ("query_gradient", 128): ((128, 32, 32, 8), (128, 32, 16, 8), (64, 32, 32, 4), (64, 32, 16, 4), (32, 32, 16, 4)),
+    ("query_gradient", 64): ((128, 32, 32, 4), (128, 32, 32, 8), (128, 32, 16, 8), (64, 32, 16, 4)),
+    ("row_gradient", 128): ((32, 64, 64, 4), (32, 64, 64, 8), (32, 32, 32, 4), (16, 32, 32, 4)),
+    ("row_gradient", 64): ((64, 128, 128, 8), (32, 128, 128, 8), (64, 64, 64, 4), (32, 64, 64, 4), (32, 32, 32, 4)),
 }
-"""By kernel and head dimension, in the order of what the compiled code promises."""
+"""`m, n, edge, warps` of `Tiles` by kernel and head dimension, in the order of what the compiled code promises."""
 
 
 def candidates(target: str, kernel: str, dim: int) -> list[Tiles]:
     """Tiles worth a try for numbers of two bytes, most promising first; arguments as in `kernels.triton.tiles.Case`."""
-    found = _CANDIDATES[kernel, dim]
+    found = [Tiles(*sizes, stages=5) for sizes in _CANDIDATES[kernel, dim]]
     if target != "sm_90":  # whose instructions alone take 128 keys whole
         found = [tiles for tiles in found if kernel != "attend" or tiles.n < 128]
     if target.startswith("gfx"):

@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from psa_triton.kernels.gathered.schedule import lists, make_schedule, stacked, step_size
 from psa_triton.pyramid import kept_row_tables, pyramid_layout
-from psa_triton.schedule import lists, make_schedule, stacked, step_size
 
 
 def rows_of(layout, level, block):
