@@ -1,15 +1,7 @@
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
+from psa_triton.pyramid import pyramid_layout
 from psa_triton.kernels.gathered.schedule import lists, make_schedule, stacked, step_size
-from psa_triton.pyramid import kept_row_tables, pyramid_layout
-
-
-def rows_of(layout, level, block):
-    count = layout.block_n // level
-    first = layout.first_row(level) + block * count
-    return list(range(first, first + count))
 
 
 def test_lists_computed_by_hand():
@@ -35,28 +27,3 @@ def test_a_level_coarser_than_a_unit_makes_steps_shorter():
     assert step_size(layout) == 1
     schedule = make_schedule(torch.tensor([[[16, 0, 8]]], dtype=torch.int8), layout)
     assert schedule.steps.tolist() == [90, 88]  # the last block has 8 tokens: one group of 8, where two had room
-
-
-@given(st.data())
-def test_every_row_with_tokens_of_every_chosen_block_is_listed_once(data):
-    block_n = data.draw(st.sampled_from([8, 32, 64]))
-    blocks, queries = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4))
-    allowed = [0] + [level for level in (1, 2, 4, 8, 16, 32, 64) if level <= block_n]
-    chosen = data.draw(
-        st.lists(
-            st.lists(st.sampled_from(allowed), min_size=blocks, max_size=blocks), min_size=queries, max_size=queries
-        )
-    )
-    levels = torch.tensor(chosen, dtype=torch.int8)
-    tokens = blocks * block_n - data.draw(st.integers(0, block_n - 1))
-    layout = pyramid_layout(tokens, block_n, int(levels.max()))
-    keep = torch.tensor(data.draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)))
-    kept = kept_row_tables(layout, keep).count
-    schedule = make_schedule(levels[None], layout, kept)
-    for i, row in enumerate(chosen):
-        steps = schedule.steps[schedule.start[i] : schedule.start[i + 1]].tolist()
-        listed = [s * schedule.size + r for s in steps for r in range(schedule.size)]
-        expected = [r for block, level in enumerate(row) if level for r in rows_of(layout, level, block)]
-        assert set(listed) <= set(expected) and len(listed) == len(set(listed))
-        assert {r for r in expected if kept[r]} <= set(listed)
-        assert all(kept[s * schedule.size : (s + 1) * schedule.size].any() for s in steps)
