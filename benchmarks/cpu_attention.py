@@ -130,12 +130,14 @@ def page(report: Report) -> str:
 
 def draw(report: Report) -> Figure:
     """How many times as fast as SDPA the whole operator is, over tokens; a panel an instruction set."""
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for case in report["cases"]:
-        panel = panels.setdefault(f"whole operator, pooled, {case['instructions']}", {})
-        points = panel.setdefault(f"{case['shape']}, {case['dtype']}", [])
-        points.append((case["tokens"], case["operator_speedup"]["pooled"]))
-    return curves(panels, "tokens", "times as fast as SDPA", log_y=False)
+    points = [
+        (
+            *(f"whole operator, pooled, {case['instructions']}", f"{case['shape']}, {case['dtype']}"),
+            *(case["tokens"], case["operator_speedup"]["pooled"]),
+        )
+        for case in report["cases"]
+    ]
+    return curves(points, "tokens", "times as fast as SDPA", log_y=False)
 
 
 def main() -> None:

@@ -151,33 +151,33 @@ def table_of(cases: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> 
     return table(list(columns), [[cell.format_map(case) for cell in columns.values()] for case in cases])
 
 
-Curves = Mapping[str, Sequence[tuple[float, float]]]
-"""Points by the label of their curve."""
-
-
-def curves(panels: Mapping[str, Curves], x: str, y: str, *, log_y: bool = True, x_line: float | None = None) -> Figure:
-    """A panel a title, at most four beside each other, with curves over a logarithmic axis.
+def curves(
+    points: Iterable[tuple[str, str, float, float]], x: str, y: str, *, log_y: bool = True, line: float | None = None
+) -> Figure:
+    """Panels with curves over a logarithmic axis, at most four beside each other.
 
     Args:
-        panels: curves by title.
-        x: label of the horizontal axis.
-        y: label of the vertical one.
-        log_y: whether that one is logarithmic too; else it begins at 0.
-        x_line: where a grey line stands.
+        points: title of the panel, label of the curve, and its place.
+        x, y: labels of the axes.
+        log_y: whether that of `y` is logarithmic too; else it begins at 0.
+        line: where on the axis of `x` a grey line stands.
     """
     from matplotlib.figure import Figure
 
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for title, label, *place in points:
+        panels.setdefault(title, {}).setdefault(label, []).append(tuple(place))
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(4.8 * columns, 4.2 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    for panel in axes.flat[len(panels) :]:
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+    for panel in axes[len(panels) :]:
         panel.remove()
-    for panel, (title, drawn) in zip(axes.flat, panels.items(), strict=False):
-        for (label, points), marker in zip(drawn.items(), cycle("osD^vP*X<>hpd8H"), strict=False):
-            panel.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label)
-        if x_line is not None:
-            panel.axvline(x_line, color="0.85", zorder=0)
+    for panel, (title, drawn) in zip(axes, panels.items(), strict=False):
+        for (label, places), marker in zip(drawn.items(), cycle("osD^vP*X<>hpd8H"), strict=False):
+            panel.plot(*zip(*sorted(places), strict=True), marker=marker, markersize=4, label=label)
+        if line is not None:
+            panel.axvline(line, color="0.85", zorder=0)
         panel.set(title=title, xscale="log", **({"yscale": "log"} if log_y else {"ylim": (0, None)}))
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7, framealpha=0.8)

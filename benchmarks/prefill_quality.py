@@ -8,14 +8,13 @@ folder. Densities are reached by a search over queries and keys of the dense run
 from __future__ import annotations
 
 import time
-from bisect import insort
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
-from harness import DTYPES, Report, Run, curves, heading, options, table
+from harness import DTYPES, Report, Run, curves, heading, options, table_of
 from prefill_methods import GROUPS, WANTED_DENSITY, DenseRun, Method
 from smollm2 import CONTEXT, TEXTS, Tap, load_model, token_ids
 from torch import Tensor
@@ -29,6 +28,14 @@ if TYPE_CHECKING:
 
 QUICK_TOKENS: Final = 1024
 _LOGITS_AT_A_TIME: Final = 1024
+COLUMNS: Final = {
+    "density": "{density:.3f}",
+    "with estimate": "{density_with_estimation:.3f}",
+    "perplexity": "{perplexity:.3f}",
+    "change": "{change:+.2%} ± {standard_error:.2%}",
+    "last half": "{change_last_half:+.2%}",
+    "divergence": "{divergence:.4f} ± {divergence_standard_error:.4f}",
+}
 
 Row = dict[str, Any]
 Methods = dict[str, list[Method]]
@@ -130,7 +137,7 @@ def page(report: Report) -> str:
         f"{report['model']}, {report['dtype']}, transformers {report['versions']['transformers']}. Every token of a",
         "text is predicted in one prefill of all of it. Change: of perplexity against dense attention on the same",
         "tokens, ± its standard error over tokens; in the last half the context is long. Divergence: of predictions",
-        "from the dense ones (Kullback and Leibler), thousandths of a nat per token, ± its standard error. Density:",
+        "from the dense ones (Kullback and Leibler), nats per token, ± its standard error. Density:",
         "groups read over keys visible, mean over queries, heads and layers; then with the estimate of importance.",
         "Methods are brought to a density by a search.",
     )
@@ -138,28 +145,16 @@ def page(report: Report) -> str:
         perplexity = f"dense {text['perplexity']:.3f}, last half {text['perplexity_last_half']:.3f}"
         lines += ["", f"## {text['text']}: {text['tokens']} tokens, {perplexity}"]
         for group in dict.fromkeys(row["group"] for row in text["rows"]):
-            columns = [group, "density", "with estimate", "perplexity", "change", "last half", "divergence"]
-            lines += ["", *table(columns, [_cells(row) for row in text["rows"] if row["group"] == group])]
+            rows = [row for row in text["rows"] if row["group"] == group]
+            lines += ["", *table_of(rows, {group: "{method}"} | COLUMNS)]
     return "\n".join([*lines, "", f"![Divergence against density]({report['picture']})", ""])
-
-
-def _cells(row: Row) -> list[str]:
-    return [
-        row["method"],
-        *(f"{row[name]:.3f}" for name in ("density", "density_with_estimation", "perplexity")),
-        f"{row['change']:+.2%} ± {row['standard_error']:.2%}",
-        f"{row['change_last_half']:+.2%}",
-        f"{1e3 * row['divergence']:.1f} ± {1e3 * row['divergence_standard_error']:.1f}",
-    ]
 
 
 def draw(report: Report) -> Figure:
     """Divergence from dense predictions against density on the first text: a panel for each group."""
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for row in report["texts"][0]["rows"]:
-        points = panels.setdefault(row["group"], {}).setdefault(row["method"], [])
-        insort(points, (row["density"], row["divergence"]))
-    return curves(panels, "density", "divergence from dense, nats", x_line=WANTED_DENSITY)
+    rows = report["texts"][0]["rows"]
+    points = [(row["group"], row["method"], row["density"], row["divergence"]) for row in rows]
+    return curves(points, "density", "divergence from dense, nats", line=WANTED_DENSITY)
 
 
 def main() -> None:

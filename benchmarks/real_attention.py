@@ -150,15 +150,15 @@ def _mean(rows: list[Row], group: str, method: Method, sets: Sequence[str], cost
 
 def draw(report: Report) -> Figure:
     """A panel for each group: error against cost, mean over the vision transformer's sets."""
-    rows, sets = report["rows"], report["vit_sets"]
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {group: {} for group in report["groups"]}
-    for group, drawn in panels.items():
-        for method in GROUPS[group]:
-            errors = [(cost, _mean(rows, group, method, sets, cost)) for cost in report["costs"]]
-            if points := [(cost, error) for cost, error in errors if error is not None]:
-                drawn[method.name] = points
+    points = [
+        (group, method.name, cost, error)
+        for group in report["groups"]
+        for method in GROUPS[group]
+        for cost in report["costs"]
+        if (error := _mean(report["rows"], group, method, report["vit_sets"], cost)) is not None
+    ]
     words = "relative error of the output, mean over the vision transformer's sets"
-    return curves(panels, "total cost, share of dense attention", words, x_line=SHOWN_COST)
+    return curves(points, "total cost, share of dense attention", words, line=SHOWN_COST)
 
 
 def main() -> None:
