@@ -64,8 +64,9 @@ class Small:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = kind(**self.config).eval()
-            for parameter in model.parameters():  # some start at zero, and would let no attention through
-                if parameter.ndim and not parameter.any():
+            for name, parameter in model.named_parameters():
+                # Some start at zero, and would let no attention through; padding's starts as memory happens to be.
+                if parameter.ndim and (not parameter.any() or name.endswith("pad_token")):
                     nn.init.normal_(parameter, std=0.1)
             return model, self.inputs()
 

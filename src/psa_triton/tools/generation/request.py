@@ -88,10 +88,11 @@ def make_requests(
         settings: fields of `VideoRequest`; None stands for the default.
 
     Raises:
-        ValueError: a setting is out of range, or the size does not fit the model.
+        ValueError: a setting is out of range, or the size does not fit the model or this machine.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     filled = {name: given[name] if name in given else source.default(name) for name in _MODEL_DEFAULTS}
     if (scale := video_scale(source)) is not None:
-        check_size(filled["width"], filled["height"], filled["num_frames"], scale)
+        positions = source.spec.positions if source.spec is not None else None
+        check_size(filled["width"], filled["height"], filled["num_frames"], scale, positions=positions)
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]

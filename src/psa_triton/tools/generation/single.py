@@ -116,7 +116,8 @@ def generate_videos(
     first = requests[0]
     if any(replace(request, prompt=first.prompt, seed=first.seed) != first for request in requests):
         raise ValueError("requests: expected them to differ in prompt and seed alone")
-    check_size(first.width, first.height, first.num_frames, pipeline_scale(pipe))
+    positions = getattr(getattr(pipe.transformer, "rope", None), "max_seq_len", None)
+    check_size(first.width, first.height, first.num_frames, pipeline_scale(pipe), positions=positions)
     with attention.attach(pipe, time_layers=True, on_levels=on_levels) as handle, _transformer_seconds(pipe) as seconds:
         began = now(pipe.device)
         videos = np.asarray(pipe(**_arguments(pipe, requests, on_step)).frames, dtype=np.float32)
