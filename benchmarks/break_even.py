@@ -6,8 +6,8 @@
 Dense attention and the whole sparse operator (levels chosen anew each time) run side by side in one process, on tensors
 that attend to their surroundings as those of video models do; tokens are in order already, as inside a model with PSA
 attached. Times are the least of interleaved rounds: at these lengths a call takes milliseconds, and anything else that
-runs on the machine takes as long. The costs in `psa_triton/break_even.py` are made so that nothing that runs sparse
-here takes 5% longer than dense attention.
+runs on the machine takes as long. The costs in `psa_triton/integrations/break_even.py` are made so that nothing that
+runs sparse here takes 5% longer than dense attention.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ import os
 import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
-from itertools import groupby, product
+from itertools import chain, groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from psa_triton.kernels.triton.tiles import Tiles
 from psa_triton.tools.bench.tiles import candidates, only
 
 BLOCKS = (32, 64, 128)
+TABLE = Path(tiles.__file__).with_name("tiles.json")
 
 
 @dataclass(frozen=True)
@@ -38,32 +39,39 @@ class Choice:
 
     target: str
     kernel: str
+    bytes: int
     dim: int
     rows: int
-    causal: bool
+    causal: bool | None
+    """None for both: numbers of four bytes and wide heads have one rule for all masks and blocks."""
     corrected: bool = False
 
     @property
     def group(self) -> dict[str, Any]:
         """What one default is for."""
-        group = dict(target=self.target, kernel=self.kernel, bytes=2, dim=self.dim)
+        group = dict(target=self.target, kernel=self.kernel, bytes=self.bytes, dim=self.dim)
         return group | {"corrected": True} if self.corrected else group
+
+    @property
+    def dtype(self) -> str:
+        return "bf16" if self.bytes == 2 else "fp32"
 
 
 def launches(choice: Choice, chosen: Tiles | None) -> dict[str, Launch]:
     """The kernel's launches for the choice, with tiles as chosen or else as the table has them."""
     levels = (1, 2, 4, 8) if choice.kernel == "row_gradient" else (1,)
+    causal = (False, True) if choice.causal is None else (choice.causal,)
+    path = compiled_kernels.forward if choice.kernel == "attend" else compiled_kernels.backward
     found = {}
-    for level in levels:
+    for level, is_causal in product(levels, causal):
         if choice.rows * level not in BLOCKS:
             continue
-        path = compiled_kernels.forward if choice.kernel == "attend" else compiled_kernels.backward
-        settings = dict(block_n=choice.rows * level, is_causal=choice.causal)
+        settings = dict(block_n=choice.rows * level, is_causal=is_causal)
         settings |= dict(pool_correction="isotropic" if choice.corrected else "none")
         with only(chosen):
-            made = record_launches(partial(path, **settings), DTYPES["bf16"], choice.dim, choice.target)
+            made = record_launches(partial(path, **settings), DTYPES[choice.dtype], choice.dim, choice.target)
         wanted = f"row_gradient level {level}" if choice.kernel == "row_gradient" else choice.kernel
-        found |= {f"{name} n={choice.rows * level}": launch for name, launch in made.items() if name == wanted}
+        found |= {f"{name} {settings}": launch for name, launch in made.items() if name == wanted}
     return found
 
 
@@ -71,7 +79,7 @@ def faults(choice: Choice, chosen: Tiles | None = None) -> list[str]:
     """What speaks against tiles, or against those of the table."""
     found = []
     for name, launch in launches(choice, chosen).items():
-        case = compiled_kernels.Case(name, choice.target, "bf16", choice.dim)
+        case = compiled_kernels.Case(name, choice.target, choice.dtype, choice.dim)
         found += [f"{name}: {fault}" for fault in faults_of(compile_kernel(name, launch, case))]
     return found
 
@@ -82,26 +90,35 @@ def faults_of(made: Compiled) -> list[str]:
     found = []
     if made.local:
         found.append(f"{made.local} bytes spilled")
-    if made.in_flight is not None and made.in_flight < 2:
+    # A product of float32 is three, and long enough for one load.
+    if made.in_flight is not None and made.in_flight < (2 if made.case.dtype == "bf16" else 1):
         found.append(f"{made.in_flight} loads in flight")
     return found
 
 
 def choose(choice: Choice) -> tuple[Choice, Tiles | None, list[str]]:
+    """The first tiles without a fault: those that the table has for the GPU, then the candidates."""
     told: list[str] = []
-    for chosen in candidates(choice.target, choice.kernel, choice.dim):
+    tried = (*in_table(choice), *candidates(choice.target, choice.kernel, choice.bytes, choice.dim))
+    for chosen in dict.fromkeys(tried):
         told = faults(choice, chosen)
         if not told:
             return choice, chosen, []
     return choice, None, told
 
 
-def all_choices() -> list[Choice]:
+def in_table(choice: Choice) -> list[Tiles]:
+    """The tiles that were chosen before, for a choice whose GPU has rules of its own."""
+    rows = [row for row in json.loads(TABLE.read_text()) if "target" in row["for"]]
+    return [Tiles(*row["tiles"]) for row in rows if row["for"].items() <= asdict(choice).items()][:1]
+
+
+def all_choices(target: str) -> list[Choice]:
     kernels = ("attend", "query_gradient", "row_gradient")
-    corrected = product(TARGETS, kernels, (64, 128), (64,), (False,), (True,))
-    of_blocks = product(TARGETS, ("attend", "query_gradient"), (64, 128), BLOCKS, (False, True))
-    of_rows = product(TARGETS, ("row_gradient",), (64, 128), (32, 64, 128), (False, True))
-    return [Choice(*choice) for choice in (*corrected, *of_blocks, *of_rows)]
+    corrected = product(kernels, (2,), (64, 128), (64,), (False,), (True,))
+    of_blocks = product(kernels, (2,), (64, 128), BLOCKS, (False, True))
+    wide = [(kernel, *size, 64, None) for kernel in kernels for size in ((2, 256), (4, 64), (4, 128), (4, 256))]
+    return [Choice(target, *choice) for choice in (*corrected, *of_blocks, *wide)]
 
 
 def rules(chosen: dict[Choice, Tiles]) -> list[dict[str, Any]]:
@@ -132,28 +149,31 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    choices = [choice for choice in all_choices() if choice.target in args.target]
+    told = []
     # Not forked: threads of torch and LLVM do not survive a fork.
     with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        if not args.write:
-            told = [fault for faults_found in pool.map(faults, choices) for fault in faults_found]
-            print(*told, f"triton {triton.__version__}: {len(told)} faults in {len(choices)} choices", sep="\n")
-            return 1 if told else 0
-        chosen = {}
-        for choice, fits, told in pool.map(choose, choices):
-            print(choice, fits or f"nothing fits, the default stays: {told}", flush=True)
-            if fits:
-                chosen[choice] = fits
-    table = Path(tiles.__file__).with_name("tiles.json")
-    kept = [row for row in json.loads(table.read_text()) if not made_here(row["for"], args.target)]
+        for target in args.target:
+            choices = all_choices(target)
+            if not args.write:
+                told += chain(*pool.map(faults, choices))
+                continue
+            chosen = {}
+            for choice, fits, why in pool.map(choose, choices):
+                print(choice, fits or "nothing fits", flush=True)
+                told += why
+                if fits:
+                    chosen[choice] = fits
+            write(chosen)
+    print(*told, f"triton {triton.__version__}: {len(told)} faults", sep="\n")
+    return 1 if told else 0
+
+
+def write(chosen: dict[Choice, Tiles]) -> None:
+    """Put what was chosen into the table, in place of what it has for the same groups."""
+    groups = [choice.group for choice in chosen]
+    kept = [row for row in json.loads(TABLE.read_text()) if not any(g.items() <= row["for"].items() for g in groups)]
     lines = (json.dumps(row) for row in (*rules(chosen), *kept))
-    table.write_text("[\n  " + ",\n  ".join(lines) + "\n]\n")
-    return 0
-
-
-def made_here(wanted: dict[str, Any], targets: list[str]) -> bool:
-    """Whether a rule is made anew; defaults for every GPU and for other sizes are written by hand."""
-    return wanted.get("target") in targets and wanted.get("bytes") == 2 and wanted.get("dim") in (64, 128)
+    TABLE.write_text("[\n  " + ",\n  ".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":

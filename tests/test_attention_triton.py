@@ -10,10 +10,16 @@ from psa_triton.attention import sparse_attention
 from psa_triton.presets import load_presets_file
 
 SHIPPED = [
-    (model, name) for model, section in load_presets_file().sections.items() for name in section.attention_configs
+    config
+    for model, section in load_presets_file().sections.items()
+    for name in section.attention_configs
+    if (config := load_preset(model, name)) is not None
 ]
-CONFIGS = {" ".join(names): load_preset(*names) for names in SHIPPED}
-CONFIGS = {name: config for name, config in CONFIGS.items() if config is not None} | {"default": PSAConfig()}
+CONFIGS = {
+    f"{c.mask_mode} {c.block_m}x{c.block_n} {c.importance} {c.use_sim_mask} {c.keep_first_block} {c.budget_scope}": c
+    for c in (PSAConfig(), *SHIPPED)
+}
+"""The shipped presets, one of each kind: others differ in numbers that are arguments of the same kernels."""
 
 
 def inputs(dtype: torch.dtype, tokens: int) -> tuple[torch.Tensor, ...]:

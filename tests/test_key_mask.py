@@ -126,11 +126,3 @@ def test_mapped():
     for got, x, keep in zip(found, keys, masks, strict=True):
         torch.testing.assert_close(got, torch.func.grad(loss)(x, keep))
         assert (got[~keep[:, None, :, None].expand_as(got)] == 0).all()
-
-
-def test_errors():
-    q, k, v = tensors()
-    with pytest.raises(ValueError, match=r"key_mask: expected \[batch, keys\] = \(2, 189\), got \(189,\)"):
-        psa_attention(q, k, v, key_mask=torch.ones(189, dtype=torch.bool))
-    with pytest.raises(TypeError, match="key_mask: expected bool"):
-        psa_attention(q, k, v, key_mask=torch.ones(2, 189))

@@ -68,6 +68,7 @@ CONFIGS: list[tuple[dict[str, Any], str, str]] = [
     ({"mask_ratios": {1: [0, 0.9]}}, "mask_ratios", "shares end at 0.9, expected 1.0"),
     ({"mask_ratios": {1: [0, 0.5], 2: [0.4, 1]}}, "mask_ratios", "level 2: [0.4, 1.0] overlaps"),
     ({"mask_ratios": {1: [0, 0.5], 2: [0.6, 1]}}, "mask_ratios", "level 2: [0.6, 1.0] leaves a gap"),
+    ({"mask_ratios": {2: [0, 0.5], 1: [0.5, 1]}}, "mask_ratios", "level 1: [0.5, 1.0] leaves a gap"),
     ({"mask_ratios": {1: [0, 1.5]}}, "mask_ratios", "expected 0 <= lo <= hi <= 1"),
     ({"mask_ratios": {1: [-0.5, 1]}}, "mask_ratios", "expected 0 <= lo <= hi <= 1"),
     ({"mask_ratios": {1: [0, float("nan")]}}, "mask_ratios", "expected 0 <= lo <= hi <= 1"),
@@ -88,6 +89,14 @@ CONFIGS: list[tuple[dict[str, Any], str, str]] = [
         "expected at least 1 of them, got []",
     ),
     ({"mask_mode": "budget", "budget_table": [{"start": 1, "budgets": [0.1]}]}, "budget_table.0.start", "less than 1"),
+    *(
+        ({"mask_mode": "budget", "budget_table": [dict(start=s, budgets=b) for s, b in rows]}, "budget_table", words)
+        for rows, words in (
+            ([(0.1, [0.1])], "start at 0 and then ever later, got [0.1]"),
+            ([(0, [0.1]), (0, [0.1])], "got [0.0, 0.0]"),
+            ([(0, [0.1]), (0.5, [0.1, 0.2])], "got [1, 2]"),
+        )
+    ),
     (
         {"mask_mode": "budget", "budget_table": [{"start": 0, "budget": [0.1], "budgets": [0.1]}]},
         "budget_table.0.budget",
@@ -410,17 +419,18 @@ def test_loras_of_other_models(layer: str, size: int, words: str, pipeline_folde
         (b"\xff\xfe", "is no JSON"),
         (b"[]", "expected a mapping in"),
         (b"{}", "names the pipeline None"),
+        (b'{"_class_name": "WanPipeline"}', "there is no "),
         (b'{"_class_name": 5}', "names the pipeline 5"),
         (b'{"_class_name": "WanPipelin"}', "names the pipeline 'WanPipelin'"),
     ],
-    ids=["missing", "empty", "cut", "bytes", "list", "nothing", "number", "unknown"],
+    ids=["missing", "empty", "cut", "bytes", "list", "nothing", "no transformer", "number", "unknown"],
 )
 def test_model_folders(content: bytes | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "model_index.json").write_bytes(content)
     with pytest.raises(ValueError) as caught:
         find_source(str(tmp_path))
-    check_words(caught.value, "model: ", str(tmp_path / "model_index.json"), words)
+    check_words(caught.value, "model: ", str(tmp_path), words)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,6 @@
-import math
-
-import pytest
 import torch
 
-from psa_triton.pyramid import SPREAD_LEVELS, pyramid_layout, row_tables, write_pyramid, write_spread
+from psa_triton.pyramid import pyramid_layout, write_pyramid
 
 
 def build(x, block_n, coarsest=8, dtype=torch.float64):
@@ -11,46 +8,6 @@ def build(x, block_n, coarsest=8, dtype=torch.float64):
     out = torch.full((layout.rows, x.shape[1]), float("nan"), dtype=dtype)
     write_pyramid(x, layout, out)
     return layout, out
-
-
-def test_a_pyramid_computed_by_hand():
-    # 11 tokens in blocks of 8: the second block holds 3.
-    x = torch.arange(11, dtype=torch.float64)[:, None]
-    layout, out = build(x, 8)
-    assert (layout.blocks, layout.unit, layout.rows) == (2, 1, 16 + 8 + 4 + 2)
-    level_2 = out[layout.first_row(2) : layout.first_row(4), 0]
-    level_4 = out[layout.first_row(4) : layout.first_row(8), 0]
-    level_8 = out[layout.first_row(8) :, 0]
-    assert level_2[:6].tolist() == [0.5, 2.5, 4.5, 6.5, 8.5, 10.0]
-    assert level_4[:3].tolist() == [1.5, 5.5, 9.0]
-    assert level_8.tolist() == [3.5, 9.0]
-
-
-def test_row_tables_computed_by_hand():
-    layout = pyramid_layout(11, 8, 8)
-    tables = row_tables(layout, torch.device("cpu"))
-    level_4 = slice(layout.first_row(4), layout.first_row(8))
-    assert tables.log_count(torch.float64)[level_4].exp().round().tolist() == [4, 4, 3, 0]
-    assert tables.last_token[level_4][:3].tolist() == [3, 7, 10]
-    assert tables.last_token[level_4][3] > 11
-    assert tables.log_count(torch.float64)[layout.first_row(4) + 3] == -math.inf
-
-
-@pytest.mark.parametrize("coarsest", [8, 64])
-@pytest.mark.parametrize("block_n", [32, 64, 128])
-@pytest.mark.parametrize("tokens", [1, 31, 64, 129, 1000], ids=lambda n: f"{n}tokens")
-def test_rows_are_the_means_of_their_true_tokens(tokens, block_n, coarsest):
-    coarsest = min(coarsest, block_n)
-    x = torch.randn(tokens, 8, dtype=torch.float64)
-    layout, out = build(x, block_n, coarsest)
-    tables = row_tables(layout, x.device)
-    assert not out.isnan().any()
-    for level in layout.levels:
-        first = layout.first_row(level)
-        for group, start in enumerate(range(0, tokens, level)):
-            torch.testing.assert_close(out[first + group], x[start : start + level].mean(0))
-            assert tables.log_count(torch.float64)[first + group].exp().round() == min(level, tokens - start)
-    assert (tables.log_count(torch.float64) > -math.inf).sum() == sum(-(-tokens // level) for level in layout.levels)
 
 
 def test_long_sequences_are_pooled_in_pieces():
@@ -65,58 +22,3 @@ def test_means_of_bfloat16_are_formed_in_float32():
     x = torch.tensor([256.0, 1, 1, 1, 1, 1, 1, 1], dtype=torch.bfloat16)[:, None]
     layout, out = build(x, 8, dtype=torch.bfloat16)
     assert out[layout.first_row(8), 0] == torch.tensor(263 / 8).bfloat16()
-
-
-def test_strided_input_is_read_as_it_is():
-    x = torch.randn(100, 3, 16)
-    assert torch.equal(
-        build(x[:, 1], 32, dtype=torch.float32)[1], build(x[:, 1].contiguous(), 32, dtype=torch.float32)[1]
-    )
-
-
-def spread(keys, block_n, coarsest=8):
-    layout = pyramid_layout(len(keys), block_n, coarsest)
-    out = torch.full((layout.rows,), math.nan, dtype=torch.promote_types(keys.dtype, torch.float32))
-    write_spread(keys, layout, out)
-    return layout, out
-
-
-class TestSpread:
-    def test_computed_by_hand(self):
-        # 11 tokens of one dimension: pairs 1 apart have variance 1/4, fours 5/4, eights 21/4; the last three 2/3.
-        layout, out = spread(torch.arange(11, dtype=torch.float64)[:, None], 8)
-        assert out[: layout.first_row(2)].tolist() == [0.0] * 16
-        assert out[layout.first_row(2) : layout.first_row(4)].tolist() == [0.25] * 5 + [0.0] * 3
-        torch.testing.assert_close(
-            out[layout.first_row(4) :], torch.tensor([5 / 4, 5 / 4, 2 / 3, 0, 21 / 4, 2 / 3], dtype=torch.float64)
-        )
-
-    @pytest.mark.parametrize(("block_n", "coarsest"), [(8, 8), (64, 8), (64, 64)], ids=lambda x: str(x))
-    @pytest.mark.parametrize("tokens", [1, 8, 63, 64, 66, 2500], ids=lambda n: f"{n}tokens")
-    def test_is_the_variance_averaged_over_dimensions(self, tokens, block_n, coarsest):
-        keys = torch.randn(tokens, 16, dtype=torch.float64)
-        layout, out = spread(keys, block_n, coarsest)
-        expected = torch.zeros_like(out)
-        for level in SPREAD_LEVELS:
-            groups = [group.var(0, correction=0).mean() for group in keys.split(level)]
-            expected[layout.first_row(level) :][: len(groups)] = torch.stack(groups)
-        torch.testing.assert_close(out, expected)
-
-    def test_of_keys_far_from_the_origin_is_that_of_the_same_keys_at_it(self):
-        keys = torch.randint(-8, 9, (100, 16)).float()
-        assert torch.equal(spread(keys + 4096.0, 32)[1], spread(keys, 32)[1])
-        assert (spread(torch.full((100, 16), 1e4), 32)[1] == 0.0).all()
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch."))
-    @pytest.mark.parametrize(
-        ("tokens", "coarsest"), [(64, 8), (75, 8), (130, 32), (3, 2), (67, 4)], ids=lambda x: str(x)
-    )
-    def test_on_a_gpu_is_the_same(self, tokens, coarsest, dtype):
-        kernels = pytest.importorskip("psa_triton.pyramid.pooling_triton")
-        keys = torch.randn(2, 3, 24, tokens).to(dtype).mT
-        means, table = kernels.pool(keys, 32, coarsest, None, with_spread=True)
-        assert torch.equal(means, kernels.pool(keys, 32, coarsest, None)[0])
-        for b, h in [(0, 0), (1, 2)]:
-            layout, expected = spread(keys[b, h], 32, max(coarsest, 8))
-            pooled = expected[layout.first_row(2) : layout.first_row(2 * coarsest)]
-            torch.testing.assert_close(table[b, h], pooled, rtol=1e-5, atol=0.0)

@@ -30,6 +30,8 @@ class ModelSpec:
     """Size of the transformer, as people name it: 14B."""
     two_transformers: bool = False
     """Whether a second transformer takes over at low noise."""
+    positions: int | None = None
+    """Tokens along each side that its rotary table holds; None where positions are computed for any number."""
     sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     """Sizes to take times of its attention at, by name: width and height in pixels, frames."""
     width: int
@@ -143,6 +145,7 @@ _WAN21_1_3B = ModelSpec(
     preset_section="Wan2.1_1.3b",
     parameters="1.3B",
     transformer=_transformer("Wan", 12, 128, layers=30),
+    positions=1024,
     sizes={"wan21-480p": (832, 480, 81), "wan21-720p": (1280, 720, 81)},
     width=1280,
     height=720,
@@ -171,6 +174,7 @@ _WAN22_5B = ModelSpec(
     preset_section="Wan2.2_5B",
     parameters="5B",
     transformer=_transformer("Wan", 24, 128, layers=30, in_channels=48),
+    positions=1024,
     sizes={"wan22-5b-720p": (1280, 704, 121)},
     width=1280,
     height=704,
@@ -212,7 +216,13 @@ _TINY_WAN = ModelSpec(
     vae_dtype="float32",
 )
 _TINY_WAN_1K = replace(  # quick to make; too few tokens for sparse attention to save anything
-    _TINY_WAN, key="tiny-wan-1k", sizes={"tiny-wan-1k": (96, 96, 29)}, width=96, height=96, num_inference_steps=12
+    _TINY_WAN,
+    key="tiny-wan-1k",
+    preset="psa_balanced",
+    sizes={"tiny-wan-1k": (96, 96, 29)},
+    width=96,
+    height=96,
+    num_inference_steps=12,
 )
 _TINY_WAN_16K = replace(
     _TINY_WAN,

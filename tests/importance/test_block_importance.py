@@ -110,17 +110,6 @@ def test_equals_a_dense_computation(method, is_causal, nq, nk, m, n):
 
 
 @methods
-def test_one_matching_key_block_takes_the_mass(method):
-    q = torch.zeros(1, 1, 64, 8)
-    q[..., 0] = 8.0
-    k = torch.zeros(1, 1, 256, 8)
-    k[:, :, 128:192, 0] = 8.0
-    found = block_importance(q, k, block_m=64, block_n=64, method=method)
-    # Logits are 64 / sqrt(8) = 22.6 against 0 elsewhere.
-    torch.testing.assert_close(found[0, 0, 0], torch.tensor([0.0, 0.0, 1.0, 0.0]), atol=1e-6, rtol=0)
-
-
-@methods
 def test_equal_keys_share_the_mass_by_their_number(method):
     q, k = tokens(1, 40), torch.ones(1, 1, 64 + 36, 16, dtype=torch.float64)
     found = block_importance(q, k, block_m=32, block_n=64, method=method)
@@ -130,17 +119,6 @@ def test_equal_keys_share_the_mass_by_their_number(method):
     sums = {"antidiagonal": [0.64, 0.36], "representative": by_squares, "finely_sampled": by_squares}
     expected = sums.get(method, [0.5, 0.5])
     torch.testing.assert_close(found[0, 0], torch.tensor([expected, expected]), atol=1e-4, rtol=0)
-
-
-@methods
-@causal
-def test_grouped_heads_equal_repeated_keys(method, is_causal):
-    q, k = tokens(6, 100), tokens(2, 130, seed=3)
-    grouped = block_importance(q, k, block_m=32, block_n=32, method=method, is_causal=is_causal)
-    repeated = block_importance(
-        q, k.repeat_interleave(3, dim=1), block_m=32, block_n=32, method=method, is_causal=is_causal
-    )
-    torch.testing.assert_close(grouped, repeated)
 
 
 @methods
@@ -304,13 +282,7 @@ BAD_CALLS = {
     "block_n small": ({"block_n": 4}, ValueError, "block_n: expected a power of two of at least 8 tokens, got 4"),
     "block_n float": ({"block_n": 32.0}, TypeError, "block_n: expected an int, got float"),
     "scale": ({"scale": math.inf}, ValueError, "scale: expected a finite number, or None .*, got inf"),
-    "rank": ({"q": torch.zeros(2, 8, 8)}, ValueError, "q: expected 4 dimensions"),
-    "no tensor": ({"k": [1.0]}, TypeError, "k: expected a tensor, got list"),
-    "integers": ({"q": torch.zeros(1, 4, 8, 8, dtype=torch.int64)}, TypeError, "q: expected one of float32"),
-    "dtypes": ({"k": torch.zeros(1, 2, 8, 8).half()}, TypeError, "k: expected dtype and device of q"),
-    "heads": ({"k": torch.zeros(1, 3, 8, 8)}, ValueError, "q: expected a multiple of k's 3 heads, got 4"),
-    "batch": ({"k": torch.zeros(2, 2, 8, 8)}, ValueError, "k: expected batch 1 and head dimension 8"),
-    "head dim": ({"k": torch.zeros(1, 2, 8, 16)}, ValueError, "k: expected batch 1 and head dimension 8"),
+    "rank": ({"q": torch.zeros(2, 8, 8)}, ValueError, "q: expected 4 dimensions"),  # and what test_as_sdpa.py has
 }
 
 
@@ -319,8 +291,3 @@ def test_bad_calls_are_named(change, error, message):
     good = {"q": torch.zeros(1, 4, 8, 8), "k": torch.zeros(1, 2, 8, 8), "block_m": 32, "block_n": 32}
     with pytest.raises(error, match=message):
         block_importance(**{**good, **change})
-
-
-def test_cost_of_an_unknown_method_is_an_error():
-    with pytest.raises(ValueError, match="method: expected one of"):
-        estimation_cost("exact", 128, 64)

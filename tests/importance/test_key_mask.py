@@ -20,34 +20,6 @@ def tensors(batch=1, heads=2, key_heads=1, queries=70, keys=100, dim=16, seed=0,
 
 
 @EACH
-@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("seed", [None, 3], ids=["stratified", "drawn"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_nothing_left_out_gives_the_same_bits(method, is_causal, seed, dtype):
-    q, k = tensors(2, keys=101, dtype=dtype)
-    kwargs = dict(block_m=16, block_n=32, method=method, is_causal=is_causal)
-    found = [
-        block_importance(
-            q, k, key_mask=mask, generator=None if seed is None else torch.Generator().manual_seed(seed), **kwargs
-        )
-        for mask in (None, torch.ones(2, 101, dtype=torch.bool))
-    ]
-    assert torch.equal(*found)
-
-
-@EACH
-@pytest.mark.parametrize("kept", [1, 33, 64, 99])
-def test_padding_on_the_right_is_a_shorter_sequence(method, kept):
-    q, k = tensors(keys=130)
-    kwargs = dict(block_m=16, block_n=32, method=method)
-    found = block_importance(q, k, key_mask=torch.arange(130)[None] < kept, **kwargs)
-    alone = block_importance(q, k[:, :, :kept], **kwargs)
-    blocks = alone.shape[-1]
-    torch.testing.assert_close(found[..., :blocks], alone)
-    assert (found[..., blocks:] == 0).all()
-
-
-@EACH
 def test_padding_by_whole_blocks_on_the_left_is_a_shorter_sequence(method):
     """Queries too are padded, as they are in a language model."""
     q, k = tensors(queries=160, keys=160)

@@ -16,7 +16,6 @@ from psa_triton.importance import scoring_triton
 METHODS = ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative")
 methods = pytest.mark.parametrize("method", METHODS)
 causal = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-bad_values = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "-inf"])
 
 
 def tokens(heads: int, count: int, dim: int = 32, batch: int = 1, seed: int = 0) -> torch.Tensor:
@@ -41,6 +40,21 @@ def assert_same(q, k, **arguments):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
+def spoilt(bad: float) -> tuple[torch.Tensor, torch.Tensor]:
+    q, k = tokens(2, 100), tokens(2, 100, seed=6)
+    q[0, 0, 20:45, 3], k[0, 1, 64, 2] = bad, bad
+    return q, k
+
+
+def masked() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Padding on the left, a block, and here and there, with NaN in it; one key that is there is NaN too."""
+    key_mask = torch.rand(2, 130, generator=torch.Generator().manual_seed(8)) < 0.4
+    key_mask[0, :40] = key_mask[1, 64:96] = False
+    k = tokens(1, 130, 16, batch=2, seed=6).masked_fill(~key_mask[:, None, :, None], math.nan)
+    key_mask[1, 100] = True
+    return tokens(1, 40, 16, batch=2), k, key_mask
+
+
 SIZES = {
     "one token": (1, 1, 128, 64, 64),
     "within a block": (5, 100, 64, 128, 80),
@@ -49,14 +63,28 @@ SIZES = {
     "tiny key blocks": (100, 77, 128, 8, 128),
     "more queries": (203, 77, 32, 32, 64),
 }
+CASES = {
+    name: (tokens(4, nq, dim), tokens(2, nk, dim, seed=1), {"block_m": m, "block_n": n})
+    for name, (nq, nk, m, n, dim) in SIZES.items()
+}
+CASES |= {
+    # [B, N, H, D] seen as [B, H, N, D], and channels that are 75 apart.
+    "strided": (tokens(90, 4, batch=2).transpose(1, 2), tokens(2, 32, 75, batch=2, seed=3).transpose(2, 3), {}),
+    **{f"{bad}": (*spoilt(bad), {}) for bad in (math.nan, math.inf)},
+    "keys left out": (*masked()[:2], {"key_mask": masked()[2]}),
+}
 
 
 @methods
 @causal
-@pytest.mark.parametrize(("nq", "nk", "m", "n", "dim"), list(SIZES.values()), ids=list(SIZES))
-def test_equals_torch(method, is_causal, nq, nk, m, n, dim):
-    q, k = tokens(4, nq, dim), tokens(2, nk, dim, seed=1)
-    assert_same(q, k, block_m=m, block_n=n, method=method, is_causal=is_causal)
+@pytest.mark.parametrize(("q", "k", "arguments"), CASES.values(), ids=CASES)
+def test_equals_torch(method, is_causal, q, k, arguments):
+    assert_same(q, k, method=method, is_causal=is_causal, **arguments)
+
+
+@pytest.mark.parametrize("method", ["sampled", "pooled"])
+def test_generator_draws_the_same_tokens(method):
+    assert_same(tokens(2, 150), tokens(2, 130, seed=4), method=method, is_causal=True, seed=5)
 
 
 @methods
@@ -68,41 +96,6 @@ def test_low_precision_is_as_near_to_float64_as_torch_is(method, dtype, dim, mon
     found, eager = both(q, k, method=method)
     exact = block_importance(q.double(), k.double(), block_m=32, block_n=32, method=method)
     assert (found - exact).abs().max() <= (eager - exact).abs().max() + 1e-6
-
-
-@methods
-def test_batches_grouped_heads_and_any_strides(method):
-    q = tokens(90, 4, batch=2).transpose(1, 2)  # [B, N, H, D] seen as [B, H, N, D]
-    k = tokens(2, 32, 75, batch=2, seed=3).transpose(2, 3)  # channels are 75 apart
-    assert q.shape == (2, 4, 90, 32)
-    assert k.stride(3) == 75
-    assert_same(q, k, method=method, is_causal=True)
-
-
-@pytest.mark.parametrize("method", ["sampled", "pooled"])
-def test_generator_draws_the_same_tokens(method):
-    assert_same(tokens(2, 150), tokens(2, 130, seed=4), method=method, is_causal=True, seed=5)
-
-
-@methods
-@causal
-@bad_values
-def test_non_finite_inputs_count_as_in_torch(method, is_causal, bad):
-    q, k = tokens(2, 100), tokens(2, 100, seed=6)
-    q[0, 0, 20:45, 3], k[0, 1, 64, 2] = bad, bad
-    assert_same(q, k, method=method, is_causal=is_causal)
-
-
-@methods
-@causal
-def test_keys_left_out_count_as_in_torch(method, is_causal):
-    """Padding on the left, a block, and here and there, with NaN in it; one key that is there is NaN too."""
-    q, k = tokens(1, 40, 16, batch=2), tokens(1, 130, 16, batch=2, seed=6)
-    key_mask = torch.rand(2, 130, generator=torch.Generator().manual_seed(8)) < 0.4
-    key_mask[0, :40] = key_mask[1, 64:96] = False
-    k = k.masked_fill(~key_mask[:, None, :, None], math.nan)
-    key_mask[1, 100] = True
-    assert_same(q, k, method=method, is_causal=is_causal, key_mask=key_mask)
 
 
 @methods

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
@@ -35,6 +36,10 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from psa_triton import PSAConfig
+from psa_triton.integrations.diffusers import PSAStats
+
+SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 TEXT_DIM = 32
 TEXT_TOKENS = 13
 GRID = (3, 5, 7)
@@ -259,6 +264,18 @@ def make_cogvideox_inputs(**changes: Any) -> dict[str, Any]:
         "timestep": torch.tensor([500]),
         "image_rotary_emb": tuple(torch.randn(105, 32, generator=generator) for _ in range(2)),
     } | changes
+
+
+BOTH = pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+
+
+def assert_equal_to_rounding(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.std().item())
+
+
+def sparse_steps(stats: PSAStats) -> dict[int | None, bool]:
+    """Whether each step ran sparse, as the stats tell of the first layer."""
+    return {record.step: record.sparse for record in stats.records if record.layer == 0}
 
 
 @contextmanager

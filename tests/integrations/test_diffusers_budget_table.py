@@ -6,20 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_pipelines import (
-    make_cogvideox_pipeline,
-    make_video,
-    make_wan_inputs,
-    make_wan_pipeline,
-    make_wan_transformer,
-)
+from small_pipelines import BOTH, make_video, make_wan_inputs, make_wan_pipeline, make_wan_transformer
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa
 
 UNIFORM = PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.3)
 TABLE = UNIFORM.replace(budget_table=[{"start": 0, "budgets": [0.4, 0.6]}, {"start": 0.5, "budgets": [0.5, 1.0]}])
-BOTH = pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
 
 
 def attended(pipe, config: PSAConfig, **settings) -> dict[tuple[str, int, int | None], tuple[float, str | None]]:

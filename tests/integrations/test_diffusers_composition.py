@@ -12,6 +12,8 @@ import torch
 from diffusers import CogVideoXPipeline, DiffusionPipeline, WanPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from small_pipelines import (
+    BOTH,
+    assert_equal_to_rounding,
     make_cogvideox_inputs,
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
@@ -28,16 +30,11 @@ EVERY_TOKEN = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)}, rearran
 """No approximation: the video must be that of the dense model to rounding, with one dense and two sparse steps."""
 
 SPARSE = EVERY_TOKEN.replace(mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
-BOTH = pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
 MODELS = pytest.mark.parametrize(
     ("make_transformer", "make_inputs"),
     [(make_wan_transformer, make_wan_inputs), (make_cogvideox_transformer, make_cogvideox_inputs)],
     ids=["wan", "cogvideox"],
 )
-
-
-def assert_equal_to_rounding(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.std().item())
 
 
 @pytest.fixture(scope="module", params=[WanPipeline, CogVideoXPipeline], ids=["wan", "cogvideox"])

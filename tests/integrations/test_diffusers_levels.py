@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_pipelines import TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
+from small_pipelines import BOTH, TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
 
 from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
@@ -62,7 +62,7 @@ def test_dense_runs_tell_nothing() -> None:
     assert told == []
 
 
-@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+@BOTH
 def test_the_tensors_of_a_call_are_what_it_attended_with(make_pipe: Callable) -> None:
     """Attending to them gives the layer's output, and choosing among them its levels."""
     pipe, told, outputs = make_pipe(), [], []

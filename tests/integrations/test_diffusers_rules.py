@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from small_pipelines import (
+    SPARSE,
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
     make_wan_inputs,
@@ -24,7 +25,6 @@ from psa_triton.presets import VideoScale, load_presets_file
 from psa_triton.tools.generation import find_source, load_pipeline
 
 KEY_BLOCKS = MIN_KEY_BLOCKS["diffusion"]
-SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 
 
 @pytest.fixture

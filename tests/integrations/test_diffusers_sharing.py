@@ -18,6 +18,8 @@ from diffusers import (
     WanPipeline,
 )
 from small_pipelines import (
+    BOTH,
+    SPARSE,
     make_cogvideox_pipeline,
     make_video,
     make_wan_image_pipeline,
@@ -25,12 +27,12 @@ from small_pipelines import (
     make_wan_modular_pipeline,
     make_wan_pipeline,
     make_wan_transformer,
+    sparse_steps,
 )
 
-from psa_triton import PSAConfig, apply_psa, remove_psa
-from psa_triton.integrations.diffusers import LevelRecord, PSAStats
+from psa_triton import apply_psa, remove_psa
+from psa_triton.integrations.diffusers import LevelRecord
 
-SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 WARM = SPARSE.replace(warmup_steps=2)
 
 
@@ -42,10 +44,6 @@ def sharing(pipe: DiffusionPipeline, scheduler: Any) -> DiffusionPipeline:
     other.set_progress_bar_config(disable=True)
     assert other.transformer is pipe.transformer
     return other
-
-
-def steps(stats: PSAStats) -> dict[int | None, bool]:
-    return {record.step: record.sparse for record in stats.records if record.layer == 0}
 
 
 @pytest.mark.parametrize(
@@ -63,14 +61,14 @@ def test_a_second_pipeline_goes_by_its_own_scheduler(make_pipe: Callable, schedu
                 make_video(pipe, steps=first)
             handle.reset()
             make_video(other, steps=second)
-            assert steps(handle.stats()) == {step: 2 <= step < second - 1 for step in range(second)}
+            assert sparse_steps(handle.stats()) == {step: 2 <= step < second - 1 for step in range(second)}
 
 
 def test_a_transformer_that_was_attached_alone_goes_by_the_pipeline_that_runs_it() -> None:
     pipe = make_wan_pipeline()
     with apply_psa(pipe.transformer, WARM, scheduler=UniPCMultistepScheduler()) as handle:
         make_video(pipe, steps=4)
-    assert steps(handle.stats()) == {0: False, 1: False, 2: True, 3: True}
+    assert sparse_steps(handle.stats()) == {0: False, 1: False, 2: True, 3: True}
 
 
 def test_of_pipelines_one_within_the_other_the_inner_one_counts() -> None:
@@ -97,15 +95,15 @@ def test_timesteps_rounded_on_their_way() -> None:
     pipe = make_wan_pipeline()
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8)
     modular = make_wan_modular_pipeline(pipe.components | {"scheduler": scheduler})
-    options = {"prompt": "a red square", "num_frames": 5, "height": 32, "width": 64, "output_type": "pt"}
+    options = {"prompt": "a red square", "num_frames": 5, "height": 32, "width": 64}
     with apply_psa(modular, WARM, min_tokens=0) as handle:
         modular(**options, num_inference_steps=3)
-        assert steps(handle.stats()) == {0: False, 1: False, 2: True}
+        assert sparse_steps(handle.stats()) == {0: False, 1: False, 2: True}
         handle.reset()
         modular.text_encoder.to(torch.bfloat16)
         modular.transformer.to(torch.bfloat16)
         modular(**options, num_inference_steps=20)
-        assert steps(handle.stats()) == {step: step >= 2 for step in range(20)}
+        assert sparse_steps(handle.stats()) == {step: step >= 2 for step in range(20)}
 
 
 class TestALoopOfOnesOwn:
@@ -121,7 +119,7 @@ class TestALoopOfOnesOwn:
         pipe = make_wan_pipeline()
         with apply_psa(pipe, WARM) as handle:
             self.run(pipe.transformer, pipe.scheduler)
-        assert steps(handle.stats()) == {0: False, 1: False, 2: True, 3: True}
+        assert sparse_steps(handle.stats()) == {0: False, 1: False, 2: True, 3: True}
 
     def test_a_scheduler_that_was_never_set_is_refused(self) -> None:
         """Its timesteps are the 1000 of training: 999, 749, 500 and 250 would be steps 0, 250, 499 and 749."""
@@ -149,7 +147,7 @@ class TestALoopOfOnesOwn:
         pipe = make_wan_pipeline()
         with apply_psa(pipe, SPARSE) as handle:
             self.run(pipe.transformer, UniPCMultistepScheduler())
-        assert steps(handle.stats()) == {None: True}
+        assert sparse_steps(handle.stats()) == {None: True}
 
 
 class Together:
@@ -184,7 +182,7 @@ class Together:
         return results
 
 
-@pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
+@BOTH
 def test_threads_make_the_videos_of_each_pipeline_alone(make_pipe: Callable) -> None:
     """Different sizes, numbers of steps and schedulers, with guidance or not, over one transformer."""
     pipe = make_pipe()

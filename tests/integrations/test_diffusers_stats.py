@@ -7,15 +7,13 @@ import logging
 
 import pytest
 import torch
-from small_pipelines import TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
+from small_pipelines import SPARSE, TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
 
 from psa_triton.config import PSAConfig
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.diffusers import PSAStats, apply_psa
 from psa_triton.integrations.diffusers.stats import CallKey
 from psa_triton.integrations.stats import Recorder
-
-SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 
 
 def test_records_of_a_run() -> None:
@@ -78,23 +76,6 @@ def test_no_gathers_without_an_order() -> None:
         make_video(pipe)
     assert handle.stats().summary.gathers == 0
     assert handle.stats().summary.sparse_calls == 2 * 3
-
-
-@pytest.mark.parametrize(
-    ("grid", "more", "reason"),
-    [
-        ((1, 8, 8), {}, None),
-        ((1, 7, 9), {}, "fewer than 64 tokens"),
-        ((3, 5, 7), {"min_tokens": 105}, None),
-        ((3, 5, 7), {"min_tokens": 106}, "fewer than 106 tokens"),
-    ],
-    ids=["two-blocks", "one-and-a-bit", "at-the-limit", "below-the-limit"],
-)
-def test_short_sequences_are_dense(grid: tuple[int, int, int], more: dict, reason: str | None) -> None:
-    pipe = make_wan_pipeline()
-    with apply_psa(pipe, SPARSE, **more) as handle:
-        make_video(pipe, grid=grid)
-    assert {record.reason for record in handle.stats().records} == {reason}
 
 
 def test_seconds_only_if_asked() -> None:

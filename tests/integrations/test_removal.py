@@ -15,6 +15,7 @@ import small_language_models as small
 import torch
 from diffusers import AutoencoderKLWan
 from small_pipelines import (
+    SPARSE,
     make_cogvideox_inputs,
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
@@ -27,10 +28,9 @@ from small_pipelines import (
 
 import psa_triton
 import psa_triton.integrations.transformers  # makes the name `psa` valid
-from psa_triton import PSAConfig, apply_psa, remove_psa
+from psa_triton import apply_psa, remove_psa
 from psa_triton.integrations.diffusers import LevelRecord
 
-SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 WARM = SPARSE.replace(warmup_steps=1)
 CAUSAL = SPARSE.replace(use_rearrange=False)
 PIPELINES = pytest.mark.parametrize("make", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])

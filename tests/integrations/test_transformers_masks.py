@@ -109,25 +109,3 @@ def test_bidirectional_spans_are_masked_as_for_sdpa() -> None:
     assert mask is not None and expected is not None
     assert torch.equal(mask, expected)
     assert mask[0, 0, 4, 9]
-
-
-def test_causal_mask_by_hand() -> None:
-    expected = [[True, True, False], [True, True, True]]
-    assert causal_mask(2, 3, torch.device("cpu"))[0, 0].tolist() == expected
-
-
-class TestFilledKeys:
-    key, value = torch.zeros(1, 2, 64, 8), torch.ones(1, 2, 64, 8)
-
-    def test_empty_places_are_cut_off(self) -> None:
-        view = torch.ones(1, 1, 1, 1, dtype=torch.bool).expand(1, 1, 20, 50)
-        for mask in (view, view.clone(memory_format=torch.contiguous_format)):
-            key, value, rest, key_mask = filled_keys(self.key, self.value, mask)
-            assert key.shape == value.shape == (1, 2, 50, 8)
-            assert rest is None and key_mask is None
-            assert key.data_ptr() == self.key.data_ptr()
-
-    @pytest.mark.parametrize("tokens", [64, 50], ids=["as-long", "too-short"])
-    def test_other_masks_are_left_as_they_are(self, tokens: int) -> None:
-        mask = torch.ones(1, 1, 20, tokens, dtype=torch.bool).tril()
-        assert filled_keys(self.key, self.value, mask)[2] is mask

@@ -101,13 +101,6 @@ def test_a_mask_of_ones_own_runs_dense() -> None:
         assert reasons(model, inputs | {"attention_mask": mask}) == {"attention mask": 2}
 
 
-def test_a_batch_without_padding_runs_sparse() -> None:
-    model, inputs = small.make_model(small.llama), small.text_inputs(batch=2)
-    with apply_psa(model, SPARSE) as handle:
-        logits(model, inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])})
-        assert handle.stats().summary.sparse_calls == 2
-
-
 def test_packed_sequences() -> None:
     positions = torch.cat([torch.arange(150), torch.arange(150)])[None]
     inputs = small.text_inputs() | {"position_ids": positions, "use_cache": False}

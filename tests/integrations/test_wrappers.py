@@ -20,26 +20,27 @@ from diffusers import (
 )
 from peft import LoraConfig, PeftMixedModel, get_peft_model
 from small_pipelines import (
+    SPARSE,
     make_tokenizer,
     make_video,
     make_wan_inputs,
     make_wan_modular_pipeline,
     make_wan_pipeline,
     make_wan_transformer,
+    sparse_steps,
 )
 from torch import nn
 from transformers import pipeline as language_pipeline
 
 import psa_triton.integrations.diffusers
 import psa_triton.integrations.transformers
-from psa_triton import PSAConfig, apply_psa, load_preset, remove_psa
+from psa_triton import apply_psa, load_preset, remove_psa
 from psa_triton.integrations.diffusers import PSAHandle, layer_count
 from psa_triton.integrations.wrappers import unwrap
 
 # PEFT's own use of transformers.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
-SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 WARM = SPARSE.replace(warmup_steps=1)
 CAUSAL = SPARSE.replace(use_rearrange=False)
 VIDEO_CLASSES = "WanTransformer3DModel|CogVideoX"
@@ -74,10 +75,6 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "peft-in-ddp": lambda model: nn.parallel.DistributedDataParallel(with_lora(model)),
 }
 wrappers = pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=list(WRAPPERS))
-
-
-def sparse_steps(handle: PSAHandle) -> dict[int | None, bool]:
-    return {record.step: record.sparse for record in handle.stats().records if record.layer == 0}
 
 
 @wrappers
@@ -123,7 +120,7 @@ def test_a_pipeline_whose_transformer_is_wrapped(wrap: Callable) -> None:
     pipe.transformer = wrap(pipe.transformer)
     with apply_psa(pipe, WARM) as handle:
         assert torch.equal(make_video(pipe), sparse)
-    assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+    assert sparse_steps(handle.stats()) == {0: False, 1: True, 2: True}
     with apply_psa(pipe.transformer, WARM, scheduler=UniPCMultistepScheduler()) as handle:
         assert torch.equal(make_video(pipe), sparse)
 
@@ -134,7 +131,7 @@ def test_a_pipeline_compiled_after_attaching() -> None:
     handle = apply_psa(pipe, WARM)
     pipe.transformer = compiled(pipe.transformer)
     make_video(pipe, steps=2)
-    assert sparse_steps(handle) == {0: False, 1: True}
+    assert sparse_steps(handle.stats()) == {0: False, 1: True}
     with pytest.raises(ValueError, match="attached to its transformer already"):
         apply_psa(pipe, WARM)
     remove_psa(pipe)
@@ -176,7 +173,7 @@ class TestPipelines:
         with pytest.raises(TypeError, match="a pipeline with a transformer, got WanModularPipeline .*load_components"):
             apply_psa(pipe, WARM)
         pipe = make_wan_modular_pipeline(make_wan_pipeline().components)
-        options = {"prompt": "a red square", "num_frames": 5, "height": 32, "width": 64, "output_type": "pt"}
+        options = {"prompt": "a red square", "num_frames": 5, "height": 32, "width": 64}
 
         def video() -> torch.Tensor:
             options["generator"] = torch.Generator().manual_seed(0)
@@ -185,7 +182,7 @@ class TestPipelines:
         dense = video()
         with apply_psa(pipe, WARM, min_tokens=0) as handle:
             assert not torch.equal(video(), dense)
-        assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+        assert sparse_steps(handle.stats()) == {0: False, 1: True, 2: True}
         apply_psa(pipe, WARM)
         remove_psa(pipe)
         assert torch.equal(video(), dense)
@@ -207,11 +204,11 @@ class TestPipelines:
         pipe = Renamed(make_wan_transformer(), UniPCMultistepScheduler())
         with apply_psa(pipe, WARM) as handle:
             pipe(3)
-            assert sparse_steps(handle) == {0: False, 1: True, 2: True}
+            assert sparse_steps(handle.stats()) == {0: False, 1: True, 2: True}
             other = Renamed(pipe.denoiser, DPMSolverMultistepScheduler())
             handle.reset()
             other(5)
-        assert sparse_steps(handle) == {step: step > 0 for step in range(5)}
+        assert sparse_steps(handle.stats()) == {step: step > 0 for step in range(5)}
         assert {record.transformer for record in handle.stats().records} == {"denoiser"}
 
 
@@ -309,9 +306,11 @@ class TestRefused:
         with pytest.raises(TypeError, match="got WanPipeline of diffusers; pass it to psa_triton.apply_psa"):
             psa_triton.integrations.transformers.apply_psa(make_wan_pipeline(), CAUSAL)
 
-    @pytest.mark.parametrize("option", [{"scheduler": object()}, {"dense_last_steps": 1}], ids=["scheduler", "last"])
+    @pytest.mark.parametrize("option", [{"scheduler": object()}, {"dense_last_steps": 1}, {"on_levels": print}])
     def test_options_of_diffusion_models_name_the_model_in_the_wrapper(self, option: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match="belongs to diffusion models, and this is a LlamaForCausalLM"):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(option))}: belongs to diffusion models, and this is a LlamaForCausalLM"
+        ):
             apply_psa(with_lora(small.make_model(small.llama)), CAUSAL, **option)
 
 

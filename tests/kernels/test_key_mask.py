@@ -19,7 +19,7 @@ from torch.library import opcheck
 from psa_triton.kernels import ops, pyramid_attention
 
 IMPLS = ["reference", "cpu", "triton"]
-FAST = ["torch", "cpu", "triton"]
+FAST = ["cpu", "triton"]
 ALL_TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 ALL_LEVELS = (0, 1, 2, 4, 8, 16, 32, 64)
 
@@ -176,21 +176,6 @@ class TestBits:
         for b in range(items):
             alone = [x[b : b + 1] for x in (q, k, v, levels)]
             assert torch.equal(pyramid_attention(*alone, key_mask=key_mask[b : b + 1], **kwargs), out[b : b + 1])
-
-    def test_padding_on_the_right_is_a_shorter_sequence(self, impl, is_causal):
-        """To rounding: sums of a product may be taken in another order."""
-        q, k, v = tensors(1, 1, 1, 70, 150, dim=16)
-        levels = random_levels(q, k, 32, 32)
-        key_mask = torch.arange(150)[None] < 91
-        kwargs = dict(block_m=32, block_n=32, impl=impl)
-        queries = slice(70 - 59) if is_causal else slice(70)  # the others see all the keys that are left
-        out = pyramid_attention(q, k, v, levels, key_mask=key_mask, is_causal=is_causal, **kwargs)
-        short = (x[:, :, :91] for x in (k, v))
-        alone = pyramid_attention(
-            q[:, :, queries], *short, levels[:, :, : -(-q[:, :, queries].shape[2] // 32), :3],
-            is_causal=is_causal, **kwargs,
-        )  # fmt: skip
-        torch.testing.assert_close(out[:, :, queries], alone)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -18,7 +18,7 @@ from accuracy import (
 
 from psa_triton.kernels import pyramid_attention
 
-FAST = ["torch", "cpu", "triton"]
+FAST = ["cpu", "triton"]
 ALL_LEVELS = (0, 1, 2, 4, 8, 16, 32)
 
 
@@ -103,13 +103,16 @@ def test_levels_beyond_8_and_none_are_as_without_it():
 
 @pytest.mark.usefixtures("bfloat16_is_rounded")
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("impl", FAST)
 class TestAgainstTheOracle:
     @pytest.mark.parametrize(
-        ("queries", "keys", "m", "n"),
-        [(7, 5, 128, 128), (50, 133, 32, 32), (70, 70, 64, 64), (41, 20, 16, 8)],
-        ids=lambda x: str(x),
+        ("impl", "dtype", "queries", "keys", "m", "n"),
+        [
+            (impl, dtype, *shape)
+            for impl in FAST
+            for shape in ((7, 5, 128, 128), (50, 133, 32, 32), (70, 70, 64, 64), (41, 20, 16, 8))
+            for dtype in (DTYPES if impl == "cpu" or shape[0] == 50 else DTYPES[:1])  # the interpreter takes long
+        ],
+        ids=str,
     )
     def test_outputs(self, impl, dtype, is_causal, queries, keys, m, n):
         q, k, v = tensors(1, 2, 1, queries, keys, dim=32, dtype=dtype)
@@ -118,6 +121,8 @@ class TestAgainstTheOracle:
         out = pyramid_attention(q, k, v, levels, impl=impl, **kwargs)
         assert_as_good_as_eager(out, q, k, v, levels, **kwargs)
 
+    @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+    @pytest.mark.parametrize("impl", FAST)
     def test_gradients(self, impl, dtype, is_causal):
         inputs = tensors(1, 2, 1, queries=40, keys=117, dim=32, dtype=dtype)
         levels = random_levels(*inputs[:2], 32, 32, among=ALL_LEVELS)
@@ -189,19 +194,6 @@ def test_a_key_that_nothing_reads_spoils_no_gradient_of_its_neighbours(impl):
     (grad_k,) = torch.autograd.grad(out.square().sum(), k)
     assert (grad_k[:, :, :16] != 0.0).all()
     assert (grad_k[:, :, 16:] == 0.0).all()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("impl", FAST)
-def test_every_run_gives_the_same_bits(impl, dtype):
-    q, k, v = (x.requires_grad_() for x in tensors(heads=2, key_heads=1, queries=20, keys=40, dim=16, dtype=dtype))
-    levels = random_levels(q, k, 16, 16)
-
-    def run():
-        out = corrected(q, k, v, levels, block_m=16, block_n=16, impl=impl)
-        return out, *torch.autograd.grad(out.square().sum(), (q, k, v))
-
-    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
 def test_an_unknown_correction_is_named():

@@ -57,32 +57,37 @@ class TestOracle:
         )
 
 
+SHAPES = [
+    *((1, 1, 64, 64), (7, 5, 128, 128), (64, 64, 64, 64), (100, 333, 32, 32), (333, 100, 128, 32)),
+    *((257, 257, 128, 64), (300, 300, 64, 128), (129, 40, 16, 8)),
+]
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize(
+    ("impl", "dtype", "queries", "keys", "m", "n"),
+    [
+        (impl, dtype, *shape)
+        for impl in ("cpu", "triton")
+        for shape in SHAPES
+        for dtype in (DTYPES if impl == "cpu" or shape[0] == 100 else DTYPES[:1])  # the interpreter takes long
+    ],
+    ids=str,
+)
+def test_shapes(impl, dtype, is_causal, queries, keys, m, n):
+    heads = (2, 4, 2) if impl == "cpu" else (1, 2, 1)
+    q, k, v = tensors(*heads, queries, keys, dtype=dtype)
+    levels = random_levels(q, k, m, n)
+    kwargs = dict(block_m=m, block_n=n, is_causal=is_causal)
+    assert_as_good_as_eager(pyramid_attention(q, k, v, levels, impl=impl, **kwargs), q, k, v, levels, **kwargs)
+
+
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("impl", ["torch", "cpu", "triton"])
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
 class TestFast:
-    @pytest.mark.parametrize(
-        ("queries", "keys", "m", "n"),
-        [
-            (1, 1, 64, 64),
-            (7, 5, 128, 128),
-            (64, 64, 64, 64),
-            (100, 333, 32, 32),
-            (333, 100, 128, 32),
-            (257, 257, 128, 64),
-            (300, 300, 64, 128),
-            (129, 40, 16, 8),
-        ],
-        ids=lambda x: str(x),
-    )
-    def test_agrees_with_the_oracle(self, impl, dtype, is_causal, queries, keys, m, n):
-        q, k, v = tensors(2, 4, 2, queries, keys, dtype=dtype)
-        levels = random_levels(q, k, m, n)
-        kwargs = dict(block_m=m, block_n=n, is_causal=is_causal)
-        assert_as_good_as_eager(pyramid_attention(q, k, v, levels, impl=impl, **kwargs), q, k, v, levels, **kwargs)
-
     def test_levels_coarser_than_8(self, impl, dtype, is_causal):
-        q, k, v = tensors(queries=200, keys=300, dtype=dtype)
+        q, k, v = tensors(heads=1, key_heads=1, queries=200, keys=300, dtype=dtype)
         kwargs = dict(block_m=64, block_n=64, is_causal=is_causal)
         for among in ((0, 1, 16, 32, 64), (64,), (8, 16)):
             levels = random_levels(q, k, 64, 64, among=among)
@@ -191,15 +196,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            (dict(q=torch.zeros(2, 10, 8)), ValueError, "q: expected 4 dimensions"),
-            (dict(q="q"), TypeError, "q: expected a tensor, got str"),
-            (dict(q=torch.zeros(1, 2, 10, 8, dtype=torch.int32)), TypeError, "q: expected one of float32"),
-            (dict(k=torch.zeros(1, 2, 10, 8, dtype=torch.float16)), TypeError, "k: expected dtype and device of q"),
-            (dict(k=torch.zeros(1, 2, 10, 8, device="meta")), TypeError, "k: expected dtype and device of q"),
-            (dict(k=torch.zeros(1, 2, 10, 16)), ValueError, "k: expected batch 1 and head dimension 8"),
-            (dict(v=torch.zeros(1, 2, 11, 8)), ValueError, "v: expected the shape of k"),
-            (dict(q=torch.zeros(1, 3, 10, 8)), ValueError, "q: expected a multiple of k's 2 heads, got 3"),
-            (dict(k=torch.zeros(1, 2, 0, 8)), ValueError, "v: expected the shape of k"),
+            (dict(q=torch.zeros(2, 10, 8)), ValueError, "q: expected 4 dimensions"),  # and what test_as_sdpa.py has
             (dict(levels=torch.ones(1, 2, 1, 1)), TypeError, "levels: expected int8"),
             (dict(levels=torch.ones(1, 2, 1, 2, dtype=torch.int8)), ValueError, r"levels: expected .* \(1, 2, 2, 2\)"),
             (dict(levels=torch.full((1, 2, 2, 2), 3, dtype=torch.int8)), ValueError, r"levels: .* got also \[3\]"),
@@ -216,15 +213,3 @@ class TestErrors:
         good |= dict(levels=torch.ones(1, 2, 2, 2, dtype=torch.int8), block_m=8, block_n=8)
         with pytest.raises(error, match=message):
             pyramid_attention(**(good | change))
-
-    def test_head_dimension_must_be_a_multiple_of_8(self):
-        x = torch.zeros(1, 1, 8, 12)
-        with pytest.raises(ValueError, match="multiple of 8, got 12"):
-            pyramid_attention(x, x, x, torch.ones(1, 1, 1, 1, dtype=torch.int8), block_m=8, block_n=8)
-
-
-def test_threads_are_as_they_were():
-    before = torch.get_num_threads()
-    q, k, v = tensors()
-    pyramid_attention(q, k, v, random_levels(q, k, 32, 32), block_m=32, block_n=32, impl="cpu")
-    assert torch.get_num_threads() == before

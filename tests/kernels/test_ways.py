@@ -14,7 +14,7 @@ from accuracy import (
 )
 
 from psa_triton import products
-from psa_triton.kernels import gathered, pyramid_attention
+from psa_triton.kernels import gathered
 from psa_triton.kernels.gathered import ways
 from psa_triton.kernels.gathered.ways import BLOCKS, FUSED, STACKS, WAYS, choose_way
 
@@ -79,31 +79,20 @@ def test_what_is_hidden_does_not_spoil(way):
     assert out[0, 0, 40:].isnan().any(-1).all()
 
 
-def test_results_are_the_same_on_every_run():
-    q, k, v = (x.requires_grad_() for x in tensors(1, 2, 2, queries=500, keys=500))
-    levels = random_levels(q, k, 64, 64)
-    runs = []
-    for _ in range(3):
-        out = pyramid_attention(q, k, v, levels, block_m=64, block_n=64, impl="cpu")
-        runs.append((out.detach(), *torch.autograd.grad(out.sum(), (q, k, v))))
-    for run in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
-
-
 @pytest.mark.parametrize(
     ("wide", "bfloat16", "dtype", "work", "way"),
     [
-        (False, False, torch.float32, 1 << 25, FUSED),
-        (False, False, torch.bfloat16, 1 << 25, FUSED),
-        (True, False, torch.float32, 1 << 25, BLOCKS),
-        (True, False, torch.bfloat16, 1 << 25, FUSED),
-        (True, True, torch.bfloat16, 1 << 25, BLOCKS),
+        (False, False, torch.float32, 1 << 20, FUSED),
+        (False, False, torch.bfloat16, 1 << 20, FUSED),
+        (True, False, torch.float32, 1 << 20, FUSED),
+        (True, False, torch.bfloat16, 1 << 20, FUSED),
         (True, True, torch.bfloat16, 1 << 20, STACKS),
-        (True, True, torch.float16, 1 << 25, FUSED),
-        (True, True, torch.float64, 1 << 25, FUSED),
+        (True, True, torch.float16, 1 << 20, FUSED),
+        (False, False, torch.bfloat16, 1 << 25, BLOCKS),
+        (True, True, torch.float16, 1 << 25, BLOCKS),
     ],
 )
-def test_the_way_follows_from_the_processor(wide, bfloat16, dtype, work, way, monkeypatch):
+def test_the_way_follows_from_the_processor_and_the_work(wide, bfloat16, dtype, work, way, monkeypatch):
     monkeypatch.setattr(ways, "has_wide_vectors", lambda: wide)
     monkeypatch.setattr(ways, "multiplies", lambda dtype: bfloat16)
     assert choose_way(dtype, torch.device("cpu"), work) is way

@@ -30,20 +30,10 @@ def test_topk_breaks_ties_by_position():
     assert select([[0.25] * 4], {1: (0, 0.25), 4: (0.25, 0.75), 0: (0.75, 1)}, mode="topk") == [[1, 4, 4, 0]]
 
 
-def test_topk_gives_each_row_its_own_order():
-    ratios = {1: (0, 0.5), 0: (0.5, 1)}
-    assert select([[0.9, 0.1], [0.2, 0.8]], ratios, mode="topk") == [[1, 0], [0, 1]]
-
-
 def test_thresholdbound_by_hand():
     # Largest first .4 .3 .2 .06 .04, mass before each 0 .4 .7 .9 .96.
     row = [0.06, 0.4, 0.04, 0.3, 0.2]
     assert select([row], SHARES, min_full_ratio=0.0) == [[0, 1, 0, 2, 8]]
-
-
-def test_thresholdbound_block_that_crosses_counts_to_the_finer_level():
-    # .39 before the second block: it starts below .4 and reaches beyond .6, and is still level 1.
-    assert select([[0.39, 0.35, 0.26]], SHARES, min_full_ratio=0.0) == [[1, 1, 8]]
 
 
 def test_thresholdbound_mass_that_meets_a_boundary_is_past_it():

@@ -5,8 +5,6 @@ from math import prod
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from psa_triton.ordering.gilbert import gilbert_order
@@ -55,14 +53,8 @@ def test_by_hand(grid: Grid, expected: list[int]) -> None:
 
 
 def test_all_small_boxes_are_walked_in_steps_of_one() -> None:
-    for grid in itertools.product(range(1, 10), repeat=3):
+    for grid in itertools.product(range(1, 8), repeat=3):
         assert_walk_through(grid)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.tuples(st.integers(1, 21), st.integers(1, 45), st.integers(1, 80)))
-def test_any_box_is_walked_in_steps_of_one(grid: Grid) -> None:
-    assert_walk_through(grid)
 
 
 @pytest.mark.parametrize(

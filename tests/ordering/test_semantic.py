@@ -175,6 +175,3 @@ def test_extreme_values_still_give_permutations(value: float, where: slice) -> N
     assert_permutation(order)
     expected = semantic_order(clean, method="SemanticAware").permutation
     assert torch.equal(order.permutation[0, 0], expected[0, 0])
-
-
-X = torch.zeros(1, 2, 24, 8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
 from typing import Any, Final
 
 import torch
@@ -114,8 +113,10 @@ def attend(
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     # A graph knows the operator's own gradient, `torch.func` the function's.
     attend = ops.attend if torch.compiler.is_compiling() else ops.Attend.apply
-    settings = (blocks.m, blocks.n, blocks.is_causal, *astuple(reading))
-    out, lse = attend(q, k, v, levels, blocks.key_mask, *settings, want_lse or needs_grad)
+    how = (reading.scale, reading.pool_correction, reading.coarsest, reading.impl)
+    out, lse = attend(
+        q, k, v, levels, blocks.key_mask, blocks.m, blocks.n, blocks.is_causal, *how, want_lse or needs_grad
+    )
     return out, lse if want_lse else None
 
 

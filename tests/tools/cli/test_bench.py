@@ -33,14 +33,6 @@ def test_times_a_shape_and_gives_a_verdict(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bench.json", "bench.png"]
 
 
-def test_a_budget_is_kept(tmp_path: Path) -> None:
-    arguments = ("--shape", "tiny-wan-1k", "--attention-preset", "psa_budget", "--no-flex", "--repeats", "1")
-    result = psa("bench", *arguments, "--seconds", "1", "--output-dir", str(tmp_path))
-    assert result.exit_code == 0, result.output
-    case = json.loads((tmp_path / "bench.json").read_text())["cases"][-1]
-    assert case["density"] + case["estimation_share"] <= 0.151
-
-
 def test_the_widest_table_fits_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every column, and numbers as long as they get."""
     seconds = {DENSE: 87654.3, FLEX: 7654.32, FLEX_SPARSE: 654.321, KERNEL: 54.3219, CHOICE: 4.32198, PSA: 5432.19}

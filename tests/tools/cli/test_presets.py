@@ -44,17 +44,8 @@ class TestList:
 
 
 class TestShow:
-    def test_explains_a_preset(self) -> None:
-        result = psa("presets", "show", "CogVideo_5b", "psa_4steps")
-        assert result.exit_code == 0
-        assert result.stdout.startswith("CogVideo_5b / psa_4steps: ")
-        assert "the most important 5% of key blocks are read in full" in result.stdout
-        assert "the next 10% are averaged in pairs" in result.stdout
-        # 0.05 + 0.10 / 2 + 0.10 / 4 + 0.25 / 8 = 0.15625
-        assert "Expected density: 15.62%, whatever the input" in result.stdout
-
     def test_takes_the_default_preset(self) -> None:
-        assert psa("presets", "show", "tiny-wan").stdout == psa("presets", "show", "tiny-wan", "psa_balanced").stdout
+        assert psa("presets", "show", "tiny-wan").stdout == psa("presets", "show", "tiny-wan", "psa_refresh").stdout
 
     def test_dense_preset(self) -> None:
         assert "every query reads every key in full" in psa("presets", "show", "tiny-wan", "baseline").stdout

@@ -116,12 +116,8 @@ def test_the_default_preset_is_sparse_and_changes_nothing_that_matters(understan
     ("options", "message"),
     [
         pytest.param(["--input", "nothing.png"], "input: there is no file nothing.png", id="no-file"),
-        pytest.param(["--input", "PICTURE", "--type", "video"], "it needs type image", id="image-as-video"),
-        pytest.param(["--input", "PICTURE", "--preprocess-frames", "4"], "with an image", id="frames-of-image"),
-        pytest.param(["--input", "PICTURE", "--prompt", " "], "expected a question", id="blank-prompt"),
         pytest.param(["--input", "PICTURE", "--prompt", "x " * 999], "do not fit into the model's context", id="long"),
         pytest.param(["--input", "PICTURE", "--max-pixels", "9"], "max_pixels: expected at least", id="pixels"),
-        pytest.param(["--input", "PICTURE", "--model", "/no/folder"], "model: there is no folder", id="no-model"),
         pytest.param(["--input", "PICTURE", "--attention-preset", "psa"], "unknown preset 'psa'", id="preset"),
         pytest.param(["--input", "PICTURE", "--dense", "--config", "x"], "got dense attention", id="dense-config"),
         pytest.param(["--input", "PICTURE", "--config", "x"], "x: cannot be read", id="no-presets-file"),

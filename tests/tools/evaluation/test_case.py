@@ -38,19 +38,6 @@ def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
     assert data["ceiling"]["label"] == "dense in bfloat16"
 
 
-def test_a_single_attention_is_called_psa(
-    tmp_path: Path,
-    request_320: VideoRequest,
-    sparse: Attention,
-    comparison: Comparison,
-    model: dict[str, Any],
-    described: dict[str, Any],
-) -> None:
-    (only,) = plan_cases(tmp_path, [request_320], [42], [sparse], ceiling=None, model=model)
-    write_case(only, replace(comparison, candidates=comparison.candidates[:1]), described)
-    assert (tmp_path / "psa.mp4").is_file()
-
-
 def test_a_case_that_lacks_a_video_is_done_again(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
     missing = MissingVideo("full", RuntimeError("out of memory"))
     partly = replace(comparison, candidates=comparison.candidates[:1], missing=(missing,))

@@ -35,13 +35,6 @@ def test_densities_by_hand(comparison: Comparison) -> None:
     assert 0 < cost.attention_seconds < cost.transformer_seconds < cost.total_seconds
 
 
-def test_what_was_read_is_recorded(comparison: Comparison) -> None:
-    sparse, full = comparison.candidates
-    assert sparse.recording.calls == 2, "two layers, of two steps one is sparse"
-    assert full.recording.calls == 4
-    assert not comparison.missing
-
-
 def test_dense_again_is_nearer_than_sparse_and_not_the_same(comparison: Comparison) -> None:
     assert comparison.ceiling.label == "dense in bfloat16"
     again = comparison.ceiling.fidelity.mean("psnr")

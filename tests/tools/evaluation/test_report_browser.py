@@ -244,14 +244,6 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: Any, report: Path, run_f
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-def test_dark_and_light_differ(open_page: Any, report: Path) -> None:
-    backgrounds = {
-        open_page(report, color_scheme=scheme).evaluate("getComputedStyle(document.body).backgroundColor")
-        for scheme in ("light", "dark")
-    }
-    assert len(backgrounds) == 2
-
-
 def test_the_report_of_a_run_leads_to_those_of_its_cases(open_page: Any, run_folder: Path) -> None:
     page = open_page(run_folder / "report.html")
     assert page.locator("#case-table tbody tr").count() == 2

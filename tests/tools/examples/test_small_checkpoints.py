@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from small_checkpoints import TEXT_DIM, save_lora
 
 from psa_triton.models import MODELS
@@ -72,15 +72,6 @@ def test_an_accelerator_gets_the_whole_model_or_the_part_at_work(
     assert moved == {"enable_model_cpu_offload" if key.startswith("cogvideo") else "to": (cuda,)}
 
 
-def test_the_small_checkpoints_have_what_tells_the_rows_apart(load) -> None:
-    assert load("cogvideo_5b").transformer.config.patch_size_t is None
-    assert load("cogvideo1.5_5b").transformer.config.patch_size_t == 2
-    five, two = load("wan22_5b"), load("wan22_a14b")
-    assert (five.config.expand_timesteps, five.vae.config.is_residual, five.transformer_2) == (True, True, None)
-    assert (two.config.boundary_ratio, type(two.transformer_2).__name__) == (0.875, "WanTransformer3DModel")
-    assert two.transformer_2.dtype == torch.float32
-
-
 def forward(pipe: diffusers.CogVideoXPipeline) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     rotary = pipe._prepare_rotary_positional_embeddings(64, 64, 2, CPU)
@@ -141,45 +132,13 @@ def test_without_network_a_lora_fetched_before_is_used(lora_file: Path, monkeypa
     assert find_lora("some/where").file == lora_file
 
 
-@pytest.mark.parametrize("path", ["./no.safetensors", "no/file.safetensors", "/no/folder/at/all", "nothing"])
-def test_a_missing_lora_is_named(path: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"lora_path: there is no file or folder /"):
-        find_lora(path)
-
-
 def test_a_lora_that_cannot_be_fetched_comes_with_the_command_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"hf download nobody/nothing a/b\.safetensors --local-dir weights"):
         find_lora("nobody/nothing/a/b.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("", b"", "no safetensors file in"),
-        ("lora.bin", b"\x80", r"expected a \.safetensors file, got .*lora\.bin"),
-        ("damaged.safetensors", b"half a file", "is damaged or no safetensors file"),
-        ("other.safetensors", save({"weight": torch.zeros(1)}), "expected LoRA weights, got others"),
-    ],
-    ids=["none", "pickle", "damaged", "other weights"],
-)
-def test_files_without_lora_weights_are_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:
-    if name:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        find_lora(str(tmp_path / name))
-
-
-def test_a_folder_with_several_files_needs_the_name_of_one(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / f"{name}.safetensors").touch()
-    with pytest.raises(ValueError, match=r"expected one file in .*, got 2 \(a.safetensors, b.safetensors\)"):
-        find_lora(str(tmp_path))
-
-
 def test_a_lora_for_another_model_is_refused(load, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not fit the transformer"):
-        load("cogvideo_5b_lora", lora=find_lora(str(save_lora(tmp_path / "wide", hidden=96))))
     none = save_lora(tmp_path / "none")
     foreign = {name.replace("transformer.", "unet."): weight for name, weight in load_file(none).items()}
     save_file(foreign, none)

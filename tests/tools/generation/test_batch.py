@@ -83,30 +83,6 @@ def run(jobs: list[Job], batch_size: int = 1, make: Make = paint) -> tuple[list[
     return failures, told
 
 
-def test_each_video_gets_a_sidecar_and_nothing_else_is_left(tmp_path: Path) -> None:
-    jobs = make_jobs(tmp_path / "new" / "folder", "one", "two")
-    assert run(jobs)[0] == []
-    names = [file.name for file in sorted((tmp_path / "new" / "folder").iterdir())]
-    assert names == ["video_0000.json", "video_0000.mp4", "video_0001.json", "video_0001.mp4"]
-    assert read_media(jobs[1].path, "video").total_frames == 5
-    sidecar = json.loads(jobs[1].sidecar.read_text())
-    assert sidecar["settings"] == {"prompt": "two", "how": {"steps": 4}}
-    assert sidecar["cost"]["attention_density"] == 0.2
-    assert sidecar["date"] == "today"
-
-
-def test_a_failure_does_not_stop_the_rest(tmp_path: Path) -> None:
-    jobs = make_jobs(tmp_path, "one", "bad", "three")
-    failures, told = run(jobs)
-    assert [(job, str(error)) for job, error in failures] == [(jobs[1], "no such paint")]
-    assert told == [
-        *("start video_0000.mp4", "made video_0000.mp4", "start video_0001.mp4", "failed video_0001.mp4"),
-        *("start video_0002.mp4", "made video_0002.mp4"),
-    ]
-    assert not jobs[1].path.exists()
-    assert plan(jobs) == ["video_0001.mp4"]
-
-
 def test_a_failed_batch_is_made_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     jobs = make_jobs(tmp_path, "one", "bad", "three", "four", "five")
     with caplog.at_level(logging.WARNING, logger="psa_triton"):
@@ -120,14 +96,6 @@ def test_a_failed_batch_is_made_one_by_one(tmp_path: Path, caplog: pytest.LogCap
     ]
     assert [job.path.exists() for job in jobs] == [True, False, True, True, True]
     assert caplog.messages == ["a batch of 2 videos failed (no such paint); they are made one by one"]
-
-
-def test_finished_videos_are_not_made_again(tmp_path: Path) -> None:
-    jobs = make_jobs(tmp_path, "one", "two")
-    assert plan(jobs) == ["video_0000.mp4", "video_0001.mp4"]
-    run(jobs[:1])
-    assert plan(jobs) == ["video_0001.mp4"]
-    assert plan(jobs, overwrite=True) == ["video_0000.mp4", "video_0001.mp4"]
 
 
 def test_other_requests_get_the_next_numbers_that_are_free(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from psa_triton.models import MODELS
-from psa_triton.tools.cli.options import ModelOptions
+from psa_triton.tools.cli.commands import ModelOptions
 from psa_triton.tools.cli.target import choose_source
 from psa_triton.tools.generation.model_configs import checkout_model_configs, configured_models
 

@@ -56,13 +56,6 @@ def test_without_a_launcher_a_process_is_alone() -> None:
             processes.from_main(lambda: {}["missing"])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_every_item_is_in_one_share(count: int) -> None:
-    shares = [Processes(count, index).share(range(5)) for index in range(count)]
-    assert sorted(item for share in shares for item in share) == [0, 1, 2, 3, 4]
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-
 @pytest.mark.parametrize(
     ("device", "count", "expected"),
     [("auto", 1, "cuda"), ("auto", 4, "cuda:2"), ("cuda", 4, "cuda:2"), ("cuda:1", 4, "cuda:1"), ("cpu", 4, "cpu")],

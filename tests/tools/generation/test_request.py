@@ -14,18 +14,6 @@ def test_prompts_are_read_one_a_line_without_blanks_and_comments(tmp_path: Path)
     assert read_prompts_file(file) == ["a red square", "a blue ring", "ten # cats"]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"# only\n\n", "at least one prompt"), (b"\xff\xfe\x00", "UTF-8"), (None, "there is no file .*prompts.txt")],
-    ids=["none", "binary", "no file"],
-)
-def test_a_file_without_prompts_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "prompts.txt").write_bytes(content)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        read_prompts_file(tmp_path / "prompts.txt")
-
-
 def test_requests_have_the_models_defaults_where_nothing_is_given_and_a_seed_each() -> None:
     settings = {"width": 832, "height": 480, "num_frames": None, "guidance_scale": 3.0, "negative_prompt": None}
     first, second = make_requests(find_source("wan21_14b"), ["one", "two"], seed=7, settings=settings)
@@ -43,6 +31,7 @@ def test_two_transformers_have_a_guidance_each() -> None:
     ("prompt", "settings", "message"),
     [
         pytest.param("one", {"width": 100}, "width", id="size"),
+        pytest.param("one", {"height": 100_000}, "height: expected at most 16384", id="beyond-all-positions"),
         pytest.param("one", {"num_inference_steps": 0}, "num_inference_steps: expected at least 1", id="steps"),
         pytest.param("one", {"fps": 0}, "fps: expected at least 1", id="fps"),
         pytest.param("one", {"guidance_scale": -1.0}, "guidance_scale: expected a number >= 0", id="guidance"),

@@ -122,8 +122,12 @@ def test_a_failure_leaves_the_pipeline_as_it_came(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"width": 60}, "width: expected a multiple of 8, got 60"), ({"guidance_scale_2": 2.0}, "boundary_ratio")],
-    ids=["size", "setting"],
+    [
+        ({"width": 60}, "width: expected a multiple of 8, got 60"),
+        ({"height": 264}, "height: expected at most 256, where the model's positions end, got 264"),
+        ({"guidance_scale_2": 2.0}, "boundary_ratio"),
+    ],
+    ids=["size", "positions", "setting"],
 )
 def test_what_the_pipeline_cannot_do_is_refused(
     change: dict, message: str, pipe: DiffusionPipeline, request_320: VideoRequest

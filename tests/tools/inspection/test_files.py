@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from psa_triton.config import PSAConfig
 from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.inspect import Inspection, inspect_attention
-from psa_triton.tools.inspection.numbers import call_data, place_name, place_title, table
+from psa_triton.tools.inspection.numbers import call_data, table
 from psa_triton.tools.inspection.picture import draw, frame_map
 from psa_triton.tools.inspection.qkv_file import qkv_bytes, read_grid, read_qkv
 
@@ -80,13 +80,6 @@ def test_numbers_of_a_call(inspection: Inspection) -> None:
     assert columns[:5] == ["layer", "step", "head", "density", "% of pairs at 1/2/4/8/0"]
     assert len(lines) == 2 and all(len(line) == len(columns) for line in lines)
     assert lines[1][:3] == ["2", "11", "1"]
-
-
-def test_names_of_places() -> None:
-    place = {"transformer": "transformer_2", "layer": 3, "step": 10}
-    assert place_name(place, 0) == "transformer_2_layer_03_step_10_head_00"
-    assert place_name(place) == "transformer_2_layer_03_step_10"
-    assert place_title(place, 7) == "transformer_2, layer 3, step 10, head 7"
 
 
 def test_saved_tensors_come_back_with_grid_and_prefix(tmp_path: Path) -> None:

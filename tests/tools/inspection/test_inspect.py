@@ -7,7 +7,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
-from psa_triton.tools.inspection.exact import spread_evenly
 from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.inspect import Inspection, inspect_attention
 from psa_triton.tools.inspection.numbers import level_shares, levels_in_use
@@ -130,19 +129,6 @@ def test_pairs_behind_a_causal_mask_do_not_count() -> None:
     (full, *rest) = level_shares(found, found.heads[0], (1, 2, 4, 8, 0))
     assert [full.pairs, full.mass] == pytest.approx([1, 1])
     assert [share.pairs for share in rest] == [0] * 4
-
-
-def test_coarse_levels_are_named_when_they_occur() -> None:
-    levels = torch.ones(1, 4, 4, 4, dtype=torch.int8)
-    levels[..., 3] = 16
-    assert levels_in_use(inspect_attention(make_inputs(), PYRAMID, levels=levels).heads) == (1, 2, 4, 8, 16, 0)
-
-
-@pytest.mark.parametrize(
-    ("count", "wanted", "expected"), [(36, 3, (6, 18, 30)), (3, 3, (0, 1, 2)), (2, 5, (0, 1)), (7, 1, (3,))]
-)
-def test_spread_evenly(count: int, wanted: int, expected: tuple[int, ...]) -> None:
-    assert spread_evenly(count, wanted) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from psa_triton.tools.tuning.allocation import Cell, make_cells, one_budget, within_cost, within_error
+from psa_triton.tools.tuning.allocation import Cell, make_cells, within_cost, within_error
 from psa_triton.tools.tuning.curve import DENSE, Curve, Point, lower_hull, refined
 from psa_triton.tools.tuning.plan import RunPart
 
@@ -45,21 +45,6 @@ def test_no_other_choice_of_measured_points_is_better(seed: int) -> None:
         assert found.error <= min(error for cost, error in choices if cost <= limit) + 1e-9
         back = within_error(cells, found.error)
         assert back.cost == pytest.approx(found.cost)
-
-
-def test_what_gains_most_comes_first() -> None:
-    flat, steep = curve(0.2, 0.19, 0.18, 0.17), curve(0.6, 0.3, 0.1, 0.01)
-    found = within_cost([Cell(0, 0, 1, flat), Cell(1, 0, 1, steep)], 0.1)
-    assert [round(point.budget, 3) for point in found.points] == [0.05, 0.15]
-
-
-def test_equal_layers_get_equal_budgets_but_for_the_last_step() -> None:
-    same = curve(0.6, 0.4, 0.2, 0.05)
-    found = within_cost([Cell(layer, 0, 1, same) for layer in range(5)], 0.15)
-    assert max(p.budget for p in found.points) / min(p.budget for p in found.points) < 1.2
-    budget, uniform = one_budget([Cell(layer, 0, 1, same) for layer in range(5)], 0.15)
-    assert budget == pytest.approx(0.15)
-    assert found.error == pytest.approx(uniform.error, rel=0.02)
 
 
 def test_more_steps_weigh_more() -> None:

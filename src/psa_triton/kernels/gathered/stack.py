@@ -77,13 +77,16 @@ class QueryBlocks:
 
     def positions(self, numbers: torch.Tensor) -> torch.Tensor:
         """Tokens of the blocks of those numbers, int64 `[G, length]`."""
-        first = self.start + self._place(numbers)[1] * self.length
+        first = self.start + (numbers % self.per_head - self.first) * self.length
         return first[:, None] + torch.arange(self.length, device=numbers.device)
 
     def _cut(self, x: torch.Tensor) -> torch.Tensor:
         return x[:, self.start : self.start + self.count * self.length].unflatten(1, (self.count, self.length))
 
-    def _place(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _place(self, numbers: torch.Tensor) -> tuple[torch.Tensor | slice, torch.Tensor | int]:
+        if len(numbers) == 1:  # a view: indexing by tensors takes several calls, which threads wait for
+            head, block = divmod(int(numbers), self.per_head)
+            return slice(head, head + 1), block - self.first
         return numbers // self.per_head, numbers % self.per_head - self.first
 
 

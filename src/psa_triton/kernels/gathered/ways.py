@@ -41,7 +41,7 @@ STACKS: Final = Way("stacks", stacks=True, threads=False, fused=False)
 """Batched products and a softmax: faster where a CPU has instructions for bfloat16, which torch's attention wastes."""
 
 BLOCKS: Final = Way("blocks", stacks=False, threads=True, fused=False)
-"""Products and a softmax of single blocks: best for long lists where products far outrun torch's attention."""
+"""Products and a softmax of single blocks: best for long lists."""
 
 WAYS: Final = (FUSED, STACKS, BLOCKS)
 
@@ -54,11 +54,11 @@ def choose_way(dtype: torch.dtype, device: torch.device, work: float) -> Way:
         device: where they are.
         work: multiply-adds of a query block's product with the rows that it reads, on average.
     """
-    if device.type != "cpu" or not products_outrun_attention(dtype):
+    if device.type != "cpu":
         return FUSED
     if work >= LARGE_BLOCK:
         return BLOCKS
-    return STACKS if dtype == torch.bfloat16 else FUSED
+    return STACKS if dtype == torch.bfloat16 and products_outrun_attention(dtype) else FUSED
 
 
 def products_outrun_attention(dtype: torch.dtype) -> bool:

@@ -41,9 +41,20 @@ def level_start(shift, k, v, k_step, v_step, pooled_k, pooled_v, padded, DIM: tl
     """
     row = 2 * padded - (2 * padded >> shift)
     if shift > 0:
-        k = pooled_k + (row - padded).to(tl.int64) * DIM
-        v = pooled_v + (row - padded).to(tl.int64) * DIM
+        k += _distance(k, pooled_k + (row - padded).to(tl.int64) * DIM)
+        v += _distance(v, pooled_v + (row - padded).to(tl.int64) * DIM)
     return row, k, v, tl.where(shift > 0, DIM, k_step), tl.where(shift > 0, DIM, v_step)
+
+
+@triton.jit
+def _distance(a, b):
+    """What leads from pointer `a` to `b`: Triton 3.6 cannot choose between two pointers on AMD GPUs.
+
+    Where both are aligned for wide loads so is their distance, which the compiler could not know; where one is not, it
+    does not make the sum so.
+    """
+    size: tl.constexpr = a.dtype.element_ty.primitive_bitwidth // 8
+    return tl.multiple_of((b.to(tl.int64) - a.to(tl.int64)) // size, 16 // size)
 
 
 @triton.jit

@@ -46,7 +46,7 @@ class Case:
     bytes: int
     """Of a number of the inputs."""
     dim: int
-    """Head dimension, as the next of 64, 128, 256."""
+    """Head dimension, as `table_dim` has it."""
     rows: int
     """Rows of a key block: its tokens, or, for `row_gradient`, what it has at the level."""
     causal: bool
@@ -56,7 +56,7 @@ class Case:
 
 def choose_tiles(kernel: str, q: torch.Tensor, block_m: int, rows: int, is_causal: bool, is_corrected: bool) -> Tiles:
     """Tiles of `kernel`, as `Case` has it, for queries like `q [..., D]` in blocks of `block_m`, on their device."""
-    dim = min(max(dim_tile(q.shape[-1]), 64), 256)
+    dim = table_dim(q.shape[-1])
     case = Case(current_target(q.device), kernel, q.dtype.itemsize, dim, rows, is_causal, is_corrected)
     tiles = _first_match(_rules(user_file()), case)
     if tiles is None:
@@ -67,6 +67,11 @@ def choose_tiles(kernel: str, q: torch.Tensor, block_m: int, rows: int, is_causa
     m = min(tiles.m, max(block_m, SMALLEST_TILE))
     n = min(tiles.n, max(rows, SMALLEST_TILE)) if kernel == "row_gradient" else tiles.n
     return replace(tiles, m=m, n=n, warps=max(tiles.warps * m * n // (tiles.m * tiles.n), min(tiles.warps, 4)))
+
+
+def table_dim(dim: int) -> int:
+    """The next of the head dimensions that tables know: 64, 128, 256."""
+    return min(max(dim_tile(dim), 64), 256)
 
 
 def user_file() -> Path:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -16,66 +16,49 @@ import torch
 
 from psa_triton.gpu import current_target
 from psa_triton.kernels import pyramid_attention
-from psa_triton.kernels.triton.tiles import Case, Tiles, user_file
+from psa_triton.kernels.triton.tiles import Case, Tiles, table_dim, user_file
 from psa_triton.tools.files import write_file
 from psa_triton.tools.shapes import AttentionShape
 
 _CANDIDATES: Final = {
-    ("attend", 128): [
-        Tiles(128, 128, 64, 8, 5),
-        Tiles(128, 128, 32, 8, 5),
-        Tiles(128, 64, 64, 8, 5),
-        Tiles(128, 64, 32, 8, 5),
-        Tiles(128, 64, 16, 8, 5),
-        Tiles(128, 32, 32, 8, 5),
-        Tiles(64, 64, 32, 4, 5),
-        Tiles(64, 32, 32, 4, 5),
+    ("attend", 2, 64): [(128, 128, 64, 8), (128, 128, 32, 8), (128, 64, 64, 8), (128, 64, 32, 8), (64, 64, 32, 4)],
+    ("attend", 2, 128): [
+        (128, 128, 64, 8),
+        (128, 128, 32, 8),
+        (128, 64, 64, 8),
+        (128, 64, 32, 8),
+        (128, 64, 16, 8),
+        (128, 32, 32, 8),
+        (64, 64, 32, 4),
+        (64, 32, 32, 4),
     ],
-    ("attend", 64): [
-        Tiles(128, 128, 64, 8, 5),
-        Tiles(128, 128, 32, 8, 5),
-        Tiles(128, 64, 64, 8, 5),
-        Tiles(128, 64, 32, 8, 5),
-        Tiles(64, 64, 32, 4, 5),
-    ],
-    ("query_gradient", 128): [
-        Tiles(128, 32, 32, 8, 5),
-        Tiles(128, 32, 16, 8, 5),
-        Tiles(64, 32, 32, 4, 5),
-        Tiles(64, 32, 16, 4, 5),
-        Tiles(32, 32, 16, 4, 5),
-    ],
-    ("query_gradient", 64): [
-        Tiles(128, 32, 32, 4, 5),
-        Tiles(128, 32, 32, 8, 5),
-        Tiles(128, 32, 16, 8, 5),
-        Tiles(64, 32, 16, 4, 5),
-    ],
-    ("row_gradient", 128): [
-        Tiles(32, 64, 64, 4, 5),
-        Tiles(32, 64, 64, 8, 5),
-        Tiles(32, 32, 32, 4, 5),
-        Tiles(16, 32, 32, 4, 5),
-    ],
-    ("row_gradient", 64): [
-        Tiles(64, 128, 128, 8, 5),
-        Tiles(32, 128, 128, 8, 5),
-        Tiles(64, 64, 64, 4, 5),
-        Tiles(32, 64, 64, 4, 5),
-        Tiles(32, 32, 32, 4, 5),
-    ],
+    ("attend", 2, 256): [(128, 32, 32, 8), (64, 32, 32, 8), (64, 32, 16, 8), (32, 32, 16, 4), (16, 32, 16, 4)],
+    ("attend", 4, 64): [(64, 32, 32, 4), (64, 32, 32, 8), (64, 16, 16, 8), (32, 16, 16, 4)],
+    ("attend", 4, 128): [(64, 16, 16, 8), (32, 16, 16, 8), (16, 16, 16, 4)],
+    ("attend", 4, 256): [(32, 16, 16, 8), (16, 16, 16, 8)],
+    ("query_gradient", 2, 64): [(128, 32, 32, 4), (128, 32, 32, 8), (128, 32, 16, 8), (64, 32, 16, 4)],
+    ("query_gradient", 2, 128): [(128, 32, 32, 8), (128, 32, 16, 8), (64, 32, 32, 4), (64, 32, 16, 4), (32, 32, 16, 4)],
+    ("query_gradient", 2, 256): [(64, 32, 32, 8), (32, 32, 32, 8), (32, 32, 16, 4), (16, 16, 16, 4)],
+    ("query_gradient", 4, 64): [(32, 32, 32, 4), (32, 16, 16, 4), (16, 16, 16, 4)],
+    ("query_gradient", 4, 128): [(32, 32, 32, 8), (32, 16, 16, 8), (16, 16, 16, 4)],
+    ("query_gradient", 4, 256): [(16, 16, 16, 8), (16, 16, 16, 4)],
+    ("row_gradient", 2, 64): [(64, 128, 128, 8), (32, 128, 128, 8), (64, 64, 64, 4), (32, 64, 64, 4), (32, 32, 32, 4)],
+    ("row_gradient", 2, 128): [(32, 64, 64, 4), (32, 64, 64, 8), (32, 32, 32, 4), (16, 32, 32, 4)],
+    ("row_gradient", 2, 256): [(32, 32, 32, 4), (32, 32, 32, 8), (16, 32, 32, 8), (16, 16, 16, 4)],
+    ("row_gradient", 4, 64): [(32, 32, 32, 4), (32, 32, 32, 8), (16, 16, 16, 4)],
+    ("row_gradient", 4, 128): [(32, 16, 16, 8), (16, 16, 16, 8), (16, 16, 16, 4)],
+    ("row_gradient", 4, 256): [(16, 16, 16, 8)],
 }
-"""By kernel and head dimension, in the order of what the compiled code promises."""
+"""By kernel, bytes of a number and head dimension, in the order of what compiled code promises; `Tiles` but stages."""
 
 
-def candidates(target: str, kernel: str, dim: int) -> list[Tiles]:
-    """Tiles worth a try for numbers of two bytes, most promising first; arguments as in `kernels.triton.tiles.Case`."""
-    found = _CANDIDATES[kernel, dim]
-    if target != "sm_90":  # whose instructions alone take 128 keys whole
-        found = [tiles for tiles in found if kernel != "attend" or tiles.n < 128]
-    if target.startswith("gfx"):
-        found = [replace(tiles, stages=stages) for tiles in found for stages in (2, 1)]
-    return found
+def candidates(target: str, kernel: str, bytes: int, dim: int) -> list[Tiles]:
+    """Tiles worth a try, most promising first; arguments as in `kernels.triton.tiles.Case`."""
+    found = _CANDIDATES[kernel, bytes, dim]
+    if target not in ("sm_90", "sm_100"):  # whose instructions alone take 128 keys whole
+        found = [tiles for tiles in found if kernel != "attend" or tiles[1] < 128]
+    stages = (2, 1) if target.startswith("gfx") else (5,) if bytes == 2 else (5, 2)
+    return [Tiles(*tiles, number) for tiles in found for number in stages]
 
 
 @contextmanager
@@ -130,7 +113,7 @@ def try_tiles(
 
     out = forward()
     for kernel in ("attend", "query_gradient", "row_gradient"):
-        for tiles in candidates(current_target(inputs.device), kernel, shape.dim):
+        for tiles in candidates(current_target(inputs.device), kernel, inputs.itemsize, table_dim(shape.dim)):
             with only(tiles, kernel):
                 try:
                     if kernel == "attend":
@@ -158,7 +141,8 @@ def write_best(trials: list[Trial], target: str, dtype: torch.dtype, shape: Atte
         timed = [trial for trial in trials if trial.kernel == kernel and trial.seconds is not None]
         if not timed:
             continue
-        wanted = asdict(Case(target, kernel, dtype.itemsize, shape.dim, block_n, shape.is_causal, corrected=False))
+        dim = table_dim(shape.dim)
+        wanted = asdict(Case(target, kernel, dtype.itemsize, dim, block_n, shape.is_causal, corrected=False))
         if kernel == "row_gradient":
             del wanted["rows"]  # which differ from level to level
         best = min(timed, key=lambda trial: trial.seconds or 0.0)

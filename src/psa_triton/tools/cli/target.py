@@ -16,15 +16,15 @@ from transformers.utils import logging as transformers_logging
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.models import model_key
 from psa_triton.names import unknown_name
-from psa_triton.tools.cli.options import (
+from psa_triton.tools.cli.commands import (
     AttentionOptions,
     DenseOptions,
     MachineOptions,
     ModelOptions,
     PresetOptions,
     PromptsOptions,
-    read_indexes,
 )
+from psa_triton.tools.cli.options import read_indexes
 from psa_triton.tools.generation.attention import DENSE, Attention, DenseParts, named_attention
 from psa_triton.tools.generation.loading import Target, choose_device, choose_dtype, load_pipeline
 from psa_triton.tools.generation.model_configs import checkout_model_configs, configured_models

@@ -87,14 +87,7 @@ class Attention:
 DENSE = Attention(name=DENSE_PRESET.name, config=None)
 
 
-def choose_attention(
-    source: ModelSource,
-    preset: str | None = None,
-    *,
-    file: Path | None = None,
-    impl: Impl = "auto",
-    dense_parts: DenseParts = DenseParts(),
-) -> Attention:
+def choose_attention(source: ModelSource, preset: str | None = None, **how: Any) -> Attention:
     """The attention that a preset of a model stands for; errors and other arguments as in `named_attention`.
 
     Args:
@@ -103,7 +96,7 @@ def choose_attention(
     """
     spec = source.spec
     section, usual = (GENERAL_SECTION, None) if spec is None else (spec.preset_section, spec.preset)
-    attention = named_attention(preset or usual, section, file=file, impl=impl, dense_parts=dense_parts)
+    attention = named_attention(preset or usual, section, **how)
     # What the section of all others says of sizes is of no model.
     return attention if spec is not None else replace(attention, video_scale=None)
 

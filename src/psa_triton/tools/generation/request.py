@@ -131,8 +131,8 @@ def make_requests(
         settings: fields of `VideoRequest`, the image as its path; None stands for the default.
 
     Raises:
-        ValueError: a setting is out of range or none of the model's, the size does not fit the model, or the model
-            needs what no option gives.
+        ValueError: a setting is out of range or none of the model's, the size does not fit the model or this machine,
+            or the model needs what no option gives.
         FileNotFoundError: there is no such image.
     """
     given = {name: value for name, value in settings.items() if value is not None}
@@ -146,7 +146,8 @@ def make_requests(
             "apply_psa"
         )
     if (scale := video_scale(source)) is not None:
-        check_size(filled["width"], filled["height"], filled["num_frames"], scale)
+        positions = source.spec.positions if source.spec is not None else None
+        check_size(filled["width"], filled["height"], filled["num_frames"], scale, positions=positions)
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]
 
 

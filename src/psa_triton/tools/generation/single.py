@@ -159,7 +159,9 @@ def _check_size(pipe: DiffusionPipeline, request: VideoRequest, call: Mapping[st
         scale = pipeline_scale(pipe)
     except ValueError:
         return
-    check_size(request.width, request.height, num_frames, scale)
+    transformer = next(iter(transformers_of(pipe).values()))
+    positions = getattr(getattr(transformer, "rope", None), "max_seq_len", None)
+    check_size(request.width, request.height, num_frames, scale, positions=positions)
 
 
 def _arguments(

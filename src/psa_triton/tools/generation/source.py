@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -170,10 +171,20 @@ def video_scale(source: ModelSource) -> VideoScale | None:
     return None if source.spec is None else load_presets_file().section(source.spec.preset_section).video_scale
 
 
-def check_size(width: int | None, height: int | None, num_frames: int | None, scale: VideoScale) -> None:
-    """Check that a video is made of whole tokens; diffusers would round it with no more than a warning.
+def check_size(
+    width: int | None, height: int | None, num_frames: int | None, scale: VideoScale, *, positions: int | None = None
+) -> None:
+    """Check that a video is made of whole tokens, no more than the model has positions for, and fits into memory.
 
-    What the pipeline finds itself is None.
+    Diffusers would round it with no more than a warning, or fail inside the model. None is what the pipeline finds
+    itself.
+
+    Args:
+        width: in pixels.
+        height: in pixels.
+        num_frames: frames.
+        scale: what a token stands for.
+        positions: tokens along each side that the transformer's rotary table holds; None for any number.
 
     Raises:
         ValueError: naming the size at fault and the nearest that fit.
@@ -187,6 +198,21 @@ def check_size(width: int | None, height: int | None, num_frames: int | None, sc
     if num_frames is not None and (num_frames < 1 or num_frames % frames != 1 % frames):
         near = _nearest(num_frames, frames, 1)
         raise ValueError(f"num_frames: expected 1 + a multiple of {frames}, got {num_frames}; {near} fits")
+    if positions is not None:
+        most = (positions * scale.width_divisor, positions * scale.height_divisor, (positions - 1) * frames + 1)
+        for name, value, limit in zip(
+            ("width", "height", "num_frames"), (width, height, num_frames), most, strict=True
+        ):
+            if value is not None and value > limit:
+                raise ValueError(f"{name}: expected at most {limit}, where the model's positions end, got {value}")
+    needed = 3 * 4 * (width or 1) * (height or 1) * (num_frames or 1)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise ValueError(
+            f"width, height, num_frames: expected a video that fits into this machine's {memory / 2**30:.1f} GiB of "
+            f"memory, got {width} x {height} pixels and {num_frames} frames, which alone take {needed / 2**30:.1f} "
+            "GiB; ask for a smaller one"
+        )
 
 
 def _nearest(value: int, divisor: int, remainder: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from psa_triton.tools.inspection.exact import spread_evenly
 from psa_triton.tools.inspection.inspect import HeadInspection, Inspection
 from psa_triton.tools.inspection.numbers import LevelShare, level_shares, levels_in_use, visible_pairs
+from psa_triton.tools.video import figure_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,9 +104,7 @@ def draw(inspection: Inspection, head: HeadInspection, title: str) -> bytes:
     else:
         _draw_call(figure, inspection, head)
     _add_legend(figure, levels_in_use([head]), queries=bool(maps))
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return figure_png(figure, 100)
 
 
 def _figures(inspection: Inspection, head: HeadInspection) -> str:

@@ -100,6 +100,9 @@ def lists(schedule: Schedule, blocks: torch.Tensor, longest: int, nothing: int) 
     They are filled up at their beginning with the step `nothing`, so that what a causal mask cuts stands at the end of
     all of them.
     """
+    if len(blocks) == 1:
+        first = int(schedule.start[blocks])
+        return schedule.steps[first : first + longest][None]
     start, end = schedule.start[blocks, None], schedule.start[blocks + 1, None]
     place = torch.arange(-longest, 0, device=blocks.device) + end
     return schedule.steps[place.clamp(min=0)].masked_fill(place < start, nothing)
