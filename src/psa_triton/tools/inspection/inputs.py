@@ -47,11 +47,10 @@ class AttentionInputs:
         for name, x in (("q", self.q), ("k", self.k), ("v", self.v)):
             if x is not None and not torch.isfinite(x).all():
                 raise ValueError(f"{name}: expected finite numbers, got some NaN or inf")
-        query_tokens, key_tokens = self.q.shape[2], self.k.shape[2]
         self.sides()
-        if self.is_causal and query_tokens > key_tokens:
+        if self.is_causal and self.q.shape[2] > self.k.shape[2]:
             raise ValueError(
-                f"is_causal: expected at most as many queries as keys, got {query_tokens} and {key_tokens}"
+                f"is_causal: expected at most as many queries as keys, got {self.q.shape[2]} and {self.k.shape[2]}"
             )
 
     def sides(self) -> tuple[Side, Side]:
