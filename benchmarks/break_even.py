@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import CPU, Report, Run, heading, options, table
+from harness import CPU, DTYPES, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
@@ -30,7 +30,6 @@ from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.clock import seconds_by_round
 from psa_triton.tools.shapes import AttentionShape, known_shapes
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEADS = 4
 GRIDS = [(8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 32)]
 """1,024 to 8,192 visual tokens."""

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from harness import CPU, Report, Run, curves, heading, options, table_of
+from harness import CPU, DTYPES, Report, Run, curves, heading, options, table_of
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.blocks import Blocks
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 SHAPES = {"2 x 128": (2, 128), "3 x 64": (3, 64)}
 """Heads and their channels: those of large models, and the built-in model's."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONFIG = PSAConfig()  # m 128, n 64, shares of density .15
 ESTIMATORS = ("pooled", "sampled")
 

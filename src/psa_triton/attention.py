@@ -152,8 +152,7 @@ class PSAAttention(nn.Module):
 
     def __init__(self, config: PSAConfig = PSAConfig()) -> None:  # noqa: B008 - frozen
         super().__init__()
-        if not isinstance(config, PSAConfig):
-            raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}")
+        check_config(config)
         self.config = config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:

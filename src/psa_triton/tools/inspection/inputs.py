@@ -11,7 +11,7 @@ from torch import Tensor
 from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
-from psa_triton.inputs import check_attention_inputs
+from psa_triton.inputs import check_attention_inputs, check_grid
 from psa_triton.levels import levels_of, read_density
 from psa_triton.ordering import TokenOrder, token_orders
 
@@ -46,27 +46,11 @@ class AttentionInputs:
         for name, x in (("q", self.q), ("k", self.k), ("v", self.v)):
             if x is not None and not torch.isfinite(x).all():
                 raise ValueError(f"{name}: expected finite numbers, got some NaN or inf")
-        query_tokens, key_tokens = self.q.shape[2], self.k.shape[2]
-        least = min(query_tokens, key_tokens)
-        if not 0 <= self.prefix_tokens <= least:
-            raise ValueError(f"prefix_tokens: expected 0 to {least}, the number of tokens, got {self.prefix_tokens}")
-        if self.is_causal and query_tokens > key_tokens:
+        check_grid(self.q, self.k, self.grid, self.prefix_tokens)
+        if self.is_causal and self.q.shape[2] > self.k.shape[2]:
             raise ValueError(
-                f"is_causal: expected at most as many queries as keys, got {query_tokens} and {key_tokens}"
+                f"is_causal: expected at most as many queries as keys, got {self.q.shape[2]} and {self.k.shape[2]}"
             )
-        if self.grid is not None:
-            self._check_grid(*self.grid)
-
-    def _check_grid(self, frames: int, height: int, width: int) -> None:
-        if min(frames, height, width) < 1:
-            raise ValueError(f"grid: expected three positive numbers, got {frames}, {height}, {width}")
-        tokens = frames * height * width + self.prefix_tokens
-        for name, x in (("q", self.q), ("k", self.k)):
-            if x.shape[2] != tokens:
-                raise ValueError(
-                    f"grid: expected frames * height * width + prefix_tokens = {x.shape[2]}, the tokens of {name}, "
-                    f"got {frames} * {height} * {width} + {self.prefix_tokens} = {tokens}"
-                )
 
     def batch_entry(self, index: int) -> AttentionInputs:
         """One entry of the batch, as a batch of one."""
