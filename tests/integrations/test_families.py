@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import ConfigMixin, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import attention_backend
 from small_families import GRID, SMALL, TEXT, VISUAL, Small, run
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from psa_triton import PSAConfig, apply_psa, remove_psa
 from psa_triton.integrations.diffusers import Family, LevelRecord, latent_grid, register_family
@@ -38,6 +39,8 @@ THERE = {
 }
 families = pytest.mark.parametrize("small", THERE.values())
 SPARSE_ONES = [THERE[name] for name, small in SMALL.items() if None in small.reasons]
+ADAPTED = [case for case in SPARSE_ONES if case.id not in ("allegro", "allegro-padded", "easyanimate", "latte")]
+"""Those that take adapters."""
 sparse_families = pytest.mark.parametrize("small", SPARSE_ONES)
 SOME = pytest.mark.parametrize(
     "small",
@@ -160,6 +163,68 @@ def test_checkpointed_blocks_see_the_same(small: Small) -> None:
     assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
 
 
+def cropped(small: Small, **sizes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and arguments with a smaller latent."""
+    model, inputs = small.make()
+    latent = inputs[small.argument]
+    for dim, name in enumerate(small.latent[-latent.ndim :]):
+        if name in sizes:
+            latent = latent.narrow(dim, 0, min(sizes[name], latent.shape[dim]))
+    return model, inputs | {small.argument: latent}
+
+
+RESIZABLE = (
+    *("wan", "skyreels-v2", "chronoedit", "hunyuan-video", "hunyuan-video-1.5", "hunyuan-image", "motif-video"),
+    *("mochi", "cosmos-1", "easyanimate", "kandinsky-6", "sd-3.5", "lumina-2"),
+)
+"""Those whose other arguments are not of the latent's size."""
+
+
+@pytest.mark.parametrize("small", [THERE[name] for name in RESIZABLE])
+@pytest.mark.parametrize("sizes", [{"t": 1, "h": 16, "w": 24}, {"h": 10, "w": 14}], ids=["one frame", "odd"])
+@torch.no_grad()
+def test_one_frame_and_odd_grids(small: Small, sizes: dict[str, int]) -> None:
+    model, inputs = cropped(small, **sizes)
+    dense = run(model, inputs)
+    with apply_psa(model, EVERY_TOKEN, min_tokens=0) as handle:
+        assert_equal_to_rounding(run(model, inputs), dense)
+    assert {record.reason for record in handle.stats().records} == {None}
+
+
+@pytest.mark.parametrize("small", ADAPTED)
+@torch.no_grad()
+def test_adapters(small: Small) -> None:
+    """A LoRA that comes after attaching acts as without PSA."""
+    from peft import LoraConfig
+
+    model, inputs = small.make()
+    plain = run(model, inputs)
+    attended = {id(layer) for layer in FAMILIES[small.class_name].layers(model)}
+    inside = [module.named_modules(prefix=name) for name, module in model.named_modules() if id(module) in attended]
+    linear = [name for modules in inside for name, module in modules if isinstance(module, nn.Linear)]
+    with apply_psa(model, EVERY_TOKEN):
+        model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=linear, init_lora_weights=False))
+        adapted = run(model, inputs)
+    assert_equal_to_rounding(adapted, run(model, inputs))
+    assert differ(adapted, plain)
+
+
+@pytest.mark.parametrize(
+    "small",
+    [THERE[name] for name in ("wan", "cogvideox", "hunyuan-video", "framepack", "ltx", "mochi", "flux", "qwen-image")],
+)
+@torch.no_grad()
+def test_a_step_cache_leaves_out_what_it_would(small: Small) -> None:
+    model, inputs = small.make()
+    with apply_psa(model, SPARSE) as handle:
+        model.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+        with model.cache_context("cond"):
+            first = run(model, inputs)
+            calls = handle.stats().summary.sparse_calls
+            assert_equal_to_rounding(run(model, inputs), first)
+    assert calls < handle.stats().summary.sparse_calls < 2 * calls
+
+
 @SOME
 @torch.no_grad()
 def test_offloaded_in_groups(small: Small) -> None:
@@ -170,18 +235,31 @@ def test_offloaded_in_groups(small: Small) -> None:
         assert torch.equal(run(model, inputs), expected)
 
 
-@pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["flux"]])
+@pytest.mark.parametrize(
+    "small",
+    [
+        THERE["hunyuan-video"],
+        THERE["flux"],
+        *(pytest.param(*THERE[name].values, id=name, marks=pytest.mark.slow) for name in ("wan", "ltx")),
+    ],
+)
 @torch.no_grad()
-def test_compiled_once_for_all_forwards(small: Small) -> None:
+def test_compiled_once_for_all_steps(small: Small) -> None:
+    """A graph breaks around each attention layer, and a step at another time compiles nothing anew."""
     model, inputs = small.make()
+    layers = len(FAMILIES[small.class_name].layers(model))
     with apply_psa(model, SPARSE) as handle:
-        eager = run(model, inputs)
+        counters.clear()
         compiled = torch.compile(model, backend="eager")
         run(compiled, inputs)
+        breaks = sum(counters["graph_break"].values())
+        later = inputs | {"timestep": (inputs["timestep"] / 2).to(inputs["timestep"].dtype)}
+        eager = run(model, later)
         handle.reset()
         with torch.compiler.set_stance("fail_on_recompile"):
-            assert_equal_to_rounding(run(compiled, inputs), eager)
-        assert handle.stats().summary.sparse_calls == 4
+            assert_equal_to_rounding(run(compiled, later), eager)
+        assert handle.stats().summary.sparse_calls == layers
+    assert 0 < breaks <= layers + 1  # and the hooks
 
 
 @pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["lumina-2"]])
