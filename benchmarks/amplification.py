@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 from diffusers import WanPipeline
-from harness import CPU, Report, Run, heading, options, table
+from harness import CPU, Report, Run, heading, options, table_of
 from torch import Tensor, nn
 
 from psa_triton import PSAConfig, load_preset
@@ -141,13 +141,17 @@ def page(report: Report) -> str:
     )
     lines = heading(report, "Error of attention and of videos", *words)
     for guidance in dict.fromkeys(row["guidance"] for row in report["rows"]):
-        rows = []
-        for row in report["rows"]:
-            if row["guidance"] == guidance:
-                values = row["psnr"]
-                spread = f"{statistics.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})"
-                rows.append([row["name"], f"{row['density']:.2f}", f"{row['error']:.3f}", spread])
-        lines += ["", *table([f"guidance {guidance:g}", "density", "error", "PSNR, dB"], rows)]
+        rows = [
+            row | {"mean": statistics.mean(row["psnr"]), "least": min(row["psnr"]), "most": max(row["psnr"])}
+            for row in report["rows"]
+            if row["guidance"] == guidance
+        ]
+        columns = {
+            "density": "{density:.2f}",
+            "error": "{error:.3f}",
+            "PSNR, dB": "{mean:.1f} ({least:.1f}-{most:.1f})",
+        }
+        lines += ["", *table_of(rows, {f"guidance {guidance:g}": "{name}"} | columns)]
     return "\n".join([*lines, ""])
 
 

@@ -6,8 +6,8 @@
 Dense attention and the whole sparse operator (levels chosen anew each time) run side by side in one process, on tensors
 that attend to their surroundings as those of video models do; tokens are in order already, as inside a model with PSA
 attached. Times are the least of interleaved rounds: at these lengths a call takes milliseconds, and anything else that
-runs on the machine takes as long. The costs in `psa_triton/break_even.py` are made so that nothing that runs sparse
-here takes 5% longer than dense attention.
+runs on the machine takes as long. The costs in `psa_triton/integrations/break_even.py` are made so that nothing that
+runs sparse here takes 5% longer than dense attention.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import CPU, Report, Run, heading, options, table
+from harness import CPU, DTYPES, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
@@ -30,7 +30,6 @@ from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.clock import seconds_by_round
 from psa_triton.tools.shapes import AttentionShape, known_shapes
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEADS = 4
 GRIDS = [(8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 32)]
 """1,024 to 8,192 visual tokens."""

@@ -18,11 +18,11 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from harness import CPU, Report, Run, heading, options, table
+from harness import CPU, DTYPES, Report, Run, curves, heading, options, table_of
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.blocks import Blocks
-from psa_triton.break_even import break_even
+from psa_triton.integrations.break_even import break_even
 from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
 from psa_triton.tools.clock import median_seconds
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 SHAPES = {"2 x 128": (2, 128), "3 x 64": (3, 64)}
 """Heads and their channels: those of large models, and the built-in model's."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONFIG = PSAConfig()  # m 128, n 64, shares of density .15
 ESTIMATORS = ("pooled", "sampled")
 
@@ -96,24 +95,27 @@ def memory_over_kv(shape: str, tokens: int, dtype_name: str) -> float | None:
 
 def page(report: Report) -> str:
     """A row a length and dtype."""
-    rows = []
-    for case in report["cases"]:
-        memory, seconds, operator = case["extra_memory_over_kv"], case["seconds"], case["operator_speedup"]
-        rows.append(
-            [
-                case["instructions"],
-                case["shape"],
-                f"{case['tokens']:,}",
-                case["dtype"],
-                *(f"{1000 * seconds[name]:.1f}" for name in ("dense", "kernel")),
-                f"{case['speedup']:.1f}x",
-                f"{case['kernel_in_units_of_ideal']:.2f}",
-                *(f"{operator[e]:.1f}x" for e in ESTIMATORS),
-                "-" if memory is None else f"{memory:.2f}",
-                case["auto_runs"],
-            ]
-        )
-    columns = ["instructions", "heads", "N", "dtype", "SDPA ms", "kernel ms", "kernel", "of ideal", *ESTIMATORS]
+    columns = {
+        "instructions": "{instructions}",
+        "heads": "{shape}",
+        "N": "{tokens:,}",
+        "dtype": "{dtype}",
+        "SDPA ms": "{ms[dense]:.1f}",
+        "kernel ms": "{ms[kernel]:.1f}",
+        "kernel": "{speedup:.1f}x",
+        "of ideal": "{kernel_in_units_of_ideal:.2f}",
+        **{name: f"{{operator_speedup[{name}]:.1f}}x" for name in ESTIMATORS},
+        "memory": "{memory}",
+        "auto": "{auto_runs}",
+    }
+    rows = [
+        case
+        | {
+            "ms": {name: 1000 * seconds for name, seconds in case["seconds"].items()},
+            "memory": "-" if (memory := case["extra_memory_over_kv"]) is None else f"{memory:.2f}",
+        }
+        for case in report["cases"]
+    ]
     density = report["cases"][-1]["density"]
     words = (
         f"m {CONFIG.block_m}, n {CONFIG.block_n}, density {density:.2f}. *kernel*: SDPA's time / the kernel's;",
@@ -121,30 +123,20 @@ def page(report: Report) -> str:
         "this estimator; *memory*: extra bytes at the peak / bytes of K and V; *auto*: what an attached model runs.",
         "",
     )
-    lines = [*heading(report, "PSA on the CPU", *words), *table([*columns, "memory", "auto"], rows)]
+    lines = [*heading(report, "PSA on the CPU", *words), *table_of(rows, columns)]
     return "\n".join([*lines, "", f"![Speed against the number of tokens]({report['picture']})", ""])
 
 
 def draw(report: Report) -> Figure:
     """How many times as fast as SDPA the whole operator is, over tokens; a panel an instruction set."""
-    from matplotlib.figure import Figure
-
-    names = list(dict.fromkeys(case["instructions"] for case in report["cases"]))
-    figure = Figure(figsize=(5.5 * len(names), 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True):
-        for shape, style in zip(SHAPES, ("-", "--"), strict=True):
-            for dtype, colour in zip(DTYPES, ("tab:blue", "tab:green", "tab:orange"), strict=True):
-                mine = (name, shape, dtype)
-                cases = [c for c in report["cases"] if (c["instructions"], c["shape"], c["dtype"]) == mine]
-                x, y = [c["tokens"] for c in cases], [c["operator_speedup"]["pooled"] for c in cases]
-                axes.semilogx(x, y, style, base=2, marker="o", color=colour, label=f"{shape}, {dtype}")
-        axes.axhline(1, color="tab:gray", linewidth=0.8)
-        axes.set(
-            xlabel="tokens", ylabel="times as fast as SDPA", title=f"whole operator, pooled, {name}", ylim=(0, None)
+    points = [
+        (
+            *(f"whole operator, pooled, {case['instructions']}", f"{case['shape']}, {case['dtype']}"),
+            *(case["tokens"], case["operator_speedup"]["pooled"]),
         )
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
-    return figure
+        for case in report["cases"]
+    ]
+    return curves(points, "tokens", "times as fast as SDPA", log_y=False)
 
 
 def main() -> None:

@@ -1,24 +1,39 @@
-"""What a video's fidelity costs with error control: `python benchmarks/error_control.py`.
+"""What a video's fidelity costs with error control: `python benchmarks/error_control.py --schedule "12 steps"`.
 
 Videos of the built-in model against dense ones of the same prompt and seed, over the total cost of attention: density
 over the whole run, refreshes, probes and estimates of importance included. Warm-up alone, the last output again
 (broadcast), sparse attention with what it lacked at the last refresh, both in one rhythm, and the ladder that a bound
 on the measured error climbs; block top-k with the same treatment; and caches of diffusers, which skip whole blocks.
+The cost of the whole transformer, in multiply-adds, stands beside it.
 """
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import hashlib
+import io
 import statistics
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from diffusers import FirstBlockCacheConfig, WanPipeline
+from diffusers import (
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+    WanPipeline,
+)
 from harness import CPU, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig, load_preset
 from psa_triton.config import DEFAULT_PROBE, Reuse
+from psa_triton.tools.builtin import tiny_wan_path
+from psa_triton.tools.evaluation.measures import fidelity
 from psa_triton.tools.generation import (
     DENSE,
     Attention,
@@ -42,150 +57,256 @@ PROMPTS: Final = (
     "a red ring moving up",
 )
 SEEDS: Final = (42, 43)
-SCHEDULES: Final = {"12 steps": (12, None), "48 steps": (48, None), "4 steps": (4, None), "12, no guidance": (12, 1.0)}
+SCHEDULES: Final = {
+    "12 steps": (12, None),
+    "48 steps": (48, None),
+    "4 steps": (4, None),
+    "12 steps, no guidance": (12, 1.0),
+    "48 steps, no guidance": (48, 1.0),
+}
 """Steps, and the guidance scale if not the model's own."""
 
-Setting = PSAConfig | FirstBlockCacheConfig
+SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "st_lpips": "ST-LPIPS"}
+
+CACHES: Final = ("first-block cache", "TaylorSeer", "MagCache", "Pyramid Attention Broadcast")
+"""Of diffusers."""
+
+WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+
+MakeCache = Callable[[WanPipeline, VideoRequest], Any]
+"""Makes the configuration of one of diffusers' caches."""
+
+Settings = dict[str, dict[str, PSAConfig | MakeCache]]
+"""By method and strength."""
 
 
-def settings(steps: int) -> dict[str, dict[str, Setting]]:
-    """What is compared at so many steps, by method and strength."""
+def settings(steps: int, *, guided: bool) -> Settings:
+    """What is compared at so many steps."""
     preset = load_preset(MODEL, "psa_budget")
     assert preset is not None, "a dense preset"
     budget = preset.replace(warmup_steps=0)
-    top = {1: (0.0, 0.13), 0: (0.13, 1.0)}
-    blocks = budget.replace(mask_mode="topk", importance="representative", mask_ratios=top)
+    shares = {1: (0.0, 0.13), 0: (0.13, 1.0)}
+    blocks = budget.replace(mask_mode="topk", importance="representative", mask_ratios=shares)
 
-    def rhythm(every: int, **more: Any) -> PSAConfig:
-        return budget.replace(reuse=Reuse(refresh_every=every, **more))
+    def reusing(config: PSAConfig = budget, **how: Any) -> PSAConfig:
+        return config.replace(reuse=Reuse(**how), probe=DEFAULT_PROBE if "max_error" in how else 0.0)
 
-    every, bounds = {4: (2, 3), 12: (2, 3, 4), 48: (4, 8)}[steps], {4: (0.1, 0.2, 0.4), 12: (0.08, 0.1, 0.13, 0.2)}
-    found: dict[str, dict[str, Setting]] = {
-        "broadcast": {f"every {n}": rhythm(n, sparse_every=0) for n in every},
-        "missing part": {f"every {n}": rhythm(n) for n in every[-1:]},
-        "max_error": {f"{bound:g}": budget.bounded(bound) for bound in bounds.get(steps, (0.06, 0.1, 0.15, 0.2))},
-        "block top-k, max_error": {"0.1": blocks.bounded(0.1)},
-        "first-block cache": {f"{limit:g}": FirstBlockCacheConfig(threshold=limit) for limit in (0.1, 0.2)},
+    few, many = {4: (2, 3), 12: (2, 4), 48: (4, 8)}[steps]
+    ends = {4: {(0, 2): 2}, 12: {(0, 3, 10): 3, (0, 2, 4, 10): 3}, 48: {(0, 8, 40): 8, (0, 8, 16, 40): 4}}[steps]
+    found: Settings = {
+        "warm-up": {f"{steps // 2} steps": budget.replace(warmup_steps=steps // 2)},
+        "broadcast": {f"every {n}": reusing(refresh_every=n, sparse_every=0) for n in (few, many)},
+        "difference": {f"every {many}": reusing(refresh_every=many)},
+        "more at both ends": {
+            f"{', '.join(map(str, at))}; sparse every {every}": reusing(refresh_steps=at, sparse_every=every)
+            for at, every in ends.items()
+        },
+        "block top-k, difference": {f"every {many}": reusing(blocks, refresh_every=many)},
+        "max_error": {f"{bound:g}": reusing(max_error=bound) for bound in (0.1, 0.2)},
+        "max_error, 2.5 times it in the middle": {
+            f"{bound:g}": reusing(max_error=bound, middle_tolerance=2.5) for bound in (0.1, 0.15)
+        },
+        "first-block cache": {"0.1": lambda pipe, request: FirstBlockCacheConfig(threshold=0.1)},
+        "TaylorSeer": {f"every {few}": taylor_seer(few)},
+        "MagCache": {"0.1": mag_cache},
     }
-    for name, config in {"PSA after warm-up": budget, "block sparsity after warm-up": blocks}.items():
-        found[name] = {f"{n} steps": config.replace(warmup_steps=n) for n in (steps // 4, steps // 2)}
-    if steps == 12:
-        found["in turn"] = {"every 4": rhythm(4, layer_groups=4)}
-        found["max_error 0.1, kept as"] = {
-            form: budget.replace(reuse=Reuse(max_error=0.1, keep=form), probe=DEFAULT_PROBE)
-            for form in ("fp8", "mean2", "mean4", "mean8")
-        }
-    if steps == 48:
-        found["ladder"] = {f"every {n}": rhythm(n, layer_groups=4, sparse_every=2) for n in (8, 12)}
+    if not guided:  # it keeps one output, whichever pass that is of
+        found["Pyramid Attention Broadcast"] = {f"every {few}": pyramid_broadcast(few)}
     return found
 
 
-def psnr(video: Any, expected: Any) -> float:
-    """Of frames in [0, 1], dB."""
-    mean_square = float(((video - expected) ** 2).mean())
-    return -10 * torch.tensor(mean_square).log10().item()
+def taylor_seer(every: int) -> MakeCache:
+    """First-order prediction of what attention and feed-forward of each block give."""
+    return lambda pipe, request: TaylorSeerCacheConfig(
+        cache_interval=every,
+        disable_cache_before_step=2,
+        taylor_factors_dtype=torch.float32,
+        cache_identifiers=[r"blocks\.\d+\.(attn1|attn2|ffn)"],
+    )
 
 
-def cost_with_cache(pipe: WanPipeline, request: VideoRequest, config: FirstBlockCacheConfig) -> tuple[Any, float]:
-    """A video with dense attention and a cache, and the share of attention calls that were made."""
-    calls = 0
+def pyramid_broadcast(every: int) -> MakeCache:
+    """Broadcast with projections, in the middle of the schedule."""
+    return lambda pipe, request: PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=every, current_timestep_callback=lambda: pipe.current_timestep
+    )
 
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
 
-    blocks = pipe.transformer.blocks
-    hooks = [block.attn1.register_forward_pre_hook(count) for block in blocks]
-    passes = 1 if request.guidance_scale == 1.0 else 2
+def mag_cache(pipe: WanPipeline, request: VideoRequest) -> MagCacheConfig:
+    """With ratios of the video itself, and so better than it could be for a new one."""
+    steps = request.num_inference_steps
+    with io.StringIO() as printed:
+        with (
+            contextlib.redirect_stdout(printed),
+            cached(pipe, MagCacheConfig(calibrate=True, num_inference_steps=steps)),
+        ):
+            generate_video(pipe, request, DENSE)
+        ratios = next(line for line in printed.getvalue().splitlines() if line.startswith("[1.0,"))
+    return MagCacheConfig(threshold=0.1, num_inference_steps=steps, mag_ratios=ast.literal_eval(ratios))
+
+
+@contextlib.contextmanager
+def cached(pipe: WanPipeline, config: Any) -> Iterator[None]:
+    """With one of diffusers' caches in the transformer."""
     pipe.transformer.enable_cache(config)
     try:
-        frames = generate_video(pipe, request, DENSE).frames
+        yield
     finally:
         pipe.transformer.disable_cache()
-        for hook in hooks:
-            hook.remove()
-    return frames, calls / (len(blocks) * request.num_inference_steps * passes)
 
 
-def measure(pipe: WanPipeline, request: VideoRequest, setting: Setting, dense: Any) -> dict[str, Any]:
+@dataclass
+class Work:
+    """Multiply-adds of a transformer, where they are: self-attention without projections, and all else."""
+
+    attention: float = 0.0
+    others: float = 0.0
+
+    @contextlib.contextmanager
+    def counted(self, pipe: WanPipeline) -> Iterator[None]:
+        """Of the forwards inside, by what their linear layers are given; attention as if it were dense."""
+        queries = 0
+
+        def count(name: str, layer: torch.nn.Linear, given: torch.Tensor) -> None:
+            nonlocal queries
+            self.others += given.numel() * layer.out_features
+            tokens = given.numel() // given.shape[-1]
+            if name.endswith("to_q"):
+                queries = tokens
+            elif name.endswith("to_k"):
+                work = 2.0 * queries * tokens // given.shape[0] * layer.out_features
+                if "attn1" in name:
+                    self.attention += work
+                else:
+                    self.others += work
+
+        hooks = [
+            layer.register_forward_pre_hook(lambda layer, given, name=name: count(name, layer, given[0]))
+            for name, layer in pipe.transformer.blocks.named_modules()
+            if isinstance(layer, torch.nn.Linear)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def measure(
+    pipe: WanPipeline, request: VideoRequest, setting: PSAConfig | MakeCache | None
+) -> tuple[Any, Work, dict[str, Any]]:
+    """A video's frames, the work that it took, and what is known of its attention; None for dense."""
+    work = Work()
+    config = setting if isinstance(setting, PSAConfig) else None
+    cache = contextlib.nullcontext() if config or not setting else cached(pipe, setting(pipe, request))
+    with cache, work.counted(pipe):
+        video = generate_video(pipe, request, Attention(name=MODEL, config=config))
+    if config:
+        work.attention *= video.stats.summary.run_density_with_estimation
+    return torch.from_numpy(video.frames), work, {"error": video.stats.summary.measured_error} if config else {}
+
+
+def score(
+    request: VideoRequest, pipe: WanPipeline, setting: PSAConfig | MakeCache, dense: Callable[[], Any]
+) -> dict[str, Any]:
     """What a setting costs and gives in one video."""
-    if isinstance(setting, FirstBlockCacheConfig):
-        frames, cost = cost_with_cache(pipe, request, setting)
-        return {"cost": cost, "psnr": psnr(frames, dense)}
-    video = generate_video(pipe, request, Attention(name=MODEL, config=setting))
-    summary = video.stats.summary
+    reference, all_work, _ = dense()
+    frames, work, found = measure(pipe, request, setting)
+    scores = fidelity(reference, frames)
+    whole = (work.attention + work.others) / (all_work.attention + all_work.others)
     return {
-        "cost": summary.run_density_with_estimation,
-        "psnr": psnr(video.frames, dense),
-        "error": summary.measured_error,
-        "largest_error": summary.largest_measured_error,
-        "ways": summary.ways,
+        "cost": work.attention / all_work.attention,
+        "whole": whole,
+        **{name: scores.mean(name) for name in SCORES},
+        **found,
     }
 
 
-def rows(pieces: dict[tuple[str, str, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Means over videos."""
-    return [
+Videos = dict[tuple[str, str], list[dict[str, Any]]]
+"""What was found of each video, by method and strength."""
+
+
+def measure_all(
+    run: Run, pipe: WanPipeline, request: VideoRequest, compared: Settings, found: Videos, deadline: float
+) -> bool:
+    """All settings on one video, each a piece of the run; whether there was time for all."""
+
+    @cache
+    def dense() -> tuple[Any, Work, dict[str, Any]]:
+        return measure(pipe, request, None)
+
+    of_video: dict[tuple[str, str], dict[str, Any]] = {}
+    for method, strengths in compared.items():
+        for strength, setting in strengths.items():
+            name = f"{request.prompt}, {request.seed}, {method}, {strength}"
+            if not run.has(name) and time.monotonic() > deadline:
+                return False
+            of_video[method, strength] = run.piece(name, score, request, pipe, setting, dense)
+    for key, scores in of_video.items():
+        found.setdefault(key, []).append(scores)
+    return True
+
+
+def rows(found: Videos) -> list[dict[str, Any]]:
+    """Means over videos, cheapest first."""
+    names = ("cost", "whole", *SCORES, "error")
+    means = [
         {
-            "schedule": schedule,
             "method": method,
             "strength": strength,
-            "cost": statistics.mean(video["cost"] for video in videos),
-            "psnr": statistics.mean(video["psnr"] for video in videos),
+            **{name: mean([video.get(name) for video in videos]) for name in names},
             "psnrs": [video["psnr"] for video in videos],
-            "error": None if videos[0].get("error") is None else statistics.mean(video["error"] for video in videos),
         }
-        for (schedule, method, strength), videos in pieces.items()
+        for (method, strength), videos in found.items()
     ]
+    return sorted(means, key=lambda row: row["cost"])
+
+
+def mean(values: list[float | None]) -> float | None:
+    """None where there is none: nothing is measured of a run whose calls are all exact."""
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def page(report: Report) -> str:
-    """A table for each schedule, cheapest first."""
-    lines = heading(
-        report,
-        "Fidelity over the cost of attention, with error control",
-        f"{MODEL}, up to {report['videos']} videos a row. Cost: of the whole run with all that is computed, as a share "
-        "of dense attention; of a cache, the share of attention calls. PSNR to the dense video, mean (least to "
-        "most). Error: relative L2, as the probe measured it, mean over calls that are not exact.",
-        "",
-        f"![PSNR over cost]({report.get('picture')})",
+    """A table, cheapest first."""
+    words = (
+        f"{MODEL}, transformer {report['weights']}, {report['videos']} videos. "
+        "Attention: what it cost over the run with all that is computed, as a share of dense attention's. Transformer: "
+        "multiply-adds of all of it, likewise. PSNR, SSIM and ST-LPIPS to the dense video of the same seed, means "
+        "(PSNR: least to most). Error: relative L2, as the probe measured it, mean over calls that are not exact."
     )
-    for schedule in dict.fromkeys(row["schedule"] for row in report["rows"]):
-        shown = sorted((row for row in report["rows"] if row["schedule"] == schedule), key=lambda row: row["cost"])
-        cells = [
-            [
-                f"{row['method']}, {row['strength']}",
-                f"{row['cost']:.3f}",
-                f"{row['psnr']:.1f} ({min(row['psnrs']):.1f} to {max(row['psnrs']):.1f})",
-                "" if row["error"] is None else f"{row['error']:.3f}",
-            ]
-            for row in shown
+    cells = [
+        [
+            f"{row['method']}, {row['strength']}",
+            f"{row['cost']:.3f}",
+            f"{row['whole']:.3f}",
+            f"{row['psnr']:.1f} ({min(row['psnrs']):.1f} to {max(row['psnrs']):.1f})",
+            *("" if row[name] is None else f"{row[name]:.3f}" for name in ("ssim", "st_lpips", "error")),
         ]
-        lines += ["", f"## {schedule}", "", *table(["method", "cost", "PSNR, dB", "error"], cells)]
-    return "\n".join(lines) + "\n"
+        for row in report["rows"]
+    ]
+    title = f"Fidelity over the cost of attention, {report['schedule']}"
+    columns = ["method", "attention", "transformer", *SCORES.values(), "error"]
+    return "\n".join(
+        [*heading(report, title, words), "", f"![PSNR over cost]({report['picture']})", "", *table(columns, cells), ""]
+    )
 
 
 def draw(report: Report) -> Figure:
-    """PSNR over cost, a panel for each schedule."""
+    """PSNR over the cost of attention, and over that of the transformer."""
     from matplotlib.figure import Figure
 
-    schedules = list(dict.fromkeys(row["schedule"] for row in report["rows"]))
-    figure = Figure(figsize=(5 * len(schedules), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(schedules), squeeze=False)[0]
-    methods = list(dict.fromkeys(row["method"] for row in report["rows"]))
-    for panel, schedule in zip(panels, schedules, strict=True):
-        for place, method in enumerate(methods):
-            points = sorted(
-                (row["cost"], row["psnr"])
-                for row in report["rows"]
-                if row["schedule"] == schedule and row["method"] == method
-            )
-            if points:
-                panel.plot(*zip(*points, strict=True), "o-", color=f"C{place}", label=method, markersize=4)
-        panel.set(title=schedule, xlabel="cost of attention over the run, dense = 1", xlim=(0, 1))
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for panel, cost in zip(figure.subplots(1, 2, sharey=True), ("cost", "whole"), strict=True):
+        for place, method in enumerate(dict.fromkeys(row["method"] for row in report["rows"])):
+            points = sorted((row[cost], row["psnr"]) for row in report["rows"] if row["method"] == method)
+            style = "s:" if method in CACHES else "o-"
+            panel.plot(*zip(*points, strict=True), style, color=f"C{place % 10}", label=method, markersize=5)
+        panel.set(xlabel=f"cost of {'attention' if cost == 'cost' else 'the transformer'}, dense = 1", xlim=(0, 1))
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("PSNR to dense, dB")
-    panels[0].legend(fontsize=7)
+    figure.axes[0].set(ylabel="PSNR to dense, dB", title=report["schedule"])
+    figure.axes[0].legend(fontsize=7)
     return figure
 
 
@@ -193,60 +314,32 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds")
-    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop measuring after these, and report what there is"
-    )
+    parser.add_argument("--schedule", choices=SCHEDULES, default="12 steps")
     parser.add_argument("--methods", nargs="+", default=None, help="some of the methods, by their names in the table")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after these report what there is")
     args = parser.parse_args()
-    run = Run("error_control", args.output)
+    run = Run("error_control", args.output, mode=args.schedule.replace(",", "").replace(" ", "_"))
     deadline = time.monotonic() + 60 * args.minutes
     source = find_source(MODEL)
-    size = make_requests(source, PROMPTS[:1], seed=0, settings={})[0]
-    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=size.width, height=size.height)
-    pieces: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    with torch.no_grad():
+    steps, guidance = SCHEDULES[args.schedule]
+    compared = settings(steps, guided=guidance is None)
+    if args.methods is not None:
+        compared = {name: strengths for name, strengths in compared.items() if name in args.methods}
+    first = make_requests(source, PROMPTS[:1], seed=0, settings={})[0]
+    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=first.width, height=first.height)
+    found: Videos = {}
+    for seed in SEEDS[: args.seeds]:
         for prompt in PROMPTS[: args.prompts]:
-            for seed in SEEDS[: args.seeds]:
-                for schedule in args.schedules:
-                    measure_all(
-                        run, pipe, requests(source, prompt, seed, schedule), schedule, pieces, args.methods, deadline
-                    )
-    found = {"videos": args.prompts * args.seeds, "rows": rows(pieces)}
-    run.write(found, page, draw)
-
-
-def requests(source: Any, prompt: str, seed: int, schedule: str) -> VideoRequest:
-    """The video of a prompt."""
-    steps, guidance = SCHEDULES[schedule]
-    request = make_requests(source, (prompt,), seed=seed, settings={"num_inference_steps": steps})[0]
-    return request if guidance is None else replace(request, guidance_scale=guidance)
-
-
-def measure_all(
-    run: Run,
-    pipe: WanPipeline,
-    request: VideoRequest,
-    schedule: str,
-    pieces: dict[tuple[str, str, str], list[dict[str, Any]]],
-    methods: list[str] | None,
-    deadline: float,
-) -> None:
-    """All settings on one video, each a piece of the run."""
-    dense: list[Any] = []
-
-    def video(setting: Setting) -> dict[str, Any]:
-        if not dense:
-            dense.append(generate_video(pipe, request, DENSE).frames)
-        return measure(pipe, request, setting, dense[0])
-
-    for method, strengths in settings(request.num_inference_steps).items():
-        if methods is not None and method not in methods:
-            continue
-        for strength, setting in strengths.items():
-            name = f"{schedule}, {request.prompt}, {request.seed}, {method}, {strength}"
-            if run.has(name) or time.monotonic() < deadline:
-                pieces.setdefault((schedule, method, strength), []).append(run.piece(name, video, setting))
+            (request,) = make_requests(source, (prompt,), seed=seed, settings={"num_inference_steps": steps})
+            if guidance is not None:
+                request = replace(request, guidance_scale=guidance)
+            if not measure_all(run, pipe, request, compared, found, deadline):
+                break
+    if not found:
+        raise SystemExit("--minutes: expected enough for all methods on one video; the same command goes on from here")
+    weights = hashlib.sha256((tiny_wan_path() / "transformer" / WEIGHTS).read_bytes()).hexdigest()[:12]
+    videos = len(next(iter(found.values())))
+    run.write({"schedule": args.schedule, "weights": weights, "videos": videos, "rows": rows(found)}, page, draw)
 
 
 if __name__ == "__main__":

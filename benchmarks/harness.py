@@ -10,9 +10,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS: Final = Path(__file__).parent / "results"
-DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU: Final = torch.device("cpu")
 
 Report = dict[str, Any]
@@ -143,3 +144,43 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
     rule = [f":{'-' * (widths[0] + 1)}", *(f"{'-' * (width + 1)}:" for width in widths[1:])]
     return [line(lines[0]), f"|{'|'.join(rule)}|", *map(line, lines[1:])]
+
+
+def table_of(cases: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> list[str]:
+    """`table` with a row a case: `columns` names what `str.format` makes of it, such as `"{speedup:.1f}x"`."""
+    return table(list(columns), [[cell.format_map(case) for cell in columns.values()] for case in cases])
+
+
+def curves(
+    points: Iterable[tuple[str, str, float, float]], x: str, y: str, *, log_y: bool = True, line: float | None = None
+) -> Figure:
+    """Panels with curves over a logarithmic axis, at most four beside each other.
+
+    Args:
+        points: title of the panel, label of the curve, and its place.
+        x, y: labels of the axes.
+        log_y: whether that of `y` is logarithmic too; else it begins at 0.
+        line: where on the axis of `x` a grey line stands.
+    """
+    from matplotlib.figure import Figure
+
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for title, label, *place in points:
+        panels.setdefault(title, {}).setdefault(label, []).append(tuple(place))
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.8 * columns, 4.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+    for panel in axes[len(panels) :]:
+        panel.remove()
+    for panel, (title, drawn) in zip(axes, panels.items(), strict=False):
+        for (label, places), marker in zip(drawn.items(), cycle("osD^vP*X<>hpd8H"), strict=False):
+            panel.plot(*zip(*sorted(places), strict=True), marker=marker, markersize=4, label=label)
+        if line is not None:
+            panel.axvline(line, color="0.85", zorder=0)
+        panel.set(title=title, xscale="log", **({"yscale": "log"} if log_y else {"ylim": (0, None)}))
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7, framealpha=0.8)
+    figure.supxlabel(x)
+    figure.supylabel(y)
+    return figure

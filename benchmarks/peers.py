@@ -1,8 +1,7 @@
 """PSA and its peers side by side, on one attention of real tensors: `python benchmarks/peers.py`.
 
 Everything that runs on this machine runs; what does not is listed with the reason. Times are medians of interleaved
-runs; errors are against dense attention in float32. On a GPU with `--model`, whole videos are compared as well.
-`benchmarks/README.md` says how to add a peer.
+runs; errors are against dense attention in float32. `benchmarks/README.md` says how to add a peer.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from typing import Any, Final
 
 import torch
 from harness import Report, Run, heading, options, table
-from peer.operators import BLOCK_M, OPERATORS, REFERENCE, LeftOut, Problem, make_problem
-from peer.operators import Run as Call
+from peer_operators import BLOCK_M, OPERATORS, REFERENCE, LeftOut, Problem, make_problem
+from peer_operators import Run as Call
 from tensors.vit import GRID, vit_tensors
 from torch import Tensor
 
@@ -68,19 +67,8 @@ def relative_error(x: Problem, found: Tensor, expected: Tensor) -> float:
     return float((found[:, :, _rows_checked(x)].float() - expected).norm() / expected.norm())
 
 
-def compare_videos(model: str | None, presets: tuple[str, ...], device: torch.device) -> dict[str, Any]:
-    if model is None:
-        return {"left_out": "not asked for: give --model"}
-    from peer import pipelines
-
-    try:
-        return {"model": model, "rows": pipelines.compare_videos(model, "a red square moving left", presets, device)}
-    except LeftOut as error:
-        return {"left_out": str(error)}
-
-
 def page(report: Report) -> str:
-    """A table of the operators, and one of videos if there are any."""
+    """A row a peer."""
     words = (
         f"One layer of a vision transformer over a natural clip ({report['input']}), {report['dtype']}, Gilbert order,",
         f"{report['heads']} heads of {report['tokens']} tokens, D = 64. Density: groups read over keys. Error: of the",
@@ -88,29 +76,19 @@ def page(report: Report) -> str:
         "levels; elsewhere masks, levels and the pyramid for FlexAttention are given.",
         "",
     )
-    rows = []
-    for row in report["operators"]:
-        cells = [row["name"], row["reads"], f"{row['density']:.3f}"]
-        found = (
-            [f"{row['seconds'] * 1e3:.1f}", f"{row['speedup']:.2f}", f"{row['error']:.4f}"] if "error" in row else []
-        )
-        rows.append([*cells, *(found or _left_out(row))])
-    columns = ["", "reads", "density", "ms", "speed-up over SDPA", "error"]
-    lines = [*heading(report, "Peers side by side", *words), *table(columns, rows), "", "## Whole videos", ""]
-    videos = report["videos"]
-    if "left_out" in videos:
-        return "\n".join([*lines, f"Left out: {videos['left_out']}.", ""])
-    names = ("psnr", "transformer_seconds", "total_seconds")
     rows = [
-        [row["name"], *(_left_out(row) if "left_out" in row else [f"{row[name]:.1f}" for name in names])]
-        for row in videos["rows"]
+        [
+            *(row["name"], row["reads"], f"{row['density']:.3f}"),
+            *(
+                ("left out", "", row["left_out"].replace("|", "/"))
+                if "left_out" in row
+                else (f"{row['seconds'] * 1e3:.1f}", f"{row['speedup']:.2f}", f"{row['error']:.4f}")
+            ),
+        ]
+        for row in report["operators"]
     ]
-    lines += [f"{videos['model']}, same prompt and noise; seconds of the transformer and of everything.", ""]
-    return "\n".join([*lines, *table(["", "PSNR to dense, dB", "transformer", "total"], rows), ""])
-
-
-def _left_out(row: dict[str, Any]) -> list[str]:
-    return ["left out", "", row["left_out"].replace("|", "/")]
+    columns = ["", "reads", "density", "ms", "speed-up over SDPA", "error"]
+    return "\n".join([*heading(report, "Peers side by side", *words), *table(columns, rows), ""])
 
 
 def main() -> None:
@@ -118,8 +96,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1,024 tokens, to try this script")
     parser.add_argument("--heads", type=int, help="heads of the layer; by default 2 on a CPU, all 6 on a GPU")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", help="also compare whole videos of this model (GPU), such as wan21_1.3b")
-    parser.add_argument("--presets", nargs="+", default=["psa_balanced"], help="PSA's for --model")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -134,7 +110,6 @@ def main() -> None:
         "heads": x.q.shape[1],
         "tokens": x.q.shape[2],
         "operators": operators,
-        "videos": compare_videos(args.model, tuple(args.presets), device),
     }
     run.write(found, page)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
-from harness import DTYPES, Report, Run, heading, options, table
+from harness import DTYPES, Report, Run, curves, heading, options, table_of
 from prefill_methods import GROUPS, WANTED_DENSITY, DenseRun, Method
 from smollm2 import CONTEXT, TEXTS, Tap, load_model, token_ids
 from torch import Tensor
@@ -27,10 +27,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUICK_TOKENS: Final = 1024
-WANTED_CHANGE: Final = 0.01
-_AT_MOST: Final = WANTED_DENSITY + 0.01
-"""A run that ends within this density counts as one at the wanted density."""
 _LOGITS_AT_A_TIME: Final = 1024
+COLUMNS: Final = {
+    "density": "{density:.3f}",
+    "with estimate": "{density_with_estimation:.3f}",
+    "perplexity": "{perplexity:.3f}",
+    "change": "{change:+.2%} ± {standard_error:.2%}",
+    "last half": "{change_last_half:+.2%}",
+    "divergence": "{divergence:.4f} ± {divergence_standard_error:.4f}",
+}
 
 Row = dict[str, Any]
 Methods = dict[str, list[Method]]
@@ -125,72 +130,31 @@ def methods_of(groups: list[str], *, short: bool, quick: bool) -> Methods:
 
 
 def page(report: Report) -> str:
-    """Verdicts, and a table a group, for each text."""
+    """A table a group, for each text."""
     lines = heading(
         report,
         "Perplexity after sparse prefill",
         f"{report['model']}, {report['dtype']}, transformers {report['versions']['transformers']}. Every token of a",
         "text is predicted in one prefill of all of it. Change: of perplexity against dense attention on the same",
         "tokens, ± its standard error over tokens; in the last half the context is long. Divergence: of predictions",
-        "from the dense ones (Kullback and Leibler), thousandths of a nat per token, ± its standard error. Density:",
+        "from the dense ones (Kullback and Leibler), nats per token, ± its standard error. Density:",
         "groups read over keys visible, mean over queries, heads and layers; then with the estimate of importance.",
-        f"Methods are brought to a density by a search; wanted: a change of at most {WANTED_CHANGE:.0%} at",
-        f"{WANTED_DENSITY:g}, and nearer to dense than levels 1/0 alone.",
+        "Methods are brought to a density by a search.",
     )
     for text in report["texts"]:
         perplexity = f"dense {text['perplexity']:.3f}, last half {text['perplexity_last_half']:.3f}"
-        lines += ["", f"## {text['text']}: {text['tokens']} tokens, {perplexity}", "", *_verdicts(text["rows"])]
+        lines += ["", f"## {text['text']}: {text['tokens']} tokens, {perplexity}"]
         for group in dict.fromkeys(row["group"] for row in text["rows"]):
-            columns = [group, "density", "with estimate", "perplexity", "change", "last half", "divergence"]
-            lines += ["", *table(columns, [_cells(row) for row in text["rows"] if row["group"] == group])]
+            rows = [row for row in text["rows"] if row["group"] == group]
+            lines += ["", *table_of(rows, {group: "{method}"} | COLUMNS)]
     return "\n".join([*lines, "", f"![Divergence against density]({report['picture']})", ""])
-
-
-def _verdicts(rows: list[Row]) -> list[str]:
-    """What comes within it, and what is nearest to dense with pooled levels, and without."""
-    lines = []
-    for included, density in (("", "density"), (", estimate included", "density_with_estimation")):
-        good = [row for row in rows if row[density] <= _AT_MOST and row["change"] <= WANTED_CHANGE]
-        names = "; ".join(f"{row['method']} ({row['group']}) {row['change']:+.2%}" for row in good)
-        lines.append(f"* Within {WANTED_CHANGE:.0%} at a density of at most {_AT_MOST:g}{included}: {names or 'none'}.")
-        for words, block_sparse in (("pooled levels", False), ("levels 1/0", True)):
-            candidates = [row for row in rows if row[density] <= _AT_MOST and row["is_block_sparse"] == block_sparse]
-            if candidates:
-                method, *_, change, _, divergence = _cells(min(candidates, key=lambda row: row["divergence"]))
-                lines.append(f"* Nearest to dense with {words} there: {method}, divergence {divergence}, {change}.")
-    return lines
-
-
-def _cells(row: Row) -> list[str]:
-    return [
-        row["method"],
-        *(f"{row[name]:.3f}" for name in ("density", "density_with_estimation", "perplexity")),
-        f"{row['change']:+.2%} ± {row['standard_error']:.2%}",
-        f"{row['change_last_half']:+.2%}",
-        f"{1e3 * row['divergence']:.1f} ± {1e3 * row['divergence_standard_error']:.1f}",
-    ]
 
 
 def draw(report: Report) -> Figure:
     """Divergence from dense predictions against density on the first text: a panel for each group."""
-    from matplotlib.figure import Figure
-
-    text = report["texts"][0]
-    groups = list(dict.fromkeys(row["group"] for row in text["rows"]))
-    figure = Figure(figsize=(4.6 * len(groups), 4.2), layout="constrained")
-    axes = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)
-    for panel, group in zip(axes.flat, groups, strict=True):
-        rows = [row for row in text["rows"] if row["group"] == group]
-        for method, marker in zip(dict.fromkeys(row["method"] for row in rows), "osD^vP*X<>hpd8H", strict=False):
-            points = sorted((row["density"], row["divergence"]) for row in rows if row["method"] == method)
-            panel.plot(*zip(*points, strict=True), marker=marker, markersize=5, label=method)
-        panel.axvline(WANTED_DENSITY, color="0.85", zorder=0)
-        panel.set(title=group, xlabel="density", yscale="log")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
-    axes.flat[0].set_ylabel("divergence from dense, nats")
-    figure.suptitle(f"{text['text']}, {text['tokens']} tokens")
-    return figure
+    rows = report["texts"][0]["rows"]
+    points = [(row["group"], row["method"], row["density"], row["divergence"]) for row in rows]
+    return curves(points, "density", "divergence from dense, nats", line=WANTED_DENSITY)
 
 
 def main() -> None:

@@ -10,13 +10,19 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from harness import CPU, DTYPES, Report, Run, heading, options, table
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+from harness import CPU, DTYPES, Report, Run, heading, options, table_of
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
+)
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
 from psa_triton.blocks import Blocks
@@ -31,44 +37,36 @@ VOCABULARY = 256
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's attention, and what of it is measured."""
+    """A model's attention, and how much of the model is measured."""
 
     name: str
     model: type[PreTrainedModel]
-    config: Callable[..., Any]
-    """Of the model, but for its vocabulary and length: random weights, few layers."""
+    config: type[PreTrainedConfig]
+    settings: dict[str, Any]
     dim: int
 
     def make_model(self, dtype: torch.dtype) -> PreTrainedModel:
         """With random weights."""
-        return self.model(self.config(vocab_size=VOCABULARY, max_position_embeddings=2**16)).eval().to(dtype)
+        config = self.config(**self.settings, vocab_size=VOCABULARY, max_position_embeddings=2**16)
+        return self.model(config).eval().to(dtype)
 
     @property
     def heads(self) -> tuple[int, int]:
         """Query and key heads."""
-        config = self.config()
-        return config.num_attention_heads, config.num_key_value_heads
+        return self.settings["num_attention_heads"], self.settings["num_key_value_heads"]
 
 
 SHAPES: Final = {
     "smollm2": Shape(  # two of 30 layers
-        "SmolLM2-135M",
-        LlamaForCausalLM,
-        partial(
-            LlamaConfig,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=2,
-            num_attention_heads=9,
-            num_key_value_heads=3,
+        *("SmolLM2-135M", LlamaForCausalLM, LlamaConfig),
+        settings=dict(
+            hidden_size=576, intermediate_size=1536, num_hidden_layers=2, num_attention_heads=9, num_key_value_heads=3
         ),
         dim=64,
     ),
     "qwen2.5-vl": Shape(  # one of 28 text layers
-        "Qwen2.5-VL-7B",
-        Qwen2_5_VLTextModel,
-        partial(
-            Qwen2_5_VLTextConfig,
+        *("Qwen2.5-VL-7B", Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig),
+        settings=dict(
             hidden_size=3584,
             intermediate_size=18944,
             num_hidden_layers=1,
@@ -82,27 +80,14 @@ SHAPES: Final = {
         dim=128,
     ),
 }
-SHARES: Final = {
-    "default": PSAConfig().mask_ratios,
-    "thin": {1: (0.0, 0.03), 2: (0.03, 0.06), 4: (0.06, 0.15), 8: (0.15, 0.4), 0: (0.4, 1.0)},
-}
-"""Of all key blocks, whether visible or not: early queries read most of the few that they see."""
+CONFIG: Final = PSAConfig(
+    block_m=128, block_n=128, mask_mode="topk", importance="antidiagonal", keep_first_block=True, use_rearrange=False
+)
+"""Blocks and importance of preset `Qwen2.5-VL`, but fixed shares: random inputs have no important blocks.
 
-
-def shares_config(density: str) -> PSAConfig:
-    """Blocks and importance of preset `Qwen2.5-VL`, but fixed shares: random inputs have no important blocks.
-
-    Nor are their neighbours alike, so the similarity cap is off: it would read all of them in full.
-    """
-    return PSAConfig(
-        block_m=128,
-        block_n=128,
-        mask_mode="topk",
-        mask_ratios=SHARES[density],
-        importance="antidiagonal",
-        keep_first_block=True,
-        use_rearrange=False,
-    )
+They are of all key blocks, visible or not: early queries read most of the few that they see. Nor are neighbours alike,
+so the similarity cap is off: it would read all of them in full.
+"""
 
 
 def ratios(seconds: dict[str, list[float]], over: str, under: str) -> dict[str, float]:
@@ -115,31 +100,31 @@ def _time(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
     return seconds_by_round(functions, rounds=rounds, device=CPU, warm_up=False)
 
 
-def measure_attention(shape: Shape, tokens: int, dtype: torch.dtype, rounds: int, config: PSAConfig) -> dict[str, Any]:
+def measure_attention(shape: Shape, tokens: int, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Attention of one key head and the query heads that read it."""
     generator = torch.Generator().manual_seed(tokens)
     heads, key_heads = shape.heads
     group = heads // key_heads
     q, k, v = (torch.randn(1, h, tokens, shape.dim, generator=generator).to(dtype) for h in (group, 1, 1))
-    blocks: dict[str, int] = dict(block_m=config.block_m, block_n=config.block_n)
-    levels = levels_of(q, k, v, config, is_causal=True)
+    blocks: dict[str, int] = dict(block_m=CONFIG.block_m, block_n=CONFIG.block_n)
+    levels = levels_of(q, k, v, CONFIG, is_causal=True)
     seconds = _time(
         {
             "dense": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
-            "psa": lambda: psa_attention(q, k, v, config, is_causal=True, impl="cpu"),
-            "choice": lambda: levels_of(q, k, v, config, is_causal=True),
+            "psa": lambda: psa_attention(q, k, v, CONFIG, is_causal=True, impl="cpu"),
+            "choice": lambda: levels_of(q, k, v, CONFIG, is_causal=True),
             "kernel": lambda: pyramid_attention(q, k, v, levels, is_causal=True, impl="cpu", **blocks),
         },
         rounds,
     )
-    density = read_density(levels, Blocks.of(q, k, config.block_m, config.block_n, is_causal=True)).mean()
+    density = read_density(levels, Blocks.of(q, k, CONFIG.block_m, CONFIG.block_n, is_causal=True)).mean()
     return {
         "part": "attention",
         "model": shape.name,
         "measured": f"{group} of {heads} query heads, 1 of {key_heads} key heads",
         "tokens": tokens,
         "density": float(density),
-        "density_with_estimation": float(density) + estimation_cost(config.importance, **blocks),
+        "density_with_estimation": float(density) + estimation_cost(CONFIG.importance, **blocks),
         "seconds": seconds,
         "speedup": ratios(seconds, "dense", "psa"),
         "kernel_speedup": ratios(seconds, "dense", "kernel"),
@@ -147,9 +132,7 @@ def measure_attention(shape: Shape, tokens: int, dtype: torch.dtype, rounds: int
     }
 
 
-def measure_prefill(
-    shape: Shape, model: PreTrainedModel, tokens: int, rounds: int, config: PSAConfig
-) -> dict[str, Any]:
+def measure_prefill(shape: Shape, model: PreTrainedModel, tokens: int, rounds: int) -> dict[str, Any]:
     """A whole prefill into an empty cache, dense and with PSA attached."""
     ids = torch.randint(0, VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(tokens))
     extras = {"logits_to_keep": 1} if hasattr(model, "lm_head") else {}
@@ -158,7 +141,7 @@ def measure_prefill(
         model(input_ids=ids, use_cache=True, **extras)
 
     def run_sparse() -> None:
-        with apply_psa(model, config, impl="cpu", time_layers=True) as handle:
+        with apply_psa(model, CONFIG, impl="cpu", time_layers=True) as handle:
             run()
             summaries.append(handle.stats().summary)
 
@@ -190,17 +173,25 @@ def page(report: Report) -> str:
         "follows from fixed shares of the blocks, not from what a text needs.",
         "",
     )
-    columns = ["part", "model", "measured", "tokens", "density", "with estimation", "SDPA s", "PSA s", "speed-up"]
     rows = []
     for case in report["cases"]:
-        kernel = _range(case["kernel_speedup"]) if "kernel_speedup" in case else "-"
-        share = f"{case['estimation_share']['median']:.0%} of PSA" if "estimation_share" in case else "-"
-        names = [str(case[name]) for name in ("part", "model", "measured", "tokens")]
-        densities = [f"{case[name]:.3f}" for name in ("density", "density_with_estimation")]
-        seconds = [f"{statistics.median(case['seconds'][name]):.2f}" for name in ("dense", "psa")]
-        rows.append([*names, *densities, *seconds, _range(case["speedup"]), kernel, share])
-    columns += ["levels alone", "choosing levels"]
-    return "\n".join([*heading(report, "Causal prefill on a CPU", *words), *table(columns, rows), ""])
+        texts = {
+            "median": {name: statistics.median(case["seconds"][name]) for name in ("dense", "psa")},
+            "ratio": _range(case["speedup"]),
+            "kernel": _range(case["kernel_speedup"]) if "kernel_speedup" in case else "-",
+            "share": f"{case['estimation_share']['median']:.0%} of PSA" if "estimation_share" in case else "-",
+        }
+        rows.append(case | texts)
+    columns = {name: f"{{{name}}}" for name in ("part", "model", "measured", "tokens")} | {
+        "density": "{density:.3f}",
+        "with estimation": "{density_with_estimation:.3f}",
+        "SDPA s": "{median[dense]:.2f}",
+        "PSA s": "{median[psa]:.2f}",
+        "speed-up": "{ratio}",
+        "levels alone": "{kernel}",
+        "choosing levels": "{share}",
+    }
+    return "\n".join([*heading(report, "Causal prefill on a CPU", *words), *table_of(rows, columns), ""])
 
 
 def _range(ratio: dict[str, float]) -> str:
@@ -213,10 +204,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--parts", nargs="+", choices=("attention", "prefill"), default=["attention", "prefill"])
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--shares", choices=SHARES, default="default", help="how much is read")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    config, dtype = shares_config(args.shares), DTYPES[args.dtype]
+    dtype = DTYPES[args.dtype]
     run, cases = Run("prefill_speed", args.output), []
     with torch.no_grad():
         for shape in (SHAPES[name] for name in args.models):
@@ -224,12 +214,12 @@ def main() -> None:
             for tokens in args.tokens:
                 name = f"{shape.name}, {tokens} tokens"
                 if "attention" in args.parts:
-                    how = (shape, tokens, dtype, args.rounds, config)
+                    how = (shape, tokens, dtype, args.rounds)
                     cases.append(run.piece(f"{name}, attention", measure_attention, *how))
                 if model is not None:
-                    how = (shape, model, tokens, args.rounds, config)
+                    how = (shape, model, tokens, args.rounds)
                     cases.append(run.piece(f"{name}, prefill", measure_prefill, *how))
-    settings = config.model_dump(mode="json", include={"block_m", "block_n", "mask_ratios", "importance"})
+    settings = CONFIG.model_dump(mode="json", include={"block_m", "block_n", "mask_ratios", "importance"})
     run.write({"dtype": args.dtype, "rounds": args.rounds, "config": settings, "cases": cases}, page)
 
 

@@ -1,19 +1,21 @@
 """Error of sparse attention at equal cost on real tensors: `python benchmarks/real_attention.py`.
 
 Queries, keys and values are those of a pretrained vision transformer over two natural clips, of the built-in video
-model, and some made to break things (`benchmarks/tensors/`). Every way to be sparse is scaled until its total cost,
-estimation included, is the wanted one; `--quick` tries everything on tiny inputs in a minute.
+model, of SmolLM2 reading a text, and some made to break things (`benchmarks/tensors/`, `smollm2.py`). Dense attention
+is computed for sampled query blocks alone; under a causal mask for all, and there the first key block is read in full.
+Every way to be sparse is scaled until its total cost, estimation included, is the wanted one. `--groups` chooses
+questions; `--quick` tries everything on tiny inputs in a minute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
-from harness import Report, Run, heading, options, table
-from real.inputs import InputSet, made_sets, video_set, vit_sets
+from harness import Report, Run, curves, heading, options, table
+from real.inputs import InputSet, made_sets, text_set, video_set, vit_sets
 from real.methods import Method, Row, measure_set
 from shares import BLOCK_SPARSE, DEFAULT
 
@@ -31,6 +33,7 @@ PAPER_MASS: Final = {1: 0.4, 2: 0.1, 4: 0.1, 8: 0.2}
 BLOCKS, PUBLISHED = Method("block sparsity (levels 1/0)", BLOCK_SPARSE), Method("default shares", DEFAULT)
 BASE: Final = Method("wide shares", WIDE)
 """What groups on blocks, order, estimator and cap vary."""
+BUDGET: Final = Method("budget", None, importance="representative")
 
 GROUPS: Final[dict[str, tuple[Method, ...]]] = {
     "levels": (BLOCKS, PUBLISHED, Method("default shares of mass", PAPER_MASS, mode="thresholdbound"), BASE),
@@ -57,10 +60,27 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
         for method in (PUBLISHED, BASE)
         for cap in (False, True)
     ),
+    "budget": (
+        replace(BLOCKS, name="block top-k", importance="representative"),
+        replace(PUBLISHED, name="default shares, sampled", importance="sampled"),
+        replace(BASE, name="wide shares, representative", importance="representative"),
+        BUDGET,
+        replace(BUDGET, name="budget of a layer", budget_scope="layer"),
+        replace(BUDGET, name="budget, corrected", pool_correction="isotropic"),
+        replace(BUDGET, name="budget, n = 32", block_n=32),
+        replace(
+            BUDGET, name="of a head, corrected, n = 32", budget_scope="head", pool_correction="isotropic", block_n=32
+        ),
+    ),
+    "estimator of a budget": tuple(
+        replace(BUDGET, name=name, importance=name)
+        for name in ("sampled", "finely_sampled", "antidiagonal", "pooled", "representative")
+    ),
 }
 """By the question that a group answers. The same way may stand in several under other names; it is measured once."""
-WITHOUT_GRID_CHOICES: Final = ("levels", "instead of dropping", "estimator")
+WITHOUT_GRID_CHOICES: Final = ("levels", "instead of dropping", "estimator", "budget")
 """Groups measured on inputs too small or too odd for the questions of the others."""
+UNDER_A_MASK: Final = ("budget",)
 
 
 def measure(inputs: InputSet, groups: Sequence[str], costs: Sequence[float], blocks: int) -> list[Row]:
@@ -83,8 +103,8 @@ def _settings(method: Method) -> str:
 
 
 def page(report: Report) -> str:
-    """Verdicts, a picture, and tables."""
-    rows, vit, others = report["rows"], report["vit_sets"], report["other_sets"]
+    """A picture, and tables."""
+    vit, others = report["vit_sets"], report["other_sets"]
     return "\n".join(
         [
             *heading(report, "Real attention"),
@@ -93,44 +113,19 @@ def page(report: Report) -> str:
             f"order. Tables are at a total cost of {SHOWN_COST:g}; a dash: the method costs more, however little it",
             "reads. Vision transformer: four layers, six heads, 20,736 tokens (16x36x36) of two clips; `rope`: with a",
             "3D rotary embedding on queries and keys. `exact` importance is a lower bound that none can have for free.",
-            *("", "## What wins", ""),
-            *(_verdict(report, group) for group in GROUPS),
             *("", f"![Error against cost]({report['picture']})", "", "## Vision transformer", ""),
-            *_table(rows, vit, mean=True),
-            *("", "## The built-in video model, random inputs, and inputs made to break sparse attention", ""),
+            *_table(report, vit, mean=True),
+            *("", "## The built-in video model, text, random inputs, and inputs made to break sparse attention", ""),
             *("Made inputs have values that are noise: where attention is flat all that is left out is lost.", ""),
-            *_table(rows, others, mean=False),
+            *_table(report, others, mean=False),
             "",
         ]
     )
 
 
-def _verdict(report: Report, group: str) -> str:
-    """Methods of a group by mean error, the best first; then the winners at other costs, where they are others."""
-    rows, sets = report["rows"], report["vit_sets"]
-    ranked = _ranked(rows, group, sets, SHOWN_COST)
-    if not ranked:
-        return f"* **{group}**: no method reaches a cost of {SHOWN_COST:g}"
-    (least, winner), *rest = ranked
-    wins = sum(_ranked(rows, group, [name], SHOWN_COST)[0][1] == winner for name in sets)
-    text = f"* **{group}**: {winner} {least:.3f} (least on {wins} of {len(sets)} sets)"
-    text += "".join(f"; {name} {error:.3f}" for error, name in rest)
-    for cost in report["costs"]:
-        if (others := _ranked(rows, group, sets, cost)) and others[0][1] != winner:
-            at_winner = next((f" ({winner} {error:.3f})" for error, name in others if name == winner), "")
-            text += f". At {cost:g}: {others[0][1]} {others[0][0]:.3f}{at_winner}"
-    return text
-
-
-def _ranked(rows: list[Row], group: str, sets: list[str], cost: float) -> list[tuple[float, str]]:
-    """Errors and names of the methods that can be had at a cost, the best first."""
-    errors = {method.name: _mean(rows, group, method, sets, cost) for method in GROUPS[group]}
-    return sorted((error, name) for name, error in errors.items() if error is not None and name != "exact")
-
-
-def _table(rows: list[Row], sets: list[str], *, mean: bool) -> list[str]:
-    lines = []
-    for group, methods in GROUPS.items():
+def _table(report: Report, sets: list[str], *, mean: bool) -> list[str]:
+    rows, lines = report["rows"], []
+    for group, methods in ((group, GROUPS[group]) for group in report["groups"]):
         cells = [
             [method.name, *(_cell(_mean(rows, group, method, [name])) for name in sets)]
             + [_cell(_mean(rows, group, method, sets))] * mean
@@ -155,53 +150,35 @@ def _mean(rows: list[Row], group: str, method: Method, sets: Sequence[str], cost
 
 def draw(report: Report) -> Figure:
     """A panel for each group: error against cost, mean over the vision transformer's sets."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
-
-    rows, sets, costs = report["rows"], report["vit_sets"], report["costs"]
-    figure = Figure(figsize=(13.8, 8.4), layout="constrained")
-    axes = figure.subplots(2, 3, sharex=True, sharey=True)
-    for panel, (group, methods) in zip(axes.flat, GROUPS.items(), strict=True):
-        for method, marker in zip(methods, "osD^vP*", strict=False):
-            points = [(c, e) for c in costs if (e := _mean(rows, group, method, sets, c)) is not None]
-            if points:
-                panel.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=method.name, **_style(method))
-        panel.axvline(SHOWN_COST, color="0.85", zorder=0)
-        panel.set(title=group, xscale="log", yscale="log")
-        panel.legend(fontsize=8, loc="lower left", framealpha=0.8)
-        panel.grid(alpha=0.3)
-    first = axes.flat[0]
-    first.xaxis.set(major_locator=FixedLocator(costs), minor_locator=NullLocator())
-    first.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    first.yaxis.set(major_locator=FixedLocator([0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0]))
-    first.yaxis.set(minor_locator=NullLocator(), major_formatter="{x:g}")
-    first.set_ylim(bottom=first.get_ylim()[0] / 1.6)  # room for the legends
-    figure.supxlabel("total cost, share of dense attention (log)")
-    figure.supylabel("relative error of the output, mean over the vision transformer's sets (log)")
-    return figure
-
-
-def _style(method: Method) -> dict[str, Any]:
-    if method.importance == "exact":
-        return {"linestyle": "--", "color": "0.5"}
-    return {"color": "black", "linewidth": 2} if _settings(method) == _settings(BASE) else {}
+    points = [
+        (group, method.name, cost, error)
+        for group in report["groups"]
+        for method in GROUPS[group]
+        for cost in report["costs"]
+        if (error := _mean(report["rows"], group, method, report["vit_sets"], cost)) is not None
+    ]
+    words = "relative error of the output, mean over the vision transformer's sets"
+    return curves(points, "total cost, share of dense attention", words, line=SHOWN_COST)
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny inputs and two costs, to try this script")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="questions")
     parser.add_argument("--blocks", type=int, default=16, help="query blocks of each head that are looked at")
     args = parser.parse_args()
     costs = QUICK_COSTS if args.quick else COSTS
     vit = vit_sets(quick=args.quick)
-    others = [*([] if args.quick else [video_set()]), *made_sets(quick=args.quick)]
+    text = text_set(quick=args.quick)
+    others = [*([] if args.quick else [video_set()]), text, *made_sets(quick=args.quick)]
     run, rows = Run("real_attention", args.output), []
     with torch.no_grad():
         for inputs in (*others, *vit):
-            groups = tuple(GROUPS) if inputs in vit else WITHOUT_GRID_CHOICES
+            fitting = GROUPS if inputs in vit else UNDER_A_MASK if inputs is text else WITHOUT_GRID_CHOICES
+            groups = [group for group in args.groups if group in fitting]
             rows += run.piece(inputs.name, measure, inputs, groups, costs, args.blocks)
     sets = {"vit_sets": [inputs.name for inputs in vit], "other_sets": [inputs.name for inputs in others]}
-    run.write({"blocks": args.blocks, "costs": costs, **sets, "rows": rows}, page, draw)
+    run.write({"blocks": args.blocks, "costs": costs, "groups": args.groups, **sets, "rows": rows}, page, draw)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -76,12 +76,8 @@ def inputs(size: int) -> Found:
 def kill(size: int) -> Found:
     """SIGKILL at random moments of a batch of eight; what is there must be whole, and the rest must come as ever."""
     with tempfile.TemporaryDirectory() as name:
-        folder, prompts = Path(name), Path(name) / "prompts.txt"
-        prompts.write_text("\n".join(PROMPTS))
-        command = ["generate", "--prompt-file", str(prompts), *SMALL, *SPARSE, "--output-dir"]
-        began = time.monotonic()
-        psa(*command, str(folder / "whole"))
-        duration = time.monotonic() - began
+        folder, command = Path(name), generating(PROMPTS)
+        duration = psa(*command, str(folder / "whole"))
         expected = videos(folder / "whole")
         draw, wrong, killed = random.Random(0), [], 0
         for index in range(size):
@@ -137,12 +133,9 @@ def folder(size: int) -> Found:
     """Two processes are given the same eight prompts and the same folder at the same time."""
     wrong = []
     with tempfile.TemporaryDirectory() as name:
-        prompts = Path(name) / "prompts.txt"
-        prompts.write_text("\n".join(PROMPTS))
-        command = ["generate", "--prompt-file", str(prompts), *SMALL, *SPARSE, "--output-dir"]
         for index in range(size):
             out = Path(name) / str(index)
-            running = [start(*command, str(out)) for _ in range(2)]
+            running = [start(*generating(PROMPTS), str(out)) for _ in range(2)]
             for process in running:
                 told, _ = process.communicate()
                 # What the other one makes is no video of its own: it says so, and nothing else may fail.
@@ -163,9 +156,7 @@ def tune(size: int) -> Found:
     with tempfile.TemporaryDirectory() as name:
         options = [*SMALL[:-4], "--steps", "4", "--warmup-steps", "0", "--query-blocks", "2"]
         command = ["tune", "--prompt", PROMPTS[0], *options, "--output"]
-        began = time.monotonic()
-        psa(*command, f"{name}/whole.yaml")
-        duration = time.monotonic() - began
+        duration = psa(*command, f"{name}/whole.yaml")
         for index in range(size):
             file = Path(name) / str(index) / "my.yaml"
             file.parent.mkdir()
@@ -242,14 +233,11 @@ def seed(size: int) -> Found:
     """The same prompts and seeds, by one process again and again, then by two that share them: the same bytes."""
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as name:
-        prompts = Path(name) / "prompts.txt"
-        prompts.write_text("\n".join(PROMPTS[:4]))
         made = []
         for index in range(size + 1):
             out = Path(name) / str(index)
             shared = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if index == size else []
-            command = ["generate", "--prompt-file", str(prompts), *SMALL, *SPARSE, "--output-dir", str(out)]
-            done = python(*shared, "-m", "psa_triton", *command)
+            done = python(*shared, "-m", "psa_triton", *generating(PROMPTS[:4]), str(out))
             if done.returncode:
                 wrong.append(f"run {index}: {done.stderr[-300:]}")
             made.append(videos(out))
@@ -280,11 +268,19 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def psa(*arguments: str) -> None:
-    """Raises if the command fails."""
+def psa(*arguments: str) -> float:
+    """Seconds that the command takes. Raises if it fails."""
+    began = time.monotonic()
     done = python("-m", "psa_triton", *arguments)
     if done.returncode:
         raise RuntimeError(f"psa {' '.join(arguments)}: {done.stdout[-300:]} {done.stderr[-300:]}")
+    return time.monotonic() - began
+
+
+def generating(prompts: Sequence[str]) -> list[str]:
+    """The command that makes small videos of the prompts, but for its folder."""
+    given = [word for prompt in prompts for word in ("--prompt", prompt)]
+    return ["generate", *given, *SMALL, *SPARSE, "--output-dir"]
 
 
 def videos(out: Path) -> dict[str, tuple[bytes, str]]:
@@ -299,19 +295,12 @@ def videos(out: Path) -> dict[str, tuple[bytes, str]]:
 def half_done(out: Path) -> list[str]:
     """What is wrong with the files of a folder: not readable, or without what belongs to them."""
     faults = []
-    for file in out.rglob("*.mp4"):
-        if file.name.startswith("."):
-            continue
+    for file in [*out.rglob("[!.]*.mp4"), *out.rglob("*.json")]:
         try:
-            read_media(file, "video")
+            read_media(file, "video") if file.suffix == ".mp4" else json.loads(file.read_text())
         except Exception as error:
             faults.append(f"{file.name}: {error}")
-    for file in out.rglob("*.json"):
-        try:
-            json.loads(file.read_text())
-        except ValueError as error:
-            faults.append(f"{file.name}: {error}")
-        if file.name.startswith("video_") and not file.with_suffix(".mp4").is_file():
+        if file.match("video_*.json") and not file.with_suffix(".mp4").is_file():
             faults.append(f"{file.name} is there without its video")
     return faults
 

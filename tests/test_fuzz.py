@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from psa_triton import PSAConfig, load_preset, psa_attention, pyramid_attention
 from psa_triton.attention import sparse_attention
+from psa_triton.exempt import count, find_sides
 from psa_triton.ordering import token_orders
 from psa_triton.presets import load_presets_file
 
@@ -62,16 +63,24 @@ def problem(seed: int, impls: tuple[str, ...] = ("cpu", "reference")) -> str | N
     dtype = draw.choice([x for x in DTYPES if impl != "triton" or x != torch.float64])
     longest = LONGEST_INTERPRETED if impl == "triton" else LONGEST
     queries = draw.randint(1, longest)
-    call: dict[str, Any] = {"prefix_tokens": draw.choice([0, 0, draw.randint(0, queries)])}
     shape = draw.choice(["plain", "causal", "cross", "grid", "masked"])
     keys = draw.randint(1, longest) if shape in ("cross", "causal") and draw.random() < 0.5 else queries
-    call["prefix_tokens"] = min(call["prefix_tokens"], keys)
+    exempt: dict[str, Any] = {"prefix_tokens": min(draw.choice([0, 0, draw.randint(0, queries)]), keys)}
+    for name, tokens in (("exempt", min(queries, keys)), ("exempt_queries", queries), ("exempt_keys", keys)):
+        if draw.random() < 0.2:
+            exempt[name] = [sorted(draw.randint(0, tokens) for _ in range(2)) for _ in range(2)]
+    if shape == "grid" and draw.random() < 0.3:
+        keys += draw.randint(1, 40)
+    call = dict(exempt)
     key_mask = None
     if shape == "causal":
         config = config.replace(use_rearrange=False, attn_impl="auto")
         call["is_causal"] = True
-    elif shape == "grid" and queries > call["prefix_tokens"]:
-        call["grid"] = grid_of(queries - call["prefix_tokens"], draw)
+    elif shape == "grid":
+        _, of_queries, of_keys = find_sides(queries, keys, None, **exempt)
+        visual = queries - count(of_queries.aside)
+        if 0 < visual <= keys - count(of_keys.aside):
+            call["grid"] = grid_of(visual, draw)
     generator = torch.Generator().manual_seed(seed)
     key_heads, group = draw.choice([1, 2]), draw.choice([1, 2])
     batch, dim = draw.choice([1, 1, 2]), draw.choice([8, 16, 32])
@@ -90,7 +99,8 @@ def problem(seed: int, impls: tuple[str, ...] = ("cpu", "reference")) -> str | N
     if out.shape != q.shape or out.dtype != dtype or not out.isfinite().all():
         return f"{name}: not finite, or of another shape or dtype"
 
-    orders = token_orders(q, k, config, call.get("grid"), call["prefix_tokens"], key_mask=key_mask)
+    sides = find_sides(queries, keys, call.get("grid"), **exempt)
+    orders = token_orders(q, k, config, *sides, key_mask=key_mask)
     wide = [x.double() for x in (q, k, v)]
     seen = None if key_mask is None else key_mask[:, None].expand(-1, key_heads, -1)
     if orders is not None:
@@ -119,6 +129,14 @@ def problem(seed: int, impls: tuple[str, ...] = ("cpu", "reference")) -> str | N
         return f"{name}: a query that sees a key reads nothing"
     if (out != 0).any(-1).transpose(1, 2)[~sees].any():
         return f"{name}: a query that sees no key reads something"
+
+    # Whoever is exempt is read, or reads, in full.
+    if key_mask is None and "is_causal" not in call:
+        for side, size, of_blocks in zip(sides[1:], (config.block_m, config.block_n), (levels, levels.mT), strict=True):
+            ranges = side.exempt if orders is None else side.front
+            touched = {token // size for pair in ranges for token in range(*pair)}
+            if (of_blocks[..., sorted(touched), :] != 1).any():
+                return f"{name}: exempt tokens that are not read in full"
 
     # Levels of the implementations: alike in float64 and float32, whose estimates differ by rounding.
     if dtype in (torch.float32, torch.float64):

@@ -22,6 +22,7 @@ LIBRARY = [
     "models",  # the checkpoints, and their preset sections
     "presets",  # attention_config.yaml -> config
     "inputs",  # checks of arguments
+    "exempt",  # which tokens are read, or read, in full
     "kept",  # what a key mask leaves of blocks
     "blocks",  # cutting sequences into blocks
     "operators",  # functions as operators of torch
@@ -29,14 +30,11 @@ LIBRARY = [
     "impl",  # which implementation runs
     "gpu",  # launches of GPU kernels, and products inside them
     "products",  # matrix products on a CPU
-    "threads",  # threads that share work on a CPU
     "pyramid",  # k, v -> every resolution
     "ordering",  # grid -> token order
     "importance",  # q, k -> importance of key blocks
     "levels",  # importance -> levels
-    "schedule",  # levels -> lists of rows
     "kernels",  # pyramid and lists -> output
-    "break_even",  # how long sequences must be for sparse attention to be faster
     "attention",  # the whole operator
     "integrations",  # the operator inside diffusers' and transformers' models
 ]

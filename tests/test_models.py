@@ -43,7 +43,7 @@ def test_only_the_lora_model_has_a_lora_and_a_preset_of_its_own() -> None:
     loras = {spec.key: (spec.lora_path, spec.preset) for spec in MODELS.values() if spec.lora_path}
     path = "GYP666/BLADE/cogvideox-5b-psa-lora/pytorch_lora_weights.safetensors"
     assert loras == {"cogvideo_5b_lora": (path, "psa_4steps")}
-    assert [spec.key for spec in MODELS.values() if spec.preset] == ["tiny-wan-16k", "cogvideo_5b_lora"]
+    assert [spec.key for spec in MODELS.values() if spec.preset] == ["tiny-wan-1k", "tiny-wan-16k", "cogvideo_5b_lora"]
 
 
 @pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)

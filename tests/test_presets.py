@@ -107,11 +107,12 @@ class TestShippedFile:
         assert scales == SECTIONS
 
     @pytest.mark.parametrize("model", SECTIONS)
-    def test_every_section_has_a_dense_baseline_and_a_balanced_default(self, model: str) -> None:
-        assert load_presets_file().section(model).default_attention == "psa_balanced"
+    def test_every_section_has_a_dense_baseline_and_a_default_for_its_model(self, model: str) -> None:
+        usual = load_presets_file().section(model).default_attention
+        assert usual == ("psa_refresh" if model == "tiny-wan" else "psa_balanced")
         assert load_preset(model, "baseline") is None
         assert isinstance(load_preset(model), PSAConfig)
-        assert load_preset(model) == load_preset(model, "psa_balanced")
+        assert load_preset(model) == load_preset(model, usual)
 
     @pytest.mark.parametrize(("model", "preset"), PRESETS, ids="/".join)
     def test_preset_values(self, model: str, preset: str) -> None:
@@ -163,8 +164,8 @@ class TestShippedFile:
         )
 
     @pytest.mark.parametrize("model", SECTIONS)
-    def test_every_section_has_a_budget_with_the_warm_up_of_its_default(self, model: str) -> None:
-        config, default = load_preset(model, "psa_budget"), load_preset(model)
+    def test_every_section_has_a_budget_with_the_warm_up_of_its_balanced_preset(self, model: str) -> None:
+        config, default = load_preset(model, "psa_budget"), load_preset(model, "psa_balanced")
         assert config is not None
         assert default is not None
         understands = model == "Qwen2.5-VL"

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from psa_triton.blocks import Blocks
+from psa_triton.exempt import find_sides
 from psa_triton.importance import block_importance
 from psa_triton.kernels import Reading, attend
 from psa_triton.levels import exempt_levels, read_density, select_levels
@@ -152,13 +153,15 @@ def preset_steps(x: Inputs, preset: str) -> tuple[Callable[[], Any], dict[str, C
     assert config is not None  # a dense preset is none of `presets_of`
     prefix, scale, causal = shape.prefix_tokens, shape.dim**-0.5, dict(is_causal=shape.is_causal)
     grid = None if shape.is_causal else shape.grid
-    orders = token_orders(x.q, x.k, config, grid, prefix, **causal)
+    _, *sides = find_sides(x.q.shape[2], x.k.shape[2], grid, prefix)
+    orders = token_orders(x.q, x.k, config, grid, *sides, **causal)
     q, k, v = x.tensors()
     if orders is not None:
         q, k, v = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v)
-    blocks = Blocks.of(q, k, config.block_m, config.block_n, shape.is_causal)
+    exempt = {"exempt_queries": sides[0].front, "exempt_keys": sides[1].front}
+    blocks = Blocks.of(q, k, config.block_m, config.block_n, shape.is_causal, **exempt)
     importance = estimate_importance(q, k, blocks, config, scale=scale, impl="triton")
-    settings = dict(scale=scale, impl="triton", prefix_tokens=prefix)
+    settings = dict(scale=scale, impl="triton")
     levels = choose_levels(importance, q, k, v, blocks, config, **settings)
     reading = Reading(scale, config.pool_correction, coarsest_level(config), "triton")
 

@@ -203,7 +203,7 @@ def _budget(device: torch.device, scope: Any) -> Any:
     q, k, v = _qkv(device, 64)
     blocks = Blocks.of(q, k, BLOCK_M, 32)
     importance = block_importance(q, k, block_m=BLOCK_M, block_n=32, method="representative", impl="triton")
-    fixed = dict(prefix_tokens=0, keep_first_block=False, scope=scope)
+    fixed = dict(keep_first_block=False, scope=scope)
 
     def run(impl: Any, _: torch.dtype) -> dict[str, Tensor]:
         errors = expected_errors(q, k, v, blocks, scale=64**-0.5, impl="triton")

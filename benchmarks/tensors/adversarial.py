@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from psa_triton.ordering import grid_order
-from tensors.bundle import AttentionTensors, Grid
+from tensors import AttentionTensors, Grid
 
 GRID: Final = (16, 32, 32)
 HEADS, DIM = 2, 64

@@ -23,7 +23,7 @@ from psa_triton.tools.generation import (
 )
 from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.probe import READ_ALL, Probe
-from tensors.bundle import AttentionTensors, cached
+from tensors import AttentionTensors, cached
 
 PROMPT: Final = "a red square moving left"
 SEED: Final = 42

@@ -17,9 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from tensors.bundle import AttentionTensors, Grid, cached
+from tensors import AttentionTensors, Grid, cached
 from tensors.frames import CLIPS, package_folder, read_frames
-from tensors.rotary import rotary_tables, rotate
 
 Variant = Literal["raw", "rope"]
 VARIANTS: Final = get_args(Variant)
@@ -29,6 +28,7 @@ LAYERS: Final = (1, 4, 7, 10)
 """Those tapped, of 12."""
 
 _PATCH: Final = 14
+_ROTARY_BASE: Final = 10_000.0
 _MEAN, _STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 _PROJECTIONS: Final = {"q": "query", "k": "key", "v": "value"}
 
@@ -124,3 +124,25 @@ def _rename(name: str) -> str:
     for letter, word in _PROJECTIONS.items():
         name = name.replace(f"attention.attention.{word}.", f"attention.{letter}_proj.")
     return name.replace("attention.output.dense.", "attention.o_proj.")
+
+
+def rotary_tables(grid: Grid, dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every token's angles, float32 `[t*h*w, dim / 2]`.
+
+    As in Wan's transformer, a third of the channel pairs is turned by the row, a third by the column, and the rest by
+    the frame.
+    """
+    third = dim // 6
+    places = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    angles = [
+        place.flatten()[:, None].double() * _ROTARY_BASE ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
+        for place, pairs in zip(places, (dim // 2 - 2 * third, third, third), strict=True)
+    ]
+    joined = torch.cat(angles, dim=-1)
+    return joined.cos().float(), joined.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs of neighbouring channels of `x [..., N, D]`; tables `[N, D / 2]`."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from psa_triton.attn_mask import as_key_mask
 from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
+from psa_triton.exempt import Exempt, find_sides
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance import estimate_importance
 from psa_triton.inputs import (
@@ -20,7 +21,6 @@ from psa_triton.inputs import (
     check_config,
     check_dropout,
     check_generator,
-    check_grid,
     check_key_mask,
     resolve_scale,
 )
@@ -39,6 +39,9 @@ def psa_attention(
     *,
     grid: tuple[int, int, int] | None = None,
     prefix_tokens: int = 0,
+    exempt: Exempt = (),
+    exempt_keys: Exempt = (),
+    exempt_queries: Exempt = (),
     is_causal: bool = False,
     key_mask: Tensor | None = None,
     scale: float | None = None,
@@ -58,11 +61,18 @@ def psa_attention(
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
         k, v: `[B, Hkv, Nk, D]`, same dtype and device; query head `h` reads key head `h // (Hq // Hkv)`.
         config: blocks, levels, importance and token order.
-        grid: frames, height and width of the visual tokens, which follow the prefix in raster order. If given and
+        grid: frames, height and width of the visual tokens, in raster order: those that are not exempt. If given and
             `config.use_rearrange`, tokens are reordered inside and restored in the output; without it they are taken as
-            they come (only `SemanticAware` reorders without a grid).
-        prefix_tokens: leading tokens, of text say, that keep their place, see every key and are seen by every query
-            in full.
+            they come (only `SemanticAware` reorders without a grid). If there are more keys than queries, the grid's
+            are the last of those that are left, and keys before these are exempt.
+        prefix_tokens: leading tokens that are exempt: the same as `exempt=[(0, prefix_tokens)]`.
+        exempt: tokens that every query reads in full and that read everything in full, wherever they stand: text,
+            audio, reference images. Ranges [(start, stop), ...], or positions in an int64 tensor, which are looked at
+            on the host. Where tokens are reordered these come first; else blocks that touch one of them are read in
+            full.
+        exempt_keys: tokens that are read so, and read like any other: attention sinks, say. They have no place in the
+            grid.
+        exempt_queries: tokens that read so, and are read like any other; likewise.
         is_causal: query `i` sees keys up to `i + Nk - Nq`. Cannot be used with a reorder.
         key_mask: bool `[B, Nk]`, False for keys that are left out, such as padding, wherever it stands; None keeps all.
             A key left out is as if it were not there, whatever it and its value hold, and gets no gradient; blocks are
@@ -97,6 +107,9 @@ def psa_attention(
         config,
         grid=grid,
         prefix_tokens=prefix_tokens,
+        exempt=exempt,
+        exempt_keys=exempt_keys,
+        exempt_queries=exempt_queries,
         is_causal=is_causal,
         key_mask=key_mask,
         scale=scale,
@@ -116,6 +129,9 @@ def sparse_attention(
     *,
     grid: tuple[int, int, int] | None = None,
     prefix_tokens: int = 0,
+    exempt: Exempt = (),
+    exempt_keys: Exempt = (),
+    exempt_queries: Exempt = (),
     is_causal: bool = False,
     key_mask: Tensor | None = None,
     scale: float | None = None,
@@ -133,16 +149,18 @@ def sparse_attention(
     check_key_mask(key_mask, k)
     check_causal(is_causal, config)
     check_generator(generator)
-    grid, prefix_tokens = check_grid(q, k, grid, prefix_tokens)
+    grid, queries, keys = find_sides(q.shape[2], k.shape[2], grid, prefix_tokens, exempt, exempt_keys, exempt_queries)
     scale, impl = resolve_scale(scale, q.shape[-1]), resolve_impl(impl, q)
 
-    orders = token_orders(q, k, config, grid, prefix_tokens, is_causal, key_mask)
+    orders = token_orders(q, k, config, grid, queries, keys, is_causal, key_mask)
+    places = queries.exempt, keys.exempt
     if orders is not None:
         q, k, v, key_mask = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v), orders[1].apply_mask(key_mask)
-    blocks = Blocks.of(q, k, config.block_m, config.block_n, is_causal, key_mask)
+        places = queries.front, keys.front
+    blocks = Blocks.of(q, k, config.block_m, config.block_n, is_causal, key_mask, *places)
     with torch.no_grad():
         importance = estimate_importance(q, k, blocks, config, scale=scale, impl=impl, generator=generator)
-        levels = choose_levels(importance, q, k, v, blocks, config, scale=scale, impl=impl, prefix_tokens=prefix_tokens)
+        levels = choose_levels(importance, q, k, v, blocks, config, scale=scale, impl=impl)
     out, _ = attend(q, k, v, levels, blocks, Reading(scale, config.pool_correction, coarsest_level(config), impl))
     return (out if orders is None else orders[0].restore(out)), levels
 
@@ -152,8 +170,7 @@ class PSAAttention(nn.Module):
 
     def __init__(self, config: PSAConfig = PSAConfig()) -> None:  # noqa: B008 - frozen
         super().__init__()
-        if not isinstance(config, PSAConfig):
-            raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}")
+        check_config(config)
         self.config = config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:

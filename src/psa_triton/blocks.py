@@ -1,13 +1,14 @@
-"""How queries and keys are cut into blocks, and which (query block, key block) pairs masks leave visible."""
+"""How queries and keys are cut into blocks, and which pairs of these masks leave visible, or are read in full."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from psa_triton.exempt import Ranges
 from psa_triton.inputs import as_int
 from psa_triton.kept import first_kept, kept_count, last_kept
 
@@ -40,7 +41,7 @@ def block_lengths(tokens: int, size: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Query blocks, key blocks, and the masks between them."""
+    """Query blocks, key blocks, the masks between them, and the tokens that are exempt from any choice."""
 
     m: int
     """Tokens of a query block; the last may have fewer."""
@@ -54,11 +55,15 @@ class Blocks:
     """Whether query `i` sees key `j` only if `j <= i + shift`."""
     key_mask: Tensor | None = None
     """bool `[B, Nk]`, which keys are there; None if all are."""
+    exempt_queries: Ranges = ()
+    """Queries that read everything in full, as all of a block with one of them do."""
+    exempt_keys: Ranges = ()
+    """Keys that every query reads in full, likewise."""
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, m: int, n: int, is_causal: bool = False, key_mask: Tensor | None = None) -> Self:
-        """The blocks of `q [B, Hq, Nq, D]` and `k [B, Hkv, Nk, D]`."""
-        return cls(m, n, q.shape[2], k.shape[2], is_causal, key_mask)
+    def of(cls, q: Tensor, k: Tensor, m: int, n: int, *others: Any, **named: Any) -> Self:
+        """The blocks of `q [B, Hq, Nq, D]` and `k [B, Hkv, Nk, D]`, and the other fields."""
+        return cls(m, n, q.shape[2], k.shape[2], *others, **named)
 
     @property
     def rows(self) -> int:

@@ -85,7 +85,13 @@ class Reuse(BaseModel):
     layer_groups: int = Field(default=1, ge=1)
     """refresh_every only: layers refresh in turn, in so many groups, for steps that take equally long."""
     sparse_every: int = Field(default=1, ge=0)
-    """Between refreshes every so many steps run sparse, neighbouring layers in turn, the others broadcast; 0: none."""
+    """Between refreshes every so many steps run sparse, neighbouring layers in turn, the others broadcast; 0: none.
+
+    That is so in the middle of the schedule, from a third to five sixths of the steps, where attention moves least and
+    an error shows least; before and after it twice as many run sparse.
+    """
+    middle_tolerance: float = Field(default=1.0, ge=1.0)
+    """max_error only: how many times it the error may be in the middle of the schedule."""
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Transformer blocks that reuse; all if left out. The others run sparse in every step."""
     keep: KeptForm = "full"
@@ -110,6 +116,8 @@ class Reuse(BaseModel):
             raise ValueError(
                 f"sparse_every: expected it without max_error, which decides itself, got {self.sparse_every}"
             )
+        if self.max_error is None and self.middle_tolerance != 1:
+            raise ValueError(f"middle_tolerance: expected it with max_error alone, got {self.middle_tolerance:g}")
         return self
 
     @property
@@ -131,8 +139,14 @@ class Reuse(BaseModel):
         """Whether `layer` reuses."""
         return not self.layers or layer in self.layers
 
-    def way(self, step: int, layer: int) -> Way:
-        """How `layer` attends in `step` by the rhythm, where it has kept something; not with `max_error`."""
+    def bound(self, step: int, steps: int | None) -> float | None:
+        """What the error may be in a step of so many; None without `max_error`."""
+        if self.max_error is None or not _in_middle(step, steps):
+            return self.max_error
+        return self.max_error * self.middle_tolerance
+
+    def way(self, step: int, layer: int, steps: int | None) -> Way:
+        """How `layer` attends in a step of so many by the rhythm, where it has kept something; not with `max_error`."""
         if self.refresh_every is None:
             refreshes = step in self.refresh_steps
         else:
@@ -140,7 +154,15 @@ class Reuse(BaseModel):
             refreshes = step % self.refresh_every == turn
         if refreshes:
             return "refresh"
-        return "sparse" if self.sparse_every and (step + layer) % self.sparse_every == 0 else "broadcast"
+        if self.sparse_every == 0:
+            return "broadcast"
+        every = self.sparse_every if _in_middle(step, steps) else max(1, self.sparse_every // 2)
+        return "sparse" if (step + layer) % every == 0 else "broadcast"
+
+
+def _in_middle(step: int, steps: int | None) -> bool:
+    """All steps are where their number is not known."""
+    return steps is None or (3 * step >= steps and 6 * (step + 1) <= 5 * steps)
 
 
 class PSAConfig(BaseModel):
@@ -294,7 +316,11 @@ class PSAConfig(BaseModel):
 
     def bounded(self, max_error: float) -> PSAConfig:
         """A copy whose error decides when layers refresh, instead of warm-up and rhythm."""
-        kept = {} if self.reuse is None else self.reuse.model_dump(include={"layers", "keep", "keep_on"})
+        kept = (
+            {}
+            if self.reuse is None
+            else self.reuse.model_dump(include={"middle_tolerance", "layers", "keep", "keep_on"})
+        )
         reuse = Reuse(max_error=max_error, **kept)
         return self.replace(reuse=reuse, probe=self.probe or DEFAULT_PROBE, warmup_steps=0)
 

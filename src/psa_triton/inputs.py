@@ -204,41 +204,6 @@ def check_config(config: PSAConfig) -> None:
     raise TypeError(f"config: expected a PSAConfig, got {type(config).__name__}; load_preset makes one from a preset")
 
 
-def check_grid(
-    q: Tensor, k: Tensor, grid: tuple[int, int, int] | None, prefix_tokens: int
-) -> tuple[tuple[int, int, int] | None, int]:
-    """`grid` and `prefix_tokens` as ints that fit the tokens.
-
-    Raises:
-        TypeError: one of them is not of ints.
-        ValueError: they do not fit.
-    """
-    prefix_tokens = as_int("prefix_tokens", prefix_tokens)
-    if not 0 <= prefix_tokens <= min(q.shape[2], k.shape[2]):
-        raise ValueError(
-            f"prefix_tokens: expected 0 to {min(q.shape[2], k.shape[2])}, the number of tokens, got {prefix_tokens}"
-        )
-    if grid is None:
-        return None, prefix_tokens
-    message = f"grid: expected three positive ints (frames, height, width), got {grid!r}"
-    try:
-        sizes = [as_int("grid", size) for size in grid]
-    except TypeError as error:
-        raise TypeError(message) from error
-    if len(sizes) != 3 or not all(size > 0 for size in sizes):
-        raise ValueError(message)
-    t, h, w = sizes
-    total = t * h * w + prefix_tokens
-    for name, x in (("q", q), ("k", k)):
-        if total != x.shape[2]:
-            mixed_up = "; its heads are as many: if it is [batch, tokens, heads, channels], pass transpose(1, 2)"
-            raise ValueError(
-                f"grid: expected frames * height * width + prefix_tokens = {x.shape[2]}, the tokens of {name}, "
-                f"got {t} * {h} * {w} + {prefix_tokens} = {total}{mixed_up if total == x.shape[1] else ''}"
-            )
-    return (t, h, w), prefix_tokens
-
-
 def resolve_scale(scale: float | None, dim: int) -> float:
     """The factor of the logits: `scale`, or `dim ** -0.5` if None.
 

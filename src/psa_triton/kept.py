@@ -38,11 +38,6 @@ def last_kept(keep: Tensor, size: int) -> Tensor:
     return last.masked_fill(last < 0, NOWHERE)
 
 
-def kept_before(keep: Tensor, positions: Tensor) -> Tensor:
-    """Kept tokens before each of `positions`, 0 to N: int64 `[..., P]` for bool `[..., N]` and int64 `[P]`."""
-    return F.pad(keep.cumsum(-1), (1, 0))[..., positions]
-
-
 def nth_kept(keep: Tensor, size: int, rank: Tensor) -> Tensor:
     """Position of the kept token of each group before which `rank` others stand; the group's start without one.
 

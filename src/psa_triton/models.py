@@ -216,7 +216,13 @@ _TINY_WAN = ModelSpec(
     vae_dtype="float32",
 )
 _TINY_WAN_1K = replace(  # quick to make; too few tokens for sparse attention to save anything
-    _TINY_WAN, key="tiny-wan-1k", sizes={"tiny-wan-1k": (96, 96, 29)}, width=96, height=96, num_inference_steps=12
+    _TINY_WAN,
+    key="tiny-wan-1k",
+    preset="psa_balanced",
+    sizes={"tiny-wan-1k": (96, 96, 29)},
+    width=96,
+    height=96,
+    num_inference_steps=12,
 )
 _TINY_WAN_16K = replace(
     _TINY_WAN,

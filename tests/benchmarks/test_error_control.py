@@ -1,4 +1,4 @@
-"""`benchmarks/error_control.py`: every method on one short video, and a page that tells what there is."""
+"""`benchmarks/error_control.py`: methods on one short video, and a page that tells what there is."""
 
 from __future__ import annotations
 
@@ -9,22 +9,34 @@ import error_control
 import pytest
 
 
-def test_a_bound_and_broadcast_on_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ways_and_caches_on_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(error_control.SCHEDULES, "4 steps", (4, 1.0))
-    some = ["--prompts", "1", "--seeds", "1", "--schedules", "4 steps", "--methods", "broadcast", "max_error"]
+    methods = ["broadcast", "max_error", *error_control.CACHES]
+    some = ["--prompts", "1", "--seeds", "1", "--schedule", "4 steps", "--methods", *methods]
     monkeypatch.setattr("sys.argv", ["error_control.py", *some, "--output", str(tmp_path)])
     error_control.main()
     (page,), (file,) = tmp_path.glob("*.md"), tmp_path.glob("*.json")
     rows = {(row["method"], row["strength"]): row for row in json.loads(file.read_text())["rows"]}
-    assert rows["broadcast", "every 2"]["cost"] == pytest.approx(0.5)
-    bounds = [rows["max_error", bound] for bound in ("0.1", "0.2", "0.4")]
-    assert bounds[0]["cost"] > bounds[2]["cost"] and bounds[0]["psnr"] > bounds[2]["psnr"]
-    assert all(row["error"] < float(row["strength"]) for row in bounds if row["error"] is not None)
+    broadcast = rows["broadcast", "every 2"]
+    assert broadcast["cost"] == pytest.approx(0.5) and 0.5 < broadcast["whole"] < 1
+    tight, loose = (rows["max_error", bound] for bound in ("0.1", "0.2"))
+    assert tight["cost"] > loose["cost"] and tight["psnr"] > loose["psnr"] and tight["st_lpips"] < loose["st_lpips"]
+    assert loose["error"] < 0.2
+    cached = rows["TaylorSeer", "every 2"]
+    assert cached["cost"] < 1 and cached["whole"] < 1 and cached["psnr"] > 10
+    assert {method for method, _ in rows} == set(methods)
     assert "| max_error, 0.2" in page.read_text()
 
 
+def test_no_time_for_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["error_control.py", "--minutes", "0", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match="--minutes"):
+        error_control.main()
+
+
 @pytest.mark.parametrize("steps", [4, 12, 48])
-def test_every_schedule_has_its_settings(steps: int) -> None:
-    found = error_control.settings(steps)
-    assert {"broadcast", "missing part", "max_error", "first-block cache"} <= found.keys()
-    assert all(strengths for strengths in found.values())
+@pytest.mark.parametrize("guided", [True, False])
+def test_every_schedule_has_its_settings(steps: int, guided: bool) -> None:
+    found = error_control.settings(steps, guided=guided)
+    assert ("Pyramid Attention Broadcast" in found) is not guided
+    assert {"warm-up", "broadcast", "difference", "max_error"} <= found.keys() and all(found.values())

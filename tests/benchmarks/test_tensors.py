@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 import torch.nn.functional as F
+from tensors import cached
 from tensors.adversarial import CASES, SPIKE_EVERY, adversarial_tensors
-from tensors.bundle import cached
 from tensors.frames import CLIPS, read_frames
-from tensors.rotary import rotary_tables, rotate
+from tensors.vit import rotary_tables, rotate
 
 from psa_triton.ordering import grid_order
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -510,20 +510,6 @@ SMALL: dict[str, Small] = {
         },
         inputs=_allegro(),
     ),
-    "allegro-padded": Small(
-        kind="Allegro",
-        config=HEADS
-        | LATENT
-        | {
-            "num_layers": 2,
-            "cross_attention_dim": 48,
-            "sample_width": W,
-            "sample_height": H,
-            "sample_frames": T,
-            "caption_channels": 8,
-        },
-        inputs=_allegro(kept=16),
-    ),
     "cosmos-1": Small(kind="Cosmos", config=COSMOS, inputs=video(**COSMOS_MASK)),
     "cosmos-2": Small(kind="Cosmos", config=COSMOS | {"extra_pos_embed_type": None}, inputs=video(**COSMOS_TIMES)),
     "cosmos-2.5": Small(
@@ -635,14 +621,6 @@ SMALL: dict[str, Small] = {
         latent="bnc",
         grids=ONE_IMAGE,
     ),
-    "qwen-image-edit": Small(
-        kind="QwenImageTransformer2DModel",
-        since="0.37",
-        config=QWEN,
-        inputs=_qwen((1, *IMAGE), (1, 8, 10)),
-        latent="bnc",
-        grids=((1, *IMAGE), (1, 8, 10)),
-    ),
     "sd-3.5": Small(
         kind="SD3Transformer2DModel",
         config={"sample_size": 32, "patch_size": 2, "in_channels": 4, "num_layers": 2, "attention_head_dim": 8}
@@ -656,14 +634,6 @@ SMALL: dict[str, Small] = {
         kind="ZImageTransformer2DModel",
         config=Z_IMAGE,
         inputs=_z_image(1),
-        latent="cthw",
-        argument="x",
-        grids=ONE_IMAGE,
-    ),
-    "z-image-batch": Small(
-        kind="ZImageTransformer2DModel",
-        config=Z_IMAGE,
-        inputs=_z_image(2),
         latent="cthw",
         argument="x",
         grids=ONE_IMAGE,
@@ -683,3 +653,8 @@ SMALL: dict[str, Small] = {
         grids=ONE_IMAGE,
     ),
 }
+SMALL["allegro-padded"] = replace(SMALL["allegro"], inputs=_allegro(kept=16))
+SMALL["z-image-batch"] = replace(SMALL["z-image"], inputs=_z_image(2))
+SMALL["qwen-image-edit"] = replace(
+    SMALL["qwen-image"], inputs=_qwen((1, *IMAGE), (1, 8, 10)), grids=((1, *IMAGE), (1, 8, 10))
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,18 @@ def test_a_family_of_ones_own(third: Family) -> None:
     with apply_psa(model, EVERY_TOKEN, min_tokens=0) as handle:
         assert_equal_to_rounding(run(model, inputs), dense)
     assert [(record.tokens, record.reason) for record in handle.stats().records] == [(prod(GRID), None)]
+
+
+@torch.no_grad()
+def test_a_frame_that_every_query_reads_in_full(third: Family) -> None:
+    """Frames of 32 and 64 tokens: key block 0 is the first one's, and query blocks 1 and 2 are the others'."""
+    grids = lambda *_: [(1, 4, 8), (2, 4, 8)]  # noqa: E731
+    register_family(Third, replace(third, grids=grids, exempt_keys=(0,), exempt_queries=(1,)))
+    model, inputs = Third(TheirProcessor()), {"hidden_states": torch.randn(1, 4, 3, 8, 16), "timestep": torch.ones(1)}
+    told: list[LevelRecord] = []
+    with apply_psa(model, SPARSE.replace(mask_ratios={8: (0, 1)}), min_tokens=0, on_levels=told.append):
+        run(model, inputs)
+    assert told[0].levels[0, 0].tolist() == [[1, 8, 8], [1, 1, 1], [1, 1, 1]]
 
 
 @torch.no_grad()

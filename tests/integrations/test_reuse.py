@@ -89,6 +89,19 @@ def test_a_rhythm_of_ways(settings: dict[str, Any], expected: str) -> None:
     assert ways(run(calls(**settings), walk(6))) == expected
 
 
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, "rsssssssssss"), (3, "rsssbbsbbsss"), (4, "rbsbsbbbsbsb"), (0, "rbbbbbbbbbbb")]
+)
+def test_the_ends_of_a_schedule_have_twice_the_sparse_steps(every: int, expected: str) -> None:
+    reuse = Reuse(refresh_steps=(0,), sparse_every=every)
+    assert "".join(reuse.way(step, 0, 12)[0] for step in range(12)) == expected
+
+
+def test_the_bound_is_wider_in_the_middle_of_a_schedule() -> None:
+    reuse = Reuse(max_error=0.1, middle_tolerance=2.0)
+    assert [reuse.bound(step, 12) for step in (0, 3, 4, 9, 10, 11)] == [0.1, 0.1, 0.2, 0.2, 0.1, 0.1]
+
+
 def test_groups_of_layers_refresh_in_turn_and_all_at_first() -> None:
     attend = calls(refresh_every=4, layer_groups=2)
     this_run = object()
@@ -321,6 +334,7 @@ def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"refresh_every": 2, "max_error": 0.1}, "got refresh_every and max_error"),
         ({"refresh_every": 2, "layer_groups": 3}, "layer_groups: expected at most refresh_every"),
         ({"max_error": 0.1, "sparse_every": 2}, "sparse_every: expected it without max_error"),
+        ({"refresh_every": 2, "middle_tolerance": 2.0}, "middle_tolerance: expected it with max_error alone"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict[str, Any], words: str) -> None:

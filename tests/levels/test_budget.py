@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from psa_triton import PSAConfig, psa_attention
 from psa_triton.attention import sparse_attention
 from psa_triton.blocks import Blocks
+from psa_triton.exempt import as_prefix
 from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.levels import levels_of, read_density
 from psa_triton.levels.budget import budget_levels, expected_errors, ladder
@@ -139,15 +140,14 @@ def chosen(budget: float, *, scope: str = "row", is_causal: bool = False, prefix
     """Levels of `tensors()` at a budget, and their density in each head with the estimate of importance."""
     q, k, v = tensors()
     config = BUDGET.replace(budget=budget, budget_scope=scope, keep_first_block=first)
-    levels = levels_of(q, k, v, config, prefix_tokens=prefix, is_causal=is_causal)
+    exempt = {"exempt_queries": as_prefix(prefix), "exempt_keys": as_prefix(prefix)}
+    levels = levels_of(q, k, v, config, is_causal=is_causal, **exempt)
     density = read_density(levels, Blocks(32, 32, 700, 700, is_causal=is_causal))
     return levels, density + estimation_cost(config.importance, 32, 32)
 
 
 def allot(importance, errors, blocks, budget: float, scope: str, impl: str = "cpu") -> torch.Tensor:
-    return budget_levels(
-        importance, errors, blocks, budget, prefix_tokens=0, keep_first_block=False, scope=scope, impl=impl
-    )
+    return budget_levels(importance, errors, blocks, budget, keep_first_block=False, scope=scope, impl=impl)
 
 
 CALLS = {

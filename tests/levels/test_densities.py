@@ -43,7 +43,7 @@ def brute_force(levels, m, n, nq, nk, is_causal):
     return sum(shares) / len(shares)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 70), st.integers(1, 70), st.sampled_from([8, 16]), st.sampled_from([8, 32]), st.booleans(),
     st.integers(0, 99),

@@ -16,7 +16,7 @@ from psa_triton.importance import block_importance
 from psa_triton.levels import cap_levels, density, exempt_levels, read_density, select_levels, similarity_caps
 from psa_triton.levels.budget import budget_levels, expected_errors
 
-BLOCKS = Blocks(32, 16, 150, 170, is_causal=True)
+BLOCKS = Blocks(32, 16, 150, 170, is_causal=True, exempt_queries=((0, 40),), exempt_keys=((0, 40),))
 SHARES = {1: (0.0, 0.4), 2: (0.4, 0.6), 8: (0.6, 0.8), 0: (0.8, 1.0)}
 
 
@@ -57,14 +57,13 @@ STEPS = {
             BLOCKS,
             0.3,
             scope=scope,
-            prefix_tokens=40,
             keep_first_block=True,
             impl="reference",
         )
         for scope in ("row", "layer")
     },
     "similarity": lambda: cap_levels(levels(), similarity_caps(keys(), 16, SimThresholds())),
-    "exemptions": lambda: exempt_levels(levels(), BLOCKS, prefix_tokens=40),
+    "exemptions": lambda: exempt_levels(levels(), BLOCKS),
     "density": lambda: density(levels()),
     "read density": lambda: read_density(levels(), BLOCKS),
 }

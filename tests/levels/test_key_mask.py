@@ -67,8 +67,9 @@ def test_exemptions_by_hand():
     levels = torch.full((1, 1, 3, 5), 8, dtype=torch.int8)
     found = exempt_levels(levels, Blocks(16, 8, 40, 40, key_mask=key_mask))
     assert found.tolist() == [[[[0, 0, 8, 8, 8]] * 3]]
-    blocks = Blocks(16, 8, 40, 40, is_causal=True, key_mask=key_mask)
-    found = exempt_levels(levels, blocks, keep_first_block=True, prefix_tokens=3)
+    exempt = {"exempt_queries": ((0, 3),), "exempt_keys": ((0, 3),)}
+    blocks = Blocks(16, 8, 40, 40, is_causal=True, key_mask=key_mask, **exempt)
+    found = exempt_levels(levels, blocks, keep_first_block=True)
     # Queries 0-15 see nothing. Queries 16-31 begin in block 2, whose last kept key is 19. Block 4 is the last one's.
     assert found.tolist() == [[[[0, 0, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 8, 1]]]]
 

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from psa_triton.attention import sparse_attention
 from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
+from psa_triton.exempt import Ranges
 from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.reuse import Attended, StepReuse, attend_once, probe_seed
@@ -26,7 +27,8 @@ def attend_in_order(
     *,
     layer: int,
     step: int | None,
-    prefix_tokens: int,
+    exempt_queries: Ranges = (),
+    exempt_keys: Ranges = (),
     grid: tuple[int, int, int] | None = None,
     key_mask: Tensor | None = None,
     scale: float | None = None,
@@ -42,7 +44,8 @@ def attend_in_order(
         config: of the layer in this step.
         layer: index.
         step: of the denoising; None where it is not known.
-        prefix_tokens: that are not visual.
+        exempt_queries: that read everything in full, those that are not visual among them.
+        exempt_keys: that are read in full, likewise.
         grid: of the visual tokens, for the orders that go by content; None where they cannot have it.
         key_mask: bool `[B, N]`, False for padding.
         scale: of the logits.
@@ -64,7 +67,8 @@ def attend_in_order(
                 v,
                 config,
                 grid=grid if by_content else None,
-                prefix_tokens=prefix_tokens,
+                exempt_queries=exempt_queries,
+                exempt_keys=exempt_keys,
                 key_mask=key_mask,
                 scale=scale,
                 impl=impl,
@@ -111,15 +115,16 @@ class Tally(NamedTuple):
 
 
 def tally(attended: Attended, config: PSAConfig, tokens: int, key_mask: Tensor | None = None) -> Tally:
-    """Count a call of `tokens` tokens."""
+    """Count a call of `tokens` keys."""
     densities = None
     if attended.levels is not None:
-        blocks = Blocks(config.block_m, config.block_n, tokens, tokens, key_mask=key_mask)
+        queries = attended.out.shape[2]
+        blocks = Blocks(config.block_m, config.block_n, queries, tokens, key_mask=key_mask)
         densities = read_density(attended.levels, blocks)
     estimate = attended.chosen * estimation_cost(config.importance, config.block_m, config.block_n)
     return Tally(
         density=(0.0 if densities is None else densities.mean()) + (attended.way == "refresh"),
-        overhead=attended.probed / tokens + estimate,
+        overhead=attended.probed / attended.out.shape[2] + estimate,
         error=None if attended.measured is None else attended.measured.mean(),
         densities=densities,
     )

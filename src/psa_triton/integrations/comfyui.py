@@ -185,7 +185,7 @@ class ComfyAttention:
         # Equal schedules are one run until `after_run`: ComfyUI may hand out a new tensor in each call.
         kept.run = kept.run if kept.run == schedule else schedule
         told_apart = (*options.get("uuids", ()), *options.get("cond_or_uncond", ()))
-        kept.reuse.begin(kept.run, step, told_apart, is_last=step + 2 >= len(schedule))
+        kept.reuse.begin(kept.run, step, told_apart, steps=len(schedule) - 1)
         return kept.reuse
 
     def _progress(self, sigma: float) -> float:

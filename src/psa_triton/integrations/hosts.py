@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from psa_triton.config import DEFAULT_PROBE, Way
+from psa_triton.exempt import as_prefix
 from psa_triton.inputs import DTYPES
 from psa_triton.integrations.attend import attend_in_order, tally
 from psa_triton.integrations.reuse import StepReuse
@@ -110,7 +111,8 @@ class HostAttention:
             config,
             layer=layer,
             step=step,
-            prefix_tokens=prefix_tokens,
+            exempt_queries=as_prefix(prefix_tokens),
+            exempt_keys=as_prefix(prefix_tokens),
             grid=grid,
             scale=scale,
             impl=self.rules.impl,

@@ -345,12 +345,18 @@ class StepReuse:
         self._run: object = None
         self._weights: object = None
         self._step = -1
-        self._is_last = False
+        self._steps: int | None = None
         self._passes: list[_Pass] = []
         self._choices: dict[Place, _Choice] = {}
 
     def begin(
-        self, run: object, step: int, conditioning: Sequence[object], *, weights: object = None, is_last: bool = False
+        self,
+        run: object,
+        step: int,
+        conditioning: Sequence[object],
+        *,
+        weights: object = None,
+        steps: int | None = None,
     ) -> None:
         """A forward begins.
 
@@ -360,11 +366,11 @@ class StepReuse:
             conditioning: what tells this forward from others of its step: tensors, such as the text's embedding, or
                 anything that compares.
             weights: equal in forwards with the same weights, such as the names of the LoRAs that act.
-            is_last: whether no step follows, so that nothing need be kept.
+            steps: how many there are, so that nothing need be kept in the last; None if it is not known.
         """
         if run is not self._run or weights != self._weights or step < self._step:
             self.drop()
-        self._run, self._weights, self._step, self._is_last = run, weights, step, is_last
+        self._run, self._weights, self._step, self._steps = run, weights, step, steps
         recent = [item for item in self._passes if item.step >= step - 1]
         # Two passes may be conditioned alike: their order tells them apart then.
         found = next((item for item in recent if item.step < step and _same(item.conditioning, conditioning)), None)
@@ -386,7 +392,8 @@ class StepReuse:
             MemoryError: what is kept would not fit where it is to lie.
         """
         place = layer, nth
-        if not self._pass.layers and not self._is_last:
+        is_last = self._step + 1 == self._steps
+        if not self._pass.layers and not is_last:
             check_room(self._settings, q, self._layers)
         kept, choice = self._of_last_step(place, q), self._choices.get(place)
         leads = choice is None or choice.step < self._step
@@ -404,7 +411,7 @@ class StepReuse:
             exceeds = self._exceeds(measured)
             if way == "refresh" or not leads or not exceeds:
                 break
-        if self._is_last:
+        if is_last:
             self._pass.layers.pop(place, None)
         else:
             self._pass.layers[place] = self._keep(call, kept, way, out)
@@ -437,13 +444,13 @@ class StepReuse:
         if choice is not None and choice.step == self._step:
             return choice.way
         if self._settings.max_error is None:
-            return self._settings.way(self._step, layer)
+            return self._settings.way(self._step, layer, self._steps)
         if choice is None or not choice.exceeded:
             return "broadcast"
         return WAYS[min(WAYS.index(choice.way) + 1, len(WAYS) - 1)]
 
     def _exceeds(self, measured: MeasuredError | None) -> bool:
-        bound = self._settings.max_error
+        bound = self._settings.bound(self._step, self._steps)
         return bound is not None and measured is not None and float(measured.error.max()) > bound
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from psa_triton.break_even import break_even
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
+from psa_triton.integrations.break_even import break_even
 
 Kind = Literal["diffusion", "language"]
 

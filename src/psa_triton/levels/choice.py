@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ def choose_levels(
     *,
     scale: float,
     impl: Impl,
-    prefix_tokens: int = 0,
 ) -> Tensor:
     """Selection, similarity cap, exemptions: int8 `[B, Hq, nq, nk]`. One operator in a graph.
 
@@ -50,7 +49,6 @@ def choose_levels(
         config: how levels are chosen.
         scale: of the logits.
         impl: as `resolve_impl` resolved it.
-        prefix_tokens: leading tokens that are read, and read, in full.
 
     Raises:
         ValueError: a budget that the estimate of importance alone uses up.
@@ -59,7 +57,8 @@ def choose_levels(
         _level_budget(config)
         if v is None:
             raise ValueError("v: expected the values, which mask_mode 'budget' looks at, got None")
-    return _choose(importance, q, k, v, blocks.key_mask, config.text, blocks.is_causal, scale, prefix_tokens, impl)
+    exempt = [[edge for pair in ranges for edge in pair] for ranges in (blocks.exempt_queries, blocks.exempt_keys)]
+    return _choose(importance, q, k, v, blocks.key_mask, config.text, blocks.is_causal, *exempt, scale, impl)
 
 
 def levels_of(
@@ -68,17 +67,15 @@ def levels_of(
     v: Tensor | None,
     config: PSAConfig,
     *,
-    is_causal: bool = False,
     scale: float | None = None,
     impl: Impl = "auto",
-    prefix_tokens: int = 0,
-    key_mask: Tensor | None = None,
+    **of_blocks: Any,
 ) -> Tensor:
-    """The levels that `psa_attention` chooses for tokens that are in order already."""
-    blocks = Blocks.of(q, k, config.block_m, config.block_n, is_causal, key_mask)
+    """The levels that `psa_attention` chooses for tokens that are in order already; masks and such as `Blocks` has."""
+    blocks = Blocks.of(q, k, config.block_m, config.block_n, **of_blocks)
     scale, impl = resolve_scale(scale, q.shape[-1]), resolve_impl(impl, q)
     importance = estimate_importance(q, k, blocks, config, scale=scale, impl=impl)
-    return choose_levels(importance, q, k, v, blocks, config, scale=scale, impl=impl, prefix_tokens=prefix_tokens)
+    return choose_levels(importance, q, k, v, blocks, config, scale=scale, impl=impl)
 
 
 def _level_budget(config: PSAConfig) -> float:
@@ -101,19 +98,25 @@ def _choose(
     key_mask: Tensor | None,
     config: str,
     is_causal: bool,
+    exempt_queries: list[int],
+    exempt_keys: list[int],
     scale: float,
-    prefix_tokens: int,
     impl: str,
 ) -> Tensor:
     from psa_triton.config import PSAConfig  # here, so that kernels run where pydantic is missing
 
     if importance.numel() == 0:
         return torch.empty_like(importance, dtype=torch.int8)
-    settings = (PSAConfig.from_text(config), is_causal, scale, prefix_tokens, cast(Impl, impl))
+    settings = PSAConfig.from_text(config)
+    exempt = [tuple(zip(edges[::2], edges[1::2], strict=True)) for edges in (exempt_queries, exempt_keys)]
+
+    def of_item(importance: Tensor, q: Tensor, k: Tensor, v: Tensor | None, key_mask: Tensor | None) -> Tensor:
+        blocks = Blocks.of(q, k, settings.block_m, settings.block_n, is_causal, key_mask, *exempt)
+        return _levels(importance, q, k, v, blocks, settings, scale, cast(Impl, impl))
+
     # What a program of a GPU kernel computes depends on no other.
-    if impl == "triton":
-        return _levels(importance, q, k, v, key_mask, *settings)
-    return each_item(_levels, importance, q, k, v, key_mask, *settings)
+    of_items = (importance, q, k, v, key_mask)
+    return of_item(*of_items) if impl == "triton" else each_item(of_item, *of_items)
 
 
 def _levels(
@@ -121,14 +124,11 @@ def _levels(
     q: Tensor,
     k: Tensor,
     v: Tensor | None,
-    key_mask: Tensor | None,
+    blocks: Blocks,
     config: PSAConfig,
-    is_causal: bool,
     scale: float,
-    prefix_tokens: int,
     impl: Impl,
 ) -> Tensor:
-    blocks = Blocks.of(q, k, config.block_m, config.block_n, is_causal, key_mask)
     if config.mask_mode == "budget":
         assert v is not None
         levels = budget_levels(
@@ -136,7 +136,6 @@ def _levels(
             expected_errors(q, k, v, blocks, scale=scale, impl=impl),
             blocks,
             _level_budget(config),
-            prefix_tokens=prefix_tokens,
             keep_first_block=config.keep_first_block,
             scope=config.budget_scope,
             impl=impl,
@@ -156,8 +155,8 @@ def _levels(
             impl=impl,
         )
     if config.use_sim_mask:
-        levels = cap_levels(levels, similarity_caps(k, blocks.n, config.sim_thresholds, key_mask, impl=impl))
-    levels = exempt_levels(levels, blocks, prefix_tokens=prefix_tokens, keep_first_block=config.keep_first_block)
-    if is_causal:
+        levels = cap_levels(levels, similarity_caps(k, blocks.n, config.sim_thresholds, blocks.key_mask, impl=impl))
+    levels = exempt_levels(levels, blocks, keep_first_block=config.keep_first_block)
+    if blocks.is_causal:
         serve_first_queries(levels, blocks)
     return levels

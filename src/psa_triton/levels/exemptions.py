@@ -9,15 +9,14 @@ from psa_triton.blocks import Blocks, block_count
 from psa_triton.kept import first_kept
 
 
-def exempt_levels(levels: Tensor, blocks: Blocks, *, prefix_tokens: int = 0, keep_first_block: bool = False) -> Tensor:
-    """Level 1 for the prefix, the first key block and the causal frontier, level 0 for what lies wholly in the future.
+def exempt_levels(levels: Tensor, blocks: Blocks, *, keep_first_block: bool = False) -> Tensor:
+    """Level 1 for exempt tokens, the first key block and the causal frontier, level 0 for what lies in the future.
 
     Args:
         levels: int8 `[..., nq, nk]`; with a key mask `[B, H, nq, nk]`.
-        blocks: which they are. Level 1 for key blocks that the causal frontier cuts for the query block; level 0 for
-            key blocks that none of its queries sees, or that have no kept key, prefix or not.
-        prefix_tokens: tokens at the start, of queries and keys alike, that are read in full: level 1 for key blocks
-            that touch them and for all key blocks of query blocks that touch them.
+        blocks: which they are. Level 1 for key blocks with an exempt key, for all key blocks of query blocks with an
+            exempt query, and for those that the causal frontier cuts for the query block; level 0 for key blocks that
+            none of its queries sees, or that have no kept key, exempt or not.
         keep_first_block: level 1 for the first key block that has a kept key, for every query: causal models rest
             attention on it that has nowhere else to go (StreamingLLM, arXiv 2309.17453).
 
@@ -25,8 +24,10 @@ def exempt_levels(levels: Tensor, blocks: Blocks, *, prefix_tokens: int = 0, kee
         int8 `[..., nq, nk]`, a new tensor.
     """
     levels = levels.clone()
-    levels[..., : block_count(prefix_tokens, blocks.n)] = 1
-    levels[..., : block_count(prefix_tokens, blocks.m), :] = 1
+    for start, stop in blocks.exempt_keys:
+        levels[..., start // blocks.n : block_count(stop, blocks.n)] = 1
+    for start, stop in blocks.exempt_queries:
+        levels[..., start // blocks.m : block_count(stop, blocks.m), :] = 1
     kept = blocks.kept()
     if keep_first_block and kept is None:
         levels[..., :1] = 1

@@ -37,6 +37,10 @@ class TokenOrder:
             torch.cat([prefix, self.permutation + tokens], dim=-1), torch.cat([prefix, self.inverse + tokens], dim=-1)
         )
 
+    def after(self, first: TokenOrder) -> TokenOrder:
+        """The order of tokens that are put in the order `first`, the same for all heads, and then in this one."""
+        return TokenOrder(first.permutation[self.permutation], self.inverse[..., first.inverse])
+
     def apply(self, x: Tensor, dim: int = -2) -> Tensor:
         """Put the tokens of `x` in this order.
 

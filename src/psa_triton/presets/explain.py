@@ -155,12 +155,16 @@ def _reuse(reuse: Reuse) -> Iterator[str]:
             "last compared with dense attention, or runs dense: whichever is the cheapest whose measured error is at "
             f"most {reuse.max_error:g}."
         )
+        if reuse.middle_tolerance != 1:
+            yield f"In the middle of the schedule it may be {reuse.middle_tolerance:g} times that."
         return
     when = f"every {reuse.refresh_every} denoising steps" if reuse.refresh_every else f"at steps {reuse.refresh_steps}"
     turns = f", in turn by {reuse.layer_groups} groups" if reuse.layer_groups > 1 else ""
     yield f"Layers run dense at first and {when}{turns}; what sparse attention lacked is added in the steps between."
     if reuse.sparse_every != 1:
         sparse = (
-            f"Between them every {reuse.sparse_every} steps run sparse" if reuse.runs_sparse else "None runs sparse"
+            f"Between them every {reuse.sparse_every} steps run sparse, at both ends of the schedule twice as many"
+            if reuse.runs_sparse
+            else "None runs sparse"
         )
         yield f"{sparse}, the others repeat the last output."

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from io import BytesIO
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Frames = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8]
 """`[F, H, W, 3]` RGB: floats in [0, 1], or uint8."""
@@ -81,6 +84,13 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     """An image `[H, W, 3]` as a PNG file's content."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def figure_png(figure: Figure, dpi: int) -> bytes:
+    """A figure of matplotlib's as a PNG file's content; the same for the same figure."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 

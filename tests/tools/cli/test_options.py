@@ -10,8 +10,7 @@ from rich.console import Console
 
 from psa_triton.impl import Impl
 from psa_triton.models import MODELS
-from psa_triton.tools.cli.commands import Compare, Understand
-from psa_triton.tools.cli.options import DenseOptions, PresetOptions
+from psa_triton.tools.cli.commands import Compare, DenseOptions, PresetOptions, Understand
 from psa_triton.tools.cli.target import load, read_dense_parts
 from psa_triton.tools.evaluation.ceiling import CeilingKind
 from psa_triton.tools.generation import DenseParts, ModelSource, VideoRequest

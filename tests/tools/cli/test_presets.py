@@ -45,7 +45,7 @@ class TestList:
 
 class TestShow:
     def test_takes_the_default_preset(self) -> None:
-        assert psa("presets", "show", "tiny-wan").stdout == psa("presets", "show", "tiny-wan", "psa_balanced").stdout
+        assert psa("presets", "show", "tiny-wan").stdout == psa("presets", "show", "tiny-wan", "psa_refresh").stdout
 
     def test_dense_preset(self) -> None:
         assert "every query reads every key in full" in psa("presets", "show", "tiny-wan", "baseline").stdout

@@ -151,7 +151,7 @@ def test_weights_of_another_class_are_refused(checkpoint: Callable[[str], Path])
     with pytest.raises(ValueError, match="expected a CogVideoXPipeline as cogvideo_5b is, got a WanPipeline"):
         find_source("cogvideo_5b", weights=folder)
     with pytest.raises(ValueError, match="expected a CogVideoXPipeline"):
-        find_source(folder, otherwise=MODELS["cogvideo_5b"])
-    assert find_source(folder, otherwise=MODELS["wan21_14b"]).spec == replace(
+        find_source(folder, keys=["cogvideo_5b"])
+    assert find_source(folder, keys=["wan21_14b"]).spec == replace(
         MODELS["wan21_14b"], hub_id=str(Path(folder).resolve())
     )

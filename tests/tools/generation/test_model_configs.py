@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from psa_triton.models import MODELS
-from psa_triton.tools.cli.options import ModelOptions
+from psa_triton.tools.cli.commands import ModelOptions
 from psa_triton.tools.cli.target import choose_source
 from psa_triton.tools.generation.model_configs import checkout_model_configs, configured_models
 
@@ -72,10 +72,10 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_the_registry
         ("1 / 0", "could not be imported: ZeroDivisionError"),
         ("CONFIGS = {}", "expected a dict MODEL_CONFIGS, got NoneType"),
         ('MODEL_CONFIGS = {"wan21_13b": {}}', r"unknown model 'wan21_13b'; did you mean 'wan21_1\.3b'"),
-        ('MODEL_CONFIGS = {"wan21_14b": {"lora": "x"}}', "wan21_14b.lora: unknown setting 'lora'; did you mean"),
+        ('MODEL_CONFIGS = {"wan21_14b": {"lora": "x"}}', "wan21_14b.lora: unknown key 'lora'; did you mean"),
         ('MODEL_CONFIGS = {"wan21_14b": {"width": "720"}}', "wan21_14b.width: expected a valid integer, got '720'"),
         ('MODEL_CONFIGS = {"wan21_14b": {"fps": 0}}', "wan21_14b.fps: expected greater than or equal to 1, got 0"),
-        ('MODEL_CONFIGS = {"wan21_14b": "x"}', "wan21_14b: expected a valid dictionary, got 'x'"),
+        ('MODEL_CONFIGS = {"wan21_14b": "x"}', "wan21_14b: expected a mapping, got 'x'"),
     ],
     ids=["syntax", "raises", "no-dict", "model", "setting", "type", "range", "row"],
 )

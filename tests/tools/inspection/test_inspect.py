@@ -135,7 +135,7 @@ def test_pairs_behind_a_causal_mask_do_not_count() -> None:
     ("changes", "message"),
     [
         pytest.param({"grid": (3, 5, 6)}, r"105, the tokens of q, got 3 \* 5 \* 6 \+ 0 = 90", id="grid"),
-        pytest.param({"grid": (0, 5, 7)}, "three positive numbers", id="empty-grid"),
+        pytest.param({"grid": (0, 5, 7)}, "three positive ints", id="empty-grid"),
         pytest.param({"prefix_tokens": 106}, "prefix_tokens: expected 0 to 105", id="prefix"),
         pytest.param({"k": torch.full((1, 2, 105, 16), torch.nan)}, "k: expected finite", id="nan"),
         pytest.param(

@@ -8,9 +8,8 @@ import pytest
 
 from psa_triton.config import PSAConfig
 from psa_triton.presets import PresetError, load_preset, load_presets_file, shipped_presets
-from psa_triton.tools.tuning.allocation import Allocation, Cell
+from psa_triton.tools.tuning.allocation import Allocation, Cell, Goal
 from psa_triton.tools.tuning.curve import DENSE, Point
-from psa_triton.tools.tuning.goal import Goal
 from psa_triton.tools.tuning.plan import RunPart, parts_around, parts_of_run
 from psa_triton.tools.tuning.preset import presets_with, tuned_config
 

@@ -117,7 +117,7 @@ def apply_psa(
             output, runs sparse with what that lacked when it was last compared with dense attention, or runs dense,
             whichever is the cheapest within the bound. Instead of the configuration's warm-up and rhythm of reuse.
         min_tokens: shorter sequences run dense; 0 for none. By default those of fewer than eight key blocks, and with
-            `impl="auto"` on a CPU those on which dense attention is faster (`psa_triton/break_even.py`). On a GPU
+            `impl="auto"` on a CPU those on which dense attention is faster (`integrations/break_even.py`). On a GPU
             nothing has been measured yet.
         dense_last_steps: number of denoising steps at the end that run dense, like `config.warmup_steps` at the start.
         dense_layers: indexes of the attention layers, of each transformer, that run dense in every step.

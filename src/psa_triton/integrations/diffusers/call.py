@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from psa_triton.config import PSAConfig, Way
 from psa_triton.integrations.attend import attend_in_order, tally
 from psa_triton.integrations.diffusers.families import Grid
-from psa_triton.integrations.diffusers.layout import Layout, Unfit, find_layout, visual_order
+from psa_triton.integrations.diffusers.layout import Layout, Unfit, exempt_tokens, find_layout, visual_order
 from psa_triton.integrations.diffusers.parallel import Stream
 from psa_triton.integrations.diffusers.stats import CallKey, LevelRecord
 
@@ -134,10 +134,8 @@ class LayerCall:
         if queries != tokens and not (state.family.more_keys and queries == count and attn_mask is None):
             raise Unfit("other keys than queries")
         layout = self._layout(grids, query, key, attn_mask)
-        # The operator's exempt tokens are queries as well as keys: zeros stand for those that are keys alone.
-        missing = tokens - queries
-        q = query if missing == 0 else torch.cat([query.new_zeros(*query.shape[:2], missing, query.shape[3]), query], 2)
-        q, k, v = (layout.apply(x) for x in (q, key, value))
+        q = query if layout.queries is None else layout.queries.apply(query)
+        k, v = (x if layout.keys is None else layout.keys.apply(x) for x in (key, value))
         attended = attend_in_order(
             q,
             k,
@@ -145,7 +143,8 @@ class LayerCall:
             config,
             layer=self._layer,
             step=forward.step,
-            prefix_tokens=layout.others,
+            exempt_queries=exempt_tokens(grids, state.family.exempt_queries, queries - count),
+            exempt_keys=exempt_tokens(grids, state.family.exempt_keys, tokens - count),
             grid=grids[0] if len(grids) == 1 else None,
             key_mask=layout.key_mask,
             scale=options["scale"],
@@ -153,7 +152,7 @@ class LayerCall:
             reuse=forward.reuse,
             nth=len(self._answers),
         )
-        if layout.order is not None:
+        if layout.keys is not None:
             state.recorder.count("gathers", 4)
         counted = tally(attended, config, tokens, layout.key_mask)
         record = None
@@ -173,7 +172,7 @@ class LayerCall:
         self._answers.append(
             Answer(tokens, None, attended.way, counted.density, counted.overhead, counted.error, record)
         )
-        return layout.undo(attended.out)[:, :, missing:]
+        return attended.out if layout.queries is None else layout.queries.restore(attended.out)
 
     def _grids(self, tokens: int) -> tuple[Grid, ...]:
         grids = self._forward.grids

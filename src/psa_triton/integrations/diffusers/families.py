@@ -35,6 +35,11 @@ class Family:
     """Arguments whose tokens (dimension 1) are attended along with the visual ones: text."""
     timestep: str | None = "timestep"
     """The argument that is one of the scheduler's timesteps; None where a pipeline hands on something else of it."""
+    exempt_keys: tuple[int, ...] = ()
+    """Which of the grids, by index, every query reads in full: reference images, the first frame as a sink. Tokens that
+    are not visual are always read so, and read everything in full."""
+    exempt_queries: tuple[int, ...] = ()
+    """Which of the grids read everything in full."""
     more_keys: bool = False
     """Queries are the visual tokens alone; keys are these after others."""
     copies: bool = False

@@ -190,7 +190,7 @@ class ForwardState:
         parallel = head_parallel(transformer)
         reuse = None if reason is not None or step is None else self._reuse(config, transformer)
         if reuse is not None and step is not None:
-            reuse.begin(timesteps, step, conditioning, weights=_adapters(transformer), is_last=step + 1 == steps)
+            reuse.begin(timesteps, step, conditioning, weights=_adapters(transformer), steps=steps)
         with self._lock:
             if self._detached:
                 return

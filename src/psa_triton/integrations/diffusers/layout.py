@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from math import prod
 from typing import TypeAlias
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from psa_triton.attn_mask import as_key_mask
 from psa_triton.config import PSAConfig
+from psa_triton.exempt import Ranges, as_prefix
 from psa_triton.integrations.diffusers.families import Grid
 from psa_triton.ordering import TokenOrder, grid_method, grid_order
 from psa_triton.ordering.grid import GridMethod
@@ -30,20 +32,12 @@ class Layout:
 
     others: int
     """Tokens that are not visual: the first ones."""
-    order: Tensor | None
-    """int64 `[N]` or `[B, N]`: the token that each place takes; None where all stay in place."""
-    restore: Tensor | None
-    """The inverse of `order`."""
+    queries: TokenOrder | None
+    """Of `[N]` or `[B, 1, N]`; None where all stay in place."""
+    keys: TokenOrder | None
+    """The same, but where there are more keys than queries."""
     key_mask: Tensor | None
     """bool `[B, N]`, False for padding, in this order."""
-
-    def apply(self, x: Tensor) -> Tensor:
-        """`x [B, H, N, D]` in this order."""
-        return x if self.order is None else _take(x, self.order)
-
-    def undo(self, x: Tensor) -> Tensor:
-        """The inverse of `apply`."""
-        return x if self.restore is None else _take(x, self.restore)
 
 
 def find_layout(
@@ -66,26 +60,27 @@ def find_layout(
     method, tile_size, device = grid_method(config), config.tile_size, key.device
     keep = None if attn_mask is None else _padding(attn_mask, query, key)
     if keep is None and isinstance(visual, str):
-        order, restore = _plain_order(grids, method, tile_size, tokens, visual == "last", device)
+        order = _plain_order(grids, method, tile_size, tokens, visual == "last", device)
     else:
         places = visual if isinstance(visual, Tensor) else _places(keep, tokens, count, visual)
         order = _order(places.to(device), tokens, _curve(grids, method, tile_size, device))
-        restore = order.argsort(dim=-1)
-    if keep is not None and order is not None:
-        keep = keep.gather(1, order.expand_as(keep))
-    return Layout(tokens - count, order, restore, keep)
+    keep = keep if order is None else order.apply_mask(keep)
+    of_queries = order
+    if query.shape[2] < tokens:  # visual ones alone
+        of_queries = _plain_order(grids, method, tile_size, count, False, device)
+    return Layout(tokens - count, of_queries, order, keep)
+
+
+def exempt_tokens(grids: tuple[Grid, ...], exempt: tuple[int, ...], others: int) -> Ranges:
+    """Where the tokens of exempt grids stand in a layout, behind those that are not visual."""
+    edges = list(accumulate((prod(grid) for grid in grids), initial=others))
+    return as_prefix(others) + tuple((edges[index], edges[index + 1]) for index in exempt)
 
 
 def visual_order(grids: tuple[Grid, ...], config: PSAConfig) -> TokenOrder | None:
     """The order of the visual tokens among themselves, on the CPU; None for their own."""
     curve = _curve(grids, grid_method(config), config.tile_size, torch.device("cpu"))
     return None if curve is None else TokenOrder.from_permutation(curve)
-
-
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    if index.ndim == 1:
-        return x.index_select(2, index)
-    return x.gather(2, index[:, None, :, None].expand_as(x))
 
 
 @lru_cache(maxsize=32)
@@ -110,24 +105,24 @@ def _plain_order(
     tokens: int,
     last: bool,
     device: torch.device,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> TokenOrder | None:
     """Of a sequence without padding, whose visual tokens stand together."""
     curve, count = _curve(grids, method, tile_size, device), sum(prod(grid) for grid in grids)
     others = tokens - count
     if curve is None and (last or others == 0):
-        return None, None
+        return None
     with torch.inference_mode(False):
         start = others if last else 0
-        order = _order(torch.arange(start, start + count, device=device), tokens, curve)
-        return order, order.argsort()
+        return _order(torch.arange(start, start + count, device=device), tokens, curve)
 
 
-def _order(places: Tensor, tokens: int, curve: Tensor | None) -> Tensor:
+def _order(places: Tensor, tokens: int, curve: Tensor | None) -> TokenOrder:
     """The others in their order, then the visual tokens at `places`, `[V]` or `[B, V]`, along the curve."""
     is_visual = torch.zeros(*places.shape[:-1], tokens, dtype=torch.bool, device=places.device)
     is_visual.scatter_(-1, places, True)
     others = is_visual.int().argsort(dim=-1, stable=True)[..., : tokens - places.shape[-1]]
-    return torch.cat([others, places if curve is None else places[..., curve]], dim=-1)
+    order = torch.cat([others, places if curve is None else places[..., curve]], dim=-1)
+    return TokenOrder.from_permutation(order if order.ndim == 1 else order[:, None])
 
 
 def _padding(attn_mask: Tensor, query: Tensor, key: Tensor) -> Tensor | None:

@@ -15,12 +15,12 @@ import torch
 
 from psa_triton.kernels.gathered.forward import half_norm, mean_work, product_of_seen
 from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
+from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
 from psa_triton.kernels.gathered.stack import Frontier, QueryBlocks, Stack, gather, in_steps, query_blocks
+from psa_triton.kernels.gathered.threads import run_tasks
 from psa_triton.kernels.gathered.unpool import unpool_gradient, unpool_key_gradient
 from psa_triton.kernels.gathered.ways import Way, choose_way, gradient_rows
 from psa_triton.products import operand, product, wide
-from psa_triton.schedule import Schedule, lists, stacked
-from psa_triton.threads import run_tasks
 
 
 def pyramid_attention_backward(

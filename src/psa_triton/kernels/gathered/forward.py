@@ -8,11 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
+from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
 from psa_triton.kernels.gathered.stack import Frontier, QueryBlocks, Stack, gather, query_blocks
+from psa_triton.kernels.gathered.threads import run_tasks
 from psa_triton.kernels.gathered.ways import Way, choose_way, stack_rows
 from psa_triton.products import logits, operand, product, wide
-from psa_triton.schedule import Schedule, lists, stacked
-from psa_triton.threads import run_tasks
 
 
 def pyramid_attention(

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch.nn import functional as F
 
+from psa_triton.kernels.gathered.schedule import Schedule, make_schedule, step_size
 from psa_triton.products import wide
 from psa_triton.pyramid import (
     PyramidLayout,
@@ -20,7 +21,6 @@ from psa_triton.pyramid import (
     write_pyramid,
     write_spread,
 )
-from psa_triton.schedule import Schedule, make_schedule, step_size
 
 _AT_ONCE: Final = 6 << 20
 """Bytes of the heads that are held at once, if they are more than one: short sequences take few calls, and a long one

@@ -28,7 +28,6 @@ def budget_levels(
     blocks: Blocks,
     budget: float,
     *,
-    prefix_tokens: int,
     keep_first_block: bool,
     scope: BudgetScope,
     impl: Impl,
@@ -45,8 +44,7 @@ def budget_levels(
         blocks: which they are.
         budget: density of the levels, as `read_density` counts it, mean over the queries of a head; exceeded only if
             exempt blocks and the most important ones alone do. A larger one never gives a block a coarser level.
-        prefix_tokens: see `exempt_levels`.
-        keep_first_block: likewise.
+        keep_first_block: see `exempt_levels`.
         scope: among which rows the budget is shared: each has its own, or all `row`s of a `head` or of all heads of a
             `layer` (one batch entry) have one, so that rows of peaked attention leave more to the others.
         impl: `triton` (a GPU kernel) or any other (the same torch code), with the same levels. Rows of more than 4096
@@ -56,9 +54,7 @@ def budget_levels(
         int8 `[B, Hq, nq, nk]`, levels of `ladder(blocks.n)`. The same on every run; nothing waits for the device.
     """
     first = importance.argmax(-1, keepdim=True)  # of equals the first by position
-    limits, costs, free = row_limits(
-        budget, blocks, first, prefix_tokens=prefix_tokens, keep_first_block=keep_first_block
-    )
+    limits, costs, free = row_limits(budget, blocks, first, keep_first_block=keep_first_block)
     prices = step_prices(blocks, importance.device)
     rates = benefit_rates(errors, prices.mT[:, None]).mT.contiguous()
     weights = torch.lerp(importance, _even(importance, blocks), DOUBT)

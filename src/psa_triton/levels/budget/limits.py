@@ -17,16 +17,16 @@ _SLACK = 1e-6
 
 
 def row_limits(
-    budget: float, blocks: Blocks, first: Tensor, *, prefix_tokens: int, keep_first_block: bool
+    budget: float, blocks: Blocks, first: Tensor, *, keep_first_block: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Groups that each row may read of the blocks that are not read in full anyway.
 
     A row has the budget's share of the keys that it sees, less its exempt blocks and its `first`. Rows where these
-    alone cost more (those of the prefix, the first of a causal mask) take from the others, equally, so that the mean
+    alone cost more (of exempt queries, the first of a causal mask) take from the others, equally, so that the mean
     keeps to the budget.
 
     Args:
-        budget, blocks, prefix_tokens, keep_first_block: as `budget_levels`'s.
+        budget, blocks, keep_first_block: as `budget_levels`'s.
         first: int64 `[B, Hq, nq, 1]`, the block of each row that is read in full whatever it costs.
 
     Returns:
@@ -36,7 +36,7 @@ def row_limits(
     """
     items = () if blocks.key_mask is None else (len(blocks.key_mask), 1)
     levels = torch.full((*items, blocks.rows, blocks.columns), _FREE, dtype=torch.int8, device=first.device)
-    levels = exempt_levels(levels, blocks, prefix_tokens=prefix_tokens, keep_first_block=keep_first_block)
+    levels = exempt_levels(levels, blocks, keep_first_block=keep_first_block)
     free = levels == _FREE
     shares, visible = read_shares(levels.masked_fill(free, 0), blocks)
     kept = blocks.kept()

@@ -16,10 +16,10 @@ _REACH = 0.08
 """Distance over which attention falls off, in sizes of the video."""
 
 
-def local_inputs(
-    shape: AttentionShape, *, device: torch.device, dtype: torch.dtype, ordered: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
+def local_inputs(shape: AttentionShape, *, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Tensors `[1, H, N, D]` (`[1, Hkv, N, D]` for k and v), laid out as models hand them over: `[1, N, H, D]`.
+
+    Visual tokens are in Gilbert order, as they are inside a model with PSA attached.
 
     Positions are mapped to random Fourier features (Rahimi and Recht 2007), whose products fall off with distance like
     a Gaussian; each head has its own. The same for the same shape every time.
@@ -28,7 +28,6 @@ def local_inputs(
         shape: what to make.
         device: where to.
         dtype: of the result.
-        ordered: put visual tokens in Gilbert order, as they are inside a model with PSA attached.
     """
     generator = torch.Generator().manual_seed(shape.tokens)
     place = _positions(shape)
@@ -39,9 +38,6 @@ def local_inputs(
     q = amplitude * keys.repeat_interleave(group, dim=1) + noise
     v = torch.randn(keys.shape, generator=generator)
     tensors = (x.to(device, dtype)[None].transpose(1, 2) for x in (q, amplitude * keys, v))
-    if not ordered:
-        q, k, v = tensors
-        return q, k, v
     order = grid_order("Gilbert", shape.grid, tile_size=(2, 8, 8), prefix_tokens=shape.prefix_tokens, device=device)
     q, k, v = (order.apply(x) for x in tensors)
     return q, k, v

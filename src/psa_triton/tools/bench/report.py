@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from itertools import pairwise
 from typing import Any
 
 from psa_triton.tools.bench.measure import DENSE, FLEX, FLEX_SPARSE, KERNEL, PSA, Case
 from psa_triton.tools.shapes import AttentionShape
+from psa_triton.tools.video import figure_png
 
 _STYLES = {
     DENSE: ("dense, torch SDPA", "#666666", "o-"),
@@ -115,6 +115,4 @@ def plot(cases: Sequence[Case], title: str) -> bytes:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return figure_png(figure, 130)

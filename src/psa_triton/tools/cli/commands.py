@@ -1,4 +1,4 @@
-"""What the commands are asked: a dataclass a command, whose docstring is its help; see `options`."""
+"""What the commands are asked: a dataclass a command, whose docstring is its help, of groups that several have."""
 
 from __future__ import annotations
 
@@ -8,26 +8,115 @@ from pathlib import Path
 from typing import Literal
 
 from psa_triton.models import QWEN2_5_VL
-from psa_triton.tools.cli.options import (
-    REQUIRED,
-    AttentionOptions,
-    DenseOptions,
-    MachineOptions,
-    ModelOptions,
-    PresetOptions,
-    PromptsOptions,
-    VideoFileOptions,
-    VideoOptions,
-    of_attention,
-    of_video,
-    option,
-)
+from psa_triton.tools.cli.options import REQUIRED, option
 from psa_triton.tools.shapes import SHAPES
 
+_of_attention = partial(option, rich_help_panel="Model and attention")
+_of_video = partial(option, rich_help_panel="Video (by default as the model is made for)")
+_of_machine = partial(option, rich_help_panel="Machine")
 _of_comparison = partial(option, rich_help_panel="Comparison")
 _of_saved = partial(option, rich_help_panel="Saved q, k, v")
 _of_goal = partial(option, rich_help_panel="Goal (one of them; by default the budget of the preset that is tuned)")
 _of_input = partial(option, rich_help_panel="Image or video")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsOptions:
+    """What to make, of as many prompts as are given."""
+
+    prompt: list[str] | None = option(None, "What is to be seen; may be given repeatedly.", metavar="TEXT")
+    prompt_file: Path | None = option(
+        None, "Prompts, one a line; blank lines and # comments are skipped.", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, with which weights."""
+
+    model: str = _of_attention("tiny-wan", "A known model, or a diffusers pipeline folder.", metavar="KEY|PATH")
+    model_path: str | None = _of_attention(
+        None, "Weights for a known model: a pipeline folder, or a hub id.", metavar="PATH|ID"
+    )
+    lora_path: str | None = _of_attention(
+        None, "LoRA weights: a safetensors file, its folder, or a hub id.", metavar="PATH|ID"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetOptions:
+    """Where a preset is from, and what computes it."""
+
+    config: Path | None = _of_attention(None, "A presets file of your own instead of the shipped one.", metavar="PATH")
+    # The words are those of `psa_triton.impl.Impl`, whose module needs torch; a test holds them together.
+    impl: Literal["auto", "reference", "torch", "cpu", "triton"] = _of_attention(
+        "auto", "Implementation of the sparse operator."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """Sparse attention of which preset, or dense."""
+
+    use_psa: bool | None = _of_attention(
+        None,
+        "Sparse or dense attention. By default `psa generate` is sparse; the scripts are if a preset is named.",
+        "--use-psa/--dense",
+    )
+    attention_preset: str | None = _of_attention(
+        None,
+        "A preset of the model (see `psa presets list`), or SECTION/PRESET; by default the model's own.",
+        metavar="NAME",
+    )
+    preset: PresetOptions = field(default_factory=PresetOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseOptions:
+    """What runs dense though attention is sparse."""
+
+    max_error: float | None = _of_attention(
+        None,
+        "Bound on the measured relative error of attention, past which a layer runs dense; instead of warm-up.",
+        metavar="ERROR",
+    )
+    min_tokens: int | None = _of_attention(
+        None, "Shorter sequences run dense; 0 for none. By default those that PSA is no faster on."
+    )
+    dense_last_steps: int = _of_attention(0, "Denoising steps at the end that run dense.", metavar="N")
+    dense_layers: str = _of_attention(
+        "", "Transformer blocks that run dense, such as 0,1 or 0,36-39.", metavar="INDEXES"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """What a video is like: fields of `VideoRequest`; None for what the model is made for."""
+
+    negative_prompt: str | None = _of_video(None, "What is not to be seen.", metavar="TEXT")
+    num_inference_steps: int | None = _of_video(None, "Denoising steps.", "--num-inference-steps", "--steps")
+    width: int | None = _of_video(None, "Pixels.")
+    height: int | None = _of_video(None, "Pixels.")
+    num_frames: int | None = _of_video(None, "Frames.")
+    guidance_scale: float | None = _of_video(None, "How closely to follow the prompt; 1 runs the model once a step.")
+    guidance_scale_2: float | None = _of_video(None, "The same for the second transformer, where there are two.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFileOptions(VideoOptions):
+    """The same of a video that is written."""
+
+    fps: int | None = _of_video(None, "Frames per second of the file.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where a model runs."""
+
+    device: str = _of_machine("auto", "auto, cpu, cuda, cuda:1, ...; of several processes each has a GPU of its own.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _of_machine(
+        "auto", "Type of the weights; auto: float32 on a CPU, else bfloat16."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +144,7 @@ class Generate:
     model: ModelOptions = field(default_factory=ModelOptions)
     attention: AttentionOptions = field(default_factory=AttentionOptions)
     dense: DenseOptions = field(default_factory=DenseOptions)
-    seed: int = of_video(42, "Seed of the noise; video i uses seed + i.")
+    seed: int = _of_video(42, "Seed of the noise; video i uses seed + i.")
     video: VideoFileOptions = field(default_factory=VideoFileOptions)
     machine: MachineOptions = field(default_factory=MachineOptions)
 
@@ -85,7 +174,7 @@ class Compare:
         "backend on a GPU in 16 bits, else dtype.",
     )
     model: ModelOptions = field(default_factory=ModelOptions)
-    attention_preset: list[str] | None = of_attention(
+    attention_preset: list[str] | None = _of_attention(
         None,
         "A preset of the model, or SECTION/PRESET; by default the model's own. May be given repeatedly.",
         metavar="NAME",
@@ -98,7 +187,7 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class _PrefillOptions(AttentionOptions):
-    use_psa: bool | None = of_attention(
+    use_psa: bool | None = _of_attention(
         None,
         "Sparse or dense attention in the prefill. By default `psa understand` is sparse; the script is if a "
         "preset is named.",
@@ -126,7 +215,7 @@ class Understand:
         min=1,
     )
     max_tokens: int = option(512, "Tokens of the answer at most.", min=1)
-    model: str = of_attention(
+    model: str = _of_attention(
         QWEN2_5_VL.key,
         f"{QWEN2_5_VL.key}, or another Qwen2.5-VL or Qwen2-VL: a folder or a hub id.",
         metavar="KEY|PATH|ID",
@@ -170,7 +259,7 @@ class Bench:
 class _InspectedVideoOptions(VideoOptions):
     """`--steps` is what to look at."""
 
-    num_inference_steps: int | None = of_video(None, "Denoising steps of the run.", "--num-inference-steps")
+    num_inference_steps: int | None = _of_video(None, "Denoising steps of the run.", "--num-inference-steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +287,7 @@ class Inspect:
     prefix_tokens: int | None = _of_saved(None, "Text tokens before them.", min=0)
     causal: bool = _of_saved(False, "Mask later keys.", "--causal")
     model: ModelOptions = field(default_factory=ModelOptions)
-    attention_preset: str | None = of_attention(
+    attention_preset: str | None = _of_attention(
         None,
         "A preset of the model, or SECTION/PRESET; by default the model's own, or the file's.",
         "--attention-preset",
@@ -206,7 +295,7 @@ class Inspect:
         metavar="NAME",
     )
     preset: PresetOptions = field(default_factory=PresetOptions)
-    seed: int = of_video(42, "Seed of the noise; video i uses seed + i.")
+    seed: int = _of_video(42, "Seed of the noise; video i uses seed + i.")
     video: _InspectedVideoOptions = field(default_factory=_InspectedVideoOptions)
     machine: MachineOptions = field(default_factory=MachineOptions)
 
@@ -246,13 +335,13 @@ class Tune:
         False, "Make the first prompt's video with the tuned preset too: its PSNR and seconds.", "--check"
     )
     model: ModelOptions = field(default_factory=ModelOptions)
-    attention_preset: str | None = of_attention(
+    attention_preset: str | None = _of_attention(
         None,
         "The preset to tune, a mask_mode: budget one of the model, or SECTION/PRESET; psa_budget by default.",
         metavar="NAME",
     )
     preset: PresetOptions = field(default_factory=PresetOptions)
-    seed: int = of_video(42, "Seed of the noise; video i uses seed + i.")
+    seed: int = _of_video(42, "Seed of the noise; video i uses seed + i.")
     video: VideoOptions = field(default_factory=VideoOptions)
     machine: MachineOptions = field(default_factory=MachineOptions)
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count
 from psa_triton.models import QWEN2_5_VL, model_key
-from psa_triton.tools.cli.commands import Inspect
+from psa_triton.tools.cli.commands import Inspect, PromptsOptions
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
-from psa_triton.tools.cli.options import PromptsOptions, read_indexes, refuse
+from psa_triton.tools.cli.options import read_indexes, refuse
 from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_prompts
 from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.files import Staging, held, json_bytes, output_folder, staged

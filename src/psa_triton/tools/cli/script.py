@@ -10,9 +10,9 @@ import typer
 from typer.core import TyperCommand
 
 from psa_triton.tools.cli.app import DASH_OR_UNDERSCORE
-from psa_triton.tools.cli.commands import Generate, Understand
+from psa_triton.tools.cli.commands import Generate, ModelOptions, Understand
 from psa_triton.tools.cli.errors import errors_in_one_line
-from psa_triton.tools.cli.options import ModelOptions, command
+from psa_triton.tools.cli.options import command
 
 
 class _Script(TyperCommand):

@@ -14,17 +14,15 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from psa_triton.impl import Impl, resolve_impl
-from psa_triton.models import model_key
-from psa_triton.names import unknown_name
-from psa_triton.tools.cli.options import (
+from psa_triton.tools.cli.commands import (
     AttentionOptions,
     DenseOptions,
     MachineOptions,
     ModelOptions,
     PresetOptions,
     PromptsOptions,
-    read_indexes,
 )
+from psa_triton.tools.cli.options import read_indexes
 from psa_triton.tools.generation.attention import DENSE, Attention, DenseParts, named_attention
 from psa_triton.tools.generation.loading import Target, choose_device, choose_dtype, load_pipeline
 from psa_triton.tools.generation.model_configs import checkout_model_configs, configured_models
@@ -56,8 +54,7 @@ def choose_source(options: ModelOptions, *, keys: Sequence[str] = (), configs: P
 
     Args:
         options: the model: a key, the name of a preset section, or a pipeline folder.
-        keys: the keys to choose from, the first of which has the settings for a folder whose model is not known; all
-            keys and no such settings by default.
+        keys: those to choose from, as in `find_source`.
         configs: a `model_configs.py`; by default that of the checkout which this library runs from, if it does.
 
     Raises:
@@ -65,13 +62,8 @@ def choose_source(options: ModelOptions, *, keys: Sequence[str] = (), configs: P
             unknown model.
         FileNotFoundError: a folder is not there, or the built-in model is not part of this installation.
     """
-    model = options.model
     models = configured_models(configs or checkout_model_configs())
-    if keys and model not in keys and model_key(model) in keys:
-        model = model_key(model)
-    if keys and model not in keys and not Path(model).is_dir():
-        raise ValueError(f"{unknown_name('model', model, keys)}; nor is it the path of a folder")
-    source = find_source(model, models=models, weights=options.model_path, otherwise=models[keys[0]] if keys else None)
+    source = find_source(options.model, models=models, keys=keys, weights=options.model_path)
     if options.lora_path is None:
         return source
     if source.spec is None:

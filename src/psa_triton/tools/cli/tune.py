@@ -33,10 +33,8 @@ from psa_triton.tools.generation.single import generate_video
 from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.probe import READ_ALL, Probe
 from psa_triton.tools.inspection.qkv_file import QKVFile, read_qkv
-from psa_triton.tools.tuning.allocation import Allocation, Cell, make_cells, one_budget
-from psa_triton.tools.tuning.curve import Curve, root_mean_square
-from psa_triton.tools.tuning.goal import Goal
-from psa_triton.tools.tuning.measure import measure_curve
+from psa_triton.tools.tuning.allocation import Allocation, Cell, Goal, make_cells, one_budget
+from psa_triton.tools.tuning.curve import Curve, measure_curve, root_mean_square
 from psa_triton.tools.tuning.picture import draw
 from psa_triton.tools.tuning.plan import RunPart, parts_around, parts_of_run
 from psa_triton.tools.tuning.preset import presets_with, tuned_config

@@ -86,14 +86,7 @@ class Attention:
 DENSE = Attention(name=DENSE_PRESET.name, config=None)
 
 
-def choose_attention(
-    source: ModelSource,
-    preset: str | None = None,
-    *,
-    file: Path | None = None,
-    impl: Impl = "auto",
-    dense_parts: DenseParts = DenseParts(),
-) -> Attention:
+def choose_attention(source: ModelSource, preset: str | None = None, **how: Any) -> Attention:
     """The attention that a preset of a model stands for; errors and other arguments as in `named_attention`.
 
     Args:
@@ -107,7 +100,7 @@ def choose_attention(
             "a known model's (see `psa presets list`), or --dense"
         )
     section, usual = (None, None) if spec is None else (spec.preset_section, spec.preset)
-    return named_attention(preset or usual, section, file=file, impl=impl, dense_parts=dense_parts)
+    return named_attention(preset or usual, section, **how)
 
 
 def named_attention(

@@ -113,17 +113,14 @@ def _check(file: Path) -> None:
         with safe_open(file, framework="pt") as weights:
             names = frozenset(weights.keys())
             if not any("lora" in name for name in names):
-                raise ValueError(f"lora_path: expected LoRA weights, got {_others(names)} in {file}")
+                named = f"others ({', '.join(sorted(names)[:3])})" if names else "none"
+                raise ValueError(f"lora_path: expected LoRA weights, got {named} in {file}")
             for name in sorted(names):
                 _check_weight(file, name, weights.get_tensor(name), weights.get_slice, names)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"lora_path: {file} is damaged or no safetensors file: {error}; fetch it again, or name another"
         ) from error
-
-
-def _others(names: Collection[str]) -> str:
-    return f"others ({', '.join(sorted(names)[:3])})" if names else "none"
 
 
 def _check_weight(

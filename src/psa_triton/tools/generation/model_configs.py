@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 import psa_triton
+from psa_triton.mistakes import mistake
 from psa_triton.models import MODELS, ModelSpec
 from psa_triton.names import unknown_name
 
@@ -68,13 +69,11 @@ def configured_models(file: Path | None) -> Mapping[str, ModelSpec]:
     """
     if file is None:
         return MODELS
-    changed = {key: _changed(MODELS[key], config) for key, config in _read(file).items()}
-    return {**MODELS, **changed}
-
-
-def _changed(spec: ModelSpec, config: ModelConfig) -> ModelSpec:
-    changes: dict[str, Any] = {_FIELDS.get(name, name): value for name, value in config.items()}
-    return replace(spec, **changes)
+    models = dict(MODELS)
+    for key, config in _read(file).items():
+        changes: dict[str, Any] = {_FIELDS.get(name, name): value for name, value in config.items()}
+        models[key] = replace(models[key], **changes)
+    return models
 
 
 def _read(file: Path) -> dict[str, ModelConfig]:
@@ -91,14 +90,7 @@ def _read(file: Path) -> dict[str, ModelConfig]:
         try:
             configs[key] = _CONFIG.validate_python(row)
         except ValidationError as error:
-            raise ValueError(f"{file}: {_mistake(key, error)}") from error
+            details = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in (key, *details["loc"]))
+            raise ValueError(f"{file}: {mistake(place, details, list(ModelConfig.__annotations__))}") from error
     return configs
-
-
-def _mistake(model: str, error: ValidationError) -> str:
-    """The first mistake in the row of a model."""
-    details = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in (model, *details["loc"]))
-    if details["type"] == "extra_forbidden":
-        return f"{place}: {unknown_name('setting', str(details['loc'][-1]), ModelConfig.__annotations__)}"
-    return f"{place}: {details['msg'].replace('Input should be', 'expected')}, got {details['input']!r}"

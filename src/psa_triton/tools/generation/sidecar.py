@@ -18,6 +18,8 @@ from psa_triton.tools.generation.loading import Target
 from psa_triton.tools.generation.request import VideoRequest
 from psa_triton.tools.machine import hardware, versions
 
+_SHOWN = 4
+
 
 def settings_of(target: Target, request: VideoRequest, attention: Attention) -> dict[str, Any]:
     """Everything that determines a video, as plain data: two videos of equal settings are the same video."""
@@ -66,15 +68,15 @@ def _no_sidecar(file: Path, came: str) -> str:
     return f"{file}: expected the sidecar of a video, got {came}; move it away or give --overwrite"
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, most: int = 4) -> str:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """`name: old -> new` for each setting that differs, the prompt first, nested ones by dotted name, joined by commas.
 
-    Beyond `most` they are counted.
+    Beyond four they are counted.
     """
     before, after = _flat(old), _flat(new)
     names = [name for name in {"prompt": None, **before, **after} if before.get(name) != after.get(name)]
-    shown = [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names[:most]]
-    return ", ".join([*shown, *([f"{len(names) - most} more"] if len(names) > most else [])])
+    shown = [f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in names[:_SHOWN]]
+    return ", ".join([*shown, *([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])])
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,7 @@ class ModelSource:
 
 
 def find_source(
-    model: str,
-    *,
-    models: Mapping[str, ModelSpec] = MODELS,
-    weights: str | None = None,
-    otherwise: ModelSpec | None = None,
+    model: str, *, models: Mapping[str, ModelSpec] = MODELS, keys: Sequence[str] = (), weights: str | None = None
 ) -> ModelSource:
     """The model that a name or a folder stands for; a folder with a known model gets that model's settings.
 
@@ -84,21 +80,24 @@ def find_source(
         model: a key of `models`, the name of its preset section, or the path of a folder as
             `DiffusionPipeline.save_pretrained` writes it.
         models: the known models by key.
+        keys: those to choose from, the first of which has the settings for a folder whose model is not known; all, and
+            no such settings, by default.
         weights: a pipeline folder, or a repository on the hub, to take in place of the key's own.
-        otherwise: settings for a folder whose model is not known; None for none.
 
     Raises:
         ValueError: neither a key nor a folder, a folder that is not a pipeline's, or a folder and `weights`.
         FileNotFoundError: `weights` is no folder, or the built-in model is asked for and not part of this installation.
     """
-    if model not in models and not Path(model).is_dir():
+    known = keys or models
+    is_folder = Path(model).is_dir()
+    if model not in known and model_key(model) in known and not is_folder:
         model = model_key(model)
-    if model not in models:
-        if not Path(model).is_dir():
-            raise ValueError(f"{unknown_name('model', model, models)}; nor is it the path of a folder")
+    if model not in known:
+        if not is_folder:
+            raise ValueError(f"{unknown_name('model', model, known)}; nor is it the path of a folder")
         if weights is not None:
             raise ValueError(f"model_path: expected it with a known model's name, got it with the folder {model}")
-        return _folder_source(model, models, otherwise)
+        return _folder_source(model, models, models[keys[0]] if keys else None)
     spec = models[model] if weights is None else replace(models[model], hub_id=weights)
     if spec.hub_id is None:
         return ModelSource(name=model, location=str(tiny_wan_path()), pipeline=spec.pipeline, spec=spec)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
+from psa_triton.exempt import Side, find_sides
 from psa_triton.impl import Impl
 from psa_triton.inputs import check_attention_inputs
 from psa_triton.levels import levels_of, read_density
@@ -46,27 +47,16 @@ class AttentionInputs:
         for name, x in (("q", self.q), ("k", self.k), ("v", self.v)):
             if x is not None and not torch.isfinite(x).all():
                 raise ValueError(f"{name}: expected finite numbers, got some NaN or inf")
-        query_tokens, key_tokens = self.q.shape[2], self.k.shape[2]
-        least = min(query_tokens, key_tokens)
-        if not 0 <= self.prefix_tokens <= least:
-            raise ValueError(f"prefix_tokens: expected 0 to {least}, the number of tokens, got {self.prefix_tokens}")
-        if self.is_causal and query_tokens > key_tokens:
+        self.sides()
+        if self.is_causal and self.q.shape[2] > self.k.shape[2]:
             raise ValueError(
-                f"is_causal: expected at most as many queries as keys, got {query_tokens} and {key_tokens}"
+                f"is_causal: expected at most as many queries as keys, got {self.q.shape[2]} and {self.k.shape[2]}"
             )
-        if self.grid is not None:
-            self._check_grid(*self.grid)
 
-    def _check_grid(self, frames: int, height: int, width: int) -> None:
-        if min(frames, height, width) < 1:
-            raise ValueError(f"grid: expected three positive numbers, got {frames}, {height}, {width}")
-        tokens = frames * height * width + self.prefix_tokens
-        for name, x in (("q", self.q), ("k", self.k)):
-            if x.shape[2] != tokens:
-                raise ValueError(
-                    f"grid: expected frames * height * width + prefix_tokens = {x.shape[2]}, the tokens of {name}, "
-                    f"got {frames} * {height} * {width} + {self.prefix_tokens} = {tokens}"
-                )
+    def sides(self) -> tuple[Side, Side]:
+        """The queries and the keys, and which are exempt."""
+        _, queries, keys = find_sides(self.q.shape[2], self.k.shape[2], self.grid, self.prefix_tokens)
+        return queries, keys
 
     def batch_entry(self, index: int) -> AttentionInputs:
         """One entry of the batch, as a batch of one."""
@@ -95,18 +85,26 @@ class AttentionInputs:
 
     def orders(self, config: PSAConfig) -> tuple[TokenOrder, TokenOrder]:
         """The orders in which queries and keys are cut into blocks, as `psa_attention` has them."""
-        orders = token_orders(self.q, self.k, config, self.grid, self.prefix_tokens)
+        orders = token_orders(self.q, self.k, config, self.grid, *self.sides())
         return (_as_they_come(self.q), _as_they_come(self.k)) if orders is None else orders
 
     def ordered(self, for_queries: TokenOrder, for_keys: TokenOrder) -> AttentionInputs:
-        """Tokens in these orders, and no longer in raster order."""
+        """Tokens in these orders, and so no longer in the grid's."""
         q, k = for_queries.apply(self.q), for_keys.apply(self.k)
-        return replace(self, q=q, k=k, v=None if self.v is None else for_keys.apply(self.v), grid=None)
+        return replace(self, q=q, k=k, v=None if self.v is None else for_keys.apply(self.v))
 
     def choose_levels(self, config: PSAConfig, impl: Impl = "auto") -> Tensor:
-        """As `psa_attention` does, for tokens as they stand: int8 `[B, Hq, nq, nk]`."""
+        """As `psa_attention` does, for tokens as they stand, exempt ones first: int8 `[B, Hq, nq, nk]`."""
+        queries, keys = self.sides()
         return levels_of(
-            self.q, self.k, self.v, config, impl=impl, prefix_tokens=self.prefix_tokens, is_causal=self.is_causal
+            self.q,
+            self.k,
+            self.v,
+            config,
+            impl=impl,
+            is_causal=self.is_causal,
+            exempt_queries=queries.front,
+            exempt_keys=keys.front,
         )
 
     def density(self, levels: Tensor, config: PSAConfig) -> Tensor:

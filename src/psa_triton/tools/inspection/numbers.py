@@ -53,7 +53,7 @@ class LevelShare:
 def levels_in_use(heads: Iterable[HeadInspection]) -> tuple[int, ...]:
     """Finest first, 0 last; coarser ones than 8 only if they occur."""
     found = {int(level) for head in heads for level in head.levels.unique()}
-    return tuple(sorted(found.union(_USUAL), key=_coarseness))
+    return tuple(sorted(found.union(_USUAL), key=lambda level: level or float("inf")))
 
 
 def visible_pairs(inspection: Inspection, head: HeadInspection) -> Tensor:
@@ -87,10 +87,6 @@ def level_shares(inspection: Inspection, head: HeadInspection, levels: Sequence[
             )
         )
     return shares
-
-
-def _coarseness(level: int) -> float:
-    return level or float("inf")
 
 
 def _mean_mass(mass: Tensor | None, there: Tensor) -> float:
@@ -147,7 +143,8 @@ def table(calls: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
         for head in call["heads"]:
             where = [*(str(value) for value in call["place"].values()), str(head["head"])]
             pairs = "/".join(f"{100 * share['pairs']:.0f}" for share in head["levels"])
-            lines.append([*where, f"{head['density']:.3f}", pairs, *_attention(head["levels"]), _error(head["error"])])
+            error = "-" if head["error"] is None else f"{head['error']:.4f}"
+            lines.append([*where, f"{head['density']:.3f}", pairs, *_attention(head["levels"]), error])
     return columns, lines
 
 
@@ -158,7 +155,3 @@ def _attention(levels: Sequence[Mapping[str, Any]]) -> list[str]:
         return ["-", "-"]
     recall = finest["mass_so_far"] / finest["best_so_far"] if finest["best_so_far"] else 1.0
     return ["/".join(f"{100 * share['mass']:.0f}" for share in levels), f"{recall:.3f}"]
-
-
-def _error(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

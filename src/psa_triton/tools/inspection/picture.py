@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from psa_triton.tools.inspection.exact import spread_evenly
 from psa_triton.tools.inspection.inspect import HeadInspection, Inspection
 from psa_triton.tools.inspection.numbers import LevelShare, level_shares, levels_in_use, visible_pairs
+from psa_triton.tools.video import figure_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,12 +66,12 @@ def frame_map(inspection: Inspection, head: HeadInspection, block: int, *, frame
     """
     if inspection.grid is None:
         raise ValueError("inspection: expected one of visual tokens, got one without a grid")
-    config, prefix = inspection.config, inspection.prefix_tokens
+    config, visual = inspection.config, prod(inspection.grid)
     levels = torch.empty(len(head.key_places), dtype=torch.int8)
     levels[head.key_places] = head.levels[block].repeat_interleave(config.block_n)[: len(levels)]
     queries = torch.zeros(len(head.query_places), dtype=torch.bool)
     queries[head.query_places[block * config.block_m : (block + 1) * config.block_m]] = True
-    levels, queries = levels[prefix:].view(inspection.grid), queries[prefix:].view(inspection.grid)
+    levels, queries = levels[-visual:].view(inspection.grid), queries[-visual:].view(inspection.grid)
     own = int(queries.sum((1, 2)).argmax())
     return FrameMap(block, _frames_with(own, inspection.grid[0], frames), levels, queries)
 
@@ -103,9 +104,7 @@ def draw(inspection: Inspection, head: HeadInspection, title: str) -> bytes:
     else:
         _draw_call(figure, inspection, head)
     _add_legend(figure, levels_in_use([head]), queries=bool(maps))
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return figure_png(figure, 100)
 
 
 def _figures(inspection: Inspection, head: HeadInspection) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from math import prod
 from typing import Final
 
 from torch import Tensor
@@ -48,9 +49,9 @@ class Probe:
         self._found.add(site)
         assert record.qkv is not None  # as of every record that apply_psa tells of
         q, k, v = (x[-1:] for x in record.qkv)
+        visual = prod(record.grid)
         if record.order is not None:
-            order = record.order.with_prefix(record.prefix_tokens)
-            order = TokenOrder(order.permutation.to(q.device), order.inverse.to(q.device))
-            q, k, v = (order.restore(x) for x in (q, k, v))
-        inputs = AttentionInputs(q=q, k=k, v=v, grid=record.grid, prefix_tokens=record.prefix_tokens)
+            order = TokenOrder(record.order.permutation.to(q.device), record.order.inverse.to(q.device))
+            q, k, v = (order.with_prefix(x.shape[2] - visual).restore(x) for x in (q, k, v))
+        inputs = AttentionInputs(q=q, k=k, v=v, grid=record.grid, prefix_tokens=q.shape[2] - visual)
         self._on_call(site, inputs, record.levels[-1:])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from psa_triton.tools.tuning.allocation import Allocation, Cell
 from psa_triton.tools.tuning.curve import DENSE
 from psa_triton.tools.tuning.plan import RunPart
+from psa_triton.tools.video import figure_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +36,7 @@ def draw(
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     _draw_curves(left, cells, parts, allocation, uniform)
     _draw_budgets(right, cells, parts, allocation)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    return buffer.getvalue()
+    return figure_png(figure, 100)
 
 
 def _draw_curves(

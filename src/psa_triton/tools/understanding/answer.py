@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import TextStreamer
@@ -17,6 +17,7 @@ from psa_triton.tools.understanding.prompt import Prompt
 
 OnText = Callable[[str], None]
 """Told each piece of the answer, as soon as its words are whole."""
+_GREEDY: Final[dict[str, Any]] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,7 @@ def answer_prompt(
     inputs = {name: value.to(model.device) for name, value in prompt.inputs.items()}
     psa = nullcontext() if attention.config is None else apply_psa(model, attention.config, impl=attention.impl)
     with psa as handle:
-        model.generate(
-            **inputs,
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            streamer=listener,
-        )
+        model.generate(**inputs, **_GREEDY, max_new_tokens=max_tokens, streamer=listener)
         stats = None if handle is None else handle.stats()
     start, first, last = listener.times[0], listener.times[1], listener.times[-1]
     return Answer(

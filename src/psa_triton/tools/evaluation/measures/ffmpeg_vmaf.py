@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from torch import Tensor
 
 from psa_triton.tools.evaluation.measures.score import NotMeasured, Score
@@ -34,7 +33,7 @@ def vmaf(reference: Tensor, video: Tensor) -> Score:
     raw = ["-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{width}x{height}", "-framerate", "24"]
     with tempfile.TemporaryDirectory() as folder:
         for name, frames in (("video", video), ("reference", reference)):
-            (Path(folder) / name).write_bytes(_bytes(frames).tobytes())
+            (Path(folder) / name).write_bytes(to_uint8(frames.movedim(1, -1).cpu().numpy()).tobytes())
         inputs = [*raw, "-i", "video", *raw, "-i", "reference"]
         command = [ffmpeg, "-v", "error", *inputs, "-lavfi", _GRAPH, "-f", "null", "-"]
         # The log's path is part of a filter's text, where a `:` or `'` would need quotes: hence the working folder.
@@ -60,7 +59,3 @@ def _ffmpeg() -> str:
     if " libvmaf " not in filters:
         raise NotMeasured(f"{Path(path).name} is built without libvmaf")
     return path
-
-
-def _bytes(frames: Tensor) -> np.ndarray:
-    return to_uint8(frames.movedim(1, -1).cpu().numpy())

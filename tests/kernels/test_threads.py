@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psa_triton import PSAConfig, psa_attention
-from psa_triton.threads import run_tasks
+from psa_triton.kernels.gathered.threads import run_tasks
 
 
 def test_the_operator_runs_in_inference_mode() -> None:

@@ -1,7 +1,7 @@
 import torch
 
+from psa_triton.kernels.gathered.schedule import lists, make_schedule, stacked, step_size
 from psa_triton.pyramid import pyramid_layout
-from psa_triton.schedule import lists, make_schedule, stacked, step_size
 
 
 def test_lists_computed_by_hand():

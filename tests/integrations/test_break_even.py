@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from psa_triton import PSAConfig, break_even
+from psa_triton import PSAConfig
+from psa_triton.integrations import break_even
 from psa_triton.presets import load_presets_file
 
 READS_A_TENTH = PSAConfig(mask_mode="topk", mask_ratios={1: (0, 0.1), 0: (0.1, 1)})

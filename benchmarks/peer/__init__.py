@@ -1,1 +1,0 @@
-"""The attentions that `peers.py` puts side by side."""

@@ -1,0 +1,170 @@
+"""Exempt tokens: read in full by every query, reading everything in full, or both; text, audio, references, sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from psa_triton.inputs import as_int
+
+Exempt: TypeAlias = Sequence[tuple[int, int]] | Tensor
+"""Ranges of tokens, or int64 `[E]` positions, as callers give them."""
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+"""Tokens from each start up to its stop, which is not one of them; in ascending order, apart, none empty."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """The tokens of the queries, or those of the keys."""
+
+    tokens: int
+    """How many there are."""
+    exempt: Ranges = ()
+    """Queries that read everything in full; keys that every query reads in full."""
+    aside: Ranges = ()
+    """Tokens without a place in the grid: these, and those that are exempt on the other side alone."""
+
+    @property
+    def front(self) -> Ranges:
+        """Where the exempt tokens stand once they are first."""
+        return as_prefix(count(self.exempt))
+
+    def pieces(self) -> Ranges:
+        """Ranges in their order once the exempt tokens are first, then others without a place, then the grid's."""
+        rest = _gaps(self.aside, self.tokens)
+        return *self.exempt, *_gaps(_merged([*self.exempt, *rest]), self.tokens), *rest
+
+
+def as_prefix(tokens: int) -> Ranges:
+    """The first `tokens` ones."""
+    return ((0, tokens),) if tokens else ()
+
+
+def count(ranges: Ranges) -> int:
+    """How many tokens there are in them."""
+    return sum(stop - start for start, stop in ranges)
+
+
+def as_ranges(name: str, value: Any, tokens: int) -> Ranges:
+    """`value`, the argument called `name`, which says which of so many tokens are exempt.
+
+    Args:
+        name: of the argument.
+        value: pairs (start, stop), which may overlap; or positions in a tensor of integers of one dimension.
+        tokens: of the sequence.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it reaches beyond the tokens.
+    """
+    came = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+    message = f"{name}: expected ranges [(start, stop), ...] or positions in an int64 tensor [E], got {came}"
+    if isinstance(value, Tensor):
+        if value.ndim != 1 or value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
+            raise TypeError(f"{message}; a mask of tokens has its positions in .nonzero().flatten()")
+        pairs = [(place, place + 1) for place in value.tolist()]
+    else:
+        try:
+            pairs = [(as_int(name, start), as_int(name, stop)) for start, stop in value]
+        except (TypeError, ValueError) as error:
+            raise TypeError(message) from error
+    for start, stop in pairs:
+        if not 0 <= start <= stop <= tokens:
+            raise ValueError(f"{name}: expected 0 <= start <= stop <= {tokens}, the tokens, got ({start}, {stop})")
+    return _merged(pairs)
+
+
+def find_sides(
+    queries: int,
+    keys: int,
+    grid: Any,
+    prefix_tokens: int = 0,
+    exempt: Any = (),
+    exempt_keys: Any = (),
+    exempt_queries: Any = (),
+) -> tuple[tuple[int, int, int] | None, Side, Side]:
+    """The grid, the queries and the keys, once it is known that they fit each other.
+
+    With a grid the last of the keys that are left are its own. What stands before these, where there are more keys
+    than queries, is exempt.
+
+    Args:
+        queries, keys: how many tokens there are.
+        grid: of the tokens that are not exempt; None for none.
+        prefix_tokens: of queries and keys, at the start.
+        exempt: of both.
+        exempt_keys, exempt_queries: of one.
+
+    Raises:
+        TypeError: one of them is of a wrong type.
+        ValueError: they do not fit.
+    """
+    prefix_tokens, fewer = as_int("prefix_tokens", prefix_tokens), min(queries, keys)
+    if not 0 <= prefix_tokens <= fewer:
+        raise ValueError(f"prefix_tokens: expected 0 to {fewer}, the number of tokens, got {prefix_tokens}")
+    both = as_prefix(prefix_tokens) + as_ranges("exempt", exempt, fewer)
+    of_queries = _merged([*both, *as_ranges("exempt_queries", exempt_queries, queries)])
+    of_keys = _merged([*both, *as_ranges("exempt_keys", exempt_keys, keys)])
+    if queries == keys:
+        aside = _merged([*of_queries, *of_keys])
+        sides = Side(queries, of_queries, aside), Side(keys, of_keys, aside)
+    else:
+        sides = Side(queries, of_queries, of_queries), Side(keys, of_keys, of_keys)
+    if grid is None:
+        return None, *sides
+    t, h, w = _as_grid(grid)
+    surplus = max(keys - count(sides[1].aside) - t * h * w, 0) if keys > queries else 0
+    if surplus:
+        of_keys = _merged([*of_keys, *_first(_gaps(of_keys, keys), surplus)])
+        sides = sides[0], Side(keys, of_keys, of_keys)
+    words = "prefix_tokens" if both in ((), as_prefix(prefix_tokens)) and count(sides[0].aside) == prefix_tokens else ""
+    for name, side in zip("qk", sides, strict=True):
+        others = count(side.aside)
+        if t * h * w + others != side.tokens:
+            raise ValueError(
+                f"grid: expected frames * height * width + {words or 'exempt tokens'} = {side.tokens}, the tokens of "
+                f"{name}, got {t} * {h} * {w} + {others} = {t * h * w + others}; if tokens are dimension 1 of {name}, "
+                "pass its transpose(1, 2)"
+            )
+    return (t, h, w), *sides
+
+
+def _as_grid(grid: Any) -> tuple[int, int, int]:
+    message = f"grid: expected three positive ints (frames, height, width), got {grid!r}"
+    try:
+        sizes = [as_int("grid", size) for size in grid]
+    except TypeError as error:
+        raise TypeError(message) from error
+    if len(sizes) != 3 or not all(size > 0 for size in sizes):
+        raise ValueError(message)
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _merged(pairs: Sequence[tuple[int, int]]) -> Ranges:
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(pair for pair in pairs if pair[0] < pair[1]):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(stop, merged[-1][1])
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+def _gaps(ranges: Ranges, tokens: int) -> Ranges:
+    """Those of so many tokens that are in none of `ranges`."""
+    edges = [0, *(edge for pair in ranges for edge in pair), tokens]
+    return tuple(pair for pair in zip(edges[::2], edges[1::2], strict=True) if pair[0] < pair[1])
+
+
+def _first(ranges: Ranges, tokens: int) -> Ranges:
+    """The first `tokens` tokens of `ranges`."""
+    found: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        stop = min(stop, start + tokens)
+        tokens -= stop - start
+        found.append((start, stop))
+    return tuple(found)
