@@ -139,10 +139,12 @@ def rules(chosen: dict[Choice, Tiles]) -> list[dict[str, Any]]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="choose anew, and replace the table that is shipped")
     parser.add_argument(
-        "--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="with --write: of these alone"
+        "--write",
+        action="store_true",
+        help="keep what fits, choose the rest anew, and put it into the table that is shipped",
     )
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="of these alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="kernels compiled at a time")
     return parser.parse_args()
 

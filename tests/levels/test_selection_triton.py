@@ -33,6 +33,7 @@ CASES = {
     "many ties of bf16": (rows(1, 1, 3, 60).bfloat16(), FIVE),
     "many ties of fp16": (rows(1, 1, 3, 60).half(), FIVE),
     "ties, zeros of both signs, tiny numbers": (torch.stack([ROW, torch.zeros(10), ROW.flip(0)])[None], FIVE),
+    "infinities": (torch.tensor([0.0, torch.inf, 0.5, torch.inf, 0.0, 0.5])[None], FIVE),
     "strided": (rows(2, 3, 5, 9).transpose(1, 2), FIVE),
     "too long for registers: the torch code": (rows(1, 1, 2, 4097), FIVE),
     "float64: the torch code": (rows(1, 1, 2, 9).double(), FIVE),
