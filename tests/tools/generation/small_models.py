@@ -5,15 +5,11 @@ from __future__ import annotations
 import torch
 from diffusers import (
     AutoencoderKL,
-    AutoencoderKLLTX2Audio,
-    AutoencoderKLLTX2Video,
+    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
-    LTX2Pipeline,
-    LTX2VideoTransformer3DModel,
 )
-from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from small_pipelines import make_tokenizer
 from transformers import (
     CLIPTextConfig,
@@ -66,8 +62,11 @@ def make_flux() -> FluxPipeline:
     )
 
 
-def make_ltx2() -> LTX2Pipeline:
-    """2 pixels a token, a frame a token; audio of 16 kHz."""
+def make_ltx2() -> DiffusionPipeline:
+    """2 pixels a token, a frame a token; audio of 16 kHz. diffusers has it since 0.37."""
+    from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2Pipeline, LTX2VideoTransformer3DModel
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
+
     torch.manual_seed(0)
     text = {
         "hidden_size": 16,
