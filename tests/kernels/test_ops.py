@@ -49,7 +49,7 @@ def test_the_choice_of_levels(impl, mode):
     config = PSAConfig(block_m=32, block_n=32, mask_mode=mode, budget=0.4)
     importance = _importance(q, k, None, "sampled", 32, 32, False, 0.25, impl)
     opcheck(_importance, (q, k, None, "sampled", 32, 32, False, 0.25, impl))
-    opcheck(_choose, (importance, q, k, v, None, config.text, False, [0], [0], 0.25, impl))
+    opcheck(_choose, (importance, q, k, v, None, config.text, False, [0, 3], [0, 3], 0.25, impl))
 
 
 def test_the_grid_order():
