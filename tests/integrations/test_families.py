@@ -52,7 +52,7 @@ SOME = pytest.mark.parametrize(
 
 
 def assert_equal_to_rounding(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
 
 
 def differ(actual: Tensor, expected: Tensor) -> bool:
@@ -203,6 +203,7 @@ def test_adapters(small: Small) -> None:
     inside = [module.named_modules(prefix=name) for name, module in model.named_modules() if id(module) in attended]
     linear = [name for modules in inside for name, module in modules if isinstance(module, nn.Linear)]
     with apply_psa(model, EVERY_TOKEN):
+        torch.manual_seed(0)
         model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=linear, init_lora_weights=False))
         adapted = run(model, inputs)
     assert_equal_to_rounding(adapted, run(model, inputs))
