@@ -188,8 +188,8 @@ class TestShippedFile:
         assert config is not None
         assert budget is not None
         assert config.reuse is not None
-        few = model == "tiny-wan"  # 24 steps; the others have about 50
-        rhythm = {"refresh_every": 12 if few else 8, "layer_groups": 4, "sparse_every": 3 if few else 2}
+        few_steps = model == "tiny-wan"  # 24; the others have about 50
+        rhythm = {"refresh_every": 8, "layer_groups": 4, "sparse_every": 4 if few_steps else 2}
         expected = budget.replace(block_m=128, block_n=64, warmup_steps=0, probe=0.01)
         kept = {"keep": config.reuse.keep, "keep_on": config.reuse.keep_on}
         assert config.replace(description="") == expected.replace(description="", reuse={**rhythm, **kept})
