@@ -316,11 +316,8 @@ class PSAConfig(BaseModel):
 
     def bounded(self, max_error: float) -> PSAConfig:
         """A copy whose error decides when layers refresh, instead of warm-up and rhythm."""
-        kept = (
-            {}
-            if self.reuse is None
-            else self.reuse.model_dump(include={"middle_tolerance", "layers", "keep", "keep_on"})
-        )
+        stays = {"middle_tolerance", "layers", "keep", "keep_on"}
+        kept = {} if self.reuse is None else self.reuse.model_dump(include=stays)
         reuse = Reuse(max_error=max_error, **kept)
         return self.replace(reuse=reuse, probe=self.probe or DEFAULT_PROBE, warmup_steps=0)
 

@@ -121,12 +121,12 @@ def find_sides(
     if surplus:
         of_keys = _merged([*of_keys, *_first(_gaps(of_keys, keys), surplus)])
         sides = sides[0], Side(keys, of_keys, of_keys)
-    words = "prefix_tokens" if both in ((), as_prefix(prefix_tokens)) and count(sides[0].aside) == prefix_tokens else ""
+    others_are = "prefix_tokens" if sides[0].aside == as_prefix(prefix_tokens) else "exempt tokens"
     for name, side in zip("qk", sides, strict=True):
         others = count(side.aside)
         if t * h * w + others != side.tokens:
             raise ValueError(
-                f"grid: expected frames * height * width + {words or 'exempt tokens'} = {side.tokens}, the tokens of "
+                f"grid: expected frames * height * width + {others_are} = {side.tokens}, the tokens of "
                 f"{name}, got {t} * {h} * {w} + {others} = {t * h * w + others}; if tokens are dimension 1 of {name}, "
                 "pass its transpose(1, 2)"
             )

@@ -239,7 +239,7 @@ def check_room(reuse: Reuse, q: Tensor, layers: int) -> None:
         itemsize=q.itemsize,
     )
     on_device = reuse.keep_on == "device" and q.device.type == "cuda"
-    room = _free_on_device(q.device) if on_device else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    room = _free_on_device(q.device) if on_device else host_memory()
     if needed > room:
         place = "the device" if on_device else "this machine"
         raise MemoryError(
@@ -247,6 +247,13 @@ def check_room(reuse: Reuse, q: Tensor, layers: int) -> None:
             f"pass, got {room / 2**30:.1f} GiB on {place}; use keep: fp8 or mean8, keep_on: host, a rhythm without "
             "broadcast, fewer layers, or no reuse"
         )
+
+
+def host_memory() -> float:
+    """Bytes of memory of this machine; inf where the system does not tell, as on Windows."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _free_on_device(device: torch.device) -> int:

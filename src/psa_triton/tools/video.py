@@ -93,6 +93,11 @@ def encode_video(frames: Frames, *, fps: float, audio: Audio | None = None) -> b
     return buffer.getvalue()
 
 
+def encode(frames: Frames, fps: float | None, audio: Audio | None = None) -> bytes:
+    """Content of the file of a video, or of an image, which has no frames per second: an mp4 or a PNG."""
+    return png(to_uint8(frames)[0]) if fps is None else encode_video(frames, fps=fps, audio=audio)
+
+
 def expected_bytes(width: int | None, height: int | None, num_frames: int | None) -> int:
     """Size of an mp4 of such a video, roughly: a sixteenth of a byte a pixel is what the built-in model's take."""
     return (width or 1024) * (height or 1024) * (num_frames or 1) // 16 + (8 << 10)

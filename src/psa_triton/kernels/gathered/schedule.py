@@ -100,7 +100,7 @@ def lists(schedule: Schedule, blocks: torch.Tensor, longest: int, nothing: int) 
     They are filled up at their beginning with the step `nothing`, so that what a causal mask cuts stands at the end of
     all of them.
     """
-    if len(blocks) == 1:
+    if len(blocks) == 1:  # a view: the calls below are small, and threads wait for each
         first = int(schedule.start[blocks])
         return schedule.steps[first : first + longest][None]
     start, end = schedule.start[blocks, None], schedule.start[blocks + 1, None]

@@ -17,7 +17,7 @@ from psa_triton.tools.evaluation.summary import markdown, summarise
 from psa_triton.tools.files import json_bytes, staged
 from psa_triton.tools.generation import DENSE, Attention, VideoRequest
 from psa_triton.tools.generation.sidecar import differences, read_settings
-from psa_triton.tools.video import Frames, encode_video, expected_bytes, png, side_by_side, to_uint8
+from psa_triton.tools.video import Frames, encode, expected_bytes, png, side_by_side
 
 SCHEMA_VERSION: Final = 2
 """Of `case.json` and `comparison.json`. Version 1 had PSNR and SSIM alone, and a file a prompt."""
@@ -122,8 +122,7 @@ def write_case(case: Case, comparison: Comparison, described: Mapping[str, Any])
     data = case_data(case, comparison, described)
     with staged() as files:
         for name, video in videos.items():
-            content = png(to_uint8(video)[0]) if fps is None else encode_video(video, fps=fps)
-            files.write(case.folder / f"{name}.{suffix}", content)
+            files.write(case.folder / f"{name}.{suffix}", encode(video, fps))
         files.write(case.folder / "frames.png", png(contact_sheet(dense, frames)))
         files.write(case.folder / "report.html", case_report(data, comparison))
         files.write(case.file, json_bytes(data))

@@ -20,7 +20,7 @@ from psa_triton.tools.files import TakenError, check_room, held, json_bytes, sta
 from psa_triton.tools.generation.request import VideoRequest
 from psa_triton.tools.generation.sidecar import differences, read_settings
 from psa_triton.tools.generation.single import GeneratedVideo
-from psa_triton.tools.video import encode_video, expected_bytes, png, to_uint8
+from psa_triton.tools.video import encode, expected_bytes
 
 logger = logging.getLogger("psa_triton")
 
@@ -168,16 +168,11 @@ def _save(
         with staged() as files:
             data = {"settings": place.settings, "cost": video.cost.as_dict(), **describe()}
             files.write(place.sidecar, json_bytes(data))
-            files.write(place.path, _encoded(video, place.request.fps))
+            files.write(place.path, encode(video.frames, place.request.fps, video.audio))
     except Exception as error:
         logger.debug("%s could not be saved", job.path, exc_info=True)
         return job, error
     return place, video
-
-
-def _encoded(video: GeneratedVideo, fps: float | None) -> bytes:
-    """Content of a video's file, or of an image's, which has no frames per second."""
-    return png(to_uint8(video.frames)[0]) if fps is None else encode_video(video.frames, fps=fps, audio=video.audio)
 
 
 def _take(job: Job, names: ExitStack) -> Job:

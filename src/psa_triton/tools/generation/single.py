@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -131,8 +130,8 @@ def generate_videos(
     if not np.isfinite(videos).all():
         raise ValueError("the model made values that are not finite; try --dtype float32 or bfloat16")
     cost = _cost(stats, total, sum(seconds), len(videos))
-    audios = _audios(pipe, output) or repeat(None)
-    return [GeneratedVideo(frames, cost, stats, audio) for frames, audio in zip(videos, audios, strict=False)]
+    audios: Sequence[Audio | None] = _audios(pipe, output) or [None] * len(videos)
+    return [GeneratedVideo(frames, cost, stats, audio) for frames, audio in zip(videos, audios, strict=True)]
 
 
 def warm_up(pipe: DiffusionPipeline, requests: Sequence[VideoRequest], attention: Attention) -> None:

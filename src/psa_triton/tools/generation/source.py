@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 import diffusers
 
+from psa_triton.integrations.reuse import host_memory
 from psa_triton.models import MODELS, ModelSpec, model_key, recognise
 from psa_triton.names import unknown_name
 from psa_triton.presets import VideoScale, load_presets_file
@@ -205,7 +205,7 @@ def check_size(
             if value is not None and value > limit:
                 raise ValueError(f"{name}: expected at most {limit}, where the model's positions end, got {value}")
     needed = 3 * 4 * (width or 1) * (height or 1) * (num_frames or 1)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = host_memory()
     if needed > memory:
         raise ValueError(
             f"width, height, num_frames: expected a video that fits into this machine's {memory / 2**30:.1f} GiB of "
