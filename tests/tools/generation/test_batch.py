@@ -164,7 +164,7 @@ def test_a_video_that_cannot_be_saved_fails_alone_and_leaves_nothing(
     def full(frames: object, *, fps: float, audio: None) -> bytes:
         raise OSError("no room")
 
-    monkeypatch.setattr("psa_triton.tools.generation.batch.encode_video", full)
+    monkeypatch.setattr("psa_triton.tools.generation.batch.encode", full)
     failures, told = run(jobs, batch_size=2)
     assert [str(error) for _, error in failures] == ["no room", "no room"]
     assert sum(line.startswith("start") for line in told) == 1, "what cannot be saved is not made again one by one"
