@@ -153,11 +153,11 @@ def test_psa_generate_is_the_same_thing(
 ) -> None:
     made = []
 
-    def encode(frames: np.ndarray, *, fps: float, audio: None) -> bytes:
+    def encode(frames: np.ndarray, fps: float, audio: None) -> bytes:
         made.append(frames)
         return encode_video(frames, fps=fps)
 
-    monkeypatch.setattr("psa_triton.tools.generation.batch.encode_video", encode)
+    monkeypatch.setattr("psa_triton.tools.generation.batch.encode", encode)
     assert run(COGVIDEO, *quick_lora, "--use_psa").exit_code == 0
     result = CliRunner().invoke(psa, ["generate", *PROMPT, *quick_lora, "--output_dir", str(tmp_path / "psa")])
     assert result.exit_code == 0, result.output

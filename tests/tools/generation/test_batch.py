@@ -161,7 +161,7 @@ def test_a_video_that_cannot_be_saved_fails_alone_and_leaves_nothing(
 ) -> None:
     jobs = make_jobs(tmp_path, "one", "two")
 
-    def full(frames: object, *, fps: float, audio: None) -> bytes:
+    def full(frames: object, fps: float, audio: None) -> bytes:
         raise OSError("no room")
 
     monkeypatch.setattr("psa_triton.tools.generation.batch.encode", full)
