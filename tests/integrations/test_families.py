@@ -198,6 +198,8 @@ def test_adapters(small: Small) -> None:
     from peft import LoraConfig
 
     model, inputs = small.make()
+    if not hasattr(model, "add_adapter"):
+        pytest.skip("this diffusers has no adapters for the class")
     plain = run(model, inputs)
     attended = {id(layer) for layer in FAMILIES[small.class_name].layers(model)}
     inside = [module.named_modules(prefix=name) for name, module in model.named_modules() if id(module) in attended]
