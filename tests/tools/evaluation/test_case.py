@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from psa_triton.tools.evaluation.case import Case, plan_cases, read_finished, write_case, write_summary
-from psa_triton.tools.evaluation.compare import Comparison, MissingVideo
+from psa_triton.tools.evaluation.compare import Comparison
 from psa_triton.tools.generation import Attention, VideoRequest
 from psa_triton.tools.understanding import read_media
 
@@ -39,8 +39,8 @@ def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
 
 
 def test_a_case_that_lacks_a_video_is_done_again(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
-    missing = MissingVideo("full", RuntimeError("out of memory"))
-    partly = replace(comparison, candidates=comparison.candidates[:1], missing=(missing,))
+    missing = {"full": RuntimeError("out of memory")}
+    partly = replace(comparison, candidates=comparison.candidates[:1], missing=missing)
     data = write_case(case, partly, described)
     assert data["missing"] == [{"label": "full", "error": "RuntimeError: out of memory"}]
     assert (case.folder / "half.mp4").is_file(), "named as if the other were there"
