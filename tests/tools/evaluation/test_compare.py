@@ -8,15 +8,7 @@ from diffusers import DiffusionPipeline
 
 from psa_triton.tools.evaluation.ceiling import Ceiling
 from psa_triton.tools.evaluation.compare import Comparison, compare_attentions, label_attentions
-from psa_triton.tools.generation import DENSE, Attention, VideoRequest, generate_video
-
-
-def test_the_dense_video_is_the_one_that_dense_generation_makes(
-    comparison: Comparison, pipe: DiffusionPipeline
-) -> None:
-    alone = generate_video(pipe, comparison.request, DENSE)
-    np.testing.assert_array_equal(comparison.dense.frames, alone.frames)
-    assert comparison.dense.cost.run_density == 1
+from psa_triton.tools.generation import Attention, VideoRequest
 
 
 def test_reading_everything_gives_the_dense_video_and_reading_less_does_not(comparison: Comparison) -> None:
@@ -25,14 +17,6 @@ def test_reading_everything_gives_the_dense_video_and_reading_less_does_not(comp
     assert full.video.cost.attention_density == pytest.approx(1)
     assert sparse.fidelity["psnr"].mean < full.fidelity["psnr"].mean
     assert not np.array_equal(sparse.video.frames, comparison.dense.frames)
-
-
-def test_densities_by_hand(comparison: Comparison) -> None:
-    cost = comparison.candidates[0].video.cost
-    assert cost.attention_density == pytest.approx(0.35)
-    assert cost.run_density == pytest.approx((1 + 0.35) / 2), "one of two steps is warm-up"
-    assert cost.attention_density_with_estimation > 0.35
-    assert 0 < cost.attention_seconds < cost.transformer_seconds < cost.total_seconds
 
 
 def test_dense_again_is_nearer_than_sparse_and_not_the_same(comparison: Comparison) -> None:

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from psa_triton.tools.evaluation.case import Case, plan_cases, write_case, write_summary
+from psa_triton.tools.evaluation.case import Case, write_case
 from psa_triton.tools.evaluation.compare import Comparison
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-    from psa_triton.tools.generation import Attention, VideoRequest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (apt install chromium)")
@@ -37,24 +35,6 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def run_folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    comparison: Comparison,
-    request_320: VideoRequest,
-    sparse: Attention,
-    full: Attention,
-    model: dict[str, Any],
-    described: dict[str, Any],
-) -> Path:
-    """A run of two seeds; the report of a case is in its folder."""
-    folder = tmp_path_factory.mktemp("run")
-    cases = plan_cases(folder, [request_320], [1, 2], [sparse, full], ceiling=None, model=model)
-    written = [write_case(case, comparison, described) for case in cases]
-    write_summary(folder, written, [], described)
-    return folder
 
 
 @pytest.fixture
