@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# No test folder is on the path; these hold `small_qwen`, `small_checkpoints`, `small_models` and `small_pipelines`.
+# No test folder is on the path; these hold `command_line`, `small_qwen`, `small_checkpoints`, `small_models` and
+# `small_pipelines`.
 sys.path += [
-    str(Path(__file__).parent / name) for name in ("understanding", "examples", "generation", "../integrations")
+    str(Path(__file__).parent / name) for name in ("cli", "understanding", "examples", "generation", "../integrations")
 ]
 
 
