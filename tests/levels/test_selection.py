@@ -23,7 +23,7 @@ def select(rows, ratios, **options):
 TO_64 = {1: (0, 0.25), 16: (0.25, 0.5), 32: (0.5, 0.75), 64: (0.75, 1)}
 # A row, what it gets by topk, and by thresholdbound where nothing is full whatever its mass.
 BY_HAND = {
-    # Ranks 0-3 are level 1, 4 is 2, 5 is 4, 6 and 7 are 8, 8 and 9 skipped; mass before ranks 2 to 6: .36 .51 .64 .75 .84.
+    # Ranks 0-3 are level 1, 4 is 2, 5 is 4, 6 and 7 are 8, 8 and 9 skipped; mass before 2 to 6: .36 .51 .64 .75 .84.
     "ten blocks": (
         [0.19, 0.01, 0.17, 0.03, 0.15, 0.05, 0.13, 0.07, 0.11, 0.09],
         *(SHARES, [1, 0, 1, 0, 1, 8, 1, 8, 2, 4], [1, 0, 1, 0, 1, 0, 4, 0, 8, 8]),
