@@ -248,7 +248,7 @@ def score(
     return {
         "cost": work.attention / all_work.attention,
         "whole": whole,
-        **{name: scores.mean(name) for name in SCORES},
+        **{name: scores[name].mean for name in SCORES},
         **found,
     }
 

@@ -136,7 +136,9 @@ def loaded(modules: str, libraries: set[str]) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["config", "presets", "presets.explain", "models", "tools.shapes", "tools.cli.app"])
+@pytest.mark.parametrize(
+    "module", ["config", "presets", "tools.cli.explain", "models", "tools.shapes", "tools.cli.app"]
+)
 def test_importing_does_not_load_torch(module: str) -> None:
     assert loaded(f"psa_triton.{module}", {"torch", "diffusers", "transformers"}) == "[]"
 

@@ -22,7 +22,7 @@ from psa_triton.presets import (
     resolve,
     shipped_presets,
 )
-from psa_triton.presets.explain import density_bounds, explain
+from psa_triton.tools.cli.explain import density_bounds, explain
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

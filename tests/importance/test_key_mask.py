@@ -54,17 +54,6 @@ def test_rows_sum_to_1_over_blocks_with_a_kept_key_whatever_the_others_hold(data
         assert torch.equal(block_importance(q, k.masked_fill(~key_mask[:, None, :, None], bad), **kwargs), found)
 
 
-@EACH
-def test_an_item_beside_others(method):
-    q, k = tensors(3, keys=96)
-    key_mask = torch.rand(3, 96, generator=torch.Generator().manual_seed(1)) < 0.4
-    kwargs = dict(block_m=16, block_n=32, method=method, is_causal=True)
-    found = block_importance(q, k, key_mask=key_mask, **kwargs)
-    for b in range(3):
-        alone = block_importance(q[b : b + 1], k[b : b + 1], key_mask=key_mask[b : b + 1], **kwargs)
-        torch.testing.assert_close(found[b : b + 1], alone)
-
-
 def test_a_sample_is_a_kept_key():
     """One of four keys is looked at: key 2 of each stratum, where 0 and 1 are left out and would have been it."""
     q, k = torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 16, 8)

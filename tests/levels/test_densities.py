@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +11,7 @@ from psa_triton.blocks import Blocks
 from psa_triton.levels import density, exempt_levels, read_density
 
 densities_triton = pytest.importorskip("psa_triton.levels.densities_triton", exc_type=ImportError)
+BOTH = read_density, densities_triton.read_density
 
 
 def test_density_by_hand():
@@ -28,36 +27,37 @@ def test_dense_levels_have_density_one_also_where_queries_see_nothing():
     assert read_density(levels, blocks).tolist() == [[1.0, 1.0]]
 
 
-def brute_force(levels, m, n, nq, nk, is_causal):
-    shares = []
-    for i in range(nq):
-        newest = i + nk - nq if is_causal else nk - 1
-        if newest < 0:
-            continue
-        read = 0
-        for j, level in enumerate(levels[i // m].tolist()):
-            start, end = j * n, min((j + 1) * n, nk)
-            for group in range(start, end, level) if level else ():
-                read += min(group + level, end) - 1 <= newest
-        shares.append(read / min(newest + 1, nk))
-    return sum(shares) / len(shares)
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
-    st.integers(1, 70), st.integers(1, 70), st.sampled_from([8, 16]), st.sampled_from([8, 32]), st.booleans(),
-    st.integers(0, 99),
-)  # fmt: skip
-def test_read_density_equals_a_count_over_queries(nq, nk, m, n, is_causal, seed):
-    """So does what a GPU runs, here in Triton's interpreter."""
-    shape = (1, 2, math.ceil(nq / m), math.ceil(nk / n))
-    choices = torch.tensor([level for level in (0, 1, 2, 4, 8, 16, 32) if level <= n], dtype=torch.int8)
-    levels = choices[torch.randint(len(choices), shape, generator=torch.Generator().manual_seed(seed))]
-    blocks = Blocks(m, n, nq, nk, is_causal=is_causal)
-    expected = [brute_force(levels[0, head], m, n, nq, nk, is_causal) for head in range(2)]
-    for found in (read_density(levels, blocks), densities_triton.read_density(levels, blocks)):
-        assert found.shape == (1, 2) and found.dtype == torch.float32
-        assert found[0].tolist() == pytest.approx(expected, rel=1e-6)
+    nq=st.integers(1, 60),
+    nk=st.integers(1, 70),
+    m=st.sampled_from([8, 16]),
+    n=st.sampled_from([8, 32]),
+    is_causal=st.booleans(),
+    masked=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_read_density_equals_a_count_over_queries(nq, nk, m, n, is_causal, masked, seed):
+    """Without a key mask so does what a GPU runs, here in Triton's interpreter."""
+    generator = torch.Generator().manual_seed(seed)
+    among = torch.tensor([0, 1, 2, 4, 8, 16, 32][: 5 if n == 8 else 7], dtype=torch.int8)
+    levels = among[torch.randint(len(among), (2, 1, -(-nq // m), -(-nk // n)), generator=generator)]
+    keep = torch.rand(2, nk, generator=generator) < (0.6 if masked else 1)
+    blocks = Blocks(m, n, nq, nk, is_causal=is_causal, key_mask=keep if masked else None)
+    found = [read_density(levels, blocks)] if masked else [f(levels, blocks) for f in BOTH]
+    for b in range(2):
+        shares = []
+        for i in range(nq):
+            limit = i + nk - nq if is_causal else nk - 1
+            read = 0
+            for j, level in enumerate(levels[b, 0, i // m].tolist()):
+                for start in range(j * n, min((j + 1) * n, nk), level) if level else ():
+                    there = [t for t in range(start, min(start + level, nk)) if keep[b, t]]
+                    read += bool(there) and there[-1] <= limit
+            if kept := int(keep[b, : max(limit + 1, 0)].sum()):
+                shares.append(read / kept)
+        expected = sum(shares) / len(shares) if shares else 0.0
+        assert [x[b].item() for x in found] == [pytest.approx(expected, rel=1e-6)] * len(found)
 
 
 def test_levels_that_do_not_fit_are_an_error():

@@ -30,20 +30,6 @@ def test_first_block_by_hand():
     assert found[0, 0].tolist() == [[0, 0], [1, 0], [1, 1]]
 
 
-def test_causal_by_hand():
-    # 16 queries stand at the end of 32 keys: block 0 holds positions 16-23, block 1 positions 24-31.
-    levels = torch.full((1, 1, 2, 4), 4, dtype=torch.int8)
-    found = exempt_levels(levels, Blocks(8, 8, 16, 32, is_causal=True))
-    assert found[0, 0].tolist() == [[4, 4, 1, 0], [4, 4, 4, 1]]
-
-
-def test_queries_that_see_no_key_read_nothing():
-    # 24 queries, 8 keys: the first 16 queries come before every key.
-    levels = torch.full((1, 1, 3, 1), 2, dtype=torch.int8)
-    found = exempt_levels(levels, Blocks(8, 8, 24, 8, is_causal=True, exempt_keys=((0, 8),)))
-    assert found.flatten().tolist() == [0, 0, 1]
-
-
 @settings(max_examples=80, deadline=None)
 @given(
     st.integers(1, 60),

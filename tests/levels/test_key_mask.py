@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from psa_triton import density
 from psa_triton.blocks import Blocks
@@ -106,35 +104,6 @@ def test_density_errors():
     for shape in ((2, 32), (1, 72), (1, 16)):
         with pytest.raises(ValueError, match="key_mask: expected .* make 4 blocks"):
             density(levels, torch.ones(shape, dtype=torch.bool))
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    nq=st.integers(1, 40),
-    nk=st.integers(1, 60),
-    m=st.sampled_from([8, 16]),
-    n=st.sampled_from([8, 32]),
-    is_causal=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_read_density_equals_a_count_over_queries(nq, nk, m, n, is_causal, seed):
-    generator = torch.Generator().manual_seed(seed)
-    among = torch.tensor([0, 1, 2, 4, 8, 16, 32][: 5 if n == 8 else 7], dtype=torch.int8)
-    levels = among[torch.randint(len(among), (2, 1, -(-nq // m), -(-nk // n)), generator=generator)]
-    key_mask = mask_of(2, nk, 0.6, seed)
-    found = read_density(levels, Blocks(m, n, nq, nk, is_causal=is_causal, key_mask=key_mask))
-    for b in range(2):
-        shares = []
-        for i in range(nq):
-            limit = i + nk - nq if is_causal else nk - 1
-            read = 0
-            for j, level in enumerate(levels[b, 0, i // m].tolist()):
-                for start in range(j * n, min((j + 1) * n, nk), level) if level else ():
-                    there = [t for t in range(start, min(start + level, nk)) if key_mask[b, t]]
-                    read += bool(there) and there[-1] <= limit
-            if kept := int(key_mask[b, : max(limit + 1, 0)].sum()):
-                shares.append(read / kept)
-        assert found[b].item() == pytest.approx(sum(shares) / len(shares) if shares else 0.0)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])

@@ -34,12 +34,6 @@ def test_by_hand(pattern, cap):
     assert similarity_caps(signs(pattern), 16, THRESHOLDS).tolist() == [[[cap]]]
 
 
-@pytest.mark.parametrize(("tokens", "cap"), [(1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (8, 8)])
-def test_short_last_block_passes_only_what_its_pairs_show(tokens, cap):
-    k = torch.ones(1, 1, 32 + tokens, 4)
-    assert similarity_caps(k, 32, THRESHOLDS)[0, 0].tolist() == [8, cap]
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf], ids=["nan", "inf"])
 def test_non_finite_key_forbids_pooling_of_its_block(bad):
     k = torch.ones(1, 2, 24, 4)

@@ -1,4 +1,4 @@
-"""`configs/attention_config.yaml` -> `PSAConfig`: read, check, explain."""
+"""`configs/attention_config.yaml` -> `PSAConfig`: read and check."""
 
 from __future__ import annotations
 

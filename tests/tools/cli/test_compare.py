@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import psa
+from typer.testing import Result
 
-from psa_triton.tools.cli.app import app
 from psa_triton.tools.understanding import read_media
 
 PRESET = "tiny-wan/psa_timing"  # no warm-up
@@ -20,8 +20,7 @@ def compare(pipeline_folder: Path, tmp_path: Path):
 
     def run(*options: str) -> Result:
         small = ["--width", "64", "--height", "64", "--num_frames", "5", "--guidance-scale", "1"]
-        model = ["--model", str(pipeline_folder), "--output_dir", str(tmp_path / "out")]
-        return CliRunner().invoke(app, ["compare", *model, *small, *options])
+        return psa("compare", "--model", pipeline_folder, "--output_dir", tmp_path / "out", *small, *options)
 
     return run
 
@@ -113,23 +112,3 @@ def test_dense_layers_and_last_steps_are_taken(compare, tmp_path: Path) -> None:
     assert compare("--prompt", "a red square", *options, *FAST).exit_code == 0
     (case,) = summary_of(tmp_path / "out")["cases"]
     assert {"dense layer", "last steps"} & set(case["candidates"][0]["cost"]["dense_reasons"])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        pytest.param([], "expected a prompt", id="no-prompt"),
-        pytest.param(["--prompt", "x", "--attention-preset", "tiny-wan/baseline"], "which is dense", id="dense"),
-        pytest.param(["--prompt", "x", *["--attention-preset", PRESET] * 2], "twice", id="twice"),
-        pytest.param(["--prompt", "x", "--seed", "1", "--seed", "1"], "seed: expected each once", id="same-seeds"),
-        pytest.param(
-            ["--prompt", "x", "--seed", "1", "--seed", "2", "--num-seeds", "2"], "at most one --seed", id="two-ways"
-        ),
-    ],
-)
-def test_bad_options_are_one_line_and_make_nothing(compare, options: list[str], message: str, tmp_path: Path) -> None:
-    result = compare(*options)
-    assert result.exit_code == 1
-    assert result.output.startswith("error: ")
-    assert message in result.output
-    assert not (tmp_path / "out").exists()

@@ -3,14 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import psa
 
-from psa_triton.tools.cli.app import app
 from psa_triton.tools.diagnosis import Finding
-
-
-def psa(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"}, prog_name="psa")
 
 
 def test_shows_what_runs_and_succeeds() -> None:
@@ -47,7 +42,7 @@ def test_at_80_columns_commands_are_whole_and_nothing_is_cut(monkeypatch: pytest
     detail = "something that takes more words to say than there is room for in one line of eighty columns"
     findings = [Finding("package", "av", "problem", detail, remedy), Finding("device", "cpu", "ok", "a processor")]
     monkeypatch.setattr("psa_triton.tools.cli.doctor.diagnose", lambda: findings)
-    lines = CliRunner().invoke(app, ["doctor"], env={"COLUMNS": "80"}).stdout.splitlines()
+    lines = psa("doctor", columns=80).stdout.splitlines()
     assert [line.strip() for line in lines].count(remedy) == 1
     assert all(len(line) <= 80 for line in lines if line.strip() != remedy)
     words = " ".join(" ".join(lines).split())

@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import psa
+from typer.testing import Result
 
-from psa_triton.tools.cli.app import app
 from psa_triton.tools.generation.processes import Processes
 from psa_triton.tools.understanding import read_media
 
@@ -25,8 +25,7 @@ def generate(pipeline_folder: Path, tmp_path: Path):
     def run(*options: str, min_tokens: str | None = "0") -> Result:
         size = ["--width", "64", "--height", "64", "--num_frames", "5", "--steps", "6", "--guidance-scale", "1"]
         few = [] if min_tokens is None else ["--min_tokens", min_tokens]
-        model = ["--model", str(pipeline_folder), "--output_dir", str(tmp_path / "out")]
-        return CliRunner().invoke(app, ["generate", *model, *size, *few, *options])
+        return psa("generate", "--model", pipeline_folder, "--output_dir", tmp_path / "out", *size, *few, *options)
 
     return run
 
@@ -88,7 +87,7 @@ def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_weights)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red square\na blue ring\na green cross\n")
-    result = generate("--prompt-file", str(prompts), "--dense")
+    result = generate("--prompt-file", prompts, "--dense")
     assert result.exit_code == 1
     assert result.output.splitlines()[:-1] == [
         "process 0 makes none of its videos: OSError: the disk is gone",
@@ -101,7 +100,7 @@ def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
 def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red square\n# no\n\na blue ring\n")
-    options = ("--prompt-file", str(prompts), "--attention-preset", PRESET)
+    options = ("--prompt-file", prompts, "--attention-preset", PRESET)
     assert generate(*options).exit_code == 0
     out = tmp_path / "out" / "small-wan"
     before = {name: (out / name).stat().st_mtime_ns for name in names(out)}
@@ -145,49 +144,13 @@ def test_new_requests_get_the_next_number_and_the_same_one_is_found_again(genera
 def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path: Path, failing_prompt: str) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"a red square\n{failing_prompt}\na blue ring\n")
-    result = generate("--prompt-file", str(prompts), "--dense")
+    result = generate("--prompt-file", prompts, "--dense")
     assert result.exit_code == 1
     assert "1 of 3 videos failed:" in result.output
     assert f"video_0001.mp4 ({failing_prompt}): IndexError" in result.output
     made = names(tmp_path / "out" / "small-wan")
     assert made == ["video_0000.json", "video_0000.mp4", "video_0002.json", "video_0002.mp4"]
     assert "2 made, 0 skipped, 1 failed; " in result.output
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        pytest.param([], "expected a prompt", id="no-prompt"),
-        pytest.param(["--prompt", " "], "expected a prompt", id="blank-prompt"),
-        pytest.param(["--prompt", "x", "--prompt_file", "y"], "got both", id="prompt-and-file"),
-        pytest.param(["--prompt_file", "nothing.txt"], "there is no file nothing.txt", id="no-file"),
-        pytest.param(["--prompt", "x", "--model", "tiny-wam"], "did you mean 'tiny-wan'", id="model"),
-        pytest.param(
-            ["--prompt", "x", "--dense", "--attention-preset", PRESET], "got dense attention", id="dense-preset"
-        ),
-        pytest.param(["--prompt", "x", "--attention-preset", "tiny-wan/psa"], "unknown preset 'psa'", id="preset"),
-        pytest.param(["--prompt", "x", "--dense", "--device", "gpu"], "device: 'gpu'", id="device"),
-        pytest.param(["--prompt", "x", "--dense", "--steps", "0"], "num_inference_steps", id="steps"),
-        pytest.param(["--prompt", "x", "--dense_layers", "3-"], "dense_layers: expected indexes such", id="layers"),
-        pytest.param(
-            ["--prompt", "x", "--attention-preset", PRESET, "--dense_layers", "0-2"],
-            "dense_layers: expected indexes from 0 to 1, got [2]",
-            id="too-many-layers",
-        ),
-        pytest.param(
-            ["--prompt", "x", "--attention-preset", PRESET, "--dense_last_steps", "-1"],
-            "dense_last_steps: expected 0 or more",
-            id="last-steps",
-        ),
-    ],
-)
-def test_bad_options_are_one_line_and_make_nothing(generate, options: list[str], message: str, tmp_path: Path) -> None:
-    result = generate(*options)
-    assert result.exit_code == 1
-    assert message in result.output
-    assert result.output.startswith("error: ")
-    assert result.output.count("\n") == 1
-    assert names(tmp_path / "out" / "small-wan") == []
 
 
 def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline_folder: Path, tmp_path: Path) -> None:

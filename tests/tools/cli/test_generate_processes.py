@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from psa_triton.tools.cli.app import app
+from command_line import psa
 
 SOURCE = Path(__file__).parents[3] / "src"
 
@@ -42,7 +40,7 @@ def run_two_processes(options: list[str], folder: Path) -> subprocess.CompletedP
 
 def test_two_processes_share_the_prompts_and_make_what_one_makes(options: list[str], tmp_path: Path) -> None:
     alone, shared = tmp_path / "alone" / "small-wan", tmp_path / "shared" / "small-wan"
-    assert CliRunner().invoke(app, [*options, "--output_dir", str(alone.parent)]).exit_code == 1
+    assert psa(*options, "--output_dir", alone.parent).exit_code == 1
     shared.mkdir(parents=True)
     for name in ("video_0001.mp4", "video_0001.json"):
         shutil.copy2(alone / name, shared / name)
@@ -70,6 +68,6 @@ def test_two_processes_share_the_prompts_and_make_what_one_makes(options: list[s
         assert settings[0] == settings[1]
         assert settings[0]["seed"] == 42 + int(name[-5])
 
-    again = CliRunner().invoke(app, [*options, "--output_dir", str(shared.parent)])
+    again = psa(*options, "--output_dir", shared.parent)
     assert again.output.count("finished before, skipped") == 4
     assert "0 made, 4 skipped, 1 failed; " in again.output

@@ -6,17 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import psa
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
-
-from psa_triton.tools.cli.app import app
+from typer.testing import Result
 
 PRESET = "tiny-wan/psa_balanced"  # five steps of warm-up
 SMALL = ("--width", "64", "--height", "64", "--num-frames", "17", "--guidance-scale", "1")
-
-
-def psa_inspect(*options: str) -> Result:
-    return CliRunner().invoke(app, ["inspect", *options], env={"COLUMNS": "120", "NO_COLOR": "1"})
 
 
 def data_of(folder: Path) -> dict[str, Any]:
@@ -28,8 +23,8 @@ def generated(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Both layers and the second head of the small pipeline, in one step of two sparse ones, with q, k, v."""
     out = tmp_path_factory.mktemp("inspect") / "out"
     options = ("--num-inference-steps", "7", "--layers", "0-1", "--heads", "1", "--steps", "6", "--save_qkv")
-    model = ("--model", str(pipeline_folder), "--prompt", "a red square", "--preset", PRESET)
-    return out, psa_inspect(*model, *SMALL, *options, "--output_dir", str(out))
+    model = ("--model", pipeline_folder, "--prompt", "a red square", "--preset", PRESET)
+    return out, psa("inspect", *model, *SMALL, *options, "--output_dir", out)
 
 
 def test_layers_of_a_generation_become_pictures_numbers_and_tensors(generated: tuple[Path, Result]) -> None:
@@ -53,7 +48,7 @@ def test_saved_tensors_show_the_same(generated: tuple[Path, Result], tmp_path: P
     """The preset and the grid come from the file."""
     out, _ = generated
     saved = out / "qkv_layer_01_step_06.safetensors"
-    result = psa_inspect("--qkv", str(saved), "--heads", "0,1", "--output_dir", str(tmp_path))
+    result = psa("inspect", "--qkv", saved, "--heads", "0,1", "--output_dir", tmp_path)
     assert result.exit_code == 0, result.output
     data = data_of(tmp_path)
     assert data["settings"]["qkv"] == saved.name and data["settings"]["attention"]["preset"] == PRESET
@@ -76,58 +71,9 @@ def file(tmp_path: Path) -> Path:
 
 def test_every_entry_of_a_batch_is_looked_at(file: Path, tmp_path: Path) -> None:
     options = ("--preset", PRESET, "--grid", "3,4,8", "--heads", "0")
-    result = psa_inspect("--qkv", str(file), *options, "--output_dir", str(tmp_path / "out"))
+    result = psa("inspect", "--qkv", file, *options, "--output_dir", tmp_path / "out")
     assert result.exit_code == 0, result.output
     first, second = data_of(tmp_path / "out")["calls"]
     assert (first["place"], second["place"]) == ({"entry": 0}, {"entry": 1})
     assert first["heads"][0]["error"] is None and first["heads"][0]["levels"] != second["heads"][0]["levels"]
     assert (tmp_path / "out" / "entry_01_head_00.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        pytest.param(["--preset", "tiny-wan/baseline"], "which is dense", id="dense"),
-        pytest.param(["--preset", PRESET, "--steps", "2"], "steps: expected some from 5 to 6", id="warm-up-step"),
-        pytest.param(["--preset", PRESET, "--steps", "7"], "steps: expected indexes from 0 to 6, got 7", id="step"),
-        pytest.param(["--preset", PRESET, "--layers", "1,2"], "layers: expected indexes from 0 to 1", id="layer"),
-        pytest.param(["--preset", PRESET, "--heads", "2-3"], "heads: expected indexes from 0 to 1", id="head"),
-        pytest.param(["--preset", PRESET, "--heads", "a"], "heads: expected indexes such as", id="no-index"),
-        pytest.param(["--preset", PRESET, "--grid", "5,8,8"], "grid: only for saved tensors", id="grid"),
-        pytest.param(["--preset", PRESET, "--num-inference-steps", "5"], "more than the 5 warm-up", id="all-dense"),
-    ],
-)
-def test_bad_options_of_a_generation(options: list[str], message: str, pipeline_folder: Path, tmp_path: Path) -> None:
-    given = ("--model", str(pipeline_folder), "--prompt", "a red square", "--output_dir", str(tmp_path / "out"))
-    result = psa_inspect(*given, *SMALL, "--num-inference-steps", "7", *options)
-    assert result.exit_code == 1
-    assert result.stderr.startswith("error: ") and message in result.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_language_model_is_sent_to_files() -> None:
-    result = psa_inspect("--model", "qwen2.5-vl-7b", "--prompt", "x")
-    assert result.exit_code == 1
-    assert "give --qkv --causal" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        pytest.param([], "expected SECTION/PRESET, as the file does not tell", id="no-preset"),
-        pytest.param(["--preset", "psa_balanced"], "expected SECTION/PRESET", id="no-section"),
-        pytest.param(["--preset", "tiny-wan/psa_balance"], "psa_balanced", id="unknown-preset"),
-        pytest.param(["--preset", "tiny-wan/baseline"], "which is dense", id="dense"),
-        pytest.param(["--preset", PRESET, "--grid", "3,4,7"], "the tokens of q, got 3 * 4 * 7", id="grid"),
-        pytest.param(["--preset", PRESET, "--heads", "2"], "heads: expected indexes from 0 to 1", id="head"),
-        pytest.param(["--preset", PRESET, "--causal", "--grid", "3,4,8"], "use_rearrange: false", id="causal-order"),
-        pytest.param(["--preset", PRESET, "--dtype", "bfloat16"], "dtype: only for a generation", id="dtype"),
-        pytest.param(["--preset", PRESET, "--layers", "1"], "layers: only for a generation", id="layers"),
-        pytest.param(["--preset", PRESET, "--prompt", "x"], "prompt: only for a generation", id="prompt"),
-    ],
-)
-def test_bad_options_of_a_file(options: list[str], message: str, file: Path, tmp_path: Path) -> None:
-    result = psa_inspect("--qkv", str(file), "--output_dir", str(tmp_path / "out"), *options)
-    assert result.exit_code == 1
-    assert result.stderr.startswith("error: ") and message in result.stderr
-    assert not (tmp_path / "out").exists()

@@ -11,14 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import psa
 
-from psa_triton.tools.cli.app import app
 from psa_triton.tools.cli.console import VideoProgress
 from psa_triton.tools.files import held
 from psa_triton.tools.generation import OnStep
@@ -49,10 +48,6 @@ def line(command: str, model: Path, out: Path, *more: str, frames: int = 5) -> l
     return [command, "--model", str(model), *to, *SIZE, "--num-frames", str(frames), *WRITING[command], *more]
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80"})
-
-
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "psa_triton", *arguments]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -63,14 +58,8 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(mount_disk: Callable[[str], Path]) -> Path:
+    return mount_disk("8m")
 
 
 def fill(disk: Path, *, leave: int) -> None:
@@ -98,7 +87,7 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     before = names(disk)
     bench = ["bench", "--shape", "tiny-wan-1k", "--output-dir", str(out)]
-    result = run(*(bench if command == "bench" else line(command, pipeline_folder, out)))
+    result = psa(*(bench if command == "bench" else line(command, pipeline_folder, out)))
     assert result.exit_code == 1, result.output
     (told,) = result.output.splitlines()
     assert told.startswith("error: output"), told
@@ -120,7 +109,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(
     for room in (8, 100, 4000):
         (disk / "ballast").unlink(missing_ok=True)
         fill(disk, leave=room << 10)
-        result = run(*line(command, pipeline_folder, out, frames=17))
+        result = psa(*line(command, pipeline_folder, out, frames=17))
         (disk / "ballast").unlink()
         if result.exit_code == 0:
             whole = names(disk)
@@ -155,7 +144,7 @@ def test_a_second_one_is_told_who_writes(
     monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", no_model)
     bench = ["bench", "--shape", "tiny-wan-1k", "--output-dir", str(tmp_path)]
     with held(tmp_path / "my.yaml" if command == "tune" else tmp_path):
-        second = run(*(bench if command == "bench" else line(command, pipeline_folder, tmp_path)))
+        second = psa(*(bench if command == "bench" else line(command, pipeline_folder, tmp_path)))
     assert second.exit_code == 1
     assert f"is being written by process {os.getpid()} on " in second.output
     assert names(tmp_path) == []
@@ -194,7 +183,7 @@ def test_an_interrupted_batch_says_what_is_made_and_goes_on(
     out = tmp_path / pipeline_folder.name
     interrupted(stop, 2)
     before = signal.getsignal(stop)
-    result = run(*command)
+    result = psa(*command)
     assert result.exit_code == 128 + stop
     assert result.stderr == (
         "interrupted: 1 of 3 videos made (video_0000.mp4); not made: 'a blue ring', 'a green cross'; the same command "
@@ -203,7 +192,7 @@ def test_an_interrupted_batch_says_what_is_made_and_goes_on(
     assert names(out) == ["video_0000.json", "video_0000.mp4"]
     assert read_media(out / "video_0000.mp4", "video").total_frames == 5
     assert signal.getsignal(stop) is before
-    again = run(*command)
+    again = psa(*command)
     assert again.exit_code == 0 and "2 made, 1 skipped, 0 failed" in again.output
 
 
@@ -212,7 +201,7 @@ def test_an_interrupt_leaves_nothing(
     command: str, pipeline_folder: Path, tmp_path: Path, interrupted: Callable[[signal.Signals, int], None]
 ) -> None:
     interrupted(signal.SIGINT, 3 if command == "inspect" else 1)  # inspect has drawn what it looks at by then
-    result = run(*line(command, pipeline_folder, tmp_path if command == "tune" else tmp_path / "out"))
+    result = psa(*line(command, pipeline_folder, tmp_path if command == "tune" else tmp_path / "out"))
     assert result.exit_code == 130, result.output
     expected = "0 of 1 cases made; not made: 'a red square'" if command == "compare" else "nothing was written"
     assert result.stderr.startswith(f"interrupted: {expected}; the same command ")

@@ -5,15 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from command_line import psa
 
 import psa_triton
 from psa_triton.presets import load_presets_file, presets_json_schema, shipped_presets
-from psa_triton.tools.cli.app import app
-
-
-def psa(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "160", "NO_COLOR": "1"}, prog_name="psa")
 
 
 def words(text: str) -> str:
@@ -38,7 +33,7 @@ class TestList:
     def test_reads_another_file(self, tmp_path: Path) -> None:
         file = tmp_path / "mine.yaml"
         file.write_text(shipped_presets().read_text(encoding="utf-8").replace("psa_4steps", "quick"), encoding="utf-8")
-        result = psa("presets", "list", "--config", str(file))
+        result = psa("presets", "list", "--config", file)
         assert "quick" in result.stdout
         assert "psa_4steps" not in result.stdout
 
@@ -53,14 +48,14 @@ class TestShow:
 
 class TestValidate:
     def test_good_file(self) -> None:
-        result = psa("presets", "validate", str(shipped_presets()))
+        result = psa("presets", "validate", shipped_presets())
         assert result.exit_code == 0
         assert "no mistakes in 9 model sections" in result.stdout
 
     def test_bad_file(self, tmp_path: Path) -> None:
         file = tmp_path / "bad.yaml"
         file.write_text("Model: 5\nOther: 6\n", encoding="utf-8")
-        result = psa("presets", "validate", str(file))
+        result = psa("presets", "validate", file)
         assert result.exit_code == 1
         assert result.stdout == ""
         assert result.stderr.splitlines() == [
@@ -73,23 +68,23 @@ class TestValidate:
 class TestInit:
     def test_a_file_of_ones_own_to_edit(self, tmp_path: Path) -> None:
         file = tmp_path / "new" / "my presets.yaml"
-        result = psa("presets", "init", str(file))
+        result = psa("presets", "init", file)
         assert result.exit_code == 0, result.output
         assert file.read_bytes() == shipped_presets().read_bytes()
         assert f"--config '{file}'" in result.stdout
-        assert psa("presets", "validate", str(file)).exit_code == 0
+        assert psa("presets", "validate", file).exit_code == 0
 
     def test_a_file_that_is_there_is_kept_unless_told_otherwise(self, tmp_path: Path) -> None:
         file = tmp_path / "mine.yaml"
         file.write_text("mine")
-        refused = psa("presets", "init", str(file))
+        refused = psa("presets", "init", file)
         assert (refused.exit_code, file.read_text()) == (1, "mine")
         assert "is there already; name another file, or give --overwrite" in refused.stderr
-        assert psa("presets", "init", str(file), "--overwrite").exit_code == 0
+        assert psa("presets", "init", file, "--overwrite").exit_code == 0
         assert file.read_bytes() == shipped_presets().read_bytes()
 
     def test_the_shipped_file_is_never_written(self) -> None:
-        assert psa("presets", "init", str(shipped_presets()), "--overwrite").exit_code == 1
+        assert psa("presets", "init", shipped_presets(), "--overwrite").exit_code == 1
 
 
 @pytest.mark.parametrize("name", ["Wan2.1_1.3b", "wan21_1.3b"])
@@ -112,7 +107,7 @@ class TestFrame:
     @pytest.mark.parametrize("option", ["--output-dir", "--output_dir"])
     def test_option_names_with_dash_or_underscore(self, option: str, tmp_path: Path) -> None:
         # An option that does not exist follows: the one before it has been understood if that one is complained of.
-        result = psa("generate", option, str(tmp_path), "--no-such-option")
+        result = psa("generate", option, tmp_path, "--no-such-option")
         assert result.exit_code == 2
         assert "No such option: --no-such-option" in words(result.stderr)
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import psa
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from psa_triton.presets import load_preset, load_presets_file, shipped_presets
-from psa_triton.tools.cli.app import app
 
 BASE = "tiny-wan/psa_budget"
 SMALL = ("--width", "64", "--height", "64", "--num_frames", "17", "--guidance-scale", "1", "--steps", "4")
@@ -21,8 +21,7 @@ def tune(pipeline_folder: Path, tmp_path: Path):
     """Runs `psa tune` on the small pipeline, whose presets are the built-in model's, into `tmp_path / "my.yaml"`."""
 
     def run(*options: str, output: Path = tmp_path / "my.yaml") -> Result:
-        model = ["--model", str(pipeline_folder), "--attention-preset", BASE, "--output", str(output)]
-        return CliRunner().invoke(app, ["tune", *model, *options])
+        return psa("tune", "--model", pipeline_folder, "--attention-preset", BASE, "--output", output, *options)
 
     return run
 
@@ -45,8 +44,8 @@ def test_from_prompts_to_a_preset_to_a_video(tune, pipeline_folder: Path, tmp_pa
     assert tune(*PROMPT, "--prompt", "a blue ring", "--budget", "0.3", *SMALL, *FAST).exit_code == 0
     assert (file.read_bytes(), (tmp_path / "my_psa_tuned.png").read_bytes()) == written
 
-    model = ["--model", str(pipeline_folder), "--config", str(file), "--attention-preset", "tiny-wan/psa_tuned"]
-    made = CliRunner().invoke(app, ["generate", *model, *PROMPT, *SMALL, "--output-dir", str(tmp_path / "videos")])
+    model = ["--model", pipeline_folder, "--config", file, "--attention-preset", "tiny-wan/psa_tuned"]
+    made = psa("generate", *model, *PROMPT, *SMALL, "--output-dir", tmp_path / "videos")
     assert made.exit_code == 0, made.output
     (sidecar,) = (tmp_path / "videos").rglob("video_0000.json")
     config = json.loads(sidecar.read_text())["settings"]["attention"]["config"]
@@ -54,22 +53,22 @@ def test_from_prompts_to_a_preset_to_a_video(tune, pipeline_folder: Path, tmp_pa
 
 
 def test_saved_tensors_are_tuned_on(tune, pipeline_folder: Path, tmp_path: Path) -> None:
-    look = ["inspect", "--model", str(pipeline_folder), "--preset", "tiny-wan/psa_timing", *PROMPT, *SMALL]
+    look = ["inspect", "--model", pipeline_folder, "--preset", "tiny-wan/psa_timing", *PROMPT, *SMALL]
     saved = tmp_path / "inspect"
     choice = ("--layers", "0-1", "--steps", "1,3", "--heads", "0", "--query-blocks", "0", "--save-qkv")
-    assert CliRunner().invoke(app, [*look, *choice, "--output-dir", str(saved)]).exit_code == 0
-    files = [option for file in sorted(saved.glob("*.safetensors")) for option in ("--qkv", str(file))]
-    to = ["--output", str(tmp_path / "my.yaml"), "--warmup-steps", "1"]
-    without_steps = CliRunner().invoke(app, ["tune", *files, *to])
+    assert psa(*look, *choice, "--output-dir", saved).exit_code == 0
+    files = [option for file in sorted(saved.glob("*.safetensors")) for option in ("--qkv", file)]
+    to = ["--output", tmp_path / "my.yaml", "--warmup-steps", "1"]
+    without_steps = psa("tune", *files, *to)
     assert without_steps.exit_code == 1
     assert "num_inference_steps: expected it" in without_steps.output
-    result = CliRunner().invoke(app, ["tune", "--qkv", str(saved), *to, "--steps", "4", "--target-error", "0.2"])
+    result = psa("tune", "--qkv", saved, *to, "--steps", 4, "--target-error", 0.2)
     assert result.exit_code == 0, result.output
     assert "Preset tiny-wan/psa_tuned" in result.output
     tuned = load_preset("tiny-wan", "psa_tuned", tmp_path / "my.yaml")
     assert tuned is not None
     assert [row.start for row in tuned.budget_table] == [0.0, 0.375]
-    alone = CliRunner().invoke(app, ["tune", *files[:2], *to, "--steps", "4", "--preset-name", "other"])
+    alone = psa("tune", *files[:2], *to, "--steps", 4, "--preset-name", "other")
     assert alone.exit_code == 0, alone.output
     assert load_preset("tiny-wan", "psa_tuned", tmp_path / "my.yaml") == tuned
 
@@ -79,31 +78,6 @@ def test_a_check_makes_the_video(tune) -> None:
     assert result.exit_code == 0, result.output
     assert "1.80 times less work" in result.output
     assert "PSNR to dense, dB" in result.output
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        pytest.param([], "expected a prompt", id="no-prompt"),
-        pytest.param(
-            [*PROMPT, "--budget", "0.2", "--target-error", "0.1"], "got budget and target_error", id="two-goals"
-        ),
-        pytest.param([*PROMPT, "--target-speedup", "12"], "target_speedup: expected 7.35 or less", id="speed-up"),
-        pytest.param([*PROMPT, "--steps", "3"], "more than the 5 warm-up steps", id="all-warm-up"),
-        pytest.param(
-            [*PROMPT, "--attention-preset", "tiny-wan/psa_balanced"], "expected one with mask_mode: budget", id="preset"
-        ),
-        pytest.param(["--qkv", "missing.safetensors"], "there is no file missing.safetensors", id="no-file"),
-        pytest.param(["--qkv", str(Path(__file__).parent)], "expected safetensors files in", id="no-files-in-folder"),
-        pytest.param(["--qkv", "x.safetensors", *PROMPT], "prompt: only for a generation", id="prompt-and-file"),
-    ],
-)
-def test_bad_options_are_one_line_and_write_nothing(tune, options: list[str], message: str, tmp_path: Path) -> None:
-    result = tune(*options)
-    assert result.exit_code == 1
-    assert result.output.startswith("error: ")
-    assert message in result.output
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_shipped_file_is_refused_before_the_work_starts(tune) -> None:

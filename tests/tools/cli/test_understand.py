@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from command_line import psa
 from typer.testing import CliRunner, Result
 
 from psa_triton.presets import shipped_presets
-from psa_triton.tools.cli.app import app as psa
 from psa_triton.tools.understanding import read_media
 
 CHECKOUT = Path(__file__).parents[3]
@@ -39,8 +39,7 @@ def understand(qwen_folder: Path) -> Run:
     """Runs `psa understand` with a question to the small model."""
 
     def run(*options: str) -> Result:
-        few = ("--model", str(qwen_folder), "--prompt", "What moves?", "--max-tokens", "8")
-        return CliRunner().invoke(psa, ["understand", *few, *options])
+        return psa("understand", "--model", qwen_folder, "--prompt", "What moves?", "--max-tokens", 8, *options)
 
     return run
 
@@ -110,26 +109,6 @@ def test_the_default_preset_is_sparse_and_changes_nothing_that_matters(understan
     assert summary(sparse)[3].startswith("attention: Qwen2.5-VL/psa_balanced; sparse in 2 of 2 layers")
     assert summary(dense)[3] == "attention: dense"
     assert sparse.output.split("\n\nvideo: ")[0] == dense.output.split("\n\nvideo: ")[0]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        pytest.param(["--input", "nothing.png"], "input: there is no file nothing.png", id="no-file"),
-        pytest.param(["--input", "PICTURE", "--prompt", "x " * 999], "do not fit into the model's context", id="long"),
-        pytest.param(["--input", "PICTURE", "--max-pixels", "9"], "max_pixels: expected at least", id="pixels"),
-        pytest.param(["--input", "PICTURE", "--attention-preset", "psa"], "unknown preset 'psa'", id="preset"),
-        pytest.param(["--input", "PICTURE", "--dense", "--config", "x"], "got dense attention", id="dense-config"),
-        pytest.param(["--input", "PICTURE", "--config", "x"], "x: cannot be read", id="no-presets-file"),
-        pytest.param(["--input", "PICTURE", "--device", "gpu"], "device: 'gpu'", id="device"),
-    ],
-)
-def test_what_cannot_be_done_is_one_line(understand: Run, options: list[str], message: str, picture: str) -> None:
-    result = understand(*(picture if option == "PICTURE" else option for option in options))
-    assert result.exit_code == 1
-    assert result.output.startswith("error: ")
-    assert message in result.output
-    assert result.output.count("\n") == 1
 
 
 def test_the_script_is_dense_unless_asked(

@@ -58,6 +58,26 @@ def described() -> dict[str, Any]:
     return {"versions": {"torch": "2"}, "hardware": {"cpu": "a CPU"}, "command": "psa compare", "date": "today"}
 
 
+@pytest.fixture(scope="session")
+def run_folder(
+    tmp_path_factory: pytest.TempPathFactory,
+    comparison: Comparison,
+    request_320: VideoRequest,
+    sparse: Attention,
+    full: Attention,
+    model: dict[str, Any],
+    described: dict[str, Any],
+) -> Path:
+    """A run of two seeds, and of a prompt that failed; the report of a case is in its folder."""
+    from psa_triton.tools.evaluation.case import plan_cases, write_case, write_summary
+
+    folder = tmp_path_factory.mktemp("run")
+    cases = plan_cases(folder, [request_320], [1, 2], [sparse, full], ceiling=None, model=model)
+    written = [write_case(case, comparison, described) for case in cases]
+    write_summary(folder, written, [{"name": "prompt_0001_seed_1", "error": "ValueError: no"}], described)
+    return folder
+
+
 @pytest.fixture
 def case(tmp_path: Path, request_320: VideoRequest, sparse: Attention, full: Attention, model: dict[str, Any]) -> Case:
     """The only case of a run, into `tmp_path / "out"`."""

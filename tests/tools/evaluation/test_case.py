@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from psa_triton.tools.evaluation.case import Case, plan_cases, read_finished, write_case, write_summary
-from psa_triton.tools.evaluation.compare import Comparison, MissingVideo
-from psa_triton.tools.generation import Attention, VideoRequest
+from psa_triton.tools.evaluation.case import Case, read_finished, write_case
+from psa_triton.tools.evaluation.compare import Comparison
 from psa_triton.tools.understanding import read_media
 
 
@@ -39,8 +38,8 @@ def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
 
 
 def test_a_case_that_lacks_a_video_is_done_again(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
-    missing = MissingVideo("full", RuntimeError("out of memory"))
-    partly = replace(comparison, candidates=comparison.candidates[:1], missing=(missing,))
+    missing = {"full": RuntimeError("out of memory")}
+    partly = replace(comparison, candidates=comparison.candidates[:1], missing=missing)
     data = write_case(case, partly, described)
     assert data["missing"] == [{"label": "full", "error": "RuntimeError: out of memory"}]
     assert (case.folder / "half.mp4").is_file(), "named as if the other were there"
@@ -64,27 +63,15 @@ def test_a_case_cut_short_changes_nothing(
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_the_summary_of_a_run(
-    tmp_path: Path,
-    request_320: VideoRequest,
-    sparse: Attention,
-    full: Attention,
-    comparison: Comparison,
-    model: dict[str, Any],
-    described: dict[str, Any],
-) -> None:
-    cases = plan_cases(tmp_path, [request_320], [1, 2], [sparse, full], ceiling=None, model=model)
-    written = [write_case(case, comparison, described) for case in cases]
-    failed = [{"name": "prompt_0001_seed_1", "error": "ValueError: no"}]
-    write_summary(tmp_path, written, failed, described)
-    saved = json.loads((tmp_path / "comparison.json").read_text())
+def test_the_summary_of_a_run(run_folder: Path) -> None:
+    saved = json.loads((run_folder / "comparison.json").read_text())
     assert saved["schema_version"] == 2
-    assert saved["failed"] == failed
+    assert [failed["name"] for failed in saved["failed"]] == ["prompt_0001_seed_1"]
     assert [column["label"] for column in saved["summary"]] == ["dense", "dense in bfloat16", "half", "full"]
     half = saved["summary"][2]["averages"]["psnr"]
     assert (half["count"], half["standard_error"]) == (2, 0)
     assert saved["measures"]["st_lpips"]["closer"] == "lower"
-    assert "| PSNR to dense, dB |" in (tmp_path / "comparison.md").read_text()
-    page = (tmp_path / "report.html").read_text()
+    assert "| PSNR to dense, dB |" in (run_folder / "comparison.md").read_text()
+    page = (run_folder / "report.html").read_text()
     assert "prompt_0000_seed_1/report.html" in page
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(run_folder.rglob("*.part"))

@@ -8,37 +8,21 @@ from diffusers import DiffusionPipeline
 
 from psa_triton.tools.evaluation.ceiling import Ceiling
 from psa_triton.tools.evaluation.compare import Comparison, compare_attentions, label_attentions
-from psa_triton.tools.generation import DENSE, Attention, VideoRequest, generate_video
-
-
-def test_the_dense_video_is_the_one_that_dense_generation_makes(
-    comparison: Comparison, pipe: DiffusionPipeline
-) -> None:
-    alone = generate_video(pipe, comparison.request, DENSE)
-    np.testing.assert_array_equal(comparison.dense.frames, alone.frames)
-    assert comparison.dense.cost.run_density == 1
+from psa_triton.tools.generation import Attention, VideoRequest
 
 
 def test_reading_everything_gives_the_dense_video_and_reading_less_does_not(comparison: Comparison) -> None:
     sparse, full = comparison.candidates
-    assert full.fidelity.mean("psnr") > 60
+    assert full.fidelity["psnr"].mean > 60
     assert full.video.cost.attention_density == pytest.approx(1)
-    assert sparse.fidelity.mean("psnr") < full.fidelity.mean("psnr")
+    assert sparse.fidelity["psnr"].mean < full.fidelity["psnr"].mean
     assert not np.array_equal(sparse.video.frames, comparison.dense.frames)
-
-
-def test_densities_by_hand(comparison: Comparison) -> None:
-    cost = comparison.candidates[0].video.cost
-    assert cost.attention_density == pytest.approx(0.35)
-    assert cost.run_density == pytest.approx((1 + 0.35) / 2), "one of two steps is warm-up"
-    assert cost.attention_density_with_estimation > 0.35
-    assert 0 < cost.attention_seconds < cost.transformer_seconds < cost.total_seconds
 
 
 def test_dense_again_is_nearer_than_sparse_and_not_the_same(comparison: Comparison) -> None:
     assert comparison.ceiling.label == "dense in bfloat16"
-    again = comparison.ceiling.fidelity.mean("psnr")
-    assert comparison.candidates[0].fidelity.mean("psnr") < again < 100
+    again = comparison.ceiling.fidelity["psnr"].mean
+    assert comparison.candidates[0].fidelity["psnr"].mean < again < 100
 
 
 def test_an_attention_that_fails_costs_no_other(
@@ -48,9 +32,8 @@ def test_an_attention_that_fails_costs_no_other(
     broken = replace(broken, dense_parts=replace(broken.dense_parts, dense_layers=(7,)))
     done = compare_attentions(pipe, replace(request_320, num_frames=5), [broken, sparse])
     assert [candidate.label for candidate in done.candidates] == ["half"]
-    (missing,) = done.missing
-    assert missing.label == "broken"
-    assert "dense_layers" in str(missing.error)
+    assert list(done.missing) == ["broken"]
+    assert "dense_layers" in str(done.missing["broken"])
 
 
 def test_a_second_dense_run_that_fails_costs_no_other(
@@ -63,7 +46,7 @@ def test_a_second_dense_run_that_fails_costs_no_other(
     ceiling = Ceiling("backend", "cpu", pipe.transformer.dtype)
     done = compare_attentions(pipe, replace(request_320, num_frames=5), [full], ceiling=ceiling)
     assert done.ceiling is None
-    assert [missing.label for missing in done.missing] == [ceiling.label]
+    assert list(done.missing) == [ceiling.label]
     assert len(done.candidates) == 1
 
 

@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import LevelRecord
 from psa_triton.ordering import grid_order
-from psa_triton.tools.evaluation.levels_record import CallSite, LevelRecording
+from psa_triton.tools.evaluation.levels_record import CallSite, LevelMap, LevelRecording
 from psa_triton.tools.generation import Attention, VideoRequest, generate_video
 
 CONFIG = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.5), 0: (0.5, 1)})
@@ -23,12 +23,19 @@ def record(layer: int = 0, step: int | None = 0, heads: int = 2, levels: torch.T
     return LevelRecord("transformer", layer, step, CONFIG, levels, densities, (3, 4, 8), 0, None)
 
 
+def unpacked(levels: LevelMap, head: int) -> torch.Tensor:
+    """Levels of a head, read as the page reads them: codes of 4 bits, rows of whole bytes."""
+    packed = levels.packed[levels.heads.index(head)]
+    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
+    return torch.where(codes > 0, 2 ** (codes.int() - 1), 0)
+
+
 def test_packed_levels_come_back_for_an_odd_number_of_blocks() -> None:
     recording = LevelRecording()
     recording(record())
     entry = recording.maps[CallSite("transformer", 0, 0)]
     assert entry.packed.shape == (2, 3, 5) and entry.packed.dtype == torch.uint8
-    assert torch.equal(entry.levels(1), LEVELS.expand(3, -1)), "of the last batch entry"
+    assert torch.equal(unpacked(entry, 1)[:, :9], LEVELS.expand(3, -1)), "of the last batch entry"
 
 
 def test_the_first_call_of_a_step_is_mapped_and_the_mean_of_all_is_its_density() -> None:
@@ -36,16 +43,9 @@ def test_the_first_call_of_a_step_is_mapped_and_the_mean_of_all_is_its_density()
     recording(record())
     recording(record(levels=torch.ones(2, 2, 3, 9, dtype=torch.int8)))
     site = CallSite("transformer", 0, 0)
-    assert torch.equal(recording.maps[site].levels(0)[0], LEVELS)
+    assert torch.equal(unpacked(recording.maps[site], 0)[0, :9], LEVELS)
     assert recording.densities == {site: (0.5, 0.5)}
     assert recording.calls == 2
-
-
-def test_a_head_that_was_not_kept_is_told() -> None:
-    recording = LevelRecording(max_bytes=8 * 15)
-    recording(record(heads=4))
-    with pytest.raises(KeyError, match="expected one of"):
-        recording.maps[CallSite("transformer", 0, 0)].levels(3)
 
 
 def test_memory_is_bounded_by_letting_every_second_step_and_then_layer_go() -> None:
@@ -79,15 +79,13 @@ def test_a_run_is_told_of_with_its_layout(
 ) -> None:
     recording = LevelRecording()
     video = generate_video(pipe, request_320, sparse, on_levels=recording)
-    layout = recording.layout
-    assert (layout.grid, layout.prefix_tokens, layout.block_m, layout.block_n) == ((5, 8, 8), 0, 64, 32)
-    assert torch.equal(layout.order.permutation, grid_order("Gilbert", (5, 8, 8)).permutation)
-    assert layout.in_place
-    assert recording.shape == (1, 2, 5, 10)
+    assert torch.equal(recording.layout["order"].permutation, grid_order("Gilbert", (5, 8, 8)).permutation)
+    known = {"grid": [5, 8, 8], "prefix": 0, "block_m": 64, "block_n": 32, "query_blocks": 5, "key_blocks": 10}
+    assert recording.layout.items() >= {**known, "in_place": True}.items()
     assert set(recording.maps) == {CallSite("transformer", layer, 1) for layer in (0, 1)}, "step 0 is warm-up"
     for densities in recording.densities.values():
         assert densities == pytest.approx((0.35, 0.35))
-    levels = recording.maps[CallSite("transformer", 0, 1)].levels(0)
+    levels = unpacked(recording.maps[CallSite("transformer", 0, 1)], 0)
     assert {level: int((levels == level).sum()) for level in (1, 2, 0)} == {1: 5 * 2, 2: 5 * 3, 0: 5 * 5}
     assert recording.calls == video.stats.summary.sparse_calls == 2
 
@@ -96,5 +94,5 @@ def test_clusters_have_no_place(pipe: DiffusionPipeline, request_320: VideoReque
     recording = LevelRecording()
     config = sparse.config.replace(rearrange_method="SemanticAware", warmup_steps=0)
     generate_video(pipe, request_320, Attention(name="hand/clusters", config=config), on_levels=recording)
-    assert recording.layout.order is None
-    assert not recording.layout.in_place
+    assert recording.layout["order"] is None
+    assert not recording.layout["in_place"]

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from psa_triton.tools.evaluation.measures import MEASURES, PSNR_CAP, Fidelity, Score, fidelity
+from psa_triton.tools.evaluation.measures import MEASURES, PSNR_CAP, Score, fidelity
 from psa_triton.tools.evaluation.measures.ffmpeg_vmaf import vmaf
 from psa_triton.tools.evaluation.measures.perceptual import find_weights, st_lpips
 from psa_triton.tools.evaluation.measures.pixels import ms_ssim
@@ -44,27 +44,27 @@ def pictures(*shape: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tenso
 def test_psnr_by_hand_frame_by_frame() -> None:
     # Errors of .1 and .01 everywhere: mean squares of 1e-2 and 1e-4.
     scores = fidelity(grey(0.5, 0.5), grey(0.6, 0.49))
-    assert scores.scores["psnr"].frames == pytest.approx((20.0, 40.0), abs=1e-3)
-    assert scores.mean("psnr") == pytest.approx(30.0, abs=1e-3)
+    assert scores["psnr"].frames == pytest.approx((20.0, 40.0), abs=1e-3)
+    assert scores["psnr"].mean == pytest.approx(30.0, abs=1e-3)
 
 
 def test_ssim_of_plain_frames_by_hand() -> None:
     # Without variance SSIM is its luminance term, with c1 = (.01)^2.
     scores = fidelity(grey(0.5, 0.2), grey(0.6, 0.2))
     expected = (2 * 0.5 * 0.6 + 1e-4) / (0.5**2 + 0.6**2 + 1e-4)
-    assert scores.scores["ssim"].frames == pytest.approx((expected, 1.0), abs=1e-4)
+    assert scores["ssim"].frames == pytest.approx((expected, 1.0), abs=1e-4)
 
 
 def test_psnr_of_noise_is_that_of_its_mean_square() -> None:
     reference, video = pictures(3, 16, 16, 3)
     expected = [-10 * math.log10(float(x)) for x in (reference - video).square().mean((1, 2, 3))]
-    assert fidelity(reference, video).scores["psnr"].frames == pytest.approx(expected, rel=1e-4)
+    assert fidelity(reference, video)["psnr"].frames == pytest.approx(expected, rel=1e-4)
 
 
 def test_equal_frames_have_the_capped_psnr_and_do_not_swallow_the_others() -> None:
     scores = fidelity(grey(0.5, 0.5), grey(0.5, 0.6))
-    assert scores.scores["psnr"].frames == pytest.approx((PSNR_CAP, 20.0), abs=1e-3)
-    assert scores.scores["ssim"].frames[0] == pytest.approx(1.0)
+    assert scores["psnr"].frames == pytest.approx((PSNR_CAP, 20.0), abs=1e-3)
+    assert scores["ssim"].frames[0] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("side", "scales"), [(44, 3), (98, 3), (99, 4), (175, 4), (176, 5)])
@@ -84,15 +84,14 @@ def test_ms_ssim_weights_sum_to_one() -> None:
 
 def test_a_measure_that_cannot_be_taken_says_why_and_stops_no_other() -> None:
     scores = fidelity(grey(0.5), grey(0.6))
-    assert scores.scores["ms_ssim"] == Score((), "frames of 16 pixels are too small for 3 scales")
-    assert scores.mean("ms_ssim") is None
-    assert scores.mean("psnr") == pytest.approx(20, abs=1e-3)
-    assert set(scores.as_dict()) == set(MEASURES)
+    assert scores["ms_ssim"] == Score((), "frames of 16 pixels are too small for 3 scales")
+    assert scores["ms_ssim"].mean is None
+    assert scores["psnr"].mean == pytest.approx(20, abs=1e-3)
+    assert set(scores) == set(MEASURES)
 
 
 def test_plain_data_holds_mean_frames_and_note() -> None:
-    data = Fidelity({"psnr": Score((30.0, 40.0), "a note")}).as_dict()
-    assert data == {"psnr": {"mean": 35.0, "frames": [30.0, 40.0], "note": "a note"}}
+    assert Score((30.0, 40.0), "a note").as_dict() == {"mean": 35.0, "frames": [30.0, 40.0], "note": "a note"}
 
 
 @needs_weights

@@ -92,28 +92,22 @@ def test_densities_of_all_layers_heads_and_steps(comparison: Comparison) -> None
 
 
 def test_level_maps_are_those_of_the_run(comparison: Comparison) -> None:
-    """Read as the page reads them: codes of 4 bits, rows of whole bytes."""
-    candidate = comparison.candidates[0]
     read = case_view(comparison)["reads"]["half"]
     assert [(entry["layer"], entry["step"], entry["heads"]) for entry in read["maps"]["index"]] == [
         (0, 1, [0, 1]),
         (1, 1, [0, 1]),
     ]
     codes = np.frombuffer(zlib.decompress(base64.b64decode(read["maps"]["codes"])), np.uint8)
-    second = read["maps"]["index"][1]
-    layout = read["layout"]
-    row_bytes = -(-layout["key_blocks"] // 2)
-    start = second["offset"] + (1 * layout["query_blocks"] + 3) * row_bytes
-    row = codes[start : start + row_bytes]
-    levels = [2 ** (code - 1) if code else 0 for byte in row for code in (byte & 15, byte >> 4)]
-    expected = candidate.recording.maps[CallSite("transformer", 1, 1)].levels(1)[3]
-    assert levels == expected.tolist()
+    packed = comparison.candidates[0].recording.maps[CallSite("transformer", 1, 1)].packed
+    start = read["maps"]["index"][1]["offset"]
+    assert packed.shape == (2, 5, 5), "rows of whole bytes"
+    assert codes[start : start + packed.numel()].tolist() == packed.flatten().tolist()
 
 
 def test_the_token_order_is_the_runs(comparison: Comparison) -> None:
     layout = case_view(comparison)["reads"]["half"]["layout"]
     order = np.frombuffer(zlib.decompress(base64.b64decode(layout["order"])), np.int32)
-    assert order.tolist() == comparison.candidates[0].recording.layout.order.permutation.tolist()
+    assert order.tolist() == comparison.candidates[0].recording.layout["order"].permutation.tolist()
 
 
 def test_costs_add_up(comparison: Comparison) -> None:

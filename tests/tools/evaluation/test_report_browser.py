@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from psa_triton.tools.evaluation.case import Case, plan_cases, write_case, write_summary
+from psa_triton.tools.evaluation.case import Case, write_case
 from psa_triton.tools.evaluation.compare import Comparison
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-    from psa_triton.tools.generation import Attention, VideoRequest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (apt install chromium)")
@@ -37,24 +35,6 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="module")
-def run_folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    comparison: Comparison,
-    request_320: VideoRequest,
-    sparse: Attention,
-    full: Attention,
-    model: dict[str, Any],
-    described: dict[str, Any],
-) -> Path:
-    """A run of two seeds; the report of a case is in its folder."""
-    folder = tmp_path_factory.mktemp("run")
-    cases = plan_cases(folder, [request_320], [1, 2], [sparse, full], ceiling=None, model=model)
-    written = [write_case(case, comparison, described) for case in cases]
-    write_summary(folder, written, [], described)
-    return folder
 
 
 @pytest.fixture
@@ -148,7 +128,7 @@ def test_a_query_block_is_chosen_by_click_and_by_keys(open_page: Any, report: Pa
     # A grid of 8 x 8 tokens: the middle of the token in column 6, row 2 of the first latent frame.
     page.locator("#map").click(position={"x": box["width"] * 6.5 / 8, "y": box["height"] * 2.5 / 8})
     recording = comparison.candidates[0].recording
-    position = int(recording.layout.order.inverse[2 * 8 + 6])
+    position = int(recording.layout["order"].inverse[2 * 8 + 6])
     told = page.locator("#reads-value").inner_text()
     assert told.startswith(f"Query block {position // 64 + 1} of 5 (64 tokens, outlined) reads of 10 key blocks:")
     assert "2 at level 1, 3 at level 2, 5 not at all" in told
@@ -167,7 +147,7 @@ def test_clusters_are_shown_without_a_place(
 ) -> None:
     first = comparison.candidates[0]
     recording = copy(first.recording)
-    recording.layout = replace(recording.layout, order=None, in_place=False)
+    recording.layout = {**recording.layout, "order": None, "in_place": False}
     clustered = replace(comparison, candidates=(replace(first, recording=recording),))
     write_case(case, clustered, described)
     page = open_page(case.folder / "report.html")
@@ -212,7 +192,7 @@ def test_the_keyboard_reaches_everything_and_focus_is_seen(open_page: Any, repor
 def test_it_opens_at_the_worst_frame_and_leads_back_to_it(open_page: Any, report: Path, comparison: Comparison) -> None:
     page = open_page(report)
     best = page.locator("#track").input_value()
-    scores = next(c for c in comparison.candidates if c.label == best).fidelity.scores["psnr"].frames
+    scores = next(c for c in comparison.candidates if c.label == best).fidelity["psnr"].frames
     worst = f"{1 + int(np.argmin(scores))} / {len(scores)}"
     assert page.locator("#frame-value").inner_text().startswith(worst)
     page.get_by_role("slider", name="Frame", exact=True).fill("16")

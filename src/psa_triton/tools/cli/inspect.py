@@ -131,12 +131,11 @@ def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | No
 class _Look:
     """How calls of a run are looked at, where their pictures and numbers go, and the numbers so far."""
 
-    folder: Path
+    options: Inspect
     files: Staging
     subject: str
     attention: Attention
     heads: Sequence[int]
-    query_blocks: int
     calls: list[dict[str, Any]] = field(default_factory=list)
     console: Console = field(default_factory=make_console)
 
@@ -148,14 +147,12 @@ class _Look:
         """Files appear together at the end of the block; the folder is looked at first."""
         folder = options.output_dir
         with output_folder(folder, room=pictures * _PICTURE), held(folder), staged() as files:
-            yield cls(
-                folder=folder,
-                files=files,
-                subject=subject,
-                attention=attention,
-                heads=heads,
-                query_blocks=options.query_blocks,
-            )
+            yield cls(options=options, files=files, subject=subject, attention=attention, heads=heads)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return self.options.output_dir
 
     def at(self, inputs: AttentionInputs, place: Place, levels: Tensor | None = None) -> None:
         """Draw one call, and keep its numbers; `levels` are those that it read, if it has been made already."""
@@ -164,7 +161,7 @@ class _Look:
             _sparse(self.attention),
             heads=self.heads,
             levels=levels,
-            query_blocks=self.query_blocks,
+            query_blocks=self.options.query_blocks,
             impl=self.attention.impl,
         )
         for head in found.heads:

@@ -47,7 +47,7 @@ def show_preset(
 ) -> None:
     """What a preset does, in words, and how much work it saves."""
     from psa_triton.presets import resolve
-    from psa_triton.presets.explain import explain
+    from psa_triton.tools.cli.explain import explain
 
     found = resolve(preset, model, config)
     typer.echo(f"{found.name.replace('/', ' / ')}: {found.description}")
@@ -99,7 +99,7 @@ def print_schema() -> None:
 
 
 def _density(config: PSAConfig | None) -> str:
-    from psa_triton.presets.explain import density_bounds
+    from psa_triton.tools.cli.explain import density_bounds
 
     if config is None:
         return "100%"

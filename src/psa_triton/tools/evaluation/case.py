@@ -144,25 +144,21 @@ def case_data(case: Case, comparison: Comparison, described: Mapping[str, Any]) 
         "settings": case.settings,
         "psnr_cap": PSNR_CAP,
         "dense": {"cost": comparison.dense.cost.as_dict()},
-        "ceiling": None
-        if ceiling is None
-        else {"label": ceiling.label, "cost": ceiling.video.cost.as_dict(), "fidelity": ceiling.fidelity.as_dict()},
-        "candidates": [_candidate_data(candidate) for candidate in comparison.candidates],
+        "ceiling": None if ceiling is None else _made(ceiling),
+        "candidates": [
+            {"label": candidate.label, "attention": candidate.attention.as_dict(), **_made(candidate)}
+            for candidate in comparison.candidates
+        ],
         "missing": [
-            {"label": missing.label, "error": f"{type(missing.error).__name__}: {missing.error}"}
-            for missing in comparison.missing
+            {"label": label, "error": f"{type(error).__name__}: {error}"} for label, error in comparison.missing.items()
         ],
         **described,
     }
 
 
-def _candidate_data(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "label": candidate.label,
-        "attention": candidate.attention.as_dict(),
-        "cost": candidate.video.cost.as_dict(),
-        "fidelity": candidate.fidelity.as_dict(),
-    }
+def _made(candidate: Candidate) -> dict[str, Any]:
+    fidelity = {name: score.as_dict() for name, score in candidate.fidelity.items()}
+    return {"label": candidate.label, "cost": candidate.video.cost.as_dict(), "fidelity": fidelity}
 
 
 def expected_room(case: Case) -> int:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from psa_triton.integrations.diffusers import transformers_of
+
 CeilingKind = Literal["auto", "backend", "dtype", "none"]
 
 
@@ -72,7 +74,7 @@ def choose_ceiling(kind: CeilingKind, device: torch.device, dtype: torch.dtype) 
 def _transformers_in(pipe: Any, dtype: torch.dtype) -> Iterator[None]:
     """The transformers' weights in `dtype`, and then as they were: their own tensors are kept meanwhile."""
     own: dict[torch.nn.Parameter, torch.Tensor] = {}
-    for transformer in _transformers(pipe):
+    for transformer in transformers_of(pipe).values():
         # What stays in float32 however the model is loaded; diffusers has no public way to ask.
         kept = tuple(transformer._keep_in_fp32_modules or ())
         for name, parameter in transformer.named_parameters():
@@ -85,8 +87,3 @@ def _transformers_in(pipe: Any, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for parameter, values in own.items():
             parameter.data = values
-
-
-def _transformers(pipe: Any) -> list[Any]:
-    named = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
-    return [transformer for transformer in named if transformer is not None]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 
 import torch
@@ -39,19 +39,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class MissingVideo:
-    """A video that could not be made or measured.
-
-    Attributes:
-        label: of the attention, or of the second dense run.
-        error: why.
-    """
-
-    label: str
-    error: Exception
-
-
-@dataclass(frozen=True)
 class Comparison:
     """A dense video and others of the same request.
 
@@ -60,14 +47,14 @@ class Comparison:
         dense: the reference.
         ceiling: dense again, made another way: what dense attention itself varies by; None if not asked for, or failed.
         candidates: those with PSA, one an attention.
-        missing: those that failed.
+        missing: why others could not be made or measured, by the label of the attention or of the second dense run.
     """
 
     request: VideoRequest
     dense: GeneratedVideo
     ceiling: Candidate | None
     candidates: tuple[Candidate, ...]
-    missing: tuple[MissingVideo, ...] = ()
+    missing: Mapping[str, Exception] = field(default_factory=dict)
 
 
 def compare_attentions(
@@ -76,8 +63,8 @@ def compare_attentions(
     attentions: Sequence[Attention],
     *,
     ceiling: Ceiling | None = None,
-    on_start: Callable[[str], OnStep] | None = None,
-    on_end: Callable[[], None] | None = None,
+    on_start: Callable[[str], OnStep | None] = lambda _: None,
+    on_end: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Make a video dense and with each attention, from the same noise, and measure how far they are apart.
 
@@ -100,16 +87,15 @@ def compare_attentions(
     ways += zip(label_attentions(attentions), attentions, repeat(None))
 
     def make(label: str, attention: Attention, recording: LevelRecording | None = None) -> GeneratedVideo:
-        on_step = None if on_start is None else on_start(label)
+        on_step = on_start(label)
         try:
             return generate_video(pipe, request, attention, on_step=on_step, on_levels=recording)
         finally:
-            if on_end is not None:
-                on_end()
+            on_end()
 
     dense = make(DENSE.name, DENSE)
     made: list[Candidate] = []
-    missing: list[MissingVideo] = []
+    missing: dict[str, Exception] = {}
     for label, attention, second in ways:
         recording = LevelRecording()
         try:
@@ -118,9 +104,9 @@ def compare_attentions(
             made.append(Candidate(label, attention, video, _closeness(pipe, dense, video), recording))
         except Exception as error:
             logger.debug("%s failed", label, exc_info=True)
-            missing.append(MissingVideo(label, error))
+            missing[label] = error
     again = made.pop(0) if made and made[0].attention is DENSE else None
-    return Comparison(request, dense, again, tuple(made), tuple(missing))
+    return Comparison(request, dense, again, tuple(made), missing)
 
 
 def _closeness(pipe: DiffusionPipeline, dense: GeneratedVideo, video: GeneratedVideo) -> Fidelity:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import LevelRecord
-from psa_triton.ordering import TokenOrder
 
-_CODES: Final = (0, 1, 2, 4, 8, 16, 32, 64)
-"""Levels by their code, which has four bits."""
 _HEADS_SHARE: Final = 8
 """One call's heads take at most this part of the memory, so that several calls are kept."""
 
@@ -27,53 +23,14 @@ class CallSite(NamedTuple):
     step: int
 
 
-@dataclass(frozen=True)
-class TokenLayout:
-    """How a sequence is cut into blocks.
-
-    Attributes:
-        grid: visual tokens as (frames, height, width).
-        prefix_tokens: text tokens before them.
-        block_m: tokens per query block.
-        block_n: tokens per key block.
-        order: of the visual tokens; None: as they come.
-        in_place: whether it is known where tokens stand; not so where each layer finds clusters of its own.
-    """
-
-    grid: tuple[int, int, int]
-    prefix_tokens: int
-    block_m: int
-    block_n: int
-    order: TokenOrder | None
-    in_place: bool
-
-
-@dataclass(frozen=True)
-class LevelMap:
-    """The levels of some heads of one call.
-
-    Attributes:
-        heads: their indexes.
-        packed: uint8 `[heads, nq, ceil(nk / 2)]` on the CPU: two codes of 4 bits a byte, the first in the low bits; 0
-            stands for level 0, `c` for level `2 ** (c - 1)`.
-        key_blocks: nk.
-    """
+class LevelMap(NamedTuple):
+    """The levels of some heads of one call."""
 
     heads: tuple[int, ...]
+    """Their indexes."""
     packed: Tensor
-    key_blocks: int
-
-    def levels(self, head: int) -> Tensor:
-        """Levels of a head, int8 `[nq, nk]`.
-
-        Raises:
-            KeyError: the head was not kept.
-        """
-        if head not in self.heads:
-            raise KeyError(f"head: expected one of {list(self.heads)}, which were kept, got {head}")
-        packed = self.packed[self.heads.index(head)]
-        codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., : self.key_blocks]
-        return torch.tensor(_CODES, dtype=torch.int8)[codes.long()]
+    """uint8 `[heads, nq, ceil(nk / 2)]` on the CPU: two codes of 4 bits a byte, the first in the low bits; 0 stands for
+    level 0, `c` for level `2 ** (c - 1)`."""
 
 
 @dataclass
@@ -93,16 +50,13 @@ class LevelRecording:
     Attributes:
         max_bytes: of all maps together.
         maps: what was kept.
-        layout: of the first call, and so of the run; None before it.
-        config: likewise.
-        shape: of the first call's levels, `(B, H, nq, nk)`.
+        layout: how the first call's sequence, and so the run's, is cut into blocks, as plain data but for the order of
+            the visual tokens, a `TokenOrder` or None: as they come; None before that call.
     """
 
     max_bytes: int = 8 << 20
     maps: dict[CallSite, LevelMap] = field(default_factory=dict, init=False)
-    layout: TokenLayout | None = field(default=None, init=False)
-    config: PSAConfig | None = field(default=None, init=False)
-    shape: tuple[int, ...] | None = field(default=None, init=False)
+    layout: Mapping[str, Any] | None = field(default=None, init=False)
     _totals: dict[CallSite, _HeadTotal] = field(default_factory=dict, init=False, repr=False)
     _strides: dict[str, int] = field(default_factory=lambda: {"step": 1, "layer": 1}, init=False, repr=False)
 
@@ -110,7 +64,7 @@ class LevelRecording:
         """Keep what there is to keep of a call."""
         site = CallSite(record.transformer, record.layer, record.step or 0)
         if self.layout is None:
-            self.layout, self.config, self.shape = _layout(record), record.config, tuple(record.levels.shape)
+            self.layout = _layout(record)
         density = record.densities.mean(0)
         total = self._totals.setdefault(site, _HeadTotal(0, torch.zeros_like(density)))
         first = total.calls == 0
@@ -134,7 +88,7 @@ class LevelRecording:
         heads, queries, keys = levels.shape
         fit = min(heads, max(1, self.max_bytes // _HEADS_SHARE // (queries * -(-keys // 2))))
         chosen = [place * heads // fit for place in range(fit)]
-        return LevelMap(tuple(chosen), _pack(levels[chosen]), keys)
+        return LevelMap(tuple(chosen), _pack(levels[chosen]))
 
     def _thin(self) -> None:
         """Let maps go until the rest fits."""
@@ -145,12 +99,19 @@ class LevelRecording:
             self.maps = {site: entry for site, entry in self.maps.items() if getattr(site, name) % stride == 0}
 
 
-def _layout(record: LevelRecord) -> TokenLayout:
+def _layout(record: LevelRecord) -> dict[str, Any]:
     config = record.config
     clusters = config.use_rearrange and config.rearrange_method in ("SemanticAware", "Hybrid")
-    return TokenLayout(
-        record.grid, record.prefix_tokens, config.block_m, config.block_n, record.order, in_place=not clusters
-    )
+    return {
+        "grid": list(record.grid),
+        "prefix": record.prefix_tokens,
+        "block_m": config.block_m,
+        "block_n": config.block_n,
+        "query_blocks": record.levels.shape[2],
+        "key_blocks": record.levels.shape[3],
+        "in_place": not clusters,  # of clusters, which each layer finds for itself, it is not known where tokens stand
+        "order": record.order,
+    }
 
 
 def _pack(levels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from psa_triton.integrations.diffusers import PSAStats
 from psa_triton.tools.evaluation.compare import Candidate, Comparison
 from psa_triton.tools.evaluation.frames import web_frames
-from psa_triton.tools.evaluation.levels_record import CallSite, LevelMap, LevelRecording, TokenLayout
+from psa_triton.tools.evaluation.levels_record import CallSite, LevelMap
 from psa_triton.tools.evaluation.measures import MEASURES, Fidelity
 from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
 from psa_triton.tools.evaluation.verdict import judge
@@ -142,9 +142,7 @@ def case_view(comparison: Comparison) -> dict[str, Any]:
 
 def _scores(fidelity: Fidelity) -> dict[str, list[float]]:
     """Per measure that could be taken, a number a frame."""
-    return {
-        name: [round(value, 4) for value in score.frames] for name, score in fidelity.scores.items() if score.frames
-    }
+    return {name: [round(value, 4) for value in score.frames] for name, score in fidelity.items() if score.frames}
 
 
 def _seconds(cost: Cost) -> dict[str, float]:
@@ -185,24 +183,14 @@ def _reads(candidate: Candidate) -> dict[str, Any]:
         "steps": steps,
         "layers": [{"transformer": transformer, "layer": layer} for transformer, layer in layers],
         "density": [[cell(CallSite(*layer, step)) for step in range(steps)] for layer in layers],
-        "layout": None if recording.layout is None else _layout(recording.layout, recording),
+        "layout": None if recording.layout is None else _layout(recording.layout),
         "maps": _maps(recording.maps, layers),
     }
 
 
-def _layout(layout: TokenLayout, recording: LevelRecording) -> dict[str, Any]:
-    assert recording.shape is not None  # known with the layout
-    order = layout.order
-    return {
-        "grid": list(layout.grid),
-        "prefix": layout.prefix_tokens,
-        "block_m": layout.block_m,
-        "block_n": layout.block_n,
-        "query_blocks": recording.shape[2],
-        "key_blocks": recording.shape[3],
-        "in_place": layout.in_place,
-        "order": None if order is None else _compressed([order.permutation.to(torch.int32).numpy()]),
-    }
+def _layout(layout: Mapping[str, Any]) -> dict[str, Any]:
+    order = layout["order"]
+    return {**layout, "order": None if order is None else _compressed([order.permutation.to(torch.int32).numpy()])}
 
 
 def _maps(maps: Mapping[CallSite, LevelMap], layers: list[tuple[str, int]]) -> dict[str, Any]:

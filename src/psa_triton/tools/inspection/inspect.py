@@ -12,7 +12,7 @@ from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.importance import block_importance, estimation_cost
 from psa_triton.tools.inspection.exact import sample_exactly
-from psa_triton.tools.inspection.inputs import AttentionInputs, Grid
+from psa_triton.tools.inspection.inputs import AttentionInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,8 @@ class Inspection:
 
     config: PSAConfig
     """Its blocks cut the sequence."""
-    grid: Grid | None
-    """Visual tokens as (frames, height, width); None where there are none."""
-    prefix_tokens: int
-    """Text tokens before them."""
-    is_causal: bool
-    """Whether a causal mask applies."""
+    inputs: AttentionInputs
+    """What was looked at."""
     estimation_cost: float
     """Multiply-adds of the importance estimate as a share of dense attention's."""
     sampled: tuple[int, ...]
@@ -105,9 +101,7 @@ def inspect_attention(
     group = inputs.q.shape[1] // inputs.k.shape[1]
     return Inspection(
         config=config,
-        grid=inputs.grid,
-        prefix_tokens=inputs.prefix_tokens,
-        is_causal=inputs.is_causal,
+        inputs=inputs,
         estimation_cost=estimation_cost(config.importance, config.block_m, config.block_n),
         sampled=() if exact is None else exact.blocks,
         heads=tuple(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +32,7 @@ def place_title(place: Place, head: int) -> str:
     return ", ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in named.items())
 
 
-@dataclass(frozen=True, kw_only=True)
-class LevelShare:
+class LevelShare(NamedTuple):
     """The block pairs of one level. Of 0 to 1 all."""
 
     level: int
@@ -58,7 +56,7 @@ def levels_in_use(heads: Iterable[HeadInspection]) -> tuple[int, ...]:
 
 def visible_pairs(inspection: Inspection, head: HeadInspection) -> Tensor:
     """Which query blocks see which key blocks at all, bool `[nq, nk]`."""
-    if not inspection.is_causal:
+    if not inspection.inputs.is_causal:
         return torch.ones_like(head.levels, dtype=torch.bool)
     config = inspection.config
     tokens = len(head.query_places), len(head.key_places)
@@ -67,7 +65,7 @@ def visible_pairs(inspection: Inspection, head: HeadInspection) -> Tensor:
 
 def level_shares(inspection: Inspection, head: HeadInspection, levels: Sequence[int]) -> list[LevelShare]:
     """Shares of each of `levels`, in their order; the finest must come first."""
-    rows = list(inspection.sampled)
+    rows, mass = list(inspection.sampled), head.mass
     visible = visible_pairs(inspection, head)
     importance = head.importance.double() / head.importance.sum()
     shares: list[LevelShare] = []
@@ -75,28 +73,17 @@ def level_shares(inspection: Inspection, head: HeadInspection, levels: Sequence[
     for level in levels:
         there = (head.levels == level) & visible
         taken |= there
-        sampled = head.mass is not None and len(rows) > 0
-        shares.append(
-            LevelShare(
-                level=level,
-                pairs=int(there.sum()) / int(visible.sum()),
-                importance=float(importance[there].sum()),
-                mass=_mean_mass(head.mass, there[rows]) if sampled else None,
-                mass_so_far=_mean_mass(head.mass, taken[rows]) if sampled else None,
-                best_so_far=_mean_mass(head.mass, _as_many_best(head.mass, taken[rows])) if sampled else None,
-            )
-        )
+        masses: Sequence[float | None] = (None, None, None)
+        if mass is not None and rows:
+            chosen = there[rows], taken[rows], _as_many_best(mass, taken[rows])
+            masses = [float(mass.double().masked_fill(~those, 0).sum(-1).mean()) for those in chosen]
+        pairs = int(there.sum()) / int(visible.sum())
+        shares.append(LevelShare(level, pairs, float(importance[there].sum()), *masses))
     return shares
 
 
-def _mean_mass(mass: Tensor | None, there: Tensor) -> float:
-    assert mass is not None
-    return float(mass.double().masked_fill(~there, 0).sum(-1).mean())
-
-
-def _as_many_best(mass: Tensor | None, taken: Tensor) -> Tensor:
+def _as_many_best(mass: Tensor, taken: Tensor) -> Tensor:
     """In each row as many key blocks as are taken, those of the largest mass."""
-    assert mass is not None
     ranks = mass.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return ranks < taken.sum(-1, keepdim=True)
 
@@ -107,9 +94,9 @@ def call_data(place: Place, inspection: Inspection) -> dict[str, Any]:
     first = inspection.heads[0]
     return {
         "place": dict(place),
-        "grid": inspection.grid,
-        "prefix_tokens": inspection.prefix_tokens,
-        "is_causal": inspection.is_causal,
+        "grid": inspection.inputs.grid,
+        "prefix_tokens": inspection.inputs.prefix_tokens,
+        "is_causal": inspection.inputs.is_causal,
         "query_tokens": len(first.query_places),
         "key_tokens": len(first.key_places),
         "query_blocks": first.levels.shape[0],
@@ -121,7 +108,7 @@ def call_data(place: Place, inspection: Inspection) -> dict[str, Any]:
                 "density": head.density,
                 "density_with_estimation": head.density + inspection.estimation_cost,
                 "error": head.error,
-                "levels": [asdict(share) for share in level_shares(inspection, head, levels)],
+                "levels": [share._asdict() for share in level_shares(inspection, head, levels)],
                 "picture": f"{place_name(place, head.head)}.png",
             }
             for head in inspection.heads

@@ -64,16 +64,16 @@ def frame_map(inspection: Inspection, head: HeadInspection, block: int, *, frame
     Raises:
         ValueError: the tokens have no place in frames.
     """
-    if inspection.grid is None:
+    if inspection.inputs.grid is None:
         raise ValueError("inspection: expected one of visual tokens, got one without a grid")
-    config, visual = inspection.config, prod(inspection.grid)
+    config, visual = inspection.config, prod(inspection.inputs.grid)
     levels = torch.empty(len(head.key_places), dtype=torch.int8)
     levels[head.key_places] = head.levels[block].repeat_interleave(config.block_n)[: len(levels)]
     queries = torch.zeros(len(head.query_places), dtype=torch.bool)
     queries[head.query_places[block * config.block_m : (block + 1) * config.block_m]] = True
-    levels, queries = levels[-visual:].view(inspection.grid), queries[-visual:].view(inspection.grid)
+    levels, queries = levels[-visual:].view(inspection.inputs.grid), queries[-visual:].view(inspection.inputs.grid)
     own = int(queries.sum((1, 2)).argmax())
-    return FrameMap(block, _frames_with(own, inspection.grid[0], frames), levels, queries)
+    return FrameMap(block, _frames_with(own, inspection.inputs.grid[0], frames), levels, queries)
 
 
 def _frames_with(own: int, count: int, wanted: int) -> tuple[int, ...]:
@@ -142,7 +142,7 @@ def _draw_call(figure: Figure | SubFigure, inspection: Inspection, head: HeadIns
 
 
 def _key_label(inspection: Inspection) -> str:
-    prefix = f"; {inspection.prefix_tokens} text tokens first" if inspection.prefix_tokens else ""
+    prefix = f"; {inspection.inputs.prefix_tokens} text tokens first" if inspection.inputs.prefix_tokens else ""
     return f"key block of {inspection.config.block_n} tokens{prefix}"
 
 
@@ -193,9 +193,9 @@ def _draw_shares(axes: Axes, shares: list[LevelShare]) -> None:
 
 def _frame_maps(inspection: Inspection, head: HeadInspection) -> list[FrameMap]:
     """Of a few query blocks spread over the sequence; none where tokens have no place in a frame."""
-    if inspection.grid is None:
+    if inspection.inputs.grid is None:
         return []
-    text_blocks = -(-inspection.prefix_tokens // inspection.config.block_m)
+    text_blocks = -(-inspection.inputs.prefix_tokens // inspection.config.block_m)
     visual = head.levels.shape[0] - text_blocks
     blocks = [text_blocks + block for block in spread_evenly(visual, _QUERY_BLOCKS)]
     return [frame_map(inspection, head, block, frames=_MOST_FRAMES) for block in blocks]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,26 +43,8 @@ MEASURES: Mapping[str, Measure] = {
 """All measures, by the names that they have in files."""
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """How close a video is to a reference.
-
-    Attributes:
-        scores: by measure, all of `MEASURES`; those that could not be taken have no frames, and say why.
-    """
-
-    scores: Mapping[str, Score]
-
-    def mean(self, measure: str) -> float | None:
-        """Mean over the frames; None where the measure could not be taken."""
-        return self.scores[measure].mean
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data: per measure its mean, its frames and its note."""
-        return {
-            name: {"mean": score.mean, "frames": list(score.frames), "note": score.note}
-            for name, score in self.scores.items()
-        }
+Fidelity = Mapping[str, Score]
+"""How close a video is to a reference, by each of `MEASURES`; those that could not be taken say why."""
 
 
 def fidelity(reference: Tensor, video: Tensor) -> Fidelity:
@@ -83,7 +64,7 @@ def fidelity(reference: Tensor, video: Tensor) -> Fidelity:
     if reference.shape != video.shape:
         raise ValueError(f"video: expected the reference's shape {list(reference.shape)}, got {list(video.shape)}")
     expected, got = (x.float().movedim(-1, 1) for x in (reference, video))
-    return Fidelity({name: _score(measure, expected, got) for name, measure in MEASURES.items()})
+    return {name: _score(measure, expected, got) for name, measure in MEASURES.items()}
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 
 class NotMeasured(Exception):
@@ -26,3 +27,7 @@ class Score:
     def mean(self) -> float | None:
         """Over the frames; None if there are none."""
         return fmean(self.frames) if self.frames else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"mean": self.mean, "frames": list(self.frames), "note": self.note}
