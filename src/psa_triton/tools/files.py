@@ -10,7 +10,7 @@ import secrets
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -115,10 +115,6 @@ def staged() -> Iterator[Staging]:
         staging.put_in_place()
     finally:
         staging.discard()
-
-
-Write = Callable[[Path, bytes], None]
-"""Writes a file's content: `write_file`, or a `Staging`'s for files that belong together."""
 
 
 def write_file(path: Path, data: bytes) -> None:
