@@ -316,18 +316,19 @@ def page(report: Report) -> str:
 
 def draw(report: Report) -> Figure:
     """PSNR over the cost of attention, and over that of the transformer."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
     for panel, cost in zip(figure.subplots(1, 2, sharey=True), ("cost", "whole"), strict=True):
         for place, method in enumerate(dict.fromkeys(row["method"] for row in report["rows"])):
             points = sorted((row[cost], row["psnr"]) for row in report["rows"] if row["method"] == method)
             style = "s:" if method in CACHES else "o-"
-            panel.plot(*zip(*points, strict=True), style, color=f"C{place % 10}", label=method, markersize=5)
+            panel.plot(*zip(*points, strict=True), style, color=colormaps["tab20"](place), label=method, markersize=5)
         panel.set(xlabel=f"cost of {'attention' if cost == 'cost' else 'the transformer'}, dense = 1", xlim=(0, 1))
         panel.grid(alpha=0.3)
     figure.axes[0].set(ylabel="PSNR to dense, dB", title=report["schedule"])
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return figure
 
 
@@ -338,8 +339,9 @@ def main() -> None:
     parser.add_argument("--schedule", choices=SCHEDULES, default="12 steps")
     parser.add_argument("--methods", nargs="+", default=None, help="some of the methods, by their names in the table")
     args = parser.parse_args()
-    videos = list(product(SEEDS[: args.seeds], PROMPTS[: args.prompts]))
-    mode = f"{args.schedule}, {len(videos)} videos".replace(",", "").replace(" ", "_")
+    seeds, prompts = SEEDS[: args.seeds], PROMPTS[: args.prompts]
+    videos = list(product(seeds, prompts))
+    mode = f"{args.schedule}, {len(prompts)}x{len(seeds)}".replace(",", "").replace(" ", "_")
     run = Run("error_control", args.output, mode=mode)
     source = find_source(MODEL)
     steps, guidance = SCHEDULES[args.schedule]
