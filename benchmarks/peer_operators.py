@@ -31,6 +31,8 @@ PYRAMID = PSAConfig(block_m=BLOCK_M, block_n=BLOCK_N, importance="pooled", use_r
 """The default shares: they read .15. Tokens are in Gilbert order already, as inside a model with PSA attached."""
 BLOCK_SPARSE = PYRAMID.replace(mask_ratios={1: (0.0, 0.15), 0: (0.15, 1.0)})
 """As much, of full blocks alone."""
+WINDOW: Final = (0.75, 0.445, 0.445)
+"""Of frames, rows and columns, what a query reads: together as much."""
 
 
 class LeftOut(Exception):
@@ -48,6 +50,8 @@ class Problem:
     v: Tensor
     """`[1, H, N, D]`."""
     scale: float
+    grid: tuple[int, int, int]
+    """Frames, rows and columns of tokens."""
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,11 +81,11 @@ def make_problem(x: AttentionTensors, heads: int, device: torch.device, dtype: t
         )
     order = grid_order("Gilbert", x.grid)
     q, k, v = (order.apply(t[:, :heads]).to(device, dtype) for t in (x.q, x.k, x.v))
-    return Problem(q, k, v, x.scale)
+    return Problem(q, k, v, x.scale, x.grid)
 
 
 Run = Callable[[], Tensor]
-Reads = Literal["all keys", "levels 1/0", "pyramid"]
+Reads = Literal["all keys", "levels 1/0", "pyramid", "a window"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,23 @@ def sage(x: Problem) -> Run:
     return lambda: sageattn(x.q, x.k.clone(), x.v, is_causal=False, sm_scale=x.scale)
 
 
+def natten(x: Problem) -> Run:
+    """Neighbourhood attention: each query reads a window of frames, rows and columns around it."""
+    if find_spec("natten") is None:
+        raise LeftOut("not installed: pip install natten")
+    from natten.functional import na3d
+
+    order = grid_order("Gilbert", x.grid)
+    q, k, v = (order.restore(t).transpose(1, 2).unflatten(1, x.grid).contiguous() for t in x.tensors)
+    window = tuple(round(side * part) for side, part in zip(x.grid, WINDOW, strict=True))
+
+    def run() -> Tensor:
+        out = na3d(q, k, v, kernel_size=window, scale=x.scale)
+        return order.apply(out.flatten(1, 3).transpose(1, 2))
+
+    return run
+
+
 def psa_block_sparse(x: Problem) -> Run:
     return partial(pyramid_attention, *x.tensors, x.block_sparse_levels, **BLOCKS, scale=x.scale)
 
@@ -161,6 +182,7 @@ OPERATORS: Final[dict[str, Operator]] = {
     "torch SDPA, flash": Operator(partial(sdpa_backend, SDPBackend.FLASH_ATTENTION), "all keys"),
     "torch SDPA, cuDNN": Operator(partial(sdpa_backend, SDPBackend.CUDNN_ATTENTION), "all keys"),
     "SageAttention 1": Operator(sage, "all keys"),
+    "NATTEN": Operator(natten, "a window"),
     "FlexAttention": Operator(flex_dense, "all keys"),
     "FlexAttention, block mask": Operator(flex_block_sparse, "levels 1/0"),
     "FlexAttention over the pyramid": Operator(flex_over_pyramid, "pyramid"),

@@ -6,11 +6,12 @@ runs; errors are against dense attention in float32. `benchmarks/README.md` says
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import torch
 from harness import Report, Run, heading, options, table
-from peer_operators import BLOCK_M, OPERATORS, REFERENCE, LeftOut, Problem, make_problem
+from peer_operators import BLOCK_M, OPERATORS, REFERENCE, WINDOW, LeftOut, Problem, make_problem
 from peer_operators import Run as Call
 from tensors.vit import GRID, vit_tensors
 from torch import Tensor
@@ -40,7 +41,9 @@ def measure_operators(x: Problem, repeats: int) -> list[dict[str, Any]]:
         print(f"{name}: {left_out.get(name, 'runs')}", flush=True)
     seconds = median_seconds(runs, repeats=repeats, device=x.q.device)
     levels = {"levels 1/0": x.block_sparse_levels, "pyramid": x.pyramid_levels}
-    share = {"all keys": 1.0} | {reads: round(float(density(chosen).mean()), 4) for reads, chosen in levels.items()}
+    share = {"all keys": 1.0, "a window": math.prod(WINDOW)} | {
+        reads: round(float(density(chosen).mean()), 4) for reads, chosen in levels.items()
+    }
     found: dict[str, dict[str, Any]] = {name: {"left_out": reason} for name, reason in left_out.items()}
     for name in runs:
         speedup = seconds[REFERENCE] / seconds[name]

@@ -15,8 +15,13 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 
 def operand(x: torch.Tensor) -> torch.Tensor:
-    """`x` in the dtype of products: its own, but float32 where a CPU multiplies the narrower type slowly."""
-    return x.float() if x.device.type == "cpu" and not multiplies(x.dtype) else x
+    """`x` in the dtype of products."""
+    return x.to(operand_dtype(x))
+
+
+def operand_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype of products: that of `x`, but float32 where a CPU multiplies the narrower type slowly."""
+    return torch.float32 if x.device.type == "cpu" and not multiplies(x.dtype) else x.dtype
 
 
 @cache
@@ -48,14 +53,19 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
 
 
-def logits(q: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor, scale: float) -> torch.Tensor:
-    """`scale * q @ keys.mT + bias` of operands `[G, m, D]` and `[G, L, D]`, with `bias [G, L]`: `[G, m, L]`."""
+def logits(
+    q: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor, scale: float, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`scale * q @ keys.mT + bias` of operands `[G, m, D]` and `[G, L, D]`, with `bias [G, L]`: `[G, m, L]`.
+
+    In `out` if there is one and the product can write there.
+    """
     if _takes_linear(q):
         return _stacked([linear(x * scale, y, z.float()) for x, y, z in zip(q, keys, bias, strict=True)])
     bias = bias.to(q.dtype)
     if len(q) == 1:
-        return torch.addmm(bias[0], q[0], keys[0].T, alpha=scale)[None]
-    return torch.baddbmm(bias[:, None], q, keys.mT, alpha=scale)
+        return torch.addmm(bias[0], q[0], keys[0].T, alpha=scale, out=None if out is None else out[0])[None]
+    return torch.baddbmm(bias[:, None], q, keys.mT, alpha=scale, out=out)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +38,13 @@ WARM = SPARSE.replace(warmup_steps=2)
 
 
 def sharing(pipe: DiffusionPipeline, scheduler: Any) -> DiffusionPipeline:
-    """A second pipeline over the same components, with a scheduler of its own."""
+    """A second pipeline over the same components, with a scheduler of its own.
+
+    And a tokenizer: a fast one keeps how it pads in itself, so that threads change it under each other's hands.
+    """
     kind = CogVideoXPipeline if isinstance(pipe, CogVideoXPipeline) else WanPipeline
     other = kind.from_pipe(pipe)
-    other.scheduler = scheduler
+    other.scheduler, other.tokenizer = scheduler, copy.deepcopy(pipe.tokenizer)
     other.set_progress_bar_config(disable=True)
     assert other.transformer is pipe.transformer
     return other

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psa_triton import PSAConfig, psa_attention
-from psa_triton.kernels.gathered.threads import run_tasks
+from psa_triton.kernels.gathered.threads import share_tasks
 
 
 def test_the_operator_runs_in_inference_mode() -> None:
@@ -30,7 +30,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.parametrize("threads", [False, True])
 def test_all_tasks_are_done_and_the_thread_count_stays(threads: bool, two_threads: None) -> None:
     done: list[int] = []
-    run_tasks(done.append, ((task,) for task in range(20)), threads=threads)
+    share_tasks(done.extend, iter(range(20)), threads=threads)
     assert sorted(done) == list(range(20))
     assert torch.get_num_threads() == 2
 
@@ -38,5 +38,14 @@ def test_all_tasks_are_done_and_the_thread_count_stays(threads: bool, two_thread
 @pytest.mark.parametrize("threads", [False, True])
 def test_a_failure_in_a_task_is_raised(threads: bool, two_threads: None) -> None:
     with pytest.raises(ZeroDivisionError):
-        run_tasks(divmod, [(1, 0)], threads=threads)
+        share_tasks(lambda tasks: [1 / task for task in tasks], [1, 0], threads=threads)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 7, 16, 100, 2481])
+def test_softmax_in_place_gives_the_same_bits(length: int, dtype: torch.dtype) -> None:
+    """What the forward relies on: torch reads a row before it writes it."""
+    x = torch.randn(3, 130, length, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = x.softmax(-1)
+    assert torch.equal(torch.softmax(x, -1, out=x), expected)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +35,23 @@ def short_prompts_sparse(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     """On a CPU prompts of a test's length would all run dense; `tests/integrations` tests that they do."""
     if request.path.parent.name in ("cli", "understanding"):
         monkeypatch.setattr("psa_triton.integrations.rules.break_even", lambda *_, **__: 0)
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Gives a folder that is a file system of a size such as 64k."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("only root may mount a file system")
+        return folder
+
+    yield mount
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

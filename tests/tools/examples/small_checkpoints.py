@@ -5,141 +5,63 @@ Weights are random. A pipeline is made offline in a moment and saved as its hub 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKLCogVideoX,
-    AutoencoderKLWan,
-    CogVideoXDDIMScheduler,
-    CogVideoXPipeline,
-    CogVideoXTransformer3DModel,
-    DiffusionPipeline,
-    UniPCMultistepScheduler,
-    WanPipeline,
-    WanTransformer3DModel,
-)
-from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
-
-TEXT_DIM = 32
-LAYERS = 2
-_WORDS = ("<pad>", "</s>", "<unk>", "▁a", "▁red", "▁blue", "▁square", "▁moving", "▁left", "▁")
-_TEXT_ENCODER = {
-    "vocab_size": len(_WORDS),
-    "d_model": TEXT_DIM,
-    "d_kv": 16,
-    "d_ff": 64,
-    "num_heads": 2,
-    "num_layers": 1,
-    "feed_forward_proj": "gated-gelu",
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-}
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan, CogVideoXDDIMScheduler, CogVideoXPipeline, WanPipeline
+from small_pipelines import make_cogvideox_pipeline, make_cogvideox_transformer, make_wan_pipeline, make_wan_transformer
 
 
-def _tokenizer() -> T5Tokenizer:
-    return T5Tokenizer(vocab=[(word, -float(rank)) for rank, word in enumerate(_WORDS)], extra_ids=0)
-
-
-def _cogvideox(*, vae: dict[str, Any], transformer: dict[str, Any]) -> CogVideoXPipeline:
-    return CogVideoXPipeline(
-        tokenizer=_tokenizer(),
-        text_encoder=T5EncoderModel(T5Config(**_TEXT_ENCODER)),
-        vae=AutoencoderKLCogVideoX(
-            down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4,
-            block_out_channels=(8, 8, 8, 8),
-            layers_per_block=1,
-            norm_num_groups=4,
-            scaling_factor=0.7,
-            **vae,
-        ),
-        transformer=CogVideoXTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=32,
-            time_embed_dim=16,
-            text_embed_dim=TEXT_DIM,
-            num_layers=LAYERS,
-            use_rotary_positional_embeddings=True,
-            **transformer,
-        ),
-        scheduler=CogVideoXDDIMScheduler(
-            clip_sample=False,
-            prediction_type="v_prediction",
-            rescale_betas_zero_snr=True,
-            timestep_spacing="trailing",
-            snr_shift_scale=1.0,
-        ),
+def _cogvideox(vae: dict[str, Any], **transformer: Any) -> CogVideoXPipeline:
+    whole = {"in_channels": 16, "out_channels": 16, "max_text_seq_length": 226}
+    pipe = make_cogvideox_pipeline(make_cogvideox_transformer(**whole, **transformer))
+    pipe.vae = AutoencoderKLCogVideoX.from_config(pipe.vae.config, latent_channels=16, scaling_factor=0.7, **vae)
+    pipe.scheduler = CogVideoXDDIMScheduler(
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        snr_shift_scale=1.0,
     )
+    return pipe
 
 
-def make_cogvideox_5b() -> CogVideoXPipeline:
-    return _cogvideox(vae={}, transformer={"sample_width": 90, "sample_height": 60, "sample_frames": 49})
+def _wan(flow_shift: float, **how: Any) -> WanPipeline:
+    pipe = make_wan_pipeline(**how)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=flow_shift)
+    return pipe
 
 
-def make_cogvideox_1_5_5b() -> CogVideoXPipeline:
-    """Patches two latent frames deep, made by a linear layer without bias."""
-    size = {"sample_width": 300, "sample_height": 300, "sample_frames": 81}
-    return _cogvideox(vae={"invert_scale_latents": True}, transformer={**size, "patch_size_t": 2, "patch_bias": False})
-
-
-def _wan_transformer(**changes: Any) -> WanTransformer3DModel:
-    config = {"num_attention_heads": 2, "attention_head_dim": 32, "num_layers": LAYERS, "text_dim": TEXT_DIM}
-    return WanTransformer3DModel(**config | {"freq_dim": 32, "ffn_dim": 64} | changes)
-
-
-def _wan(*, flow_shift: float, vae: dict[str, Any] | None = None, **parts: Any) -> WanPipeline:
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=flow_shift, solver_order=2
-    )
-    # The default means and deviations of the latents are those of Wan2.1 and of Wan2.2 A14B.
-    small_vae = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} | (vae or {})
-    return WanPipeline(
-        tokenizer=_tokenizer(),
-        text_encoder=UMT5EncoderModel(UMT5Config(**_TEXT_ENCODER)),
-        vae=AutoencoderKLWan(temperal_downsample=[False, True, True], attn_scales=[], dropout=0.0, **small_vae),
-        scheduler=scheduler,
-        **parts,
-    )
-
-
-def make_wan21() -> WanPipeline:
-    """1.3B and 14B differ in nothing but shapes."""
-    return _wan(flow_shift=3.0, transformer=_wan_transformer())
-
-
-def make_wan22_5b() -> WanPipeline:
+def _wan22_5b() -> WanPipeline:
     """A timestep per token; a residual VAE of 16x16 pixels a latent, with 48 channels."""
     channels = 48
-    vae = {
-        "z_dim": channels,
-        "decoder_base_dim": 4,
-        "is_residual": True,
-        "in_channels": 12,
-        "out_channels": 12,
-        "patch_size": 2,
-        "scale_factor_temporal": 4,
-        "scale_factor_spatial": 16,
-        "latents_mean": [0.0] * channels,
-        "latents_std": [1.0] * channels,
-    }
-    transformer = _wan_transformer(in_channels=channels, out_channels=channels)
-    return _wan(flow_shift=5.0, vae=vae, transformer=transformer, transformer_2=None, expand_timesteps=True)
+    transformer = make_wan_transformer(in_channels=channels, out_channels=channels)
+    pipe = _wan(5.0, transformer=transformer, expand_timesteps=True)
+    size = {"base_dim": 4, "decoder_base_dim": 4, "z_dim": channels, "in_channels": 12, "out_channels": 12}
+    size |= {"patch_size": 2, "scale_factor_spatial": 16, "scale_factor_temporal": 4}
+    moments = {"latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+    pipe.vae = AutoencoderKLWan.from_config(pipe.vae.config, is_residual=True, **size, **moments)
+    return pipe
 
 
-def make_wan22_a14b() -> WanPipeline:
+def _wan22_a14b() -> WanPipeline:
     """Two transformers, for high and for low noise."""
-    return _wan(flow_shift=3.0, transformer=_wan_transformer(), transformer_2=_wan_transformer(), boundary_ratio=0.875)
+    pipe = _wan(3.0, two_transformers=True)
+    pipe.register_to_config(boundary_ratio=0.875)
+    return pipe
 
 
-_MAKERS: dict[str, Callable[[], DiffusionPipeline]] = {
-    "cogvideo_5b": make_cogvideox_5b,
-    "cogvideo1.5_5b": make_cogvideox_1_5_5b,
-    "wan21": make_wan21,
-    "wan22_5b": make_wan22_5b,
-    "wan22_a14b": make_wan22_a14b,
+_MAKERS = {
+    "cogvideo_5b": lambda: _cogvideox({}, sample_width=90, sample_height=60, sample_frames=49),
+    # Patches two latent frames deep, made by a linear layer without bias.
+    "cogvideo1.5_5b": lambda: _cogvideox(
+        {"invert_scale_latents": True},
+        **{"sample_width": 300, "sample_height": 300, "sample_frames": 81, "patch_size_t": 2, "patch_bias": False},
+    ),
+    "wan21": lambda: _wan(3.0),  # 1.3B and 14B differ in nothing but shapes
+    "wan22_5b": _wan22_5b,
+    "wan22_a14b": _wan22_a14b,
 }
 
 
@@ -153,11 +75,11 @@ def save_checkpoint(name: str, folder: Path) -> Path:
     return place
 
 
-def save_lora(folder: Path, *, rank: int = 4, layers: int = LAYERS, hidden: int = 64) -> Path:
+def save_lora(folder: Path, *, rank: int = 4, hidden: int = 64) -> Path:
     """LoRA weights for the small CogVideoX-5B, as diffusers saves them; returns the file."""
     generator = torch.Generator().manual_seed(0)
     weights = {}
-    for layer in range(layers):
+    for layer in range(2):
         for projection in ("to_q", "to_k", "to_v", "to_out.0"):
             name = f"transformer_blocks.{layer}.attn1.{projection}"
             weights[f"{name}.lora_A.weight"] = torch.randn(rank, hidden, generator=generator)

@@ -35,7 +35,7 @@ OPTIONS = [
 
 # key: (script, small checkpoint, preset, guidance, fps, size, steps: one more than the preset's warm-up)
 ROWS = {
-    "cogvideo_5b": ("cogvideo/cogvideo_5b.py", "cogvideo_5b", "CogVideo_5b/psa_balanced", 6.0, 8, (96, 96, 9), 16),
+    "cogvideo_5b": ("cogvideo/cogvideo_5b.py", "cogvideo_5b", "CogVideo_5b/psa_balanced", 6.0, 8, (128, 128, 9), 16),
     "cogvideo1.5_5b": (
         *("cogvideo/cogvideo_5b.py", "cogvideo1.5_5b", "CogVideo1.5_5b/psa_balanced", 6.0, 8),
         *((64, 64, 17), 16),

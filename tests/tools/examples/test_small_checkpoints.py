@@ -10,7 +10,8 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_checkpoints import TEXT_DIM, save_lora
+from small_checkpoints import save_lora
+from small_pipelines import TEXT_DIM
 
 from psa_triton.models import MODELS
 from psa_triton.tools.generation import find_source, load_pipeline

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,40 +16,18 @@ from psa_triton.tools.generation import Cost, GeneratedVideo, VideoRequest
 from psa_triton.tools.generation.batch import Job, plan_jobs, run_jobs
 from psa_triton.tools.understanding import read_media
 
-COST = Cost(
-    total_seconds=2.0,
-    transformer_seconds=1.5,
-    sparse_attention_seconds=0.5,
-    dense_attention_seconds=0.25,
-    attention_density=0.2,
-    attention_density_with_estimation=0.25,
-    run_density=0.6,
-    run_density_with_estimation=0.625,
-    measured_error=None,
-    dense_reasons=("warm-up",),
-)
+COST = Cost(**dict.fromkeys((field.name for field in fields(Cost)), 0.5) | {"dense_reasons": ("warm-up",)})
+SMALL = {"width": 32, "height": 32, "num_frames": 5, "guidance_scale": 1, "fps": 8}
 Make = Callable[[Sequence[Job]], Sequence[GeneratedVideo]]
 NOTHING_RAN = Recorder(PSAStats.of, timed=False).stats()
 
 
 def make_jobs(folder: Path, *prompts: str, steps: int = 4) -> list[Job]:
-    requests = [
-        VideoRequest(
-            prompt=prompt,
-            seed=index,
-            width=32,
-            height=32,
-            num_frames=5,
-            num_inference_steps=steps,
-            guidance_scale=1,
-            fps=8,
-        )
-        for index, prompt in enumerate(prompts)
-    ]
-    return [
-        Job(folder / f"video_{request.seed:04d}.mp4", request, {"prompt": request.prompt, "how": {"steps": steps}})
-        for request in requests
-    ]
+    jobs = []
+    for index, prompt in enumerate(prompts):
+        request = VideoRequest(prompt=prompt, seed=index, num_inference_steps=steps, **SMALL)
+        jobs.append(Job(folder / f"video_{index:04d}.mp4", request, {"prompt": prompt, "how": {"steps": steps}}))
+    return jobs
 
 
 def paint(batch: Sequence[Job]) -> list[GeneratedVideo]:

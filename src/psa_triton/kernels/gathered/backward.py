@@ -16,8 +16,17 @@ import torch
 from psa_triton.kernels.gathered.forward import half_norm, mean_work, product_of_seen
 from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
 from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
-from psa_triton.kernels.gathered.stack import Frontier, QueryBlocks, Stack, gather, in_steps, query_blocks
-from psa_triton.kernels.gathered.threads import run_tasks
+from psa_triton.kernels.gathered.scratch import Scratch
+from psa_triton.kernels.gathered.stack import (
+    Frontier,
+    QueryBlocks,
+    Stack,
+    StackedBlocks,
+    in_steps,
+    make_stack,
+    query_blocks,
+)
+from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.unpool import unpool_gradient, unpool_key_gradient
 from psa_triton.kernels.gathered.ways import Way, choose_way, gradient_rows
 from psa_triton.products import operand, product, wide
@@ -81,7 +90,8 @@ def pyramid_attention_backward(
             stacks = _stacks(heads, block_m, way)
             shares = min(torch.get_num_threads(), len(stacks)) if way.threads else 1
             sums = [_empty_sums(pyramid) for _ in range(shares)]
-            run_tasks(_add_share, ((heads, stacks[s::shares], sums[s]) for s in range(shares)), threads=way.threads)
+            of_threads = ((stacks[share::shares], sums[share]) for share in range(shares))
+            share_tasks(partial(_add_shares, heads), of_threads, threads=way.threads)
             for more in sums[1:]:
                 sums[0].add(more)
             grad_k[b, of_keys] = unpool_key_gradient(sums[0].keys, sums[0].spread, keys, pyramid)
@@ -157,11 +167,7 @@ class _Gradients:
     """`[G, L]`, where logits are corrected by it."""
 
 
-_StackedBlocks = tuple[QueryBlocks, torch.Tensor, int]
-
-
-def _stacks(heads: _Heads, block_m: int, way: Way) -> list[_StackedBlocks]:
-    """Query blocks of one length, the numbers of those of a stack, and the steps of the longest of their lists."""
+def _stacks(heads: _Heads, block_m: int, way: Way) -> list[StackedBlocks]:
     at_once = gradient_rows(way, heads.pyramid.keys)
     return [
         (blocks, numbers, longest)
@@ -170,19 +176,22 @@ def _stacks(heads: _Heads, block_m: int, way: Way) -> list[_StackedBlocks]:
     ]
 
 
-def _add_share(heads: _Heads, stacks: Iterable[_StackedBlocks], sums: _Sums) -> None:
-    """Write the query gradients of `stacks`, and the sums of those of the pyramid."""
-    for x in sums.tensors:
-        x.zero_()
-    for blocks, numbers, longest in stacks:
-        limit = None if heads.shift is None else blocks.positions(numbers) + heads.shift
-        steps = lists(heads.schedule, numbers, longest, heads.pyramid.nothing)
-        of = _differentiate(_load(heads, blocks, numbers), gather(heads.pyramid, steps, limit), heads.scale)
-        blocks.put(heads.grad_q, numbers, of.queries)
-        for total, gradient in ((sums.keys, of.keys), (sums.values, of.values), (sums.spread, of.spread)):
-            if total is not None and gradient is not None:
-                at = in_steps(total, heads.pyramid)
-                at.index_add_(0, steps.flatten(), gradient.to(total.dtype).reshape(-1, at.shape[1]))
+def _add_shares(heads: _Heads, shares: Iterable[tuple[Iterable[StackedBlocks], _Sums]]) -> None:
+    """Write the query gradients of stacks, and the sums of those of the pyramid."""
+    scratch = Scratch()
+    for stacks, sums in shares:
+        for x in sums.tensors:
+            x.zero_()
+        for blocks, numbers, longest in stacks:
+            limit = None if heads.shift is None else blocks.positions(numbers) + heads.shift
+            steps = lists(heads.schedule, numbers, longest, heads.pyramid.nothing)
+            stack = make_stack(heads.pyramid, steps, limit)
+            of = _differentiate(_load(heads, blocks, numbers), stack, heads.scale, scratch)
+            blocks.put(heads.grad_q, numbers, of.queries)
+            for total, gradient in ((sums.keys, of.keys), (sums.values, of.values), (sums.spread, of.spread)):
+                if total is not None and gradient is not None:
+                    at = in_steps(total, heads.pyramid)
+                    at.index_add_(0, steps.flatten(), gradient.to(total.dtype).reshape(-1, at.shape[1]))
 
 
 def _load(heads: _Heads, blocks: QueryBlocks, numbers: torch.Tensor) -> _Queries:
@@ -201,12 +210,14 @@ def _load(heads: _Heads, blocks: QueryBlocks, numbers: torch.Tensor) -> _Queries
     )
 
 
-def _differentiate(queries: _Queries, stack: Stack, scale: float) -> _Gradients:
+def _differentiate(queries: _Queries, stack: Stack, scale: float, scratch: Scratch) -> _Gradients:
     """Gradients from this stack.
 
     Everything between is laid out `[G, L, m]`: most gradients are then products of matrices as they lie.
     """
-    keys, values, frontier = operand(stack.keys), operand(stack.values), stack.frontier
+    frontier, dtype = stack.frontier, queries.q.dtype
+    keys = stack.rows(stack.pyramid.keys, dtype, scratch, "keys")
+    values = stack.rows(stack.pyramid.values, dtype, scratch, "values")
     weights = wide(product(keys, queries.q.mT))
     if stack.spread is not None:
         weights.addcmul_(stack.spread[..., None], queries.half_norm[:, None])
@@ -216,7 +227,7 @@ def _differentiate(queries: _Queries, stack: Stack, scale: float) -> _Gradients:
         weights, grad_logits = (_hide(x, frontier) for x in (weights, grad_logits))
     to_queries = partial(product_of_seen, frontier=frontier)
     to_rows = partial(product_of_seen, frontier=frontier, by_row=True)
-    narrow = grad_logits.to(keys.dtype)
+    narrow = grad_logits.to(dtype)
     grad_q = to_queries(narrow.mT, keys)
     grad_spread = None
     if stack.spread is not None:
@@ -226,7 +237,7 @@ def _differentiate(queries: _Queries, stack: Stack, scale: float) -> _Gradients:
     return _Gradients(
         queries=grad_q,
         keys=to_rows(narrow, queries.q),
-        values=to_rows(weights.to(keys.dtype), queries.grad_out),
+        values=to_rows(weights.to(dtype), queries.grad_out),
         spread=grad_spread,
     )
 

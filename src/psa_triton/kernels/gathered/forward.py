@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
 from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
 from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
-from psa_triton.kernels.gathered.stack import Frontier, QueryBlocks, Stack, gather, query_blocks
-from psa_triton.kernels.gathered.threads import run_tasks
+from psa_triton.kernels.gathered.scratch import Scratch
+from psa_triton.kernels.gathered.stack import Frontier, Stack, StackedBlocks, make_stack, query_blocks
+from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.ways import Way, choose_way, stack_rows
-from psa_triton.products import logits, operand, product, wide
+from psa_triton.products import logits, operand, operand_dtype, product, wide
 
 
 def pyramid_attention(
@@ -88,10 +91,10 @@ def _attend_heads(heads: _Heads, block_m: int, way: Way | None) -> None:
     if way is None:
         way = choose_way(heads.q.dtype, heads.q.device, mean_work(heads.q, heads.schedule))
     at_once = stack_rows(way, heads.pyramid.keys, block_m)
-    run_tasks(
-        _attend_stack,
+    share_tasks(
+        partial(_attend_stacks, heads, way.fused and heads.lse is None),
         (
-            (heads, blocks, way.fused and heads.lse is None, numbers, longest)
+            (blocks, numbers, longest)
             for blocks in query_blocks(len(heads.q), heads.q.shape[1], block_m)
             for numbers, longest in stacked(heads.schedule, blocks.numbers(heads.q.device), at_once)
         ),
@@ -105,21 +108,22 @@ def mean_work(q: torch.Tensor, schedule: Schedule) -> float:
     return q.numel() / blocks * len(schedule.steps) * schedule.size / blocks
 
 
-def _attend_stack(heads: _Heads, blocks: QueryBlocks, fused: bool, numbers: torch.Tensor, longest: int) -> None:
-    limit = None if heads.shift is None else blocks.positions(numbers) + heads.shift
-    steps = lists(heads.schedule, numbers, longest, heads.pyramid.nothing)
-    stack = gather(heads.pyramid, steps, limit)
-    q = blocks.take(heads.q, numbers)
-    if fused:
-        blocks.put(heads.out, numbers, _fused(q, stack, heads.scale))
-        return
-    out, lse = _by_products(q, stack, heads.scale, want_lse=heads.lse is not None)
-    blocks.put(heads.out, numbers, out)
-    if heads.lse is not None and lse is not None:
-        blocks.put(heads.lse, numbers, lse)
+def _attend_stacks(heads: _Heads, fused: bool, stacks: Iterable[StackedBlocks]) -> None:
+    scratch = Scratch()
+    for blocks, numbers, longest in stacks:
+        limit = None if heads.shift is None else blocks.positions(numbers) + heads.shift
+        stack = make_stack(heads.pyramid, lists(heads.schedule, numbers, longest, heads.pyramid.nothing), limit)
+        q = blocks.take(heads.q, numbers)
+        if fused:
+            blocks.put(heads.out, numbers, _fused(q, stack, heads.scale, scratch))
+            continue
+        out, lse = _by_products(q, stack, heads.scale, scratch, want_lse=heads.lse is not None)
+        blocks.put(heads.out, numbers, out)
+        if heads.lse is not None and lse is not None:
+            blocks.put(heads.lse, numbers, lse)
 
 
-def _fused(q: torch.Tensor, stack: Stack, scale: float) -> torch.Tensor:
+def _fused(q: torch.Tensor, stack: Stack, scale: float, scratch: Scratch) -> torch.Tensor:
     """Attention of `q [G, m, D]` over a stack, by torch's own: `[G, m, D]`."""
     bias = stack.log_count[:, None]
     if stack.spread is not None:
@@ -127,11 +131,11 @@ def _fused(q: torch.Tensor, stack: Stack, scale: float) -> torch.Tensor:
     if stack.frontier is not None:
         bias = bias.expand(-1, q.shape[1], -1).clone() if stack.spread is None else bias
         bias[..., stack.frontier.cut :].masked_fill_(stack.frontier.hidden, -torch.inf)
-    operands = [q, stack.keys, stack.values, bias]
-    if q.device.type == "cpu" and q.dtype == torch.float16:
-        # Torch's attention takes twice as long in it as in float32 there.
-        operands = [x.float() for x in operands]
-    queries, keys, values, bias = (x[:, None].to(operands[0].dtype) for x in operands)
+    # Torch's attention takes twice as long in float16 as in float32 on a CPU.
+    dtype = torch.float32 if q.device.type == "cpu" and q.dtype == torch.float16 else q.dtype
+    keys = stack.rows(stack.pyramid.keys, dtype, scratch, "keys")
+    values = stack.rows(stack.pyramid.values, dtype, scratch, "values")
+    queries, keys, values, bias = (x[:, None].to(dtype) for x in (q, keys, values, bias))
     out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)[:, 0]
     if stack.frontier is None:
         return out
@@ -141,32 +145,37 @@ def _fused(q: torch.Tensor, stack: Stack, scale: float) -> torch.Tensor:
     if finite.all():
         return out
     # What is not finite may have come through a weight that the mask made 0, since 0 * nan is nan.
-    return torch.where(finite, out, _by_products(q, stack, scale, want_lse=False)[0].to(out.dtype))
+    return torch.where(finite, out, _by_products(q, stack, scale, scratch, want_lse=False)[0].to(out.dtype))
 
 
 def _by_products(
-    q: torch.Tensor, stack: Stack, scale: float, *, want_lse: bool
+    q: torch.Tensor, stack: Stack, scale: float, scratch: Scratch, *, want_lse: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of `q [G, m, D]` over a stack: `[G, m, D]` and, if wanted, the log-sum-exp `[G, m]`."""
-    frontier = stack.frontier
-    q_logits = logits(operand(q), operand(stack.keys), stack.log_count, scale)
+    frontier, dtype = stack.frontier, operand_dtype(q)
+    keys = stack.rows(stack.pyramid.keys, dtype, scratch, "rows")
+    q_logits = scratch.take("logits", (*q.shape[:2], keys.shape[1]), dtype, q.device)
+    q_logits = logits(operand(q), keys, stack.log_count, scale, out=q_logits)
     if stack.spread is not None:
-        of_queries = half_norm(q, scale).to(q_logits.dtype)[..., None]
-        q_logits.addcmul_(of_queries, stack.spread[:, None].to(q_logits.dtype), value=scale)
+        of_queries = half_norm(q, scale).to(dtype)[..., None]
+        q_logits.addcmul_(of_queries, stack.spread[:, None].to(dtype), value=scale)
     if frontier is not None:
         q_logits[..., frontier.cut :].masked_fill_(frontier.hidden, -torch.inf)
+    lse = None
     if not want_lse:
-        weights, lse = q_logits.softmax(-1), None
+        # In place: each row is read before it is written.
+        weights = torch.softmax(q_logits, -1, out=q_logits if q.device.type == "cpu" else None)
     else:
         wide_logits = wide(q_logits)
         weights = wide_logits.softmax(-1)
         # The largest weight is exp(largest logit - lse): two maxima cost less than a second exponential.
         lse = wide_logits.amax(-1) - weights.amax(-1).log()
-        weights = weights.to(q_logits.dtype)
+        weights = weights.to(dtype)
     if frontier is not None and frontier.empty is not None:
         weights = weights.masked_fill(frontier.empty[..., None], 0.0)
         lse = None if lse is None else lse.masked_fill(frontier.empty, -torch.inf)
-    return product_of_seen(weights, operand(stack.values), frontier), lse
+    # The keys are done with, and their memory is free for the values.
+    return product_of_seen(weights, stack.rows(stack.pyramid.values, dtype, scratch, "rows"), frontier), lse
 
 
 def half_norm(q: torch.Tensor, scale: float) -> torch.Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from psa_triton.kernels.gathered.pyramid import Pyramid
+from psa_triton.kernels.gathered.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -14,16 +15,25 @@ class Stack:
     """G lists of L rows each. What fills up a list stands at its beginning, and has a log count of -inf."""
 
     steps: torch.Tensor
-    """int64 `[G, S]`, the steps that were gathered."""
-    keys: torch.Tensor
-    """`[G, L, D]`, as `values`."""
-    values: torch.Tensor
+    """int64 `[G, S]`, the steps that are read."""
+    pyramid: Pyramid
+    """Which they are steps of."""
     log_count: torch.Tensor
     """`[G, L]`, in the dtype of sums."""
     spread: torch.Tensor | None
     """`[G, L]`, where logits are corrected by it."""
     frontier: Frontier | None
     """Where a causal mask hides something."""
+
+    def rows(self, table: torch.Tensor, dtype: torch.dtype, scratch: Scratch, name: str) -> torch.Tensor:
+        """Those of the pyramid's `keys` or `values`, `[G, L, D]` in `dtype`; scratch of that name."""
+        source, chosen = in_steps(table, self.pyramid), self.steps.flatten()
+        shape = (len(chosen), source.shape[1])
+        picked = scratch.take(name if table.dtype == dtype else "narrow", shape, table.dtype, table.device)
+        torch.index_select(source, 0, chosen, out=picked)
+        if table.dtype != dtype:
+            picked = scratch.take(name, shape, dtype, table.device).copy_(picked)
+        return picked.view(len(self.steps), -1, table.shape[2])
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,10 @@ class QueryBlocks:
         return numbers // self.per_head, numbers % self.per_head - self.first
 
 
+StackedBlocks = tuple[QueryBlocks, torch.Tensor, int]
+"""Query blocks of one length, the numbers of those of a stack, and the steps of the longest of their lists."""
+
+
 def query_blocks(heads: int, queries: int, block_m: int) -> list[QueryBlocks]:
     """The blocks of `heads` heads with `queries` tokens each: whole ones, and short ones where there are."""
     whole, rest = divmod(queries, block_m)
@@ -100,8 +114,8 @@ def query_blocks(heads: int, queries: int, block_m: int) -> list[QueryBlocks]:
     return [blocks for blocks in found if blocks.count and blocks.length]
 
 
-def gather(pyramid: Pyramid, steps: torch.Tensor, limit: torch.Tensor | None) -> Stack:
-    """The rows of `steps`, int64 `[G, S]`.
+def make_stack(pyramid: Pyramid, steps: torch.Tensor, limit: torch.Tensor | None) -> Stack:
+    """The lists `steps`, int64 `[G, S]`.
 
     Args:
         pyramid: to gather from.
@@ -111,13 +125,12 @@ def gather(pyramid: Pyramid, steps: torch.Tensor, limit: torch.Tensor | None) ->
     chosen = steps.flatten()
 
     def pick(table: torch.Tensor) -> torch.Tensor:
-        return in_steps(table, pyramid).index_select(0, chosen).view(len(steps), -1, *table.shape[2:])
+        return in_steps(table, pyramid).index_select(0, chosen).view(len(steps), -1)
 
     log_count = pick(pyramid.log_count)
     return Stack(
         steps=steps,
-        keys=pick(pyramid.keys),
-        values=pick(pyramid.values),
+        pyramid=pyramid,
         log_count=log_count,
         spread=None if pyramid.spread is None else pick(pyramid.spread),
         frontier=None if limit is None else _frontier(pick(pyramid.last_token), log_count, limit),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple
 
 from psa_triton.tools.evaluation.measures import PSNR_CAP
 from psa_triton.tools.evaluation.summary import Column, pace
@@ -36,8 +37,7 @@ class Verdict:
         return f"{self.answer} Why: {self.cause}. Try: {self.advice}."
 
 
-@dataclass(frozen=True)
-class _Figures:
+class _Figures(NamedTuple):
     """What the verdict on a candidate goes by, in means over the cases.
 
     Attributes:
@@ -97,15 +97,8 @@ def _judge(dense: Column, candidate: Column) -> Verdict:
         return Verdict(f"Nothing was saved: {candidate.label} ran dense throughout.", cause, advice)
     total, attention = (candidate.mean(f"{part}_speedup") or 1.0 for part in ("total", "attention"))
     psnr = candidate.mean("psnr")
-    found = _Figures(
-        run=run,
-        sparse=sparse,
-        total=total,
-        attention=attention,
-        share=seconds / before,
-        tokens=candidate.mean("tokens"),
-        psnr=None if psnr is None or psnr >= PSNR_CAP else psnr,
-    )
+    psnr = None if psnr is None or psnr >= PSNR_CAP else psnr
+    found = _Figures(run, sparse, total, attention, seconds / before, candidate.mean("tokens"), psnr)
     return Verdict(_answer(candidate.label, found), _cause(found), _advice(found))
 
 
