@@ -58,7 +58,9 @@ class ModelSource:
     def call(self) -> Mapping[str, inspect.Parameter]:
         """What its pipeline is called with."""
         kind = getattr(diffusers, self.pipeline)
-        return pipeline_call(kind(pretrained_model_name_or_path=self.location) if is_modular(kind) else kind)
+        if not is_modular(kind):
+            return pipeline_call(kind)
+        return pipeline_call(kind(pretrained_model_name_or_path=self.location if self.is_folder else None))
 
     @property
     def makes_images(self) -> bool:
