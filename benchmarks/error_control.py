@@ -15,7 +15,7 @@ import hashlib
 import io
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -31,7 +31,7 @@ from diffusers import (
 from harness import CPU, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig, load_preset
-from psa_triton.config import DEFAULT_PROBE, Reuse
+from psa_triton.config import DEFAULT_PROBE, BudgetRow, Reuse
 from psa_triton.tools.builtin import tiny_wan_path
 from psa_triton.tools.evaluation.measures import fidelity
 from psa_triton.tools.generation import (
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODEL: Final = "tiny-wan-1k"
+LAYERS: Final = 4
 PROMPTS: Final = (
     "a red square moving left",
     "a blue ring moving up",
@@ -82,36 +83,66 @@ Settings = dict[str, dict[str, PSAConfig | MakeCache]]
 
 def settings(steps: int, *, guided: bool) -> Settings:
     """What is compared at so many steps."""
-    preset = load_preset(MODEL, "psa_budget")
-    assert preset is not None, "a dense preset"
+    preset, shipped = (load_preset(MODEL, name) for name in ("psa_budget", "psa_refresh"))
+    assert preset is not None and shipped is not None, "a dense preset"
     budget = preset.replace(warmup_steps=0)
     shares = {1: (0.0, 0.13), 0: (0.13, 1.0)}
     blocks = budget.replace(mask_mode="topk", importance="representative", mask_ratios=shares)
+    # Of those that refresh as often, the shortest.
+    every = list({-(-steps // n): n for n in (12, 8, 6, 4, 3, 2)}.values())
+    some = every[1:4]
+    usual = some[len(some) // 2]
+    ends = {
+        4: {(0, 1): 1, (0, 2): 2},
+        12: {(0, 3, 10): 2, (0, 2, 4, 10): 2, (0, 2, 4, 7, 10): 1},
+        48: {(0, 8, 40): 8, (0, 8, 16, 40): 4, (0, 4, 8, 14, 24, 40, 44): 2},
+    }[steps]
 
-    def reusing(config: PSAConfig = budget, **how: Any) -> PSAConfig:
+    def by_step(budgets: Iterable[float]) -> PSAConfig:
+        rows = (BudgetRow(start=step / steps, budgets=(share,) * LAYERS) for step, share in enumerate(budgets))
+        return budget.replace(budget_table=tuple(rows))
+
+    def reusing(config: PSAConfig, **how: Any) -> PSAConfig:
         return config.replace(reuse=Reuse(**how), probe=DEFAULT_PROBE if "max_error" in how else 0.0)
 
-    few, many = {4: (2, 3), 12: (2, 4), 48: (4, 8)}[steps]
-    ends = {4: {(0, 2): 2}, 12: {(0, 3, 10): 3, (0, 2, 4, 10): 3}, 48: {(0, 8, 40): 8, (0, 8, 16, 40): 4}}[steps]
+    def same(name: str, config: PSAConfig) -> Settings:
+        """What levels of both kinds get."""
+        return {
+            f"{name}difference": {f"every {n}": reusing(config, refresh_every=n) for n in some},
+            f"{name}more at both ends": {
+                f"{', '.join(map(str, at))}; sparse every {n}": reusing(config, refresh_steps=at, sparse_every=n)
+                for at, n in ends.items()
+            },
+        }
+
     found: Settings = {
-        "warm-up": {f"{steps // 2} steps": budget.replace(warmup_steps=steps // 2)},
-        "broadcast": {f"every {n}": reusing(refresh_every=n, sparse_every=0) for n in (few, many)},
-        "difference": {f"every {many}": reusing(refresh_every=many)},
-        "more at both ends": {
-            f"{', '.join(map(str, at))}; sparse every {every}": reusing(refresh_steps=at, sparse_every=every)
-            for at, every in ends.items()
+        "warm-up": {f"{n} steps": budget.replace(warmup_steps=n) for n in sorted({-(-steps // k) for k in (6, 3, 2)})},
+        "refresh only": {
+            f"every {usual}": by_step(1.0 if step % usual == 0 else budget.budget for step in range(steps))
         },
-        "block top-k, difference": {f"every {many}": reusing(blocks, refresh_every=many)},
-        "max_error": {f"{bound:g}": reusing(max_error=bound) for bound in (0.1, 0.2)},
+        "broadcast": {f"every {n}": reusing(budget, refresh_every=n, sparse_every=0) for n in every},
+        **same("", budget),
+        "more at both ends, budget .25, then .12": {
+            f"{', '.join(map(str, at))}; sparse every {n}": reusing(
+                by_step(0.25 if step < steps / 4 else 0.12 for step in range(steps)), refresh_steps=at, sparse_every=n
+            )
+            for at, n in ends.items()
+        },
+        **same("block top-k, ", blocks),
+        "difference, kept as": {
+            form: reusing(budget, refresh_every=usual, keep=form) for form in ("fp8", "mean2", "mean4", "mean8")
+        },
+        "psa_refresh": {"as shipped": shipped},
+        "max_error": {f"{bound:g}": reusing(budget, max_error=bound) for bound in (0.1, 0.2)},
         "max_error, 2.5 times it in the middle": {
-            f"{bound:g}": reusing(max_error=bound, middle_tolerance=2.5) for bound in (0.1, 0.15)
+            f"{bound:g}": reusing(budget, max_error=bound, middle_tolerance=2.5) for bound in (0.1, 0.15)
         },
         "first-block cache": {"0.1": lambda pipe, request: FirstBlockCacheConfig(threshold=0.1)},
-        "TaylorSeer": {f"every {few}": taylor_seer(few)},
+        "TaylorSeer": {f"every {n}": taylor_seer(n) for n in every[-2:]},
         "MagCache": {"0.1": mag_cache},
     }
     if not guided:  # it keeps one output, whichever pass that is of
-        found["Pyramid Attention Broadcast"] = {f"every {few}": pyramid_broadcast(few)}
+        found["Pyramid Attention Broadcast"] = {f"every {n}": pyramid_broadcast(n) for n in every[-2:]}
     return found
 
 

@@ -90,11 +90,20 @@ def test_a_rhythm_of_ways(settings: dict[str, Any], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("every", "expected"), [(1, "rsssssssssss"), (3, "rsssbbsbbsss"), (4, "rbsbsbbbsbsb"), (0, "rbbbbbbbbbbb")]
+    ("how", "expected"),
+    [
+        ({"refresh_steps": (0,)}, "rsssssssssss"),
+        ({"refresh_steps": (0,), "sparse_every": 3}, "rsssbbsbbsss"),
+        ({"refresh_steps": (0,), "sparse_every": 4}, "rbsbsbbbsbsb"),
+        ({"refresh_steps": (0,), "sparse_every": 0}, "rbbbbbbbbbbb"),
+        ({"refresh_steps": (0, 3, 10), "sparse_every": 2}, "rssrbsbsbsrs"),
+        ({"refresh_every": 8, "layer_groups": 2, "sparse_every": 4}, "sbsbrbbbsbsb"),
+    ],
 )
-def test_the_ends_of_a_schedule_have_twice_the_sparse_steps(every: int, expected: str) -> None:
-    reuse = Reuse(refresh_steps=(0,), sparse_every=every)
-    assert "".join(reuse.way(step, 0, 12)[0] for step in range(12)) == expected
+def test_sparse_steps_count_from_the_refresh_and_are_twice_as_many_at_both_ends(
+    how: dict[str, Any], expected: str
+) -> None:
+    assert "".join(Reuse(**how).way(step, 1, 12)[0] for step in range(12)) == expected
 
 
 def test_the_bound_is_wider_in_the_middle_of_a_schedule() -> None:
