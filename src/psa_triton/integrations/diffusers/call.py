@@ -147,7 +147,7 @@ class LayerCall:
             grid=grids[0] if len(grids) == 1 else None,
             key_mask=layout.key_mask,
             scale=options["scale"],
-            impl=state.impl,
+            impl=state.rules.impl,
             reuse=forward.reuse,
             nth=len(self._answers),
         )
