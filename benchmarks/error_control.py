@@ -14,10 +14,10 @@ import contextlib
 import hashlib
 import io
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -31,7 +31,7 @@ from diffusers import (
 from harness import CPU, Report, Run, heading, options, table
 
 from psa_triton import PSAConfig, load_preset
-from psa_triton.config import DEFAULT_PROBE, Reuse
+from psa_triton.config import DEFAULT_PROBE, BudgetRow, Reuse
 from psa_triton.tools.builtin import tiny_wan_path
 from psa_triton.tools.evaluation.measures import fidelity
 from psa_triton.tools.generation import (
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODEL: Final = "tiny-wan-1k"
+LAYERS: Final = 4
 PROMPTS: Final = (
     "a red square moving left",
     "a blue ring moving up",
@@ -82,36 +83,63 @@ Settings = dict[str, dict[str, PSAConfig | MakeCache]]
 
 def settings(steps: int, *, guided: bool) -> Settings:
     """What is compared at so many steps."""
-    preset = load_preset(MODEL, "psa_budget")
-    assert preset is not None, "a dense preset"
+    preset, shipped = (load_preset(MODEL, name) for name in ("psa_budget", "psa_refresh"))
+    assert preset is not None and shipped is not None, "a dense preset"
     budget = preset.replace(warmup_steps=0)
     shares = {1: (0.0, 0.13), 0: (0.13, 1.0)}
     blocks = budget.replace(mask_mode="topk", importance="representative", mask_ratios=shares)
+    # Of those that refresh as often, the shortest.
+    every = list({-(-steps // n): n for n in (12, 8, 6, 4, 3, 2)}.values())
+    some = every[1:4]
+    usual = some[len(some) // 2]
+    ends = {
+        4: {(0, 1): 1, (0, 2): 2},
+        12: {(0, 3, 10): 2, (0, 2, 4, 10): 2, (0, 2, 4, 7, 10): 1},
+        48: {(0, 8, 40): 8, (0, 8, 16, 40): 4, (0, 4, 8, 14, 24, 40, 44): 2},
+    }[steps]
+    regular = {f"every {n}": {"refresh_every": n} for n in some}
+    uneven = {
+        f"{', '.join(map(str, at))}; sparse every {n}": {"refresh_steps": at, "sparse_every": n}
+        for at, n in ends.items()
+    }
 
-    def reusing(config: PSAConfig = budget, **how: Any) -> PSAConfig:
-        return config.replace(reuse=Reuse(**how), probe=DEFAULT_PROBE if "max_error" in how else 0.0)
+    def by_step(budgets: Iterable[float]) -> PSAConfig:
+        rows = (BudgetRow(start=step / steps, budgets=(share,) * LAYERS) for step, share in enumerate(budgets))
+        return budget.replace(budget_table=tuple(rows))
 
-    few, many = {4: (2, 3), 12: (2, 4), 48: (4, 8)}[steps]
-    ends = {4: {(0, 2): 2}, 12: {(0, 3, 10): 3, (0, 2, 4, 10): 3}, 48: {(0, 8, 40): 8, (0, 8, 16, 40): 4}}[steps]
+    def reusing(rhythms: Mapping[str, dict[str, Any]], config: PSAConfig = budget) -> dict[str, PSAConfig]:
+        return {
+            name: config.replace(reuse=Reuse(**how), probe=DEFAULT_PROBE if "max_error" in how else 0.0)
+            for name, how in rhythms.items()
+        }
+
     found: Settings = {
-        "warm-up": {f"{steps // 2} steps": budget.replace(warmup_steps=steps // 2)},
-        "broadcast": {f"every {n}": reusing(refresh_every=n, sparse_every=0) for n in (few, many)},
-        "difference": {f"every {many}": reusing(refresh_every=many)},
-        "more at both ends": {
-            f"{', '.join(map(str, at))}; sparse every {every}": reusing(refresh_steps=at, sparse_every=every)
-            for at, every in ends.items()
+        "warm-up": {f"{n} steps": budget.replace(warmup_steps=n) for n in sorted({-(-steps // k) for k in (6, 3, 2)})},
+        "refresh only": {
+            f"every {usual}": by_step(1.0 if step % usual == 0 else budget.budget for step in range(steps))
         },
-        "block top-k, difference": {f"every {many}": reusing(blocks, refresh_every=many)},
-        "max_error": {f"{bound:g}": reusing(max_error=bound) for bound in (0.1, 0.2)},
-        "max_error, 2.5 times it in the middle": {
-            f"{bound:g}": reusing(max_error=bound, middle_tolerance=2.5) for bound in (0.1, 0.15)
-        },
+        "broadcast": reusing({f"every {n}": {"refresh_every": n, "sparse_every": 0} for n in every}),
+        "difference": reusing(regular),
+        "more at both ends": reusing(uneven),
+        "more at both ends, budget .25, then .12": reusing(
+            uneven, by_step(0.25 if step < steps / 4 else 0.12 for step in range(steps))
+        ),
+        "block top-k, difference": reusing(regular, blocks),
+        "block top-k, more at both ends": reusing(uneven, blocks),
+        "difference, kept as": reusing(
+            {form: {"refresh_every": usual, "keep": form} for form in ("fp8", "mean2", "mean4", "mean8")}
+        ),
+        "psa_refresh": {"as shipped": shipped},
+        "max_error": reusing({f"{bound:g}": {"max_error": bound} for bound in (0.1, 0.2)}),
+        "max_error, 2.5 times it in the middle": reusing(
+            {f"{bound:g}": {"max_error": bound, "middle_tolerance": 2.5} for bound in (0.1, 0.15)}
+        ),
         "first-block cache": {"0.1": lambda pipe, request: FirstBlockCacheConfig(threshold=0.1)},
-        "TaylorSeer": {f"every {few}": taylor_seer(few)},
+        "TaylorSeer": {f"every {n}": taylor_seer(n) for n in every[-2:]},
         "MagCache": {"0.1": mag_cache},
     }
     if not guided:  # it keeps one output, whichever pass that is of
-        found["Pyramid Attention Broadcast"] = {f"every {few}": pyramid_broadcast(few)}
+        found["Pyramid Attention Broadcast"] = {f"every {n}": pyramid_broadcast(n) for n in every[-2:]}
     return found
 
 
@@ -226,25 +254,18 @@ Videos = dict[tuple[str, str], list[dict[str, Any]]]
 """What was found of each video, by method and strength."""
 
 
-def measure_all(
-    run: Run, pipe: WanPipeline, request: VideoRequest, compared: Settings, found: Videos, deadline: float
-) -> bool:
-    """All settings on one video, each a piece of the run; whether there was time for all."""
+def measure_all(run: Run, pipe: WanPipeline, request: VideoRequest, compared: Settings, found: Videos) -> None:
+    """All settings on one video, each a piece of the run."""
 
     @cache
     def dense() -> tuple[Any, Work, dict[str, Any]]:
         return measure(pipe, request, None)
 
-    of_video: dict[tuple[str, str], dict[str, Any]] = {}
     for method, strengths in compared.items():
         for strength, setting in strengths.items():
             name = f"{request.prompt}, {request.seed}, {method}, {strength}"
-            if not run.has(name) and time.monotonic() > deadline:
-                return False
-            of_video[method, strength] = run.piece(name, score, request, pipe, setting, dense)
-    for key, scores in of_video.items():
-        found.setdefault(key, []).append(scores)
-    return True
+            scores = run.piece(name, score, request, pipe, setting, dense)
+            found.setdefault((method, strength), []).append(scores)
 
 
 def rows(found: Videos) -> list[dict[str, Any]]:
@@ -295,18 +316,19 @@ def page(report: Report) -> str:
 
 def draw(report: Report) -> Figure:
     """PSNR over the cost of attention, and over that of the transformer."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
     for panel, cost in zip(figure.subplots(1, 2, sharey=True), ("cost", "whole"), strict=True):
         for place, method in enumerate(dict.fromkeys(row["method"] for row in report["rows"])):
             points = sorted((row[cost], row["psnr"]) for row in report["rows"] if row["method"] == method)
             style = "s:" if method in CACHES else "o-"
-            panel.plot(*zip(*points, strict=True), style, color=f"C{place % 10}", label=method, markersize=5)
+            panel.plot(*zip(*points, strict=True), style, color=colormaps["tab20"](place), label=method, markersize=5)
         panel.set(xlabel=f"cost of {'attention' if cost == 'cost' else 'the transformer'}, dense = 1", xlim=(0, 1))
         panel.grid(alpha=0.3)
     figure.axes[0].set(ylabel="PSNR to dense, dB", title=report["schedule"])
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return figure
 
 
@@ -316,10 +338,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds")
     parser.add_argument("--schedule", choices=SCHEDULES, default="12 steps")
     parser.add_argument("--methods", nargs="+", default=None, help="some of the methods, by their names in the table")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="after these report what there is")
     args = parser.parse_args()
-    run = Run("error_control", args.output, mode=args.schedule.replace(",", "").replace(" ", "_"))
-    deadline = time.monotonic() + 60 * args.minutes
+    seeds, prompts = SEEDS[: args.seeds], PROMPTS[: args.prompts]
+    videos = list(product(seeds, prompts))
+    mode = f"{args.schedule}, {len(prompts)}x{len(seeds)}".replace(",", "").replace(" ", "_")
+    run = Run("error_control", args.output, mode=mode)
     source = find_source(MODEL)
     steps, guidance = SCHEDULES[args.schedule]
     compared = settings(steps, guided=guidance is None)
@@ -327,19 +350,15 @@ def main() -> None:
         compared = {name: strengths for name, strengths in compared.items() if name in args.methods}
     first = make_requests(source, PROMPTS[:1], seed=0, settings={})[0]
     pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=first.width, height=first.height)
-    found: Videos = {}
-    for seed in SEEDS[: args.seeds]:
-        for prompt in PROMPTS[: args.prompts]:
-            (request,) = make_requests(source, (prompt,), seed=seed, settings={"num_inference_steps": steps})
-            if guidance is not None:
-                request = replace(request, guidance_scale=guidance)
-            if not measure_all(run, pipe, request, compared, found, deadline):
-                break
-    if not found:
-        raise SystemExit("--minutes: expected enough for all methods on one video; the same command goes on from here")
     weights = hashlib.sha256((tiny_wan_path() / "transformer" / WEIGHTS).read_bytes()).hexdigest()[:12]
-    videos = len(next(iter(found.values())))
-    run.write({"schedule": args.schedule, "weights": weights, "videos": videos, "rows": rows(found)}, page, draw)
+    found: Videos = {}
+    for number, (seed, prompt) in enumerate(videos, 1):
+        (request,) = make_requests(source, (prompt,), seed=seed, settings={"num_inference_steps": steps})
+        if guidance is not None:
+            request = replace(request, guidance_scale=guidance)
+        measure_all(run, pipe, request, compared, found)
+        report = {"schedule": args.schedule, "weights": weights, "videos": number, "rows": rows(found)}
+        run.write(report, page, draw, last=number == len(videos))
 
 
 if __name__ == "__main__":

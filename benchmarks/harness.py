@@ -66,10 +66,6 @@ class Run:
         self._stem = output / f"{stem}_{self._made_with['date'][:10]}{suffix}"
         self._go_on()
 
-    def has(self, name: str) -> bool:
-        """Whether a piece was measured, now or before an interruption."""
-        return name in self._pieces
-
     def piece(self, name: str, measure: Callable[..., Any], *arguments: Any) -> Any:
         """What `measure` finds, given the arguments, as JSON has it.
 

@@ -64,7 +64,10 @@ def fuzz(size: int) -> Found:
 
 def inputs(size: int) -> Found:
     """Mistakes of people: the suite has each with the words that it must be answered with."""
-    files = ["tests/test_malformed.py", "tests/tools/cli/test_options.py", "tests/tools/cli/test_presets.py"]
+    files = [
+        "tests/test_malformed.py",
+        *(f"tests/tools/cli/test_{name}.py" for name in ("mistakes", "options", "presets")),
+    ]
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
     passed = re.search(r"(\d+) passed", done.stdout)
     failed = re.findall(r"^(?:FAILED|ERROR) (.*)", done.stdout, re.MULTILINE)

@@ -122,10 +122,12 @@ def test_an_import_of_a_later_layer_is_found(source: str) -> None:
     assert {layer(module) for module in forbidden_imports(PACKAGE / "levels" / "select.py", source)} == {"attention"}
 
 
-def test_the_oracle_imports_torch_alone() -> None:
+def test_the_oracle_imports_torch_and_what_describes_its_arguments() -> None:
     file = PACKAGE / "kernels" / "reference.py"
-    libraries = {module.split(".")[0] for module in imported_modules(file, file.read_text(encoding="utf-8"))}
-    assert libraries - {"__future__"} == {"torch"}
+    found = imported_modules(file, file.read_text(encoding="utf-8"))
+    own = {module for module in found if module.startswith("psa_triton")}
+    assert own == {"psa_triton.blocks.Blocks", "psa_triton.kernels.reading.Reading"}
+    assert {module.split(".")[0] for module in found - own} == {"__future__", "torch"}
 
 
 def loaded(modules: str, libraries: set[str]) -> str:

@@ -38,7 +38,21 @@ SECTIONS = {
     "tiny-wan": (8, 8, 4, 0),
     "Qwen2.5-VL": (28, 28, 2, 0),
 }
-REUSING = [model for model in SECTIONS if model not in ("general", "Qwen2.5-VL")]
+# section: (its scale, the section whose balanced preset it takes, warm-up)
+NEVER_RUN = {
+    "Wan2.2_Animate": ((16, 16, 4), "Wan2.1_14b", 6),
+    "HunyuanVideo": ((16, 16, 4), "Wan2.1_14b", 15),
+    "HunyuanVideo1.5": ((16, 16, 4), "Wan2.1_14b", 15),
+    "LTX": ((32, 32, 8), "general", 12),
+    "Mochi1": ((16, 16, 6), "Wan2.1_14b", 19),
+    "Kandinsky5": ((16, 16, 4), "Wan2.1_14b", 15),
+    "MiniMax-H3": ((32, 32, 1), "Wan2.1_14b", 15),
+    "image": ((16, 16, 1), "general", 8),
+    "image_turbo": ((16, 16, 1), "general", 2),
+}
+SECTIONS |= {name: (*scale, 0) for name, (scale, _, _) in NEVER_RUN.items()}
+FEW_STEPS = ("general", "Qwen2.5-VL", "Wan2.2_Animate", "image", "image_turbo")
+REUSING = [model for model in SECTIONS if model not in FEW_STEPS]
 """Models whose runs are known to have many steps."""
 # (m, n, mode, where levels 1, 2, 4, 8 end, *_mask_type, use_rearrange, use_sim_mask, warmup_steps, sim_thresholds.x8)
 PRESETS = {
@@ -51,6 +65,10 @@ PRESETS = {
     ("CogVideo_5b", "psa_balanced"): (128, 128, "topk", (0.1, 0.15, 0.15, 0.35), "new", False, False, 15, 0.6),
     ("general", "psa_balanced"): (128, 64, "thresholdbound", (0.7, 0.8, 0.9, 0.9), "new", True, False, 10, 0.6),
     ("CogVideo_5b", "psa_4steps"): (128, 128, "topk", (0.05, 0.15, 0.25, 0.5), "old", False, False, 0, 0.6),
+}
+PRESETS |= {
+    (name, "psa_balanced"): (*PRESETS[like, "psa_balanced"][:7], warmup, 0.6)
+    for name, (_, like, warmup) in NEVER_RUN.items()
 }
 # The preset that the configuration guide gives as an example: no level 8, several keys left out.
 EXAMPLE_PRESET = """

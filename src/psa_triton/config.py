@@ -85,7 +85,7 @@ class Reuse(BaseModel):
     layer_groups: int = Field(default=1, ge=1)
     """refresh_every only: layers refresh in turn, in so many groups, for steps that take equally long."""
     sparse_every: int = Field(default=1, ge=0)
-    """Between refreshes every so many steps run sparse, neighbouring layers in turn, the others broadcast; 0: none.
+    """Of the steps since a layer's refresh every so many run sparse, the others broadcast; 0: none.
 
     That is so in the middle of the schedule, from a third to five sixths of the steps, where attention moves least and
     an error shows least; before and after it twice as many run sparse.
@@ -148,16 +148,16 @@ class Reuse(BaseModel):
     def way(self, step: int, layer: int, steps: int | None) -> Way:
         """How `layer` attends in a step of so many by the rhythm, where it has kept something; not with `max_error`."""
         if self.refresh_every is None:
-            refreshes = step in self.refresh_steps
+            age = step - max((at for at in self.refresh_steps if at <= step), default=0)
         else:
             turn = layer % self.layer_groups * self.refresh_every // self.layer_groups
-            refreshes = step % self.refresh_every == turn
-        if refreshes:
+            age = (step - turn) % self.refresh_every
+        if age == 0:
             return "refresh"
         if self.sparse_every == 0:
             return "broadcast"
         every = self.sparse_every if _in_middle(step, steps) else max(1, self.sparse_every // 2)
-        return "sparse" if (step + layer) % every == 0 else "broadcast"
+        return "sparse" if age % every == 0 else "broadcast"
 
 
 def _in_middle(step: int, steps: int | None) -> bool:

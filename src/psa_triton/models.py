@@ -38,16 +38,16 @@ class ModelSpec:
     """Pixels."""
     height: int
     """Pixels."""
-    num_frames: int
-    """Frames of a video."""
+    num_frames: int | None
+    """Frames of a video; None of an image."""
     num_inference_steps: int
     """Denoising steps."""
-    guidance_scale: float
-    """Classifier-free guidance; 1 is none."""
+    guidance_scale: float | None
+    """Classifier-free guidance; 1 is none; None leaves it to the pipeline, which takes no such argument."""
     guidance_scale_2: float | None = None
     """Guidance of the second (low-noise) transformer, where there are two."""
-    fps: int
-    """Frames per second of the written video."""
+    fps: int | None
+    """Frames per second of the written video; None of an image."""
     scheduler: str | None = None
     """Name of the scheduler class in diffusers; None keeps the checkpoint's."""
     timestep_spacing: str | None = None
@@ -236,6 +236,251 @@ _TINY_WAN_16K = replace(
     guidance_scale=1.0,
     timing_only=True,
 )
+
+
+def _spec(
+    key: str,
+    hub_id: str,
+    pipeline: str,
+    section: str,
+    size: tuple[int, int, int | None],
+    steps: int,
+    guidance: float | None,
+    fps: int | None,
+    transformer: Mapping[str, int | str | None],
+    **more: Any,
+) -> ModelSpec:
+    """A model as its own page says that it is run; never run with its real weights here."""
+    width, height, num_frames = size
+    return ModelSpec(
+        key=key,
+        hub_id=hub_id,
+        pipeline=pipeline,
+        preset_section=section,
+        transformer=transformer,
+        width=width,
+        height=height,
+        num_frames=num_frames,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        fps=fps,
+        **{"cpu_offload": True, "vae_tiling": fps is not None, **more},
+    )
+
+
+def _image(class_name: str, **config: int | None) -> dict[str, int | str | None]:
+    return {"_class_name": f"{class_name}Transformer2DModel", **config}
+
+
+_LARGE = (1280, 720, 81)
+_SQUARE = (1024, 1024, None)
+_OTHERS = (
+    _spec(
+        "wan21_i2v_14b",
+        "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+        "WanImageToVideoPipeline",
+        "Wan2.1_14b",
+        _LARGE,
+        50,
+        5.0,
+        16,
+        _transformer("Wan", 40, 128, layers=40, in_channels=36),
+        flow_shift=5.0,
+        flow_shift_480p=3.0,
+        vae_dtype="float32",
+    ),
+    _spec(
+        "wan22_i2v_a14b",
+        "Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+        "WanImageToVideoPipeline",
+        "Wan2.2_A14B",
+        _LARGE,
+        40,
+        3.5,
+        16,
+        _transformer("Wan", 40, 128, layers=40, in_channels=36),
+        guidance_scale_2=3.5,
+        two_transformers=True,
+        vae_dtype="float32",
+    ),
+    _spec(
+        "wan21_vace_14b",
+        "Wan-AI/Wan2.1-VACE-14B-diffusers",
+        "WanVACEPipeline",
+        "Wan2.1_14b",
+        _LARGE,
+        50,
+        5.0,
+        16,
+        _transformer("WanVACE", 40, 128, layers=40),
+        flow_shift=5.0,
+        flow_shift_480p=3.0,
+        vae_dtype="float32",
+    ),
+    _spec(
+        "wan22_animate_14b",
+        "Wan-AI/Wan2.2-Animate-14B-Diffusers",
+        "WanAnimatePipeline",
+        "Wan2.2_Animate",
+        (1280, 720, 77),
+        20,
+        1.0,
+        30,
+        _transformer("WanAnimate", 40, 128, layers=40, in_channels=36),
+        vae_dtype="float32",
+    ),
+    _spec(
+        "skyreels_v2_14b",
+        "Skywork/SkyReels-V2-T2V-14B-720P-Diffusers",
+        "SkyReelsV2Pipeline",
+        "Wan2.1_14b",
+        (1280, 720, 121),
+        50,
+        6.0,
+        24,
+        _transformer("SkyReelsV2", 40, 128, layers=40),
+        vae_dtype="float32",
+    ),
+    _spec(
+        "hunyuan_video",
+        "hunyuanvideo-community/HunyuanVideo",
+        "HunyuanVideoPipeline",
+        "HunyuanVideo",
+        (1280, 720, 129),
+        50,
+        6.0,
+        24,
+        _transformer("HunyuanVideo", 24, 128, layers=20),
+    ),
+    *(
+        _spec(
+            f"hunyuan_video_1.5_{lines}p",
+            f"hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-{lines}p_t2v",
+            "HunyuanVideo15Pipeline",
+            "HunyuanVideo1.5",
+            (width, lines, 121),
+            50,
+            None,
+            24,
+            _transformer("HunyuanVideo15", 16, 128, layers=54, in_channels=65, target_size=target),
+        )
+        for lines, width, target in ((480, 848, 640), (720, 1280, 960))
+    ),
+    _spec(
+        "ltx_video",
+        "Lightricks/LTX-Video",
+        "LTXPipeline",
+        "LTX",
+        (704, 512, 161),
+        50,
+        3.0,
+        25,
+        _transformer("LTXVideo", 32, 64, layers=28, in_channels=128),
+    ),
+    _spec(
+        "ltx_2",
+        "Lightricks/LTX-2",
+        "LTX2Pipeline",
+        "LTX",
+        (768, 512, 121),
+        40,
+        4.0,
+        24,
+        _transformer("LTX2Video", 32, 128, layers=48, in_channels=128),
+    ),
+    _spec(
+        "mochi_1",
+        "genmo/mochi-1-preview",
+        "MochiPipeline",
+        "Mochi1",
+        (848, 480, 163),
+        64,
+        4.5,
+        30,
+        _transformer("Mochi", 24, 128, layers=48, in_channels=12),
+    ),
+    *(
+        _spec(
+            f"kandinsky5_{size}",
+            f"kandinskylab/Kandinsky-5.0-T2V-{size.title()}-sft-5s-Diffusers",
+            "Kandinsky5T2VPipeline",
+            "Kandinsky5",
+            (768, 512, 121),
+            50,
+            5.0,
+            24,
+            {"_class_name": "Kandinsky5Transformer3DModel", "model_dim": dim, "num_visual_blocks": blocks},
+        )
+        for size, dim, blocks in (("lite", 1792, 32), ("pro", 4096, 60))
+    ),
+    _spec(
+        "minimax_h3",
+        "MiniMaxAI/MiniMax-H3",
+        "MiniMaxH3ModularPipeline",
+        "MiniMax-H3",
+        (1344, 768, 124),
+        50,
+        None,
+        24,
+        _transformer("MiniMaxH3", 56, 128, layers=50, in_channels=24),
+        vae_tiling=False,
+    ),
+    _spec(
+        "flux.1-dev",
+        "black-forest-labs/FLUX.1-dev",
+        "FluxPipeline",
+        "image",
+        _SQUARE,
+        28,
+        3.5,
+        None,
+        _image("Flux", num_attention_heads=24, num_layers=19, num_single_layers=38, guidance_embeds=True),
+    ),
+    _spec(
+        "flux.2-dev",
+        "black-forest-labs/FLUX.2-dev",
+        "Flux2Pipeline",
+        "image",
+        _SQUARE,
+        50,
+        4.0,
+        None,
+        _image("Flux2", num_attention_heads=48, num_layers=8, num_single_layers=48),
+    ),
+    _spec(
+        "qwen-image",
+        "Qwen/Qwen-Image",
+        "QwenImagePipeline",
+        "image",
+        (1328, 1328, None),
+        50,
+        None,
+        None,
+        _image("QwenImage", num_attention_heads=24, num_layers=60),
+    ),
+    _spec(
+        "sd3.5-large",
+        "stabilityai/stable-diffusion-3.5-large",
+        "StableDiffusion3Pipeline",
+        "image",
+        _SQUARE,
+        28,
+        3.5,
+        None,
+        _image("SD3", num_attention_heads=38, num_layers=38),
+    ),
+    _spec(
+        "z-image-turbo",
+        "Tongyi-MAI/Z-Image-Turbo",
+        "ZImagePipeline",
+        "image_turbo",
+        _SQUARE,
+        9,
+        0.0,
+        None,
+        _image("ZImage", dim=3840, n_layers=30, n_heads=30),
+    ),
+)
 _SPECS = (
     _TINY_WAN,
     _TINY_WAN_1K,
@@ -247,6 +492,7 @@ _SPECS = (
     _WAN21_14B,
     _WAN22_5B,
     _WAN22_A14B,
+    *_OTHERS,
 )
 
 

@@ -28,12 +28,6 @@ def test_ways_and_caches_on_one_video(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "| max_error, 0.2" in page.read_text()
 
 
-def test_no_time_for_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["error_control.py", "--minutes", "0", "--output", str(tmp_path)])
-    with pytest.raises(SystemExit, match="--minutes"):
-        error_control.main()
-
-
 @pytest.mark.parametrize("steps", [4, 12, 48])
 @pytest.mark.parametrize("guided", [True, False])
 def test_every_schedule_has_its_settings(steps: int, guided: bool) -> None:

@@ -136,7 +136,7 @@ def test_a_failed_piece_is_written_down_and_passed_over(tmp_path: Path) -> None:
     assert session.measure("a: wrong", lambda: {"errors": {"output": 3.0}}) == {"errors": {"output": 3.0}}
     session.write(gpu_attention.page)
     assert "output is 3.00 of what is allowed" in next(tmp_path.glob("x_*.md")).read_text()
-    assert Run("x", tmp_path).has("a: bad")  # an interrupted run goes on after it
+    assert Run("x", tmp_path).piece("a: bad", pytest.fail) is not None  # an interrupted run goes on after it
     late = gpu_attention.Session(Run("y", tmp_path), minutes=-1000)
     assert late.measure("b", pytest.fail) == {"failed": "left out, the time is up"}
 

@@ -84,14 +84,18 @@ def run_per_token_timesteps(shared: bool) -> Video:
     return out, records(handle)
 
 
-def run_joint(shared: bool) -> Video:
-    """Flux: text and image are both shared, each for itself, and stand in every process's share in turn."""
-    transformer, inputs = SMALL["flux"].make()
-    if shared:
-        share_tokens(transformer)
-    with torch.no_grad(), apply_psa(transformer, SPARSE, min_tokens=0) as handle:
-        out = run_small(transformer, inputs)
-    return out, records(handle)
+def run_joint(name: str) -> Callable[..., Video]:
+    """Text and image are both shared, each for itself, and stand in every process's share in turn; so is a mask."""
+
+    def run(shared: bool) -> Video:
+        transformer, inputs = SMALL[name].make()
+        if shared:
+            share_tokens(transformer)
+        with torch.no_grad(), apply_psa(transformer, SPARSE, min_tokens=0) as handle:
+            out = run_small(transformer, inputs)
+        return out, records(handle)
+
+    return run
 
 
 CASES = {
@@ -100,7 +104,8 @@ CASES = {
     "wan-no-order": run_pipeline(make_wan_pipeline, SPARSE.replace(use_rearrange=False)),
     "wan-clusters": run_pipeline(make_wan_pipeline, SPARSE.replace(rearrange_method="Hybrid"), grid=(4, 8, 9)),
     "wan-per-token-timesteps": run_per_token_timesteps,
-    "flux": run_joint,
+    "flux": run_joint("flux"),
+    "qwen-image": run_joint("qwen-image"),
     "cogvideox": run_pipeline(make_cogvideox_pipeline, WARM_UP, guidance_scale=3.0),
     "cogvideox-three-heads": run_pipeline(
         lambda: make_cogvideox_pipeline(make_cogvideox_transformer(num_attention_heads=3)), SPARSE

@@ -24,6 +24,7 @@ CASES = [
     "wan-clusters",
     "wan-per-token-timesteps",
     "flux",
+    "qwen-image",
     "cogvideox",
     "cogvideox-three-heads",
     "cogvideox-no-rotary",

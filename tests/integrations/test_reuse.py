@@ -78,23 +78,27 @@ def true_error(attended: Attended, qkv: tuple[Tensor, ...]) -> float:
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [
-        ({"refresh_every": 3}, "rssrss"),
-        ({"refresh_every": 4, "sparse_every": 2}, "rbsbrb"),
-        ({"refresh_every": 3, "sparse_every": 0}, "rbbrbb"),
-        ({"refresh_steps": (2, 3)}, "rsrrss"),
-    ],
+    [({"refresh_every": 4, "sparse_every": 2}, "rbsbrb"), ({"refresh_steps": (2, 3)}, "rsrrss")],
 )
 def test_a_rhythm_of_ways(settings: dict[str, Any], expected: str) -> None:
     assert ways(run(calls(**settings), walk(6))) == expected
 
 
 @pytest.mark.parametrize(
-    ("every", "expected"), [(1, "rsssssssssss"), (3, "rsssbbsbbsss"), (4, "rbsbsbbbsbsb"), (0, "rbbbbbbbbbbb")]
+    ("how", "expected"),
+    [
+        ({"refresh_steps": (0,)}, "rsssssssssss"),
+        ({"refresh_steps": (0,), "sparse_every": 3}, "rsssbbsbbsss"),
+        ({"refresh_steps": (0,), "sparse_every": 4}, "rbsbsbbbsbsb"),
+        ({"refresh_steps": (0,), "sparse_every": 0}, "rbbbbbbbbbbb"),
+        ({"refresh_steps": (0, 3, 10), "sparse_every": 2}, "rssrbsbsbsrs"),
+        ({"refresh_every": 8, "layer_groups": 2, "sparse_every": 4}, "sbsbrbbbsbsb"),
+    ],
 )
-def test_the_ends_of_a_schedule_have_twice_the_sparse_steps(every: int, expected: str) -> None:
-    reuse = Reuse(refresh_steps=(0,), sparse_every=every)
-    assert "".join(reuse.way(step, 0, 12)[0] for step in range(12)) == expected
+def test_sparse_steps_count_from_the_refresh_and_are_twice_as_many_at_both_ends(
+    how: dict[str, Any], expected: str
+) -> None:
+    assert "".join(Reuse(**how).way(step, 1, 12)[0] for step in range(12)) == expected
 
 
 def test_the_bound_is_wider_in_the_middle_of_a_schedule() -> None:
@@ -153,20 +157,12 @@ def test_what_is_kept_is_for_the_next_step_of_its_run_and_pass_alone(change: Cha
     attend, this_run = calls(refresh_every=100), object()
     first, second, qkv = walk(3)
     for step, earlier in enumerate((first, second)):
-        attend.reuse.begin(this_run, step, [PROMPT])
+        attend.reuse.begin(this_run, step, [PROMPT.clone()])  # the same prompt anew is the same pass
         attend(earlier)
     attend.reuse.begin(*change(attend.reuse, this_run))
     attended = attend(qkv)
     assert ways(attend.outs) == "rsr"
     torch.testing.assert_close(attended.out, dense(*qkv))
-
-
-def test_the_same_prompt_anew_goes_on() -> None:
-    attend, this_run = calls(refresh_every=100), object()
-    for step, qkv in enumerate(walk(2)):
-        attend.reuse.begin(this_run, step, [PROMPT.clone()])
-        attend(qkv)
-    assert ways(attend.outs) == "rs"
 
 
 @pytest.mark.parametrize("other", [dict(tokens=128), dict(dtype=torch.float64)], ids=["shape", "type"])

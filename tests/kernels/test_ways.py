@@ -14,9 +14,11 @@ from accuracy import (
 )
 
 from psa_triton import products
+from psa_triton.blocks import Blocks
 from psa_triton.kernels import gathered
 from psa_triton.kernels.gathered import ways
 from psa_triton.kernels.gathered.ways import BLOCKS, FUSED, STACKS, WAYS, choose_way
+from psa_triton.kernels.reading import Reading
 
 ALL_DTYPES = [*DTYPES, torch.float64]
 
@@ -43,12 +45,12 @@ def test_every_way_is_right(processor, way, dtype, is_causal, want_lse, monkeypa
     levels[0, 1, 2] = 0
     levels[1, 2, 3] = 1  # one long list
     kwargs = dict(block_m=32, block_n=64, is_causal=is_causal, pool_correction="isotropic")
+    reading = Reading(32**-0.5, "isotropic", 64, "cpu")
     key_mask = torch.ones(2, 400, dtype=torch.bool)
     key_mask[0, :90], key_mask[1, 200:] = False, False
     for mask in (None, key_mask):
-        out, lse = gathered.pyramid_attention(
-            q, k, v, levels, scale=32**-0.5, return_lse=want_lse, key_mask=mask, way=way, **kwargs
-        )
+        blocks = Blocks.of(q, k, 32, 64, is_causal, mask)
+        out, lse = gathered.pyramid_attention(q, k, v, levels, blocks, reading, want_lse=want_lse, way=way)
         assert_as_good_as_eager(out, q, k, v, levels, key_mask=mask, **kwargs)
         assert (lse is not None) == want_lse
 
@@ -59,10 +61,10 @@ def test_gradients_are_right(processor, dtype, is_causal):
     q, k, v = tensors(1, 4, 2, queries=300, keys=400, dim=32, dtype=dtype)
     levels = random_levels(q, k, 32, 64, among=(0, 1, 2, 8, 64))
     kwargs = dict(block_m=32, block_n=64, is_causal=is_causal, pool_correction="isotropic")
-    scaled = dict(scale=32**-0.5) | kwargs
-    out, lse = gathered.pyramid_attention(q, k, v, levels, return_lse=True, **scaled)
+    inputs = q, k, v, levels, Blocks.of(q, k, 32, 64, is_causal), Reading(32**-0.5, "isotropic", 64, "cpu")
+    out, lse = gathered.pyramid_attention(*inputs, want_lse=True)
     grad_out = normal_like(q)
-    grads = gathered.pyramid_attention_backward(grad_out, q, k, v, out, lse, levels, **scaled)
+    grads = gathered.pyramid_attention_backward(grad_out, None, out, lse, *inputs)
     assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, **kwargs)
 
 
@@ -72,9 +74,8 @@ def test_what_is_hidden_does_not_spoil(way):
     q, k, v = tensors(1, 1, 1, queries=64, keys=64, dim=16)
     k[0, 0, 40], v[0, 0, 50] = torch.nan, torch.inf
     levels = torch.ones(1, 1, 2, 2, dtype=torch.int8)
-    out, _ = gathered.pyramid_attention(
-        q, k, v, levels, block_m=32, block_n=32, is_causal=True, scale=0.25, return_lse=False, way=way
-    )
+    blocks, reading = Blocks.of(q, k, 32, 32, True), Reading(0.25, "none", 32, "cpu")
+    out, _ = gathered.pyramid_attention(q, k, v, levels, blocks, reading, want_lse=False, way=way)
     assert out[0, 0, :40].isfinite().all()
     assert out[0, 0, 40:].isnan().any(-1).all()
 
@@ -86,7 +87,8 @@ def test_what_is_hidden_does_not_spoil(way):
         (False, False, torch.bfloat16, 1 << 20, FUSED),
         (True, False, torch.float32, 1 << 20, FUSED),
         (True, False, torch.bfloat16, 1 << 20, FUSED),
-        (True, True, torch.bfloat16, 1 << 20, STACKS),
+        (True, True, torch.bfloat16, 1 << 24, STACKS),
+        (True, True, torch.bfloat16, 1 << 25, BLOCKS),
         (True, True, torch.float16, 1 << 20, FUSED),
         (False, False, torch.bfloat16, 1 << 25, BLOCKS),
         (True, True, torch.float16, 1 << 25, BLOCKS),

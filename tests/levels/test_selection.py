@@ -20,25 +20,28 @@ def select(rows, ratios, **options):
     return select_levels(torch.tensor(rows)[None, None], ratios, **options)[0, 0].tolist()
 
 
-def test_topk_by_hand():
-    # Ten blocks: ranks 0-3 at level 1, 4 at 2, 5 at 4, 6 and 7 at 8, 8 and 9 skipped.
-    row = [0.19, 0.01, 0.17, 0.03, 0.15, 0.05, 0.13, 0.07, 0.11, 0.09]
-    assert select([row], SHARES, mode="topk") == [[1, 0, 1, 0, 1, 8, 1, 8, 2, 4]]
-
-
-def test_topk_breaks_ties_by_position():
-    assert select([[0.25] * 4], {1: (0, 0.25), 4: (0.25, 0.75), 0: (0.75, 1)}, mode="topk") == [[1, 4, 4, 0]]
-
-
-def test_thresholdbound_by_hand():
-    # Largest first .4 .3 .2 .06 .04, mass before each 0 .4 .7 .9 .96.
-    row = [0.06, 0.4, 0.04, 0.3, 0.2]
-    assert select([row], SHARES, min_full_ratio=0.0) == [[0, 1, 0, 2, 8]]
-
-
-def test_thresholdbound_mass_that_meets_a_boundary_is_past_it():
+TO_64 = {1: (0, 0.25), 16: (0.25, 0.5), 32: (0.5, 0.75), 64: (0.75, 1)}
+# A row, what it gets by topk, and by thresholdbound where nothing is full whatever its mass.
+BY_HAND = {
+    # Ranks 0-3 are level 1, 4 is 2, 5 is 4, 6 and 7 are 8, 8 and 9 skipped; mass before 2 to 6: .36 .51 .64 .75 .84.
+    "ten blocks": (
+        [0.19, 0.01, 0.17, 0.03, 0.15, 0.05, 0.13, 0.07, 0.11, 0.09],
+        *(SHARES, [1, 0, 1, 0, 1, 8, 1, 8, 2, 4], [1, 0, 1, 0, 1, 0, 4, 0, 8, 8]),
+    ),
+    # Largest first .4 .3 .2 .06 .04, mass before each 0 .4 .7 .9 .96; by rank levels end at 2, 2, 3, 4.
+    "five blocks": ([0.06, 0.4, 0.04, 0.3, 0.2], SHARES, [8, 1, 0, 1, 4], [0, 1, 0, 2, 8]),
     # Mass before each: 0 .2 .4 .6 .8; float32 .2 is not a fifth, the boundaries must hold anyway.
-    assert select([[0.2] * 5], SHARES, min_full_ratio=0.0) == [[1, 1, 2, 8, 0]]
+    "ties by position, mass that meets a boundary": ([0.2] * 5, SHARES, [1, 1, 4, 8, 0], [1, 1, 2, 8, 0]),
+    "no level 1": ([0.1, 0.7, 0.2], {4: (0, 0.9), 0: (0.9, 1)}, [0, 4, 4], [0, 1, 4]),
+    "zeros": ([0.0] * 10, SHARES, [1] * 4 + [2, 4, 8, 8, 0, 0], [1] * 10),
+    "levels up to 64": ([0.25] * 4, TO_64, [1, 16, 32, 64], [1, 16, 32, 64]),
+}
+
+
+@pytest.mark.parametrize(("row", "ratios", "by_rank", "by_mass"), list(BY_HAND.values()), ids=list(BY_HAND))
+def test_by_hand(row, ratios, by_rank, by_mass):
+    assert select([row], ratios, mode="topk", min_full_ratio=1.0) == [by_rank], "topk ignores min_full_ratio"
+    assert select([row], ratios, mode="thresholdbound", min_full_ratio=0.0) == [by_mass]
 
 
 @pytest.mark.parametrize(("ratio", "full"), [(0.0, 1), (0.19, 2), (0.2, 3), (0.29, 3), (1.0, 10)])
@@ -48,26 +51,6 @@ def test_min_full_ratio_by_hand(ratio, full):
     found = select([row], SHARES, min_full_ratio=ratio)[0]
     assert found.count(1) == full
     assert found[-1] == 1
-
-
-def test_min_full_ratio_holds_without_level_1_in_the_shares():
-    assert select([[0.1, 0.7, 0.2]], {4: (0, 0.9), 0: (0.9, 1)}, min_full_ratio=0.0) == [[0, 1, 4]]
-
-
-def test_topk_ignores_min_full_ratio():
-    assert select([[0.6, 0.4]], {2: (0, 0.5), 0: (0.5, 1)}, mode="topk", min_full_ratio=1.0) == [[2, 0]]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_rows_of_zeros_get_valid_levels(mode):
-    found = select([[0.0] * 10], SHARES, mode=mode)
-    assert found == ([[1] * 4 + [2, 4, 8, 8, 0, 0]] if mode == "topk" else [[1] * 10])
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_levels_up_to_64(mode):
-    ratios = {1: (0, 0.25), 16: (0.25, 0.5), 32: (0.5, 0.75), 64: (0.75, 1)}
-    assert select([[0.25] * 4], ratios, mode=mode, min_full_ratio=0.0) == [[1, 16, 32, 64]]
 
 
 def test_transposed_importance_equals_contiguous():

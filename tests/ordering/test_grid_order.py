@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import time
 from math import prod
-from typing import Any
 
 import pytest
 import torch
@@ -27,17 +26,6 @@ def test_methods_are_the_curve_and_the_tiles() -> None:
     assert torch.equal(grid_order("Gilbert", grid).permutation, gilbert_order(grid))
     assert torch.equal(grid_order("STA", grid).permutation, tile_order(grid, (2, 8, 8)))
     assert torch.equal(grid_order("STA", grid, tile_size=(1, 2, 3)).permutation, tile_order(grid, (1, 2, 3)))
-
-
-@pytest.mark.parametrize("method", ["Gilbert", "STA"])
-def test_prefix_keeps_its_place(method: Any) -> None:
-    grid, prefix = (3, 5, 10), 226
-    order = grid_order(method, grid, prefix_tokens=prefix)
-    assert order.tokens == prefix + 150
-    assert torch.equal(order.permutation[:prefix], torch.arange(prefix))
-    assert torch.equal(order.permutation[prefix:] - prefix, grid_order(method, grid).permutation)
-    x = torch.randn(prefix + 150, 2)
-    assert torch.equal(order.restore(order.apply(x)), x)
 
 
 @pytest.mark.parametrize("grid", [(21, 24, 40), (21, 45, 80)], ids=["20,160 tokens", "75,600 tokens"])

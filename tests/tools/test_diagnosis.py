@@ -27,15 +27,11 @@ class TestPackages:
         assert found["no-such-package"].state == "problem"
         assert found["no-such-package"].remedy == "pip install 'no-such-package>=1'"
 
-    def test_a_package_of_an_extra_is_optional(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    @pytest.mark.parametrize(("gpu", "state"), [(True, "problem"), (False, "optional")], ids=["gpu", "cpu"])
+    def test_a_package_of_an_extra(self, monkeypatch: pytest.MonkeyPatch, gpu: bool, state: str) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
         (_, found) = find_packages(['triton>=999; extra == "triton"'])
-        assert (found.state, found.remedy) == ("optional", "pip install 'psa-triton[triton]'")
-
-    def test_triton_is_needed_where_there_is_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        (_, found) = find_packages(['triton>=999; extra == "triton"'])
-        assert found.state == "problem"
+        assert (found.state, found.remedy) == (state, "pip install 'psa-triton[triton]'")
 
     def test_what_developers_use_and_other_systems_need_is_not_told(self) -> None:
         found = by_name(list(find_packages(['pytest; extra == "dev"', 'rich; sys_platform == "nowhere"'])))

@@ -97,19 +97,8 @@ def attend(
     on a CPU, those of all heads on a GPU.
     """
     if reading.impl == "reference":
-        return reference.pyramid_attention(
-            q,
-            k,
-            v,
-            levels,
-            block_m=blocks.m,
-            block_n=blocks.n,
-            is_causal=blocks.is_causal,
-            scale=reading.scale,
-            pool_correction=reading.pool_correction,
-            key_mask=blocks.key_mask,
-            return_lse=want_lse,
-        )
+        out, lse = reference.pyramid_attention(q, k, v, levels, blocks, reading)
+        return out, lse if want_lse else None
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     # A graph knows the operator's own gradient, `torch.func` the function's.
     attend = ops.attend if torch.compiler.is_compiling() else ops.Attend.apply

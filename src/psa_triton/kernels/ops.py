@@ -38,15 +38,8 @@ def attend(q, k, v, levels, key_mask, block_m, block_n, is_causal, *settings):
 
         out, lse = triton.pyramid_attention(q, k, v, levels, blocks, reading)
         return out, lse if want_lse else lse.new_empty(0)
-    out, wanted = gathered.pyramid_attention(
-        q,
-        k,
-        v,
-        levels,
-        **_flat(blocks, reading),
-        return_lse=want_lse,
-        way=gathered.FUSED if reading.impl == "torch" else None,
-    )
+    way = gathered.FUSED if reading.impl == "torch" else None
+    out, wanted = gathered.pyramid_attention(q, k, v, levels, blocks, reading, want_lse=want_lse, way=way)
     return out, wide(q[:0]).new_empty(0) if wanted is None else wanted
 
 
@@ -64,24 +57,10 @@ def attend_backward(grad_out, grad_lse, out, lse, q, k, v, levels, key_mask, blo
     blocks, reading = Blocks.of(q, k, block_m, block_n, is_causal, key_mask), Reading(*settings)
     if q.numel() == 0 or k.numel() == 0:
         return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    implementation: Any = gathered
     if reading.impl == "triton":
-        from psa_triton.kernels import triton
-
-        return triton.pyramid_attention_backward(grad_out, grad_lse, out, lse, q, k, v, levels, blocks, reading)
-    return gathered.pyramid_attention_backward(
-        grad_out, q, k, v, out, lse, levels, **_flat(blocks, reading), grad_lse=grad_lse
-    )
-
-
-def _flat(blocks: Blocks, reading: Reading) -> dict[str, Any]:
-    return dict(
-        block_m=blocks.m,
-        block_n=blocks.n,
-        is_causal=blocks.is_causal,
-        scale=reading.scale,
-        pool_correction=reading.pool_correction,
-        key_mask=blocks.key_mask,
-    )
+        from psa_triton.kernels import triton as implementation
+    return implementation.pyramid_attention_backward(grad_out, grad_lse, out, lse, q, k, v, levels, blocks, reading)
 
 
 def _save_for_backward(ctx, inputs, output):

@@ -5,47 +5,36 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from psa_triton.blocks import Blocks
+from psa_triton.kernels.reading import Reading
+
 CORRECTED_LEVELS = (2, 4, 8)
 """Levels whose logits `pool_correction` reaches."""
 
 
 def pyramid_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    levels: torch.Tensor,
-    *,
-    block_m: int,
-    block_n: int,
-    is_causal: bool,
-    scale: float,
-    pool_correction: str = "none",
-    key_mask: torch.Tensor | None = None,
-    return_lse: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, levels: torch.Tensor, blocks: Blocks, reading: Reading
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of `q` over the groups that `levels` chooses.
 
     Args:
         q: `[B, Hq, Nq, D]`.
         k, v: `[B, Hkv, Nk, D]`; query head `h` reads key head `h // (Hq // Hkv)`.
-        levels: int8 `[B, Hq, ceil(Nq / block_m), ceil(Nk / block_n)]`.
-        block_m, block_n: tokens of a query block and of a key block.
-        is_causal: a query sees a group only if it may see the group's last kept token (bottom-right aligned).
-        scale: factor of the logits.
-        pool_correction: `isotropic` adds `scale ** 2 / 2 * |q| ** 2 * spread` to the logits of levels 2, 4 and 8;
-            `none` adds nothing.
-        key_mask: bool `[B, Nk]`, which keys are there; all of them if None. A group is the mean of its kept tokens, and
-            one without any is not there.
-        return_lse: whether the log-sum-exp is wanted.
+        levels: int8 `[B, Hq, nq, nk]`.
+        blocks: of queries and keys. Under a causal mask a query sees a group only if it may see the group's last kept
+            token (bottom-right aligned). With a key mask a group is the mean of its kept tokens, and one without any
+            is not there.
+        reading: with `isotropic` `scale ** 2 / 2 * |q| ** 2 * spread` is added to the logits of levels 2, 4 and 8.
 
     Returns:
-        The output, shape and dtype of `q`, and the log-sum-exp `[B, Hq, Nq]`, float32 (float64 for float64 input), or
-        None.
+        The output, shape and dtype of `q`, and the log-sum-exp `[B, Hq, Nq]`, float32 (float64 for float64 input).
     """
     heads, queries, tokens = q.shape[1], q.shape[2], k.shape[2]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     q_wide = q.to(wide)
-    keep = torch.ones(len(k), tokens, dtype=torch.bool, device=k.device) if key_mask is None else key_mask
+    keep = blocks.key_mask
+    if keep is None:
+        keep = torch.ones(len(k), tokens, dtype=torch.bool, device=k.device)
     # Zeros in place of keys that are left out: they add nothing to a sum, and get no gradient.
     k_wide, v_wide = (
         x.to(wide).masked_fill(~keep[:, None, :, None], 0.0).repeat_interleave(heads // max(1, k.shape[1]), dim=1)
@@ -55,20 +44,20 @@ def pyramid_attention(
     # To begin with, no groups: enough where there is nothing to read.
     logits, values = [q_wide @ k_wide[:, :, :0].mT], [v_wide[:, :, :0]]
     visible = [levels.new_zeros((*q.shape[:3], 0), dtype=torch.bool)]
-    for level in (1 << step for step in range(block_n.bit_length() if tokens else 0)):
+    for level in (1 << step for step in range(blocks.n.bit_length() if tokens else 0)):
         key_mean, count, last = pool(k_wide, keep, level)
         value_mean, _, _ = pool(v_wide, keep, level)
-        chosen = levels.repeat_interleave(block_m, dim=2)[:, :, :queries] == level
-        # Groups never straddle blocks: block_n is a multiple of the level.
-        sees = chosen.repeat_interleave(block_n // level, dim=3)[..., : count.shape[1]]
+        chosen = levels.repeat_interleave(blocks.m, dim=2)[:, :, :queries] == level
+        # Groups never straddle blocks: blocks.n is a multiple of the level.
+        sees = chosen.repeat_interleave(blocks.n // level, dim=3)[..., : count.shape[1]]
         sees = sees & (count > 0)[:, None, None]
-        if is_causal:
-            position = torch.arange(queries, device=q.device) + tokens - queries
+        if blocks.is_causal:
+            position = torch.arange(queries, device=q.device) + blocks.shift
             sees = sees & (last[:, None, None] <= position[:, None])
-        logit = scale * q_wide @ key_mean.mT + count.clamp(min=1).to(wide).log()[:, None, None]
-        if pool_correction == "isotropic" and level in CORRECTED_LEVELS:
+        logit = reading.scale * q_wide @ key_mean.mT + count.clamp(min=1).to(wide).log()[:, None, None]
+        if reading.pool_correction == "isotropic" and level in CORRECTED_LEVELS:
             square = q_wide.square().sum(-1, keepdim=True)
-            logit = logit + scale**2 / 2 * square * spread(k_wide, keep, level)[..., None, :]
+            logit = logit + reading.scale**2 / 2 * square * spread(k_wide, keep, level)[..., None, :]
         logits.append(logit)
         values.append(value_mean)
         visible.append(sees)
@@ -78,7 +67,7 @@ def pyramid_attention(
     lse = masked.logsumexp(-1)
     # A row that sees nothing has lse = -inf: its weights are zero, not exp(-inf + inf).
     weights = (masked - lse.masked_fill(lse == float("-inf"), 0.0)[..., None]).exp()
-    return attend(weights, seen, torch.cat(values, dim=-2)).to(q.dtype), lse if return_lse else None
+    return attend(weights, seen, torch.cat(values, dim=-2)).to(q.dtype), lse
 
 
 def pool(x: torch.Tensor, keep: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

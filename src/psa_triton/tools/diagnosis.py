@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -22,7 +23,7 @@ from psa_triton.impl import IMPLEMENTATIONS, Impl, resolve_impl
 from psa_triton.inputs import DTYPES
 from psa_triton.integrations.reuse import kept_bytes
 from psa_triton.kernels import pyramid_attention
-from psa_triton.kernels.gathered.ways import LARGE_BLOCK, choose_way
+from psa_triton.kernels.gathered.ways import choose_way
 from psa_triton.models import MODELS
 from psa_triton.presets import load_presets_file
 from psa_triton.tools.machine import hardware
@@ -159,7 +160,7 @@ def _try_attention(device: torch.device, dtype: torch.dtype, dim: int) -> Findin
     if not error <= _TOLERANCE[dtype]:
         detail = f"{impl}: error {error:.1e} against the definition, expected at most {_TOLERANCE[dtype]:.0e}"
         return Finding("attention", name, "problem", detail, "report it, with all that this command shows")
-    ways = dict.fromkeys(choose_way(dtype, device, work).name for work in (0, LARGE_BLOCK))  # of short lists, of long
+    ways = dict.fromkeys(choose_way(dtype, device, work).name for work in (0, math.inf))  # of short lists, of long
     way = f", {' or '.join(ways)}" if impl == "cpu" else ""
     return Finding("attention", name, "ok", f"{impl}{way} (error {error:.0e})")
 

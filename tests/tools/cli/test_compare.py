@@ -61,7 +61,8 @@ def test_dense_and_sparse_are_made_from_one_noise_and_reported(compare, tmp_path
 
 def test_prompts_times_seeds_have_folders_of_their_own_and_a_mean(compare, tmp_path: Path) -> None:
     prompts = ("--prompt", "a red square", "--prompt", "a blue ring", "--seed", "7", "--num-seeds", "2")
-    result = compare(*prompts, "--attention_preset", PRESET, "--attention_preset", OTHER, *FAST)
+    bound = ("--max-error", "0.4")
+    result = compare(*prompts, "--attention_preset", PRESET, "--attention_preset", OTHER, *bound, *FAST)
     assert result.exit_code == 0, result.output
     out = tmp_path / "out"
     saved = summary_of(out)
@@ -74,7 +75,9 @@ def test_prompts_times_seeds_have_folders_of_their_own_and_a_mean(compare, tmp_p
     assert [dense["label"], timing["label"], balanced["label"]] == ["dense", "psa_timing", "psa_balanced"]
     assert timing["averages"]["psnr"]["count"] == 4
     assert timing["averages"]["psnr"]["standard_error"] > 0
+    assert 0 < balanced["averages"]["measured_error"]["mean"] <= 0.4
     assert "means over 4 cases" in result.output
+    assert "measured error of attention" in result.output
     assert " ± " in (out / "comparison.md").read_text()
 
 

@@ -53,12 +53,14 @@ def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> 
 
 def test_steps_and_layers_that_run_dense_are_in_the_sidecar(generate, tmp_path: Path) -> None:
     options = ("--prompt", "a red square", "--attention_preset", NO_WARM_UP)
-    result = generate(*options, "--dense_last_steps", "2", "--dense_layers", "1")
+    result = generate(*options, "--dense_last_steps", "2", "--dense_layers", "1", "--max-error", "0.4")
     assert result.exit_code == 0, result.output
+    assert "; measured error 0." in result.output
     sidecar = json.loads((tmp_path / "out" / "small-wan" / "video_0000.json").read_text())
     attention, cost = sidecar["settings"]["attention"], sidecar["cost"]
     assert (attention["dense_last_steps"], attention["dense_layers"], attention["min_tokens"]) == (2, [1], 0)
     assert cost["dense_reasons"] == ["dense layer", "last steps"]
+    assert 0 < cost["measured_error"] <= 0.4
     # Of two layers in six steps, one layer was sparse in four.
     assert cost["run_density"] == pytest.approx((8 + 4 * cost["attention_density"]) / 12)
     changed = generate(*options, "--dense_last_steps", "2")

@@ -80,11 +80,6 @@ def test_the_answer_depends_on_what_is_seen(model: Any, checkpoint: Checkpoint, 
     assert expected(model, checkpoint, about_other) != expected(model, checkpoint, prompt)
 
 
-def test_an_answer_of_one_token_has_no_speed(model: Any, checkpoint: Checkpoint, prompt: Prompt) -> None:
-    answer = answer_prompt(model, checkpoint.tokenizer, prompt, DENSE, max_tokens=1)
-    assert (answer.tokens, answer.decode_seconds, answer.tokens_per_second) == (1, 0, None)
-
-
 def test_sampling_settings_of_the_checkpoint_are_put_aside(
     model: Any, checkpoint: Checkpoint, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ import torch
 from transformers import Qwen2VLImageProcessorPil
 
 from psa_triton.tools.understanding import Media, Patcher, read_media
-from psa_triton.tools.understanding.patches import join_frames
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -48,12 +47,6 @@ def test_a_patch_of_a_video_holds_two_frames(qwen_folder: Path, frames: int) -> 
             torch.testing.assert_close(patches.values[row], expected, rtol=0, atol=1e-5)
             row += 1
     assert row == len(patches.values)
-
-
-def test_join_frames_repeats_the_last() -> None:
-    frames = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 2, 1, 1)
-    assert join_frames(frames, 2).tolist() == [[0, 1], [0, 1], [2, 2], [2, 2]]
-    assert join_frames(frames, 1).tolist() == [[0], [0], [1], [1], [2], [2]]
 
 
 def copy_with(folder: Path, tmp_path: Path, settings: dict[str, dict]) -> Path:

@@ -173,13 +173,7 @@ def apply_psa(
         _attach(
             transformer,
             ForwardState(
-                name,
-                _family_name(transformer),
-                rules,
-                schedule=schedule,
-                recorder=recorder,
-                impl=check_impl(impl),
-                on_levels=on_levels,
+                name, _family_name(transformer), rules, schedule=schedule, recorder=recorder, on_levels=on_levels
             ),
         )
         for name, transformer in transformers.items()

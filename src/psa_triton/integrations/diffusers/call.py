@@ -89,22 +89,21 @@ class LayerCall:
         Where tokens are shared between processes, they are exchanged for heads before and back after.
 
         Raises:
-            ValueError: if a mask comes to shared tokens.
+            ValueError: if a mask of more than keys comes to shared tokens.
         """
         forward = self._forward
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         if forward.parallel is None:
             return self._attend(query, key, value, attn_mask, options)
-        if attn_mask is not None:
-            raise ValueError("attention_mask: expected None where tokens are shared between processes, got a mask")
         streams = [Stream(forward.visual_tokens, shared=True)]
         if others := query.shape[2] - forward.parallel.length(forward.visual_tokens):
             split = Stream(forward.others, shared=others != forward.others)
             streams = [split, *streams] if forward.visual == "last" else [*streams, split]
         whole = forward.parallel.to_heads(torch.stack([query, key, value]), streams)
-        return forward.parallel.to_tokens(
-            self._attend(whole[0], whole[1], whole[2], None, options), query.shape[1], streams
-        )
+        if attn_mask is not None:
+            attn_mask = forward.parallel.to_whole_mask(attn_mask, streams)
+        out = self._attend(whole[0], whole[1], whole[2], attn_mask, options)
+        return forward.parallel.to_tokens(out, query.shape[1], streams)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: dict[str, Any]
@@ -148,7 +147,7 @@ class LayerCall:
             grid=grids[0] if len(grids) == 1 else None,
             key_mask=layout.key_mask,
             scale=options["scale"],
-            impl=state.impl,
+            impl=state.rules.impl,
             reuse=forward.reuse,
             nth=len(self._answers),
         )

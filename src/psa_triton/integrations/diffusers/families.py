@@ -44,6 +44,8 @@ class Family:
     """Queries are the visual tokens alone; keys are these after others."""
     copies: bool = False
     """Some layers attend to the visual tokens several times over."""
+    packed: int = 1
+    """Rows and columns of the latent that its pipeline puts into a patch before the transformer's own."""
     leave_out: tuple[str, ...] = ()
     """Arguments that choose a sparse attention of the family's own: None while PSA's runs."""
     processor: Callable[[Any], Any] | None = None
@@ -188,7 +190,7 @@ _HUNYUAN = Family(
 )
 _PLAIN = Family(attentions=("transformer_blocks.*.attn1",), grids=latent_grid())
 _LTX = replace(_PLAIN, grids=_named_sizes)
-_FLUX = replace(_HUNYUAN, grids=_image_ids, visual="last", timestep=None)
+_FLUX = replace(_HUNYUAN, grids=_image_ids, visual="last", timestep=None, packed=2)
 
 FAMILIES: dict[str, Family] = {
     "WanTransformer3DModel": _WAN,
@@ -252,7 +254,11 @@ FAMILIES: dict[str, Family] = {
         others=_TEXT,
     ),
     "ZImageTransformer2DModel": Family(
-        attentions=("layers.*.attention",), optional=("noise_refiner.*.attention",), grids=_z_image, timestep=None
+        attentions=("layers.*.attention",),
+        optional=("noise_refiner.*.attention",),
+        grids=_z_image,
+        timestep=None,
+        packed=2,
     ),
     "Lumina2Transformer2DModel": Family(
         attentions=("layers.*.attn",),

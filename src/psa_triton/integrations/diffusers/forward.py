@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
 from psa_triton.integrations.diffusers.call import LayerCall
 from psa_triton.integrations.diffusers.families import FAMILIES, Family, Grid
 from psa_triton.integrations.diffusers.layout import Visual
@@ -70,7 +69,6 @@ class ForwardState:
         rules: the attention to run, and what runs dense.
         schedule: tells the step of a forward.
         recorder: where calls and gathers are counted.
-        impl: implementation of the operator, as in `psa_attention`.
         on_levels: told of every sparse call, outside its seconds.
     """
 
@@ -82,13 +80,11 @@ class ForwardState:
         *,
         schedule: Schedule,
         recorder: Recorder[CallKey, PSAStats],
-        impl: Impl,
         on_levels: OnLevels | None = None,
     ) -> None:
         self.name = name
         self.rules = rules
         self.recorder = recorder
-        self.impl = impl
         self.on_levels = on_levels
         self._family = family
         self._schedule = schedule

@@ -46,6 +46,9 @@ class HeadParallel:
         whole, rest = divmod(total, self.group.size())
         return whole + (self.group.rank() < rest)
 
+    def _lengths(self, streams: Sequence[Stream]) -> list[int]:
+        return [self.length(stream.total) if stream.shared else stream.total for stream in streams]
+
     def to_heads(self, x: torch.Tensor, streams: Sequence[Stream]) -> torch.Tensor:
         """All tokens of this process's heads.
 
@@ -56,8 +59,7 @@ class HeadParallel:
         Returns:
             `[..., h, N, D]`.
         """
-        lengths = [self.length(stream.total) if stream.shared else stream.total for stream in streams]
-        parts = zip(x.split(lengths, dim=TOKENS), streams, strict=True)
+        parts = zip(x.split(self._lengths(streams), dim=TOKENS), streams, strict=True)
         return torch.cat([self._to_heads(part, stream) for part, stream in parts], dim=TOKENS)
 
     def _to_heads(self, x: torch.Tensor, stream: Stream) -> torch.Tensor:
@@ -74,6 +76,28 @@ class HeadParallel:
         if not stream.shared:
             return self._exchange([x] * self.group.size(), HEADS, heads)
         return self._exchange(x.tensor_split(self.group.size(), dim=TOKENS), HEADS, heads)
+
+    def to_whole_mask(self, mask: torch.Tensor, streams: Sequence[Stream]) -> torch.Tensor:
+        """A mask for the keys of the streams, from one for those that this process holds.
+
+        Args:
+            mask: bool or to be added, `[B, 1, 1, n]`.
+            streams: that make the sequence, one after the other.
+
+        Returns:
+            `[B, 1, 1, N]`, of the same dtype.
+
+        Raises:
+            ValueError: it is no mask of keys alone.
+        """
+        lengths = self._lengths(streams)
+        if mask.ndim != 4 or mask.shape[1:] != (1, 1, sum(lengths)):
+            raise ValueError(
+                f"attention_mask: expected [B, 1, 1, {sum(lengths)}] where tokens are shared between processes, the "
+                f"padding among the keys that this one holds, got {list(mask.shape)}"
+            )
+        values = mask.to(torch.uint8) if mask.dtype == torch.bool else mask
+        return self.to_heads(values.mT.expand(-1, self.group.size(), -1, -1), streams).mT.to(mask.dtype)
 
     def _exchange(self, pieces: Sequence[torch.Tensor], dim: int, total: int) -> torch.Tensor:
         """Piece `i` goes to process `i`; what comes is joined along `dim`, of which each process had its share."""

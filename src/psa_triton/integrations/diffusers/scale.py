@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from psa_triton.integrations.diffusers.families import patch_size
+from psa_triton.integrations.diffusers.families import FAMILIES, family_name, patch_size
+from psa_triton.integrations.diffusers.pipelines import transformers_of
 from psa_triton.integrations.wrappers import unwrap
 from psa_triton.presets import VideoScale
 
@@ -19,15 +20,18 @@ def pipeline_scale(pipe: Any) -> VideoScale:
     Raises:
         ValueError: the pipeline tells no compression.
     """
-    transformers = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
-    time, height, width = patch_size(unwrap(next(part for part in transformers if part is not None)).config)
+    transformer = unwrap(next(iter(transformers_of(pipe).values())))
+    time, height, width = patch_size(transformer.config)
+    packed = FAMILIES[family_name(transformer) or ""].packed
     spatial, temporal = (
         next((getattr(pipe, name) for name in names if hasattr(pipe, name)), None) for names in (_SPATIAL, _TEMPORAL)
     )
     if spatial is None:
         raise ValueError(f"pipe: expected a pipeline that tells its VAE's compression, got {type(pipe).__name__}")
     return VideoScale(
-        width_divisor=spatial * width, height_divisor=spatial * height, depth_divisor=(temporal or 1) * time
+        width_divisor=spatial * packed * width,
+        height_divisor=spatial * packed * height,
+        depth_divisor=(temporal or 1) * time,
     )
 
 

@@ -17,7 +17,7 @@ from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
 from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE
 from psa_triton.integrations.transformers.registration import NAME
-from psa_triton.integrations.transformers.settings import AttachedLayer, Settings
+from psa_triton.integrations.transformers.settings import AttachedLayer, check_causal
 from psa_triton.integrations.transformers.stats import CallKey, PSAStats
 from psa_triton.integrations.wrappers import held_models, is_language_pipeline, library, unwrap
 from psa_triton.models import QWEN2_5_VL
@@ -83,6 +83,8 @@ def apply_psa(
     """
     model = _model(model)
     config = _config(config_or_preset)
+    if config is not None:
+        check_causal(config)
     rules = DenseRules(
         kind="language",
         config=config,
@@ -90,7 +92,6 @@ def apply_psa(
         layers=as_indexes("dense_layers", dense_layers),
         impl=check_impl(impl),
     )
-    settings = Settings(rules, check_impl(impl))
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
         raise ValueError(f"model: PSA is attached to it already; {ATTACHED_ALREADY}")
     recorder: Recorder[CallKey, PSAStats] = Recorder(
@@ -100,7 +101,7 @@ def apply_psa(
     previous = text_model.config._attn_implementation
     text_model.set_attn_implementation(NAME)
     try:
-        layers = _layers(model, text_model, settings, recorder)
+        layers = _layers(model, text_model, rules, recorder)
     except ValueError:
         text_model.set_attn_implementation(previous)
         raise
@@ -127,7 +128,7 @@ def _model(target: Any) -> PreTrainedModel:
 
 
 def _layers(
-    model: PreTrainedModel, text_model: PreTrainedModel, settings: Settings, recorder: Recorder[CallKey, PSAStats]
+    model: PreTrainedModel, text_model: PreTrainedModel, rules: DenseRules, recorder: Recorder[CallKey, PSAStats]
 ) -> dict[nn.Module, AttachedLayer]:
     """What each attention module of a model whose text model runs `psa` is to know."""
     text = {module: _index(module, position) for position, module in enumerate(_attention_modules(text_model))}
@@ -136,10 +137,10 @@ def _layers(
             "model: expected text layers that take their attention from transformers' AttentionInterface, which those "
             f"of {type(text_model).__name__} do not"
         )
-    settings.rules.check_layers(text.values())
+    rules.check_layers(text.values())
     others = [module for module in _attention_modules(model) if module not in text]
-    return {module: AttachedLayer("text", index, settings, recorder) for module, index in text.items()} | {
-        module: AttachedLayer("other", _index(module, position), settings, recorder)
+    return {module: AttachedLayer("text", index, rules, recorder) for module, index in text.items()} | {
+        module: AttachedLayer("other", _index(module, position), rules, recorder)
         for position, module in enumerate(others)
     }
 

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from psa_triton.attention import sparse_attention
 from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
+from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
+from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.transformers.call import AttentionCall
 from psa_triton.integrations.transformers.dense import attend_dense
 from psa_triton.integrations.transformers.masks import filled_keys
 from psa_triton.integrations.transformers.rules import dense_reason
-from psa_triton.integrations.transformers.settings import AttachedLayer, Settings, check_causal, default_settings
+from psa_triton.integrations.transformers.settings import AttachedLayer, check_causal, default_rules
 from psa_triton.integrations.transformers.stats import DECODE, CallKey
 from psa_triton.levels import read_density
 
@@ -43,7 +45,7 @@ def psa_attention_forward(
     Causal prefill runs PSA, whole or in chunks, padded or not; everything else runs dense, and `dense_reason` says why.
 
     Args:
-        module: the attention layer; it runs as `apply_psa` said, else by `default_settings`.
+        module: the attention layer; it runs as `apply_psa` said, else by `default_rules`.
         query: `[B, Hq, Nq, D]`.
         key, value: `[B, Hkv, Nk, D]`, those in the cache included; query head `h` reads key head `h // (Hq // Hkv)`.
         attention_mask: as `psa_mask` makes it.
@@ -67,23 +69,23 @@ def psa_attention_forward(
     call = AttentionCall(module, query, key, value, attention_mask, key_mask, dropout, scaling, causal, extras)
     layer: AttachedLayer | None = getattr(module, LAYER_ATTRIBUTE, None)
     if layer is None:
-        settings = default_settings()
-        return _attend(call, psa_config or settings.rules.config, settings), None
+        rules = default_rules()
+        return _attend(call, psa_config or rules.config, rules), None
     if torch.compiler.is_compiling() and call.queries == 1:
         # Decoding may be compiled to one graph, which cannot count.
         return attend_dense(call), None
-    return _attend_and_record(call, psa_config or layer.settings.rules.config, layer), None
+    return _attend_and_record(call, psa_config or layer.rules.config, layer), None
 
 
-def _attend(call: AttentionCall, config: PSAConfig | None, settings: Settings) -> Tensor:
-    if config is None or dense_reason(call, config, settings) is not None:
+def _attend(call: AttentionCall, config: PSAConfig | None, rules: DenseRules) -> Tensor:
+    if config is None or dense_reason(call, config, rules) is not None:
         return attend_dense(call)
-    return _attend_sparse(call, config, settings)[0]
+    return _attend_sparse(call, config, rules.impl)[0]
 
 
 @torch.compiler.disable
 def _attend_and_record(call: AttentionCall, config: PSAConfig | None, layer: AttachedLayer) -> Tensor:
-    reason = dense_reason(call, config, layer.settings, layer.layer if layer.part == "text" else None)
+    reason = dense_reason(call, config, layer.rules, layer.layer if layer.part == "text" else None)
     density: Tensor | float = 1.0
     cost, device = 0.0, call.query.device
     started = layer.recorder.clock(device)
@@ -91,7 +93,7 @@ def _attend_and_record(call: AttentionCall, config: PSAConfig | None, layer: Att
         out = attend_dense(call)
         seconds = layer.recorder.clock(device) - started
     else:
-        out, levels = _attend_sparse(call, config, layer.settings)
+        out, levels = _attend_sparse(call, config, layer.rules.impl)
         seconds = layer.recorder.clock(device) - started
         density = _density(call, config, levels)
         cost = estimation_cost(config.importance, config.block_m, config.block_n)
@@ -106,17 +108,10 @@ def _attend_and_record(call: AttentionCall, config: PSAConfig | None, layer: Att
     return out
 
 
-def _attend_sparse(call: AttentionCall, config: PSAConfig, settings: Settings) -> tuple[Tensor, Tensor]:
+def _attend_sparse(call: AttentionCall, config: PSAConfig, impl: Impl) -> tuple[Tensor, Tensor]:
     """`[B, Nq, Hq, D]`, and the levels, int8 `[B, Hq, nq, nk]`."""
     out, levels = sparse_attention(
-        call.query,
-        call.key,
-        call.value,
-        config,
-        is_causal=True,
-        key_mask=call.key_mask,
-        scale=call.scaling,
-        impl=settings.impl,
+        call.query, call.key, call.value, config, is_causal=True, key_mask=call.key_mask, scale=call.scaling, impl=impl
     )
     return out.transpose(1, 2).contiguous(), levels
 

@@ -6,8 +6,8 @@ from typing import Final
 
 from psa_triton.config import PSAConfig
 from psa_triton.inputs import DTYPES
+from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.transformers.call import AttentionCall
-from psa_triton.integrations.transformers.settings import Settings
 from psa_triton.integrations.transformers.stats import DECODE
 
 _EXTRAS: Final = {
@@ -21,14 +21,14 @@ _EXTRAS: Final = {
 
 
 def dense_reason(
-    call: AttentionCall, config: PSAConfig | None, settings: Settings, layer: int | None = None
+    call: AttentionCall, config: PSAConfig | None, rules: DenseRules, layer: int | None = None
 ) -> str | None:
     """Why a call runs dense; None if it runs sparse.
 
     Args:
         call: what is attended to.
         config: of this call; None for a dense preset.
-        settings: of the model.
+        rules: of the model.
         layer: index among the text layers; None for other layers, and where it is not known.
     """
     if not call.is_causal:
@@ -37,7 +37,7 @@ def dense_reason(
         return DECODE
     if config is None:
         return "dense preset"
-    if (reason := settings.rules.of_layer(layer, config)) is not None:
+    if (reason := rules.of_layer(layer, config)) is not None:
         return reason
     for name, reason in _EXTRAS.items():
         if call.extras.get(name) is not None:
@@ -46,7 +46,7 @@ def dense_reason(
         return "attention mask"
     if call.dropout:
         return "dropout"
-    return _unsupported(call) or _too_short(call, config, settings)
+    return _unsupported(call) or _too_short(call, config, rules)
 
 
 def _unsupported(call: AttentionCall) -> str | None:
@@ -61,8 +61,8 @@ def _unsupported(call: AttentionCall) -> str | None:
     return None
 
 
-def _too_short(call: AttentionCall, config: PSAConfig, settings: Settings) -> str | None:
-    reason = settings.rules.of_length(call.keys, config, call.query.device, call.query.dtype)
+def _too_short(call: AttentionCall, config: PSAConfig, rules: DenseRules) -> str | None:
+    reason = rules.of_length(call.keys, config, call.query.device, call.query.dtype)
     if reason is None and call.queries < config.block_m:
         return f"fewer than {config.block_m} queries"
     return reason

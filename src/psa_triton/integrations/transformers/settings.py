@@ -1,4 +1,4 @@
-"""How the attention of one model runs, and what its layers know of it."""
+"""What the layers of a model know of how their attention runs."""
 
 from __future__ import annotations
 
@@ -8,31 +8,11 @@ from typing import Any
 import torch
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
 from psa_triton.integrations.transformers.stats import CallKey, PSAStats
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import resolve
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the attention of one model runs.
-
-    Raises:
-        TypeError: if the configuration is none.
-        ValueError: if it has no causal form.
-    """
-
-    rules: DenseRules
-    """The attention, and what runs dense."""
-    impl: Impl = "auto"
-    """Implementation of the operator, as in `psa_attention`."""
-
-    def __post_init__(self) -> None:
-        if self.rules.config is not None:
-            check_causal(self.rules.config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +23,8 @@ class AttachedLayer:
     """`text`, or `other` for the layers of a vision tower and the like."""
     layer: int
     """Index in the part."""
-    settings: Settings
-    """Of the model."""
+    rules: DenseRules
+    """The attention of the model, and what runs dense."""
     recorder: Recorder[CallKey, PSAStats]
     """Of the model."""
 
@@ -67,10 +47,10 @@ def check_causal(config: Any) -> None:
         raise ValueError("attn_impl: 'new_mask_type' has no causal mask; use config.replace(attn_impl='auto')")
 
 
-_default: list[Settings] = []
+_default: list[DenseRules] = []
 
 
-def default_settings() -> Settings:
+def default_rules() -> DenseRules:
     """Of models that name `psa` without `apply_psa`: the paper's for understanding. Read at the first call."""
     _read_default()
     return _default[0]
@@ -79,5 +59,5 @@ def default_settings() -> Settings:
 @torch.compiler.assume_constant_result  # done while a graph is traced, and no part of it
 def _read_default() -> bool:
     if not _default:
-        _default.append(Settings(DenseRules(kind="language", config=resolve(section=QWEN2_5_VL.preset_section).config)))
+        _default.append(DenseRules(kind="language", config=resolve(section=QWEN2_5_VL.preset_section).config))
     return True

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from psa_triton.blocks import Blocks
 from psa_triton.kernels.gathered.forward import half_norm, mean_work, product_of_seen
 from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
 from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
@@ -29,25 +30,21 @@ from psa_triton.kernels.gathered.stack import (
 from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.unpool import unpool_gradient, unpool_key_gradient
 from psa_triton.kernels.gathered.ways import Way, choose_way, gradient_rows
+from psa_triton.kernels.reading import Reading
 from psa_triton.products import operand, product, wide
 
 
 def pyramid_attention_backward(
     grad_out: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
     levels: torch.Tensor,
-    *,
-    block_m: int,
-    block_n: int,
-    is_causal: bool,
-    scale: float,
-    pool_correction: str = "none",
-    key_mask: torch.Tensor | None = None,
-    grad_lse: torch.Tensor | None = None,
+    blocks: Blocks,
+    reading: Reading,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of `q`, `k` and `v`. Queries that see nothing have and give none.
 
@@ -55,22 +52,23 @@ def pyramid_attention_backward(
 
     Args:
         grad_out: gradient of the output, `[B, Hq, Nq, D]`, dtype of `q`.
-        q, k, v, levels, block_m, block_n, is_causal, scale, pool_correction, key_mask: as they went into the forward.
+        grad_lse: gradient of the log-sum-exp, shape and dtype of `lse`; None where it is not used.
         out: the forward's output, `[B, Hq, Nq, D]`.
         lse: the forward's log-sum-exp, float32 `[B, Hq, Nq]` (float64 for float64).
-        grad_lse: gradient of the log-sum-exp, shape and dtype of `lse`; None where it is not used.
+        q, k, v, levels, blocks, reading: as they went into the forward.
 
     Returns:
         The gradients, contiguous, each with shape and dtype of its tensor.
     """
-    queries, group = q.shape[2], q.shape[1] // k.shape[1]
-    layout = layout_of(k, levels, block_n)
+    group = q.shape[1] // k.shape[1]
+    layout = layout_of(k, levels, blocks.n)
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     with torch.no_grad():
         for b, of_keys in held_at_once(k, layout):
             keys, values = k[b, of_keys], v[b, of_keys]
-            pyramid = build_pyramid(keys, values, layout, pool_correction, None if key_mask is None else key_mask[b])
+            keep = None if blocks.key_mask is None else blocks.key_mask[b]
+            pyramid = build_pyramid(keys, values, layout, reading.pool_correction, keep)
             of = slice(of_keys.start * group, of_keys.stop * group)
             heads = _Heads(
                 q=q[b, of],
@@ -81,13 +79,13 @@ def pyramid_attention_backward(
                 grad_q=grad_q[b, of],
                 pyramid=pyramid,
                 schedule=pyramid.schedule(levels[b, of]),
-                shift=k.shape[2] - queries if is_causal else None,
-                scale=scale,
+                shift=blocks.shift if blocks.is_causal else None,
+                scale=reading.scale,
             )
             if (heads.schedule.start.diff() == 0).any():  # such blocks are in no stack
                 heads.grad_q.zero_()
             way = choose_way(q.dtype, q.device, mean_work(heads.q, heads.schedule))
-            stacks = _stacks(heads, block_m, way)
+            stacks = _stacks(heads, blocks.m, way)
             shares = min(torch.get_num_threads(), len(stacks)) if way.threads else 1
             sums = [_empty_sums(pyramid) for _ in range(shares)]
             of_threads = ((stacks[share::shares], sums[share]) for share in range(shares))

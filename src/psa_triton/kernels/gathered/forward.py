@@ -9,12 +9,14 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
+from psa_triton.blocks import Blocks
 from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
 from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
 from psa_triton.kernels.gathered.scratch import Scratch
 from psa_triton.kernels.gathered.stack import Frontier, Stack, StackedBlocks, make_stack, query_blocks
 from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.ways import Way, choose_way, stack_rows
+from psa_triton.kernels.reading import Reading
 from psa_triton.products import logits, operand, operand_dtype, product, wide
 
 
@@ -23,33 +25,34 @@ def pyramid_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     levels: torch.Tensor,
+    blocks: Blocks,
+    reading: Reading,
     *,
-    block_m: int,
-    block_n: int,
-    is_causal: bool,
-    scale: float,
-    return_lse: bool,
-    pool_correction: str = "none",
-    key_mask: torch.Tensor | None = None,
+    want_lse: bool,
     way: Way | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The definition of `kernels/reference.py`, fast. Same arguments and results; its gradient is in `backward.py`.
 
     Args:
+        want_lse: whether the log-sum-exp is wanted; else it is None.
         way: how it is computed; by default what suits the processor.
 
     Returns:
         The output with shape, dtype and strides of `q`, and the log-sum-exp float32 `[B, Hq, Nq]` (float64 for float64
-        input) if `return_lse`.
+        input).
     """
-    queries, group = q.shape[2], q.shape[1] // k.shape[1]
-    layout = layout_of(k, levels, block_n)
+    group = q.shape[1] // k.shape[1]
+    layout = layout_of(k, levels, blocks.n)
     out = torch.empty_like(q)
-    lse = wide(q[:0]).new_empty(q.shape[:3]) if return_lse else None
+    lse = wide(q[:0]).new_empty(q.shape[:3]) if want_lse else None
     with torch.no_grad():
         for b, of in held_at_once(k, layout):
             pyramid = build_pyramid(
-                k[b, of], v[b, of], layout, pool_correction, None if key_mask is None else key_mask[b]
+                k[b, of],
+                v[b, of],
+                layout,
+                reading.pool_correction,
+                None if blocks.key_mask is None else blocks.key_mask[b],
             )
             heads = slice(of.start * group, of.stop * group)
             _attend_heads(
@@ -57,12 +60,12 @@ def pyramid_attention(
                     q=q[b, heads],
                     pyramid=pyramid,
                     schedule=pyramid.schedule(levels[b, heads]),
-                    shift=k.shape[2] - queries if is_causal else None,
-                    scale=scale,
+                    shift=blocks.shift if blocks.is_causal else None,
+                    scale=reading.scale,
                     out=out[b, heads],
                     lse=None if lse is None else lse[b, heads],
                 ),
-                block_m,
+                blocks.m,
                 way,
             )
             del pyramid  # before the next is built

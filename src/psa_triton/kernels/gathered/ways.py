@@ -9,7 +9,7 @@ import torch
 
 from psa_triton.products import has_wide_vectors, multiplies
 
-LARGE_BLOCK: Final = 1 << 24
+_LARGE_BLOCK: Final = 1 << 24
 """Multiply-adds of a block's product with its list from which on it is worth a task of its own in Python."""
 _CACHE: Final = 8 << 20
 """Bytes of a stack on a CPU, its weights included: few calls, whose operands stay in the cache."""
@@ -52,13 +52,14 @@ def choose_way(dtype: torch.dtype, device: torch.device, work: float) -> Way:
     Args:
         dtype: of the inputs.
         device: where they are.
-        work: multiply-adds of a query block's product with the rows that it reads, on average.
+        work: multiply-adds of a query block's product with the rows that it reads, on average; inf for the longest
+            lists.
     """
     if device.type != "cpu":
         return FUSED
-    if work >= LARGE_BLOCK:
-        return BLOCKS
-    return STACKS if dtype == torch.bfloat16 and products_outrun_attention(dtype) else FUSED
+    if dtype == torch.bfloat16 and products_outrun_attention(dtype):
+        return BLOCKS if work >= 2 * _LARGE_BLOCK else STACKS
+    return BLOCKS if work >= _LARGE_BLOCK else FUSED
 
 
 def products_outrun_attention(dtype: torch.dtype) -> bool:

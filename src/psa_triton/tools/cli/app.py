@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import psa_triton
-from psa_triton.tools.cli.commands import Bench, Compare, Doctor, Generate, Inspect, Tune, Understand
+from psa_triton.tools.cli.commands import Bench, Compare, Doctor, Generate, Inspect, Models, Tune, Understand
 from psa_triton.tools.cli.errors import errors_in_one_line
 from psa_triton.tools.cli.options import command
 from psa_triton.tools.cli.presets import presets
@@ -45,7 +45,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings=DASH_OR_UNDERSCORE,
 )
-for options in (Generate(), Compare(), Understand(), Bench(), Inspect(), Tune(), Doctor()):
+for options in (Generate(), Compare(), Understand(), Bench(), Inspect(), Tune(), Models(), Doctor()):
     name = type(options).__name__.lower()
     app.command(name)(command(options, run=name))
 app.add_typer(presets, name="presets")

@@ -352,3 +352,10 @@ class Doctor:
     """Look at packages, devices and implementations, by trying them; exit code 1 if something needed does not work."""
 
     as_json: bool = option(False, "Print the findings as JSON.", "--json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """List the models known by name: size, tokens, steps and presets, and whether their real weights were run here."""
+
+    as_markdown: bool = option(False, "Print the table as Markdown.", "--markdown")

@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from psa_triton.models import ModelSpec
 from psa_triton.tools.builtin import LinearVideoCodec
+from psa_triton.tools.generation.calls import is_modular
 from psa_triton.tools.generation.lora import Lora, find_lora, load_lora
 from psa_triton.tools.generation.processes import ALONE, Processes
 from psa_triton.tools.generation.source import ModelSource
@@ -119,7 +120,8 @@ def load_pipeline(
         _configure(pipe, spec, width or spec.width, height or spec.height)
     if lora is not None:
         load_lora(pipe, lora)
-    if spec is not None and spec.cpu_offload and device.type != "cpu":
+    # Modular pipelines have no such method.
+    if spec is not None and spec.cpu_offload and device.type != "cpu" and not is_modular(type(pipe)):
         pipe.enable_model_cpu_offload(device=device)
     else:
         pipe.to(device)
@@ -127,8 +129,11 @@ def load_pipeline(
 
 
 def _from_pretrained(source: ModelSource, dtype: dict[str, torch.dtype]) -> diffusers.DiffusionPipeline:
+    kind = getattr(diffusers, source.pipeline)
     try:
-        return getattr(diffusers, source.pipeline).from_pretrained(source.location, **{_DTYPE_ARGUMENT: dtype})
+        if is_modular(kind):
+            return _load_components(kind(pretrained_model_name_or_path=source.location), dtype)
+        return kind.from_pretrained(source.location, **{_DTYPE_ARGUMENT: dtype})
     except OSError as error:
         if source.is_folder:
             raise OSError(f"{source.location}: the pipeline could not be loaded: {error}") from error
@@ -137,6 +142,19 @@ def _from_pretrained(source: ModelSource, dtype: dict[str, torch.dtype]) -> diff
             f"where there is network, run `hf download {source.location}`, or copy the pipeline folder here and give "
             "--model PATH"
         ) from error
+
+
+def _load_components(pipe: Any, dtype: dict[str, torch.dtype]) -> Any:
+    """A modular pipeline with its components, which load one by one, from wherever its index says.
+
+    Raises:
+        OSError: one did not; diffusers itself logs why and goes on without.
+    """
+    pipe.load_components(**{_DTYPE_ARGUMENT: dtype})
+    named = [x for x in pipe.pretrained_component_names if pipe.get_component_spec(x).pretrained_model_name_or_path]
+    if missing := [name for name in named if getattr(pipe, name, None) is None]:
+        raise OSError(f"modular_model_index.json: could not load {', '.join(missing)}; the log above says why")
+    return pipe
 
 
 def _configure(pipe: Any, spec: ModelSpec, width: int, height: int) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from PIL import Image
 
-from psa_triton.tools.generation.source import ModelSource, call_name, check_size, video_scale
+from psa_triton.tools.generation.calls import call_name
+from psa_triton.tools.generation.source import ModelSource, check_size, video_scale
 
 _MODEL_DEFAULTS = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2", "fps")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale, transformers_of
 from psa_triton.tools.clock import now
 from psa_triton.tools.generation.attention import DENSE, Attention
+from psa_triton.tools.generation.calls import call_name, pipeline_call, run_pipeline
 from psa_triton.tools.generation.request import VideoRequest
-from psa_triton.tools.generation.source import call_name, check_size
+from psa_triton.tools.generation.source import check_size
 from psa_triton.tools.video import Audio
 
 OnStep = Callable[[int], None]
@@ -119,11 +119,11 @@ def generate_videos(
     first = requests[0]
     if any(replace(request, prompt=first.prompt, seed=first.seed) != first for request in requests):
         raise ValueError("requests: expected them to differ in prompt and seed alone")
-    call = inspect.signature(type(pipe).__call__).parameters
+    call = pipeline_call(pipe)
     _check_size(pipe, first, call)
     with attention.attach(pipe, time_layers=True, on_levels=on_levels) as handle, _transformer_seconds(pipe) as seconds:
         began = now(pipe.device)
-        output = pipe(**_arguments(type(pipe).__name__, call, requests, on_step))
+        output = run_pipeline(pipe, _arguments(type(pipe).__name__, call, requests, on_step))
         total = now(pipe.device) - began
         stats = handle.stats()
     videos = _videos(output)
@@ -194,7 +194,8 @@ def _arguments(
 
 def _videos(output: Any) -> NDArray[np.float32]:
     """What a pipeline made, `[B, F, H, W, 3]` in [0, 1]; of images, one frame each."""
-    made = next((getattr(output, name) for name in ("frames", "images", "image") if hasattr(output, name)), None)
+    names = ("videos", "frames", "images", "image")  # a modular pipeline's output holds the image it began with, too
+    made = next((made for name in names if (made := getattr(output, name, None)) is not None), None)
     if made is None:
         raise ValueError(f"expected a pipeline that makes frames or images, got {type(output).__name__}")
     pixels = np.asarray(made)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +18,11 @@ from psa_triton.models import MODELS, ModelSpec, model_key, recognise
 from psa_triton.names import unknown_name
 from psa_triton.presets import VideoScale, load_presets_file
 from psa_triton.tools.builtin import tiny_wan_path
+from psa_triton.tools.generation.calls import call_name, is_modular, pipeline_call
 
 _FPS_OF_UNKNOWN_MODELS = 16
-_OTHER_NAMES: Final = {"num_frames": ("video_length",), "fps": ("frame_rate",)}
-"""What some pipelines call what others call by the name of the setting."""
+_INDEXES: Final = ("model_index.json", "modular_model_index.json")
+"""What a pipeline's folder tells its class in; the second, of a modular one, where the first is not there."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -52,10 +54,13 @@ class ModelSource:
         """Whether it is on this machine, as a folder."""
         return Path(self.location).is_dir()
 
-    @property
+    @cached_property
     def call(self) -> Mapping[str, inspect.Parameter]:
         """What its pipeline is called with."""
-        return inspect.signature(getattr(diffusers, self.pipeline).__call__).parameters
+        kind = getattr(diffusers, self.pipeline)
+        if not is_modular(kind):
+            return pipeline_call(kind)
+        return pipeline_call(kind(pretrained_model_name_or_path=self.location if self.is_folder else None))
 
     @property
     def makes_images(self) -> bool:
@@ -75,11 +80,6 @@ class ModelSource:
         if setting == "fps" and found is None:
             return None if self.makes_images else _FPS_OF_UNKNOWN_MODELS
         return None if found is None else found.default
-
-
-def call_name(setting: str, call: Mapping[str, Any]) -> str:
-    """What a pipeline calls a setting, of all that it is called with."""
-    return next((name for name in _OTHER_NAMES.get(setting, ()) if name in call), setting)
 
 
 def find_source(
@@ -119,11 +119,16 @@ def _location(weights: str, spec: ModelSpec) -> str:
     """A folder that is here as its full path, a repository as it is."""
     folder = Path(weights).expanduser()
     if folder.is_dir():
-        _check_pipeline(folder, _read_json(folder / "model_index.json"), spec)
+        _check_pipeline(folder, _read_json(_index_of(folder)), spec)
         return str(folder.resolve())
     if _HUB_ID.fullmatch(weights) is None:
         raise FileNotFoundError(f"model_path: there is no pipeline folder {folder.absolute()}")
     return weights
+
+
+def _index_of(folder: Path) -> Path:
+    files = [folder / name for name in _INDEXES]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def _check_pipeline(folder: Path, index: dict[str, Any], spec: ModelSpec) -> None:
@@ -133,10 +138,11 @@ def _check_pipeline(folder: Path, index: dict[str, Any], spec: ModelSpec) -> Non
 
 def _folder_source(folder: str, models: Mapping[str, ModelSpec], otherwise: ModelSpec | None) -> ModelSource:
     path = Path(folder).resolve()
-    index = _read_json(path / "model_index.json")
+    file = _index_of(path)
+    index = _read_json(file)
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or not hasattr(diffusers, pipeline):
-        raise ValueError(f"model: {path / 'model_index.json'} names the pipeline {pipeline!r}, which diffusers has not")
+        raise ValueError(f"model: {file} names the pipeline {pipeline!r}, which diffusers has not")
     spec = _recognise_folder(path, index, models)
     if spec is None and otherwise is not None:
         _check_pipeline(path, index, otherwise)

@@ -1,0 +1,56 @@
+"""`psa models`: the models that this library knows by name."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Final
+
+import typer
+
+from psa_triton.models import MODELS, ModelSpec
+from psa_triton.presets import VideoScale, load_presets_file
+from psa_triton.presets.schema import ModelSection
+from psa_triton.tools.cli.commands import Models
+from psa_triton.tools.cli.console import make_console, make_table
+
+_COLUMNS: Final = ("model", "transformer", "default size", "tokens", "steps", "presets of", "default", "status")
+
+
+def run(options: Models) -> None:
+    """Show the table."""
+    if options.as_markdown:
+        typer.echo("\n".join(markdown()))
+    else:
+        make_console().print(make_table(_COLUMNS, _rows(), title="Known models"))
+
+
+def markdown() -> list[str]:
+    """The lines of the table as the documentation has them."""
+    table = [_COLUMNS, ("---",) * len(_COLUMNS), *_rows()]
+    return [f"| {' | '.join(row)} |" for row in table]
+
+
+def _rows() -> list[tuple[str, ...]]:
+    sections = load_presets_file().sections
+    return [_row(spec, sections[spec.preset_section]) for spec in MODELS.values()]
+
+
+def _row(spec: ModelSpec, section: ModelSection) -> tuple[str, ...]:
+    frames = "" if spec.num_frames is None else f", {spec.num_frames} frames"
+    return (
+        spec.key,
+        str(spec.transformer["_class_name"]).partition("Transformer")[0],
+        f"{spec.width}x{spec.height}{frames}",
+        _tokens(spec, section.video_scale),
+        str(spec.num_inference_steps),
+        spec.preset_section,
+        spec.preset or section.default_attention,
+        "run" if spec.hub_id is None else "small model tested",
+    )
+
+
+def _tokens(spec: ModelSpec, scale: VideoScale) -> str:
+    if spec.num_frames is not None and scale.depth_divisor == 1:
+        return ""  # no number of frames makes a token
+    frames = ((spec.num_frames or 1) - 1) // scale.depth_divisor + 1
+    return f"{prod((frames, spec.height // scale.height_divisor, spec.width // scale.width_divisor)):,}"

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from command_line import psa
+
+from psa_triton.models import MODELS
+from psa_triton.tools.cli.models import markdown
+
+PAGE = Path(__file__).parents[3] / "docs" / "families.md"
+
+
+def test_the_page_has_the_table_of_the_command() -> None:
+    assert "\n".join(markdown()) in PAGE.read_text(encoding="utf-8")
+    assert psa("models", "--markdown").output.splitlines() == markdown()
+
+
+def test_tokens_at_the_default_size() -> None:
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in markdown()}
+    assert "| 832x480" not in lines["wan21_14b"] and "64,800" in lines["wan21_14b"]  # 18 x 45 x 80
+    assert "4,096" in lines["flux.1-dev"]
+    assert "7,392" not in lines["minimax_h3"] and set(MODELS) < set(lines)
+    assert psa("models").exit_code == 0
