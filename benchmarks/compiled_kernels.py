@@ -153,6 +153,20 @@ def allocation(dtype: torch.dtype, dim: int, *, block_n: int = 64) -> None:
     allocation_triton.prices_above(meta(1, HEADS, rows, dtype=torch.float32), weights, rates, prices)
 
 
+def density(dtype: torch.dtype, dim: int, *, is_causal: bool = False) -> None:
+    from psa_triton.levels import densities_triton
+
+    blocks = Blocks(128, 64, TOKENS, TOKENS, is_causal)
+    densities_triton.read_density(meta(1, HEADS, blocks.rows, blocks.columns, dtype=torch.int8), blocks)
+
+
+def caps(dtype: torch.dtype, dim: int) -> None:
+    from psa_triton.config import SimThresholds
+    from psa_triton.levels import similarity_caps
+
+    similarity_caps(video(dtype, dim), 64, SimThresholds(), impl="triton")
+
+
 PATHS: dict[str, Callable[[torch.dtype, int], None]] = {"forward": forward, "backward": backward, "sampled": importance}
 """What is launched for a dtype and a head dimension."""
 
@@ -173,6 +187,9 @@ VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {
     "budget": allocation,
     "budget, n=32": partial(allocation, block_n=32),
     "antidiagonal, causal": partial(importance, method="antidiagonal", is_causal=True),
+    "density": density,
+    "density, causal": partial(density, is_causal=True),
+    "similarity caps": caps,
 }
 """The same with other blocks and masks; `--quick` leaves them out."""
 

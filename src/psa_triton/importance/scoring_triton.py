@@ -280,10 +280,9 @@ def _score_kernel(
         query_tokens = tokens[0] + head * rows * WIDTH
         key_tokens = tokens[1] + (b * (heads // group) + h // group) * columns * WIDTH
         r = tile * TILE_M + tl.arange(0, TILE_M)
-        if PARTS * WIDTH == 1:
+        query_tile = 0
+        if PARTS * WIDTH == 1:  # then it is loaded once
             query_tile = _load_rows(q, query_tokens, r, rows, 0, q_strides[2], q_strides[3], DIM, PART, WIDTH)
-        else:
-            query_tile = 0
         limit = tl.load(newest + r, mask=r < rows, other=0).to(tl.int32) + keys - queries
         in_sight = _blocks_in_sight((tile + 1) * (TILE_M // PER_M), queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
         # Tiles of key rows that all query rows see, and whose rows are whole; then the others.
@@ -296,49 +295,18 @@ def _score_kernel(
         if log_count is not None:
             of_item = log_count + b * columns
             plain = 0
-        source = (q, k, query_tokens, key_tokens, query_tile, needs + b * stride_needs, last_log_count)
+        of_item_needs = needs + b * stride_needs
+        source = (q, k, query_tokens, key_tokens, query_tile)
         top = tl.full((TILE_M,), _NONE, tl.float32)  # finite, so that a row that has seen nothing meets no inf - inf
         total = tl.zeros((TILE_M,), tl.float32)
-        for first in range(0, plain, TILE_N):
-            logits = _logits(
-                source,
-                of_item,
-                first,
-                r,
-                limit,
-                rows,
-                columns,
-                scale,
-                strides,
-                DIM,
-                PART,
-                WIDTH,
-                TILE_N,
-                False,
-                CAUSAL,
-                PRECISION,
-            )
-            top, total = _note(notes, logits, top, total, first, blocks, PER_N, REDUCE)
-        for first in range(plain, in_sight * PER_N, TILE_N):
-            logits = _logits(
-                source,
-                of_item,
-                first,
-                r,
-                limit,
-                rows,
-                columns,
-                scale,
-                strides,
-                DIM,
-                PART,
-                WIDTH,
-                TILE_N,
-                True,
-                CAUSAL,
-                PRECISION,
-            )
-            top, total = _note(notes, logits, top, total, first, blocks, PER_N, REDUCE)
+        for EDGE in tl.static_range(2):
+            for first in range(plain if EDGE else 0, in_sight * PER_N if EDGE else plain, TILE_N):
+                c = first + tl.arange(0, TILE_N)
+                products = _products(source, r, rows, c, columns, strides, DIM, PART, WIDTH, PRECISION)
+                logits = products * scale
+                if EDGE:
+                    logits = _mask_logits(logits, c, columns, of_item, last_log_count, of_item_needs, limit, CAUSAL)
+                top, total = _note(notes, logits, top, total, first, blocks, PER_N, REDUCE)
 
         # A total is at least 1, that of the top logit; in a row that is none, or sees nothing, all probabilities are 0.
         log_sum = tl.where((total > 0.0) & (r < rows), top + tl.log2(tl.maximum(total, 1.0)), -_NONE)
@@ -355,51 +323,43 @@ def _score_kernel(
 
 
 @triton.jit
-def _logits(
+def _products(
     source,
-    log_count,
-    first,
     r,
-    limit,
     rows,
+    c,
     columns,
-    scale,
     strides,
     DIM: tl.constexpr,
     PART: tl.constexpr,
     WIDTH: tl.constexpr,
-    TILE_N: tl.constexpr,
-    EDGE: tl.constexpr,
-    CAUSAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Base-2 logits of query rows `r` and key rows from `first` on; masks and short rows count if EDGE.
-
-    A row that is not finite is read as zeros, and its logits are 0.
-    """
-    q, k, query_tokens, key_tokens, query_tile, needs, last_log_count = source
+    """Products of query rows `r` and key rows `c`; a row that is not finite is read as zeros."""
+    q, k, query_tokens, key_tokens, query_tile = source
     q_strides, k_strides = strides
     PARTS: tl.constexpr = (DIM + PART - 1) // PART
-    c = first + tl.arange(0, TILE_N)
-    products = tl.zeros((r.shape[0], TILE_N), tl.float32)
-    if PARTS * WIDTH == 1:
-        key_tile = _load_rows(k, key_tokens, c, columns, 0, k_strides[2], k_strides[3], DIM, PART, WIDTH)
-        products = dot(query_tile, tl.trans(key_tile), products, PRECISION)
-    else:
-        for p in range(PARTS * WIDTH):
+    products = tl.zeros((r.shape[0], c.shape[0]), tl.float32)
+    for p in range(PARTS * WIDTH):
+        query_part = query_tile
+        if PARTS * WIDTH > 1:
             query_part = _load_rows(q, query_tokens, r, rows, p, q_strides[2], q_strides[3], DIM, PART, WIDTH)
-            key_part = _load_rows(k, key_tokens, c, columns, p, k_strides[2], k_strides[3], DIM, PART, WIDTH)
-            products = dot(query_part, tl.trans(key_part), products, PRECISION)
-    logits = products * scale
-    if EDGE:
-        if log_count is not None:
-            bias = tl.load(log_count + c, mask=c < columns, other=float("-inf"))
-        else:
-            bias = tl.where(c < columns - 1, 0.0, tl.where(c < columns, last_log_count, float("-inf")))
-        logits += bias[None, :]
-        if CAUSAL:
-            need = tl.load(needs + c, mask=c < columns, other=0).to(tl.int32)
-            logits = tl.where(need[None, :] <= limit[:, None], logits, float("-inf"))
+        key_part = _load_rows(k, key_tokens, c, columns, p, k_strides[2], k_strides[3], DIM, PART, WIDTH)
+        products = dot(query_part, tl.trans(key_part), products, PRECISION)
+    return products
+
+
+@triton.jit
+def _mask_logits(logits, c, columns, log_count, last_log_count, needs, limit, CAUSAL: tl.constexpr):
+    """Base-2 logits with what short key rows weigh less, and -inf where a query does not see the key row."""
+    if log_count is not None:
+        bias = tl.load(log_count + c, mask=c < columns, other=float("-inf"))
+    else:
+        bias = tl.where(c < columns - 1, 0.0, tl.where(c < columns, last_log_count, float("-inf")))
+    logits += bias[None, :]
+    if CAUSAL:
+        need = tl.load(needs + c, mask=c < columns, other=0).to(tl.int32)
+        logits = tl.where(need[None, :] <= limit[:, None], logits, float("-inf"))
     return logits
 
 

@@ -73,6 +73,7 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
             CAUSAL=of.is_causal,
             CHUNK=min(triton.next_power_of_2(columns), _CHUNK),
         ),
+        warps=8,
     ).run()
     return BlockLists(blocks, starts, shifts)
 
@@ -105,7 +106,7 @@ def _list_blocks_kernel(
     first_limit = i * BLOCK_M + tokens - queries
     last_limit = tl.minimum((i + 1) * BLOCK_M, queries) - 1 + tokens - queries
     position = 0
-    for segment in tl.static_range(2 * SHIFTS):
+    for segment in range(2 * SHIFTS):  # not unrolled, which would keep addresses of every segment on the stack
         tl.store(starts + segment, position)
         if SPLIT or segment % 2 == 1:
             for chunk in range(0, columns, CHUNK):
@@ -121,7 +122,7 @@ def _list_blocks_kernel(
                     whole = (j + 1) * BLOCK_N <= tokens if kept is None else count == BLOCK_N
                     if CAUSAL:
                         whole = whole & ((j + 1) * BLOCK_N - 1 <= first_limit)
-                    listed = listed & (whole if segment % 2 == 0 else whole == 0)
+                    listed = listed & (whole == (segment % 2 == 0))
                 one = listed.to(tl.int32)
                 place = position + tl.cumsum(one, axis=0) - one
                 tl.store(blocks + place, j, mask=listed)
