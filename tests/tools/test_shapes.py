@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from psa_triton.models import PRESET_SECTIONS
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.shapes import SHAPES, AttentionShape, find_shape
 
@@ -52,9 +51,11 @@ def test_a_model_stands_for_its_largest_shape(model: str, shape: str) -> None:
     assert find_shape(model).name == shape
 
 
-@pytest.mark.parametrize("key", PRESET_SECTIONS)
-def test_every_model_has_one(key: str) -> None:
-    assert find_shape(key).section == PRESET_SECTIONS[key]
+def test_a_model_without_one_is_told_those_that_have() -> None:
+    with pytest.raises(ValueError, match=r"unknown shape 'z-image-turbo'\. Known: .*wan21_i2v_14b") as told:
+        find_shape("z-image-turbo")
+    known = str(told.value).partition("Known: ")[2].rstrip(".").split(", ")
+    assert all(find_shape(name) for name in known)
 
 
 def test_shrinking_keeps_the_text_and_the_proportions() -> None:

@@ -69,7 +69,9 @@ def find_shape(name: str) -> AttentionShape:
         return shapes[name]
     of_model = [shape for shape in shapes.values() if shape.section == preset_section(name)]
     if not of_model:
-        raise ValueError(unknown_name("shape", name, {*SHAPES, *PRESET_SECTIONS}))
+        sections = {shape.section for shape in shapes.values()}
+        models = {key for key, section in PRESET_SECTIONS.items() if section in sections}
+        raise ValueError(unknown_name("shape", name, {*SHAPES, *models}))
     return max(of_model, key=lambda shape: shape.tokens)
 
 
