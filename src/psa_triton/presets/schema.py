@@ -83,6 +83,10 @@ class VideoScale(_Strict):
     depth_divisor: Divisor
     """Frames per token; in models that make videos the first frame has a token of its own."""
 
+    def grid(self, width: int, height: int, frames: int) -> tuple[int, int, int]:
+        """Tokens of a video of so many pixels and frames, as (frames, height, width)."""
+        return (frames - 1) // self.depth_divisor + 1, height // self.height_divisor, width // self.width_divisor
+
 
 class ModelSection(_Strict):
     """One model's section: how its tokens come about, and its presets."""

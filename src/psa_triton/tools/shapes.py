@@ -99,9 +99,6 @@ def known_shapes() -> Iterator[AttentionShape]:
 
 def _shape(name: str, size: tuple[int, int, int], spec: ModelSpec, section: ModelSection) -> AttentionShape:
     width, height, frames = size
-    scale = section.video_scale
-    # The first frame has a token of its own.
-    grid = ((frames - 1) // scale.depth_divisor + 1, height // scale.height_divisor, width // scale.width_divisor)
     return AttentionShape(
         name=name,
         video=f"{width}x{height}, {frames} frames" + (f", {spec.parameters}" if spec.parameters else ""),
@@ -109,6 +106,6 @@ def _shape(name: str, size: tuple[int, int, int], spec: ModelSpec, section: Mode
         heads=spec.heads,
         key_heads=spec.heads,
         dim=spec.dim,
-        grid=grid,
+        grid=section.video_scale.grid(width, height, frames),
         prefix_tokens=section.text_length,
     )

@@ -52,5 +52,4 @@ def _row(spec: ModelSpec, section: ModelSection) -> tuple[str, ...]:
 def _tokens(spec: ModelSpec, scale: VideoScale) -> str:
     if spec.num_frames is not None and scale.depth_divisor == 1:
         return ""  # no number of frames makes a token
-    frames = ((spec.num_frames or 1) - 1) // scale.depth_divisor + 1
-    return f"{prod((frames, spec.height // scale.height_divisor, spec.width // scale.width_divisor)):,}"
+    return f"{prod(scale.grid(spec.width, spec.height, spec.num_frames or 1)):,}"

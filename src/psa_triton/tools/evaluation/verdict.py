@@ -98,7 +98,15 @@ def _judge(dense: Column, candidate: Column) -> Verdict:
     total, attention = (candidate.mean(f"{part}_speedup") or 1.0 for part in ("total", "attention"))
     psnr = candidate.mean("psnr")
     psnr = None if psnr is None or psnr >= PSNR_CAP else psnr
-    found = _Figures(run, sparse, total, attention, seconds / before, candidate.mean("tokens"), psnr)
+    found = _Figures(
+        run=run,
+        sparse=sparse,
+        total=total,
+        attention=attention,
+        share=seconds / before,
+        tokens=candidate.mean("tokens"),
+        psnr=psnr,
+    )
     return Verdict(_answer(candidate.label, found), _cause(found), _advice(found))
 
 

@@ -40,11 +40,11 @@ class LevelShare(NamedTuple):
     """Of the pairs in which a query sees a key."""
     importance: float
     """Of the estimated importance."""
-    mass: float | None
+    mass: float | None = None
     """Of the exact attention mass; None if none was sampled."""
-    mass_so_far: float | None
+    mass_so_far: float | None = None
     """Exact mass of this and finer levels."""
-    best_so_far: float | None
+    best_so_far: float | None = None
     """The most that so many key blocks of each query block could have."""
 
 
@@ -73,13 +73,21 @@ def level_shares(inspection: Inspection, head: HeadInspection, levels: Sequence[
     for level in levels:
         there = (head.levels == level) & visible
         taken |= there
-        masses: Sequence[float | None] = (None, None, None)
+        share = LevelShare(
+            level=level, pairs=int(there.sum()) / int(visible.sum()), importance=float(importance[there].sum())
+        )
         if mass is not None and rows:
-            chosen = there[rows], taken[rows], _as_many_best(mass, taken[rows])
-            masses = [float(mass.double().masked_fill(~those, 0).sum(-1).mean()) for those in chosen]
-        pairs = int(there.sum()) / int(visible.sum())
-        shares.append(LevelShare(level, pairs, float(importance[there].sum()), *masses))
+            share = share._replace(
+                mass=_mean_mass(mass, there[rows]),
+                mass_so_far=_mean_mass(mass, taken[rows]),
+                best_so_far=_mean_mass(mass, _as_many_best(mass, taken[rows])),
+            )
+        shares.append(share)
     return shares
+
+
+def _mean_mass(mass: Tensor, there: Tensor) -> float:
+    return float(mass.double().masked_fill(~there, 0).sum(-1).mean())
 
 
 def _as_many_best(mass: Tensor, taken: Tensor) -> Tensor:
