@@ -14,6 +14,8 @@ from psa_triton.tools.cli.commands import Models
 from psa_triton.tools.cli.console import make_console, make_table
 
 _COLUMNS: Final = ("model", "transformer", "default size", "tokens", "steps", "presets of", "default", "status")
+_SHOWN: Final = ("model", "default size", "tokens", "steps", "default")
+"""What fits a terminal of 80 characters."""
 
 
 def run(options: Models) -> None:
@@ -21,7 +23,11 @@ def run(options: Models) -> None:
     if options.as_markdown:
         typer.echo("\n".join(markdown()))
     else:
-        make_console().print(make_table(_COLUMNS, _rows(), title="Known models"))
+        shown = [_COLUMNS.index(name) for name in _SHOWN]
+        rows = [[row[place] for place in shown] for row in _rows()]
+        console = make_console()
+        console.print(make_table(_SHOWN, rows, title="Known models", column={"no_wrap": True}, padding=(0, 1, 0, 0)))
+        console.print("tiny-wan was run, the others on small models of their classes; all columns: --markdown")
 
 
 def markdown() -> list[str]:
