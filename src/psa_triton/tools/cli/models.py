@@ -27,7 +27,7 @@ def run(options: Models) -> None:
         rows = [[row[place] for place in shown] for row in _rows()]
         console = make_console()
         console.print(make_table(_SHOWN, rows, title="Known models", column={"no_wrap": True}, padding=(0, 1, 0, 0)))
-        console.print("tiny-wan was run; of the others, small models with random weights. --markdown: all")
+        console.print("tiny-wan was run, of the others small models; all columns: --markdown")
 
 
 def markdown() -> list[str]:
