@@ -54,8 +54,9 @@ NEVER_RUN = {
     "image_turbo": ((16, 16, 1), "general", 2),
 }
 SECTIONS |= {name: (*scale, 0) for name, (scale, _, _) in NEVER_RUN.items()}
-FEW_STEPS = ("general", "Qwen2.5-VL", "Wan2.2_Animate", "image", "image_turbo")
-REUSING = [model for model in SECTIONS if model not in FEW_STEPS]
+# Few steps, or (FramePack) the same steps for each section of a video.
+NOT_REUSING = ("general", "Qwen2.5-VL", "Wan2.2_Animate", "FramePack", "image", "image_turbo")
+REUSING = [model for model in SECTIONS if model not in NOT_REUSING]
 """Models whose runs are known to have many steps."""
 # (m, n, mode, where levels 1, 2, 4, 8 end, *_mask_type, use_rearrange, use_sim_mask, warmup_steps, sim_thresholds.x8)
 PRESETS = {
