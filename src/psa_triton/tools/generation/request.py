@@ -147,8 +147,11 @@ def make_requests(
             "apply_psa"
         )
     if source.spec is not None and (scale := video_scale(source)) is not None:
-        limits = {"positions": source.spec.positions, "spare_frames": source.spec.spare_frames}
-        check_size(filled["width"], filled["height"], filled["num_frames"], scale, **limits)
+        check_size(
+            *(filled["width"], filled["height"], filled["num_frames"], scale),
+            positions=source.spec.positions,
+            spare_frames=source.spec.spare_frames,
+        )
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]
 
 
