@@ -14,7 +14,7 @@ from psa_triton.tools.cli.commands import Models
 from psa_triton.tools.cli.console import make_console, make_table
 from psa_triton.tools.shapes import default_shape
 
-_COLUMNS: Final = ("model", "transformer", "default size", "tokens", "steps", "presets of", "default", "status")
+_COLUMNS: Final = ("model", "transformer", "default size", "tokens", "steps", "presets of", "default")
 _SHOWN: Final = ("model", "default size", "tokens", "steps", "default")
 """What fits a terminal of 80 characters."""
 
@@ -53,5 +53,4 @@ def _row(spec: ModelSpec, section: ModelSection) -> tuple[str, ...]:
         str(spec.num_inference_steps),
         spec.preset_section,
         spec.preset or section.default_attention,
-        "run" if spec.hub_id is None else "small model tested",
     )
