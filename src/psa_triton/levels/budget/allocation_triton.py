@@ -140,7 +140,10 @@ def _load_row(
     j = tl.arange(0, WIDTH)
     weight = tl.load(weights + j, mask=j < blocks, other=0.0)
     last_weight = tl.load(weights + blocks - 1)
-    benefits, price, last, more = (), (), (), ()
+    benefits: tl.tuple = ()
+    price: tl.tuple = ()
+    last: tl.tuple = ()
+    more: tl.tuple = ()
     for s in tl.static_range(STEPS):
         benefits += (weight * tl.load(rates + s * blocks + j, mask=j < blocks, other=0.0),)
         end = s * blocks + blocks - 1
