@@ -20,4 +20,9 @@ def test_tokens_at_the_default_size() -> None:
     assert "| 832x480" not in lines["wan21_14b"] and "64,800" in lines["wan21_14b"]  # 18 x 45 x 80
     assert "4,096" in lines["flux.1-dev"]
     assert "7,392" not in lines["minimax_h3"] and set(MODELS) < set(lines)
-    assert psa("models").exit_code == 0
+
+
+def test_a_terminal_shows_every_key_whole() -> None:
+    table = psa("models", columns=80).output
+    assert all(f"{key} " in table for key in MODELS)
+    assert max(map(len, table.splitlines())) <= 80

@@ -5,6 +5,7 @@ Each loads the small pipeline, most in this process; what is true of two process
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from command_line import psa
+from rich.console import Console
 
 from psa_triton.tools.cli.console import VideoProgress
 from psa_triton.tools.files import held
@@ -150,6 +152,15 @@ def test_a_second_one_is_told_who_writes(
     assert names(tmp_path) == []
 
 
+def test_the_bar_shows_the_error_measured_so_far() -> None:
+    screen = io.StringIO()
+    with VideoProgress(Console(file=screen, force_terminal=True, width=120), 1) as progress:
+        on_step = progress.start_video("video_0000.mp4", 4)
+        on_step(1, None)
+        on_step(2, 0.0834)
+    assert "measured error 0.083" in screen.getvalue()
+
+
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals, int], None]:
     """Sends this process a signal at the end of a denoising step, counted over all videos of a run."""
@@ -160,8 +171,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals, in
         def start_video(progress: VideoProgress, name: str, steps: int) -> OnStep:
             on_step = begin(progress, name, steps)
 
-            def end_step(done: int) -> None:
-                on_step(done)
+            def end_step(done: int, error: float | None) -> None:
+                on_step(done, error)
                 if next(ended) == step:
                     signal.raise_signal(stop)
 

@@ -103,12 +103,21 @@ def test_cost_of_a_dense_video(pipe: DiffusionPipeline, request_320: VideoReques
 
 def test_steps_are_told_and_the_pipeline_is_left_as_it_came(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
     processors = [block.attn1.processor for block in pipe.transformer.blocks]
-    told: list[int] = []
-    generate_video(pipe, replace(request_320, num_inference_steps=3), FIFTH, on_step=told.append)
-    assert told == [1, 2, 3]
+    told: list[tuple[int, float | None]] = []
+    generate_video(pipe, replace(request_320, num_inference_steps=3), FIFTH, on_step=lambda *step: told.append(step))
+    assert told == [(1, None), (2, None), (3, None)]
     assert [block.attn1.processor for block in pipe.transformer.blocks] == processors
     assert not pipe.transformer._forward_hooks
     assert not pipe.transformer._forward_pre_hooks
+
+
+def test_steps_come_with_the_error_measured_so_far(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
+    assert FIFTH.config is not None
+    probed = replace(FIFTH, config=FIFTH.config.replace(probe=0.05))
+    errors: list[float | None] = []
+    video = generate_video(pipe, request_320, probed, on_step=lambda _, error: errors.append(error))
+    assert len(set(errors)) == request_320.num_inference_steps > 1
+    assert errors[-1] == video.cost.measured_error
 
 
 def test_a_failure_leaves_the_pipeline_as_it_came(

@@ -69,7 +69,7 @@ def try_warm_up(
 
 
 class VideoProgress:
-    """Two bars, videos and the steps of the one in work, gone when done; none where output is no terminal.
+    """Two bars, videos and the steps of the one in work, with its measured error; none where output is no terminal.
 
     A context manager.
 
@@ -79,10 +79,11 @@ class VideoProgress:
     """
 
     def __init__(self, console: Console, videos: int) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._videos = self._bars.add_task("videos", total=videos)
-        self._steps = self._bars.add_task("steps", total=None)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        measured = TextColumn("{task.fields[measured]}")
+        self._bars = Progress(*columns, measured, console=console, transient=True, disable=not console.is_terminal)
+        self._videos = self._bars.add_task("videos", total=videos, measured="")
+        self._steps = self._bars.add_task("steps", total=None, measured="")
 
     def __enter__(self) -> VideoProgress:
         self._bars.start()
@@ -93,8 +94,13 @@ class VideoProgress:
 
     def start_video(self, name: str, steps: int) -> OnStep:
         """A video begins; what comes back is to be told of each denoising step."""
-        self._bars.reset(self._steps, total=steps, description=name)
-        return lambda done: self._bars.update(self._steps, completed=done)
+        self._bars.reset(self._steps, total=steps, description=name, measured="")
+
+        def step_done(done: int, error: float | None) -> None:
+            measured = "" if error is None else f"measured error {error:.3f}"
+            self._bars.update(self._steps, completed=done, measured=measured)
+
+        return step_done
 
     def end_video(self) -> None:
         """The video is done, or has failed."""

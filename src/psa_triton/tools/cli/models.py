@@ -13,7 +13,9 @@ from psa_triton.presets.schema import ModelSection
 from psa_triton.tools.cli.commands import Models
 from psa_triton.tools.cli.console import make_console, make_table
 
-_COLUMNS: Final = ("model", "transformer", "default size", "tokens", "steps", "presets of", "default", "status")
+_COLUMNS: Final = ("model", "transformer", "default size", "tokens", "steps", "presets of", "default")
+_SHOWN: Final = ("model", "default size", "tokens", "steps", "default")
+"""What fits a terminal of 80 characters."""
 
 
 def run(options: Models) -> None:
@@ -21,7 +23,11 @@ def run(options: Models) -> None:
     if options.as_markdown:
         typer.echo("\n".join(markdown()))
     else:
-        make_console().print(make_table(_COLUMNS, _rows(), title="Known models"))
+        shown = [_COLUMNS.index(name) for name in _SHOWN]
+        rows = [[row[place] for place in shown] for row in _rows()]
+        console = make_console()
+        console.print(make_table(_SHOWN, rows, title="Known models", column={"no_wrap": True}, padding=(0, 1, 0, 0)))
+        console.print("tiny-wan was run, of the others small models; all columns: --markdown")
 
 
 def markdown() -> list[str]:
@@ -45,7 +51,6 @@ def _row(spec: ModelSpec, section: ModelSection) -> tuple[str, ...]:
         str(spec.num_inference_steps),
         spec.preset_section,
         spec.preset or section.default_attention,
-        "run" if spec.hub_id is None else "small model tested",
     )
 
 

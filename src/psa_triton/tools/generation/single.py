@@ -20,8 +20,8 @@ from psa_triton.tools.generation.request import VideoRequest
 from psa_triton.tools.generation.source import check_size
 from psa_triton.tools.video import Audio
 
-OnStep = Callable[[int], None]
-"""Called with the number of denoising steps done."""
+OnStep = Callable[[int, float | None], None]
+"""Called with the number of denoising steps done, and the error measured so far (None where nothing was)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,15 @@ def generate_videos(
     _check_size(pipe, first, call)
     with attention.attach(pipe, time_layers=True, on_levels=on_levels) as handle, _transformer_seconds(pipe) as seconds:
         began = now(pipe.device)
-        output = run_pipeline(pipe, _arguments(type(pipe).__name__, call, requests, on_step))
+
+        def step_ended(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if on_step is not None:
+                on_step(step + 1, handle.stats().summary.measured_error)
+            return tensors
+
+        arguments = _arguments(type(pipe).__name__, call, requests)
+        arguments |= {"callback_on_step_end": step_ended} if "callback_on_step_end" in call else {}
+        output = run_pipeline(pipe, arguments)
         total = now(pipe.device) - began
         stats = handle.stats()
     videos = _videos(output)
@@ -163,9 +171,7 @@ def _check_size(pipe: DiffusionPipeline, request: VideoRequest, call: Mapping[st
     check_size(request.width, request.height, num_frames, scale, positions=positions)
 
 
-def _arguments(
-    name: str, call: Mapping[str, Any], requests: Sequence[VideoRequest], on_step: OnStep | None
-) -> dict[str, Any]:
+def _arguments(name: str, call: Mapping[str, Any], requests: Sequence[VideoRequest]) -> dict[str, Any]:
     """Keyword arguments of a pipeline's call. What is None is left out, and so are frames per second that it lacks."""
     first = requests[0]
     arguments = {each.name: getattr(first, each.name) for each in fields(first) if each.name != "seed"}
@@ -177,18 +183,12 @@ def _arguments(
     if unknown := arguments.keys() - call.keys():
         raise ValueError(f"{name} does not take {', '.join(sorted(unknown))}")
 
-    def step_ended(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if on_step is not None:
-            on_step(step + 1)
-        return tensors
-
     prompts = [request.prompt for request in requests]
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     # Not every pipeline takes lists.
     alone = len(requests) == 1
     arguments |= {"prompt": prompts[0], "generator": generators[0]} if alone else {"prompt": prompts}
     arguments |= {} if alone else {"generator": generators}
-    arguments |= {"callback_on_step_end": step_ended} if "callback_on_step_end" in call else {}
     return {**arguments, "output_type": "np"}
 
 
