@@ -146,9 +146,12 @@ def make_requests(
             f"model: expected a pipeline with num_inference_steps, got a {source.pipeline}; call it in Python, with "
             "apply_psa"
         )
-    if (scale := video_scale(source)) is not None:
-        positions = source.spec.positions if source.spec is not None else None
-        check_size(filled["width"], filled["height"], filled["num_frames"], scale, positions=positions)
+    if source.spec is not None and (scale := video_scale(source)) is not None:
+        check_size(
+            *(filled["width"], filled["height"], filled["num_frames"], scale),
+            positions=source.spec.positions,
+            spare_frames=source.spec.spare_frames,
+        )
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]
 
 
