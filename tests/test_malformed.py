@@ -49,6 +49,7 @@ CONFIGS: list[tuple[dict[str, Any], str, str]] = [
     ({"block_n": "many"}, "block_n", "expected 32, 64 or 128, got 'many'"),
     ({"tile_n": 8}, "tile_n", "expected 16, 32, 64 or 128, got 8"),
     ({"mask_mode": "top_k"}, "mask_mode", "expected 'topk', 'thresholdbound' or 'budget', got 'top_k'"),
+    ({"mask_ratios": {}}, "mask_ratios", "expected at least one level, got none"),
     ({"mask_ratios": None}, "mask_ratios", "expected a mapping, got None"),
     ({"mask_ratios": {1: 1}}, "mask_ratios.1", "expected a list, got 1"),
     ({"mask_ratios": {1: [0]}}, "mask_ratios.1", "expected more values, got [0]"),
