@@ -50,8 +50,6 @@ class ModelSpec:
     """Frames of a video; None of an image."""
     section_frames: int | None = None
     """Frames that it makes at once, where a video is made in sections; None for all."""
-    spare_frames: int = 1
-    """Frames of a video beyond whole tokens: 1 where the first frame has a token of its own."""
     num_inference_steps: int
     """Denoising steps."""
     guidance_scale: float | None
@@ -449,7 +447,6 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
         width=1280,
         height=720,
         num_frames=88,
-        spare_frames=0,
         num_inference_steps=100,
         guidance_scale=7.5,
         fps=15,

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from PIL import Image
 
+from psa_triton.integrations.diffusers import spare_frames
 from psa_triton.tools.generation.calls import call_name
 from psa_triton.tools.generation.source import ModelSource, check_size, video_scale
 
@@ -150,7 +151,7 @@ def make_requests(
         check_size(
             *(filled["width"], filled["height"], filled["num_frames"], scale),
             positions=source.spec.positions,
-            spare_frames=source.spec.spare_frames,
+            spare_frames=spare_frames(str(source.spec.transformer["_class_name"])),
         )
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]
 
