@@ -263,7 +263,7 @@ class Compiled:
     tensor_core: dict[str, int] = field(default_factory=dict)
     """Tensor-core instructions by kind."""
     loops: list[Loop] = field(default_factory=list)
-    """Innermost loops with matrix products, in the order of the code; NVIDIA alone."""
+    """Innermost loops, in the order of the code, and those with products alone if there are any; NVIDIA alone."""
     in_flight: int | None = None
     """Groups of loads that may still be on their way where such a loop waits for one; None where none loads ahead."""
     error: str | None = None
@@ -283,7 +283,7 @@ class Loop:
 
 
 def find_loops(text: str) -> list[Loop]:
-    """The innermost loops with matrix products in what `cuobjdump -sass` writes."""
+    """The innermost loops in what `cuobjdump -sass` writes: those with matrix products, if there are any."""
     code = [
         (int(at, 16), what) for at, what in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, flags=re.MULTILINE)
     ]
@@ -299,9 +299,8 @@ def find_loops(text: str) -> list[Loop]:
         body = [what for _, what in code[first : last + 1]]
         waits = [int(n, 16) for what in body for n in re.findall(r"DEPBAR\.LE SB0, (0x[0-9a-f]+)", what)]
         products = sum(bool(re.search(r"\b(UTC)?[A-Z]G?MMA\b", what)) for what in body)
-        if products:
-            loops.append(Loop(len(body), products, sum("LDGSTS" in what for what in body), max(waits, default=0)))
-    return loops
+        loops.append(Loop(len(body), products, sum("LDGSTS" in what for what in body), max(waits, default=0)))
+    return [loop for loop in loops if loop.tensor_core] or loops
 
 
 def compile_case(case: Case, parts: list[str], quick: bool) -> list[Compiled]:
@@ -354,7 +353,8 @@ def read_nvidia(asm: dict[str, Any]) -> dict[str, Any]:
     loops = find_loops(text)
     return dict(
         registers=usage["REG"],
-        local=usage["STACK"] + usage["LOCAL"],
+        # Some kernels are given a frame that no instruction touches.
+        local=usage["STACK"] + usage["LOCAL"] if {"LDL", "STL"} & set(names) else 0,
         instructions=len(names),
         # HMMA up to Ampere, HGMMA on Hopper, UTCHMMA and its like on Blackwell
         tensor_core=dict(Counter(name for name in names if re.fullmatch(r"(UTC)?[A-Z]G?MMA", name))),

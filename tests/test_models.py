@@ -5,6 +5,7 @@ from typing import Any
 
 import diffusers
 import pytest
+import transformers
 from packaging.version import Version
 
 from psa_triton.models import MODELS, QWEN2_5_VL, ModelSpec, recognise
@@ -53,6 +54,10 @@ CHECKPOINTS = {
     "ltx_video": ("Lightricks/LTX-Video", "LTX", 704, 512, 161, 50, 3.0, None, 25),
     "ltx_2": ("Lightricks/LTX-2", "LTX", 768, 512, 121, 40, 4.0, None, 24),
     "mochi_1": ("genmo/mochi-1-preview", "Mochi1", 848, 480, 163, 64, 4.5, None, 30),
+    "framepack": ("hunyuanvideo-community/HunyuanVideo", "FramePack", 1280, 720, 129, 50, 6.0, None, 30),
+    "cosmos_predict2.5_2b": ("nvidia/Cosmos-Predict2.5-2B", "Cosmos-Predict2.5", 1280, 704, 93, 36, 7.0, None, 16),
+    "cosmos_predict2.5_14b": ("nvidia/Cosmos-Predict2.5-14B", "Cosmos-Predict2.5", 1280, 704, 93, 36, 7.0, None, 16),
+    "allegro": ("rhymes-ai/Allegro", "Allegro", 1280, 720, 88, 100, 7.5, None, 15),
     "kandinsky5_lite": (
         "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers",
         "Kandinsky5",
@@ -112,6 +117,7 @@ def test_everything_a_row_names_exists(spec: ModelSpec) -> None:
     # The oldest release of diffusers lacks some.
     assert hasattr(diffusers, spec.pipeline) or Version(diffusers.__version__) < Version("0.42")
     assert spec.scheduler is None or hasattr(diffusers, spec.scheduler)
+    assert all(hasattr(diffusers, kind) or hasattr(transformers, kind) for kind, *_ in spec.parts.values())
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ NEVER_RUN = {
     "HunyuanVideo": ((16, 16, 4), "Wan2.1_14b", 15),
     "HunyuanVideo1.5": ((16, 16, 4), "Wan2.1_14b", 15),
     "LTX": ((32, 32, 8), "general", 12),
+    "FramePack": ((16, 16, 4), "Wan2.1_14b", 15),
+    "Cosmos-Predict2.5": ((16, 16, 4), "Wan2.1_14b", 11),
+    "Allegro": ((16, 16, 4), "Wan2.1_14b", 30),
     "Mochi1": ((16, 16, 6), "Wan2.1_14b", 19),
     "Kandinsky5": ((16, 16, 4), "Wan2.1_14b", 15),
     "MiniMax-H3": ((32, 32, 1), "Wan2.1_14b", 15),
@@ -51,8 +54,9 @@ NEVER_RUN = {
     "image_turbo": ((16, 16, 1), "general", 2),
 }
 SECTIONS |= {name: (*scale, 0) for name, (scale, _, _) in NEVER_RUN.items()}
-FEW_STEPS = ("general", "Qwen2.5-VL", "Wan2.2_Animate", "image", "image_turbo")
-REUSING = [model for model in SECTIONS if model not in FEW_STEPS]
+# Few steps, or (FramePack) the same steps for each section of a video.
+NOT_REUSING = ("general", "Qwen2.5-VL", "Wan2.2_Animate", "FramePack", "image", "image_turbo")
+REUSING = [model for model in SECTIONS if model not in NOT_REUSING]
 """Models whose runs are known to have many steps."""
 # (m, n, mode, where levels 1, 2, 4, 8 end, *_mask_type, use_rearrange, use_sim_mask, warmup_steps, sim_thresholds.x8)
 PRESETS = {

@@ -19,6 +19,11 @@ class ModelSpec:
     """Name on the command line."""
     hub_id: str | None
     """The diffusers pipeline: a repository on the Hugging Face hub, or a folder; None for the model in this package."""
+    revision: str | None = None
+    """Branch of its repository; None for the main one."""
+    parts: Mapping[str, tuple[str, str, str | None]] = field(default_factory=dict)
+    """Components that its repository lacks, by name: the class in diffusers or transformers, another repository, and
+    the folder there."""
     pipeline: str
     """Name of the pipeline class in diffusers."""
     preset_section: str
@@ -31,6 +36,8 @@ class ModelSpec:
     """Size of the transformer, as people name it: 14B."""
     two_transformers: bool = False
     """Whether a second transformer takes over at low noise."""
+    heads_and_dim: tuple[int, int] | None = None
+    """Heads, and channels of each, where the diffusers config has other names for them."""
     positions: int | None = None
     """Tokens along each side that its rotary table holds; None where positions are computed for any number."""
     sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
@@ -41,6 +48,8 @@ class ModelSpec:
     """Pixels."""
     num_frames: int | None
     """Frames of a video; None of an image."""
+    section_frames: int | None = None
+    """Frames that it makes at once, where a video is made in sections; None for all."""
     num_inference_steps: int
     """Denoising steps."""
     guidance_scale: float | None
@@ -73,12 +82,16 @@ class ModelSpec:
     @property
     def heads(self) -> int:
         """Attention heads of the transformer."""
-        return int(self.transformer["num_attention_heads"] or 0)
+        return self.heads_and_dim[0] if self.heads_and_dim else int(self.transformer["num_attention_heads"] or 0)
 
     @property
     def dim(self) -> int:
         """Channels of a head."""
-        return int(self.transformer["attention_head_dim"] or 0)
+        return self.heads_and_dim[1] if self.heads_and_dim else int(self.transformer["attention_head_dim"] or 0)
+
+    def with_weights(self, hub_id: str) -> ModelSpec:
+        """The same model from another repository or folder, with everything in one place there."""
+        return self if hub_id == self.hub_id else replace(self, hub_id=hub_id, revision=None, parts={})
 
     def is_model_of(self, transformer: Mapping[str, Any], *, two_transformers: bool) -> bool:
         """Whether a transformer of this diffusers config is this model's, alone or with a second one."""
@@ -390,6 +403,56 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
         fps=30,
         transformer=_transformer("Mochi", 24, 128, layers=48, in_channels=12),
     ),
+    _video_model(
+        key="framepack",
+        hub_id="hunyuanvideo-community/HunyuanVideo",
+        parts={
+            "transformer": ("HunyuanVideoFramepackTransformer3DModel", "lllyasviel/FramePackI2V_HY", None),
+            "image_encoder": ("SiglipVisionModel", "lllyasviel/flux_redux_bfl", "image_encoder"),
+            "feature_extractor": ("SiglipImageProcessor", "lllyasviel/flux_redux_bfl", "feature_extractor"),
+        },
+        pipeline="HunyuanVideoFramepackPipeline",
+        preset_section="FramePack",
+        width=1280,
+        height=720,
+        num_frames=129,
+        section_frames=33,
+        num_inference_steps=50,
+        guidance_scale=6.0,
+        fps=30,
+        transformer=_transformer("HunyuanVideoFramepack", 24, 128, layers=20),
+    ),
+    *(
+        _video_model(
+            key=f"cosmos_predict2.5_{size.lower()}",
+            hub_id=f"nvidia/Cosmos-Predict2.5-{size}",
+            revision="diffusers/base/post-trained",
+            pipeline="Cosmos2_5_PredictBasePipeline",
+            preset_section="Cosmos-Predict2.5",
+            width=1280,
+            height=704,
+            num_frames=93,
+            num_inference_steps=36,
+            guidance_scale=7.0,
+            fps=16,
+            transformer=_transformer("Cosmos", heads, 128, layers, in_channels=17, use_crossattn_projection=True),
+        )
+        for size, heads, layers in (("2B", 16, 28), ("14B", 40, 36))
+    ),
+    _video_model(
+        key="allegro",
+        hub_id="rhymes-ai/Allegro",
+        pipeline="AllegroPipeline",
+        preset_section="Allegro",
+        width=1280,
+        height=720,
+        num_frames=88,
+        num_inference_steps=100,
+        guidance_scale=7.5,
+        fps=15,
+        transformer=_transformer("Allegro", 24, 96, layers=32, in_channels=4),
+        vae_dtype="float32",
+    ),
     *(
         _video_model(
             key=f"kandinsky5_{size}",
@@ -402,9 +465,14 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
             num_inference_steps=50,
             guidance_scale=5.0,
             fps=24,
-            transformer={"_class_name": "Kandinsky5Transformer3DModel", "model_dim": dim, "num_visual_blocks": blocks},
+            transformer={
+                "_class_name": "Kandinsky5Transformer3DModel",
+                "model_dim": width,
+                "num_visual_blocks": blocks,
+            },
+            heads_and_dim=(width // dim, dim),
         )
-        for size, dim, blocks in (("lite", 1792, 32), ("pro", 4096, 60))
+        for size, width, dim, blocks in (("lite", 1792, 64, 32), ("pro", 4096, 128, 60))
     ),
     _video_model(
         key="minimax_h3",
@@ -429,7 +497,14 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
         height=1024,
         num_inference_steps=28,
         guidance_scale=3.5,
-        transformer=_image("Flux", num_attention_heads=24, num_layers=19, num_single_layers=38, guidance_embeds=True),
+        transformer=_image(
+            "Flux",
+            num_attention_heads=24,
+            attention_head_dim=128,
+            num_layers=19,
+            num_single_layers=38,
+            guidance_embeds=True,
+        ),
     ),
     _image_model(
         key="flux.2-dev",
@@ -440,7 +515,7 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
         height=1024,
         num_inference_steps=50,
         guidance_scale=4.0,
-        transformer=_image("Flux2", num_attention_heads=48, num_layers=8, num_single_layers=48),
+        transformer=_image("Flux2", num_attention_heads=48, attention_head_dim=128, num_layers=8, num_single_layers=48),
     ),
     _image_model(
         key="qwen-image",
@@ -451,7 +526,7 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
         height=1328,
         num_inference_steps=50,
         guidance_scale=None,
-        transformer=_image("QwenImage", num_attention_heads=24, num_layers=60),
+        transformer=_image("QwenImage", num_attention_heads=24, attention_head_dim=128, num_layers=60),
     ),
     _image_model(
         key="sd3.5-large",
@@ -462,7 +537,7 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
         height=1024,
         num_inference_steps=28,
         guidance_scale=3.5,
-        transformer=_image("SD3", num_attention_heads=38, num_layers=38),
+        transformer=_image("SD3", num_attention_heads=38, attention_head_dim=64, num_layers=38),
     ),
     _image_model(
         key="z-image-turbo",
@@ -474,6 +549,7 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
         num_inference_steps=9,
         guidance_scale=0.0,
         transformer=_image("ZImage", dim=3840, n_layers=30, n_heads=30),
+        heads_and_dim=(30, 128),
     ),
 )
 _SPECS = (

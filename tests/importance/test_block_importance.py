@@ -122,17 +122,6 @@ def test_equal_keys_share_the_mass_by_their_number(method):
 
 
 @methods
-def test_transposed_inputs_equal_contiguous_ones(method):
-    q, k = tokens(3, 90), tokens(3, 75, seed=4)
-    q_strided, k_strided = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
-    assert not q_strided.is_contiguous()
-    assert torch.equal(
-        block_importance(q_strided, k_strided, block_m=16, block_n=32, method=method),
-        block_importance(q, k, block_m=16, block_n=32, method=method),
-    )
-
-
-@methods
 @causal
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
 def test_low_precision_stays_near_float64(method, is_causal, dtype):

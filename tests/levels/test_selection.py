@@ -53,14 +53,6 @@ def test_min_full_ratio_by_hand(ratio, full):
     assert found[-1] == 1
 
 
-def test_transposed_importance_equals_contiguous():
-    importance = torch.rand(2, 3, 7, 9, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    strided = importance.transpose(1, 2).contiguous().transpose(1, 2)
-    found = select_levels(strided, SHARES)
-    assert torch.equal(found, select_levels(importance, SHARES))
-    assert found.dtype == torch.int8
-
-
 @given(st.integers(1, 400), st.lists(st.integers(0, 100), min_size=4, max_size=4))
 def test_topk_counts_are_floors_and_one_block_for_the_finest_share(blocks, percents):
     ends = [*sorted(percents), 100]

@@ -73,8 +73,3 @@ def test_windows_of_the_curve_are_compact(grid: Grid) -> None:
     assert spread(order, grid, 64) < 2 * 3.75
     assert spread(order, grid, 8) < 2 * 0.75
     assert spread(torch.arange(prod(grid)), grid, 8) > 3 * spread(order, grid, 8)
-
-
-def test_powers_of_two_give_perfect_cubes() -> None:
-    assert spread(gilbert_order((8, 16, 16)), (8, 16, 16), 8) == 0.75
-    assert spread(gilbert_order((8, 16, 16)), (8, 16, 16), 64) == 3.75

@@ -45,15 +45,32 @@ def test_an_unknown_shape_is_told_with_the_nearest() -> None:
         ("tiny-wan", "tiny-wan"),
         ("cogvideo_5b_lora", "cogvideo-480p"),
         ("qwen2.5-vl-7b", "qwen25vl-32k"),
+        ("skyreels_v2_14b", "skyreels_v2_14b"),
+        ("HunyuanVideo1.5", "hunyuan_video_1.5_480p"),
     ],
 )
 def test_a_model_stands_for_its_largest_shape(model: str, shape: str) -> None:
     assert find_shape(model).name == shape
 
 
+@pytest.mark.parametrize(
+    ("model", "heads", "dim", "grid"),
+    [
+        ("framepack", 24, 128, (9, 45, 80)),  # a section of its videos
+        ("allegro", 24, 96, (22, 45, 80)),
+        ("cosmos_predict2.5_14b", 40, 128, (24, 44, 80)),
+        ("kandinsky5_lite", 28, 64, (31, 32, 48)),
+        ("z-image-turbo", 30, 128, (1, 64, 64)),
+    ],
+)
+def test_other_models_have_their_default_size(model: str, heads: int, dim: int, grid: tuple[int, int, int]) -> None:
+    shape = find_shape(model)
+    assert (shape.heads, shape.dim, shape.grid) == (heads, dim, grid)
+
+
 def test_a_model_without_one_is_told_those_that_have() -> None:
-    with pytest.raises(ValueError, match=r"unknown shape 'z-image-turbo'\. Known: .*wan21_i2v_14b") as told:
-        find_shape("z-image-turbo")
+    with pytest.raises(ValueError, match=r"unknown shape 'minimax_h3'\. Known: .*wan21_i2v_14b") as told:
+        find_shape("minimax_h3")
     known = str(told.value).partition("Known: ")[2].rstrip(".").split(", ")
     assert all(find_shape(name) for name in known)
 

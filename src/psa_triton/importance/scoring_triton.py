@@ -188,7 +188,7 @@ def _tiles(dim: int, width: int, dtype: torch.dtype, target: str) -> _Tiles:
     if dtype == torch.float32:
         return _Tiles(64, 64, min(channels, 32), 4, 1 if is_hip else 2)
     if width == 1 and channels <= 128:
-        return _Tiles(128, 64, channels, 8, 2 if is_hip else 5)
+        return _Tiles(128, 32 if target == "sm_120" else 64, channels, 8, 2 if is_hip else 5)
     return _Tiles(128, 128 if target.startswith(("sm_9", "sm_10")) else 64, min(channels, 64), 8, 2 if is_hip else 5)
 
 

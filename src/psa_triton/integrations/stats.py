@@ -173,6 +173,28 @@ class Recorder(Generic[Key, Stats]):
         return self._report(snapshot)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Totals over all records. Means weigh a call by the work of dense attention: pairs of a query and a key."""
+
+    sparse_calls: int
+    """Attention calls that ran PSA."""
+    dense_calls: int
+    """Attention calls that ran dense."""
+    sparse_density: float | None
+    """Mean density of the sparse calls; None without any."""
+    sparse_density_with_estimation: float | None
+    """The same with the cost of estimating importance."""
+    run_density: float | None
+    """Mean density of all calls, dense ones at 1; None before the first call."""
+    run_density_with_estimation: float | None
+    """The same with the cost of estimating importance."""
+    sparse_seconds: float | None
+    """Time in sparse calls; None if not asked for."""
+    dense_seconds: float | None
+    """Time in dense calls; None if not asked for."""
+
+
 class AsDict:
     """Statistics of a `summary` and `records`, both of dataclasses."""
 

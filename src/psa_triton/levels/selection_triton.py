@@ -50,7 +50,7 @@ def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
             blocks=blocks,
         ),
         dict(LEVELS=shares.levels, BY_MASS=shares.by_mass, MASS_BITS=MASS_BITS, WIDTH=width),
-        warps=8 if width > 1024 else 4,
+        warps=8 if width > 2048 else 4,
     ).run()
     return levels
 

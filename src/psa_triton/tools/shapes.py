@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from psa_triton.models import MODELS, PRESET_SECTIONS, QWEN2_5_VL, ModelSpec, preset_section
+from psa_triton.models import MODELS, QWEN2_5_VL, ModelSpec, model_key
 from psa_triton.names import unknown_name
 
 if TYPE_CHECKING:
@@ -67,17 +67,31 @@ def find_shape(name: str) -> AttentionShape:
     shapes = {shape.name: shape for shape in known_shapes()}
     if name in shapes:
         return shapes[name]
-    of_model = [shape for shape in shapes.values() if shape.section == preset_section(name)]
-    if not of_model:
-        sections = {shape.section for shape in shapes.values()}
-        models = {key for key, section in PRESET_SECTIONS.items() if section in sections}
-        raise ValueError(unknown_name("shape", name, {*SHAPES, *models}))
-    return max(of_model, key=lambda shape: shape.tokens)
+    key = model_key(name)
+    sizes = QWEN2_5_VL.sizes if key == QWEN2_5_VL.key else MODELS[key].sizes if key in MODELS else ()
+    found = max((shapes[size] for size in sizes), key=lambda shape: shape.tokens, default=None)
+    if found is None and key in MODELS:
+        found = default_shape(MODELS[key])
+    if found is None:
+        models = {spec.key for spec in MODELS.values() if default_shape(spec) is not None}
+        raise ValueError(unknown_name("shape", name, {*SHAPES, *models, QWEN2_5_VL.key}))
+    return found
+
+
+def default_shape(spec: ModelSpec) -> AttentionShape | None:
+    """A model's attention at its default size, by the model's key; None where no number of frames makes a token."""
+    # Here and not above: `--help` names the shapes, and does not wait for yaml and pydantic.
+    from psa_triton.presets import load_presets_file
+
+    section = load_presets_file().sections[spec.preset_section]
+    if spec.num_frames is not None and section.video_scale.depth_divisor == 1:
+        return None
+    frames = spec.section_frames or spec.num_frames or 1
+    return _shape(spec.key, (spec.width, spec.height, frames), spec, section)
 
 
 def known_shapes() -> Iterator[AttentionShape]:
     """What the models' rows, and their sections of the presets file, say of their attention at the known sizes."""
-    # Here and not above: `--help` names the shapes, and does not wait for yaml and pydantic.
     from psa_triton.presets import load_presets_file
 
     sections = load_presets_file().sections
@@ -101,7 +115,9 @@ def _shape(name: str, size: tuple[int, int, int], spec: ModelSpec, section: Mode
     width, height, frames = size
     return AttentionShape(
         name=name,
-        video=f"{width}x{height}, {frames} frames" + (f", {spec.parameters}" if spec.parameters else ""),
+        video=f"{width}x{height}"
+        + (f", {frames} frames" if spec.num_frames else "")
+        + (f", {spec.parameters}" if spec.parameters else ""),
         section=spec.preset_section,
         heads=spec.heads,
         key_heads=spec.heads,

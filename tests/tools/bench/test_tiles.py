@@ -61,13 +61,13 @@ def test_a_smaller_tile_has_fewer_warps_and_a_table_comes_before_the_defaults() 
         ("sm_90", "sm_90"),
         ("sm_89", "sm_86"),
         ("sm_103", "sm_100"),
-        ("sm_120", "sm_86"),
+        ("sm_121", "sm_120"),
         ("sm_75", "sm_86"),
         ("gfx950", "gfx942"),
     ],
 )
 def test_a_gpu_that_the_table_does_not_know_is_taken_for_a_smaller_one(target: str, nearest: str) -> None:
-    assert tiles._nearest(target, {"sm_86", "sm_90", "sm_100", "gfx942"}) == nearest
+    assert tiles._nearest(target, {"sm_86", "sm_90", "sm_100", "sm_120", "gfx942"}) == nearest
 
 
 def test_128_keys_are_for_gpus_whose_instructions_take_them_whole() -> None:

@@ -55,12 +55,6 @@ def test_ssim_of_plain_frames_by_hand() -> None:
     assert scores["ssim"].frames == pytest.approx((expected, 1.0), abs=1e-4)
 
 
-def test_psnr_of_noise_is_that_of_its_mean_square() -> None:
-    reference, video = pictures(3, 16, 16, 3)
-    expected = [-10 * math.log10(float(x)) for x in (reference - video).square().mean((1, 2, 3))]
-    assert fidelity(reference, video)["psnr"].frames == pytest.approx(expected, rel=1e-4)
-
-
 @pytest.mark.parametrize(("side", "scales"), [(44, 3), (98, 3), (99, 4), (175, 4), (176, 5)])
 def test_ms_ssim_takes_as_many_scales_as_fit(side: int, scales: int) -> None:
     score = ms_ssim(*pictures(2, 3, side, side))
@@ -82,10 +76,6 @@ def test_a_measure_that_cannot_be_taken_says_why_and_stops_no_other() -> None:
     assert scores["ms_ssim"].mean is None
     assert scores["psnr"].mean == pytest.approx(20, abs=1e-3)
     assert set(scores) == set(MEASURES)
-
-
-def test_plain_data_holds_mean_frames_and_note() -> None:
-    assert Score((30.0, 40.0), "a note").as_dict() == {"mean": 35.0, "frames": [30.0, 40.0], "note": "a note"}
 
 
 @needs_weights

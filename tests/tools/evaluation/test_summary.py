@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from psa_triton.tools.evaluation.summary import markdown, notes, sentence, summarise, table_rows
+from psa_triton.tools.evaluation.summary import markdown, notes, sentence, summarise
 
 
 def cost(attention: float, total: float = 10.0, density: float | None = None) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def test_means_and_standard_errors_by_hand() -> None:
     psnr = columns[2].averages["psnr"]
     assert (psnr.mean, psnr.count) == (34.0, 3)
     assert psnr.standard_error == pytest.approx(4 / math.sqrt(3)), "the deviation of 30, 34, 38 is 4"
+    assert summarise([make_case(30.0)])[2].averages["psnr"].standard_error is None
 
 
 def test_speedups_are_means_of_ratios() -> None:
@@ -52,10 +53,6 @@ def test_speedups_are_means_of_ratios() -> None:
     assert columns[2].mean("attention_speedup") == pytest.approx((2 + 1) / 2)
     assert columns[2].mean("total_speedup") == pytest.approx(10 / 8)
     assert columns[0].mean("attention_speedup") is None
-
-
-def test_a_single_case_has_no_standard_error() -> None:
-    assert summarise([make_case(30.0)])[2].averages["psnr"].standard_error is None
 
 
 def test_a_video_that_is_missing_in_a_case_is_left_out_of_its_mean() -> None:
@@ -78,12 +75,6 @@ def test_the_table_in_markdown() -> None:
     assert lines[-1] == "* VMAF to dense: no ffmpeg"
     assert "Means over 2 cases (prompts x seeds) ± standard error." in lines
     assert "One prompt, one seed." in markdown(summarise([make_case(30.0)]), cases=1)
-
-
-def test_rows_have_a_cell_a_column() -> None:
-    columns = summarise([make_case(30.0)])
-    assert {len(row) for row in table_rows(columns)} == {1 + len(columns)}
-    assert notes(columns) == ["VMAF to dense: no ffmpeg"]
 
 
 @pytest.mark.parametrize(

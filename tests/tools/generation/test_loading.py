@@ -3,10 +3,14 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import diffusers
 import pytest
 import torch
+import transformers
 from diffusers import DiffusionPipeline, WanPipeline
 
 from psa_triton.models import MODELS
@@ -54,6 +58,32 @@ def test_the_noise_schedule_follows_the_size(source: ModelSource, width: int, he
     assert type(pipe.scheduler).__name__ == "UniPCMultistepScheduler"
     assert pipe.scheduler.config.flow_shift == shift
     assert pipe.scheduler.config.use_flow_sigmas is True, "the rest is the checkpoint's"
+
+
+def test_parts_come_from_their_repositories_and_branches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, tuple[str, dict[str, object]]] = {}
+
+    def record(where: str, *, name: str, **options: object) -> MagicMock:
+        asked[name] = (where, options)
+        return MagicMock()
+
+    for key in ("framepack", "cosmos_predict2.5_2b"):
+        spec = MODELS[key]
+        for name in (spec.pipeline, *(kind for kind, *_ in spec.parts.values())):
+            kind = getattr(diffusers, name, None) or getattr(transformers, name, None)
+            if kind is None:
+                pytest.skip(f"this diffusers has no {name}")
+            monkeypatch.setattr(kind, "from_pretrained", partial(record, name=name))
+        load(find_source(key))
+    assert asked["HunyuanVideoFramepackTransformer3DModel"][0] == "lllyasviel/FramePackI2V_HY"
+    assert asked["SiglipImageProcessor"] == ("lllyasviel/flux_redux_bfl", {"subfolder": "feature_extractor"})
+    where, options = asked["HunyuanVideoFramepackPipeline"]
+    assert where == "hunyuanvideo-community/HunyuanVideo"
+    assert options.keys() >= {"transformer", "image_encoder", "feature_extractor"}
+    where, options = asked["Cosmos2_5_PredictBasePipeline"]
+    assert (where, options["revision"]) == ("nvidia/Cosmos-Predict2.5-2B", "diffusers/base/post-trained")
+    elsewhere = MODELS["framepack"].with_weights(str(tmp_path))
+    assert (elsewhere.hub_id, elsewhere.parts) == (str(tmp_path), {}), "a folder has everything"
 
 
 def test_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from diffusers import DiffusionPipeline
+from diffusers import AllegroPipeline, DiffusionPipeline
+from small_families import SMALL
 
 from psa_triton.integrations.diffusers import pipeline_scale
 from psa_triton.presets import VideoScale
-from psa_triton.tools.generation import ModelSource, find_source
+from psa_triton.tools.generation import ModelSource, find_source, make_requests
+from psa_triton.tools.generation.calls import pipeline_call
+from psa_triton.tools.generation.single import _check_size
 from psa_triton.tools.generation.source import check_size, video_scale
 
 SIXTEEN = VideoScale(width_divisor=16, height_divisor=16, depth_divisor=4)
@@ -90,3 +95,19 @@ def test_whole_tokens_are_accepted(size: tuple[int, int, int]) -> None:
 def test_other_sizes_are_refused_with_the_nearest_that_fits(size: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_size(*size, SIXTEEN, positions=1024)
+
+
+def test_allegro_has_no_first_frame_of_its_own() -> None:
+    """Before loading, and again by the pipeline."""
+    request = make_requests(find_source("allegro"), ["x"], seed=0, settings={})[0]
+    pipe = SimpleNamespace(
+        transformer=SMALL["allegro"].make()[0], vae_scale_factor_spatial=8, vae_scale_factor_temporal=4
+    )
+    call = pipeline_call(AllegroPipeline)
+    assert request.num_frames == 88
+    _check_size(pipe, request, call)
+    wrong = "num_frames: expected 0 . a multiple of 4, got 89; 88 fits"
+    with pytest.raises(ValueError, match=wrong):
+        make_requests(find_source("allegro"), ["x"], seed=0, settings={"num_frames": 89})
+    with pytest.raises(ValueError, match=wrong):
+        _check_size(pipe, replace(request, num_frames=89), call)

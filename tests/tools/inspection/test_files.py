@@ -15,7 +15,7 @@ from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.inspect import Inspection, inspect_attention
 from psa_triton.tools.inspection.numbers import call_data, table
 from psa_triton.tools.inspection.picture import draw, frame_map
-from psa_triton.tools.inspection.qkv_file import qkv_bytes, read_grid, read_qkv
+from psa_triton.tools.inspection.qkv_file import qkv_bytes, read_qkv
 
 CPU = torch.device("cpu")
 GRID = (3, 8, 8)
@@ -104,9 +104,3 @@ def test_files_that_hold_no_q_and_k(tmp_path: Path) -> None:
     save_file({"k": torch.zeros(1, 1, 8, 8), "query": torch.zeros(1, 1, 8, 8)}, tmp_path / "other")
     with pytest.raises(ValueError, match="found no q among: k, query"):
         read_qkv(tmp_path / "other", CPU)
-
-
-@pytest.mark.parametrize("text", ["8,12", "8x12x12", "8,-1,12", "a,b,c", ""])
-def test_grids_that_are_none(text: str) -> None:
-    with pytest.raises(ValueError, match="expected FRAMES,HEIGHT,WIDTH"):
-        read_grid(text)

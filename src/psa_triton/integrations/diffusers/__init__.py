@@ -5,7 +5,7 @@ from psa_triton.integrations.diffusers.families import Family, latent_grid, regi
 from psa_triton.integrations.diffusers.forward import OnLevels
 from psa_triton.integrations.diffusers.parallel import cogvideox_context_parallel_plan
 from psa_triton.integrations.diffusers.pipelines import transformers_of
-from psa_triton.integrations.diffusers.scale import check_video_scale, pipeline_scale
+from psa_triton.integrations.diffusers.scale import check_video_scale, pipeline_scale, spare_frames
 from psa_triton.integrations.diffusers.stats import AttentionRecord, AttentionSummary, LevelRecord, PSAStats
 from psa_triton.integrations.handle import PSAHandle
 
@@ -24,5 +24,6 @@ __all__ = [
     "layer_count",
     "pipeline_scale",
     "register_family",
+    "spare_frames",
     "transformers_of",
 ]

@@ -44,6 +44,8 @@ class Family:
     """Queries are the visual tokens alone; keys are these after others."""
     copies: bool = False
     """Some layers attend to the visual tokens several times over."""
+    spare_frames: int = 1
+    """Frames of a video beyond whole tokens: 1 where the first frame has a token of its own."""
     packed: int = 1
     """Rows and columns of the latent that its pipeline puts into a patch before the transformer's own."""
     leave_out: tuple[str, ...] = ()
@@ -218,7 +220,7 @@ FAMILIES: dict[str, Family] = {
     "LTXVideoTransformer3DModel": _LTX,
     "LTX2VideoTransformer3DModel": _LTX,
     "MochiTransformer3DModel": replace(_PLAIN, others=_TEXT),
-    "AllegroTransformer3DModel": _PLAIN,
+    "AllegroTransformer3DModel": replace(_PLAIN, spare_frames=0),
     "CosmosTransformer3DModel": replace(_PLAIN, timestep=None),
     "Cosmos3OmniTransformer": Family(
         attentions=("layers.*.self_attn",),

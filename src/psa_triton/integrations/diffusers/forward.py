@@ -57,9 +57,10 @@ _OUTSIDE = Forward()
 class ForwardState:
     """The forward under way in one transformer: its denoising step, grids, and whether it is sparse.
 
-    Every thread has its own: several pipelines may run one transformer at the same time. A forward holds from `begin`
-    to `end`, and again in its backward, so that blocks recomputed by gradient checkpointing see the same, in whichever
-    thread that runs. `torch.compile` leaves all of it out of its graphs: they would be compiled anew for each step.
+    Every thread has its own: several pipelines may run one transformer at the same time. A forward holds from `before`
+    to `after`, and again in its backward, so that blocks recomputed by gradient checkpointing see the same, in
+    whichever thread that runs. `torch.compile` leaves all of it out of its graphs: they would be compiled anew for each
+    step.
 
     A copy, as of a copied transformer, has the same rules and no forward, no counts and no `on_levels`.
 
@@ -116,63 +117,35 @@ class ForwardState:
 
     @torch.compiler.disable
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Hook before each forward: note what it works on, and leave out what is not for PSA."""
-        if self._detached:
-            return None
-        bound = signature(type(module).forward).bind(module, *args, **kwargs)
-        bound.apply_defaults()
-        family, given = self.family, bound.arguments
-        visual = family.visual if family.visual in ("first", "last") else given[family.visual]
-        timestep = None if family.timestep is None else given[family.timestep]
-        grids = tuple(family.grids(module.config, given))
-        latent = next(x for x in _tensors(given.values()) if x.is_floating_point())
-        conditioning = [x for name, x in given.items() if not _changes_by_step(name)]
-        self.begin(
-            module,
-            timestep,
-            grids,
-            latent.device,
-            latent.dtype,
-            visual=visual,
-            others=family.other_tokens(given),
-            conditioning=tuple(_tensors(conditioning)),
-        )
-        if self.now.dense_reason is not None or not any(kwargs.get(name) is not None for name in family.leave_out):
-            return None
-        return args, {name: None if name in family.leave_out else value for name, value in kwargs.items()}
-
-    def begin(
-        self,
-        transformer: Any,
-        timestep: Tensor | float | None,
-        grids: tuple[Grid, ...],
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        visual: Visual = "first",
-        others: int = 0,
-        conditioning: tuple[Tensor, ...] = (),
-    ) -> None:
-        """Note what the forward that starts now in this thread works on.
-
-        Args:
-            transformer: that is called.
-            timestep: of the scheduler: a scalar, `[B]`, or `[B, N]` with one entry a token; None where it cannot be
-                told, and the scheduler's own count has to do.
-            grids: visual tokens as (frames, height, width), as they follow each other.
-            device: where it runs.
-            dtype: of its latents.
-            visual: where the visual tokens stand.
-            others: further tokens in the attended sequence, of text say.
-            conditioning: what tells this forward from others of its step.
+        """Hook before each forward: note what it works on, and leave out what is not for PSA.
 
         Raises:
             ValueError: if the rules go by the step and it cannot be told, tokens are shared between processes in a
                 form that sparse attention cannot take part in, or the order is one for a single grid.
         """
-        step, timesteps = self._step(transformer, timestep)
+        if self._detached:
+            return None
+        bound = signature(type(module).forward).bind(module, *args, **kwargs)
+        bound.apply_defaults()
+        forward = self._begin(module, bound.arguments)
+        with self._lock:
+            if self._detached:
+                return None
+            self._running.add(threading.current_thread())
+            self._thread.forward = forward
+        self.recorder.count("forwards")
+        leave_out = self.family.leave_out
+        if forward.dense_reason is not None or not any(kwargs.get(name) is not None for name in leave_out):
+            return None
+        return args, {name: None if name in leave_out else value for name, value in kwargs.items()}
+
+    def _begin(self, transformer: Any, given: Mapping[str, Any]) -> Forward:
+        """What the forward of `transformer` with these arguments works on."""
+        family, config, reason = self.family, self.rules.config, None
+        grids, others = tuple(family.grids(transformer.config, given)), family.other_tokens(given)
+        latent = next(x for x in _tensors(given.values()) if x.is_floating_point())
+        step, timesteps = self._step(transformer, None if family.timestep is None else given[family.timestep])
         steps = 0 if timesteps is None else len(timesteps)
-        config, reason = self.rules.config, None
         if config is not None:
             if len(grids) > 1 and config.use_rearrange and config.rearrange_method == "Hybrid":
                 raise ValueError(
@@ -180,19 +153,16 @@ class ForwardState:
                     f"to {len(grids)} here; use 'Gilbert'"
                 )
             tokens = others + sum(prod(grid) for grid in grids)
-            reason = self.rules.of_length(tokens, config, device, dtype, others)
+            reason = self.rules.of_length(tokens, config, latent.device, latent.dtype, others)
         reason = self.rules.of_layer(None, config) or reason or self.rules.of_step(step, steps)
-        progress = step / steps if step is not None else 0.0
         parallel = head_parallel(transformer)
         reuse = None if reason is not None or step is None else self._reuse(config, transformer)
         if reuse is not None and step is not None:
-            reuse.begin(timesteps, step, conditioning, weights=_adapters(transformer), steps=steps)
-        with self._lock:
-            if self._detached:
-                return
-            self._running.add(threading.current_thread())
-            self._thread.forward = Forward(reason, step, progress, grids, visual, others, device, parallel, reuse)
-        self.recorder.count("forwards")
+            conditions = tuple(_tensors(x for name, x in given.items() if not _changes_by_step(name)))
+            reuse.begin(timesteps, step, conditions, weights=_adapters(transformer), steps=steps)
+        visual = family.visual if family.visual in ("first", "last") else given[family.visual]
+        progress = step / steps if step is not None else 0.0
+        return Forward(reason, step, progress, grids, visual, others, latent.device, parallel, reuse)
 
     @torch.compiler.disable
     def after(self, module: Any, args: tuple[Any, ...], output: Any) -> None:

@@ -33,6 +33,11 @@ class Intercept(TorchFunctionMode):
         return (self._attend if func is scaled_dot_product_attention else func)(*args, **(kwargs or {}))
 
 
+def _of_dense(name: str) -> property:
+    """An attribute that the dense processor has, or has not."""
+    return property(lambda self: getattr(self.dense, name), lambda self, value: setattr(self.dense, name, value))
+
+
 class PSAProcessor:
     """A layer's attention processor with its attention answered by PSA, where the forward's state says so.
 
@@ -60,21 +65,8 @@ class PSAProcessor:
 
     # diffusers chooses an attention backend, and configures context parallelism, by these attributes of the processor
     # in place. It is the dense one that reads them. A dense processor without them keeps `hasattr` false here.
-    @property
-    def _attention_backend(self) -> Any:
-        return self.dense._attention_backend
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.dense._attention_backend = backend
-
-    @property
-    def _parallel_config(self) -> Any:
-        return self.dense._parallel_config
-
-    @_parallel_config.setter
-    def _parallel_config(self, config: Any) -> None:
-        self.dense._parallel_config = config
+    _attention_backend = _of_dense("_attention_backend")
+    _parallel_config = _of_dense("_parallel_config")
 
     def _run(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
         with self._state.call(self._layer) as call:

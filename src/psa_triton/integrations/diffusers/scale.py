@@ -35,6 +35,12 @@ def pipeline_scale(pipe: Any) -> VideoScale:
     )
 
 
+def spare_frames(transformer: str) -> int:
+    """Frames of a video beyond whole tokens, by the class of its transformer; 1 for an unknown one."""
+    family = FAMILIES.get(transformer)
+    return 1 if family is None else family.spare_frames
+
+
 def check_video_scale(pipe: Any, section: str, expected: VideoScale) -> None:
     """Check what a section of a presets file says of its own model against the pipeline.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import torch
 
 from psa_triton.config import PSAConfig, Way
-from psa_triton.integrations.stats import AsDict, Snapshot
+from psa_triton.integrations.stats import AsDict, Snapshot, Summary
 from psa_triton.ordering import TokenOrder
 
 
@@ -77,30 +77,14 @@ class AttentionRecord:
         return self.calls * self.tokens**2
 
 
-@dataclass(frozen=True)
-class AttentionSummary:
+@dataclass(frozen=True, kw_only=True)
+class AttentionSummary(Summary):
     """Totals over all records. Means weigh a call by its tokens squared, i.e. by the work of dense attention."""
 
     forwards: int
     """Transformer forwards."""
     gathers: int
     """Tensors that were put in the order of the operator, or back."""
-    sparse_calls: int
-    """Attention calls that ran PSA."""
-    dense_calls: int
-    """Attention calls that ran the model's own attention."""
-    sparse_density: float | None
-    """Mean density of the sparse calls; None without any."""
-    sparse_density_with_estimation: float | None
-    """The same with the cost of estimating importance."""
-    run_density: float | None
-    """Mean density of all calls, dense ones at 1; None before the first call."""
-    run_density_with_estimation: float | None
-    """The same with the cost of estimating importance."""
-    sparse_seconds: float | None
-    """Time in sparse calls; None if not asked for."""
-    dense_seconds: float | None
-    """Time in dense calls; None if not asked for."""
     ways: dict[str, int]
     """Calls of PSA by their way."""
     measured_error: float | None

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from psa_triton.integrations.stats import AsDict, Snapshot, mean_over_work
+from psa_triton.integrations.stats import AsDict, Snapshot, Summary, mean_over_work
 
 DECODE = "decode"
 """Why a call with a single query runs dense."""
@@ -40,32 +40,16 @@ class AttentionRecord:
     """Wall-clock time of all calls, without projections; None if not asked for."""
 
 
-@dataclass(frozen=True)
-class AttentionSummary:
+@dataclass(frozen=True, kw_only=True)
+class AttentionSummary(Summary):
     """Totals over all records. Means weigh a call by the work of dense attention."""
 
-    sparse_calls: int
-    """Attention calls that ran PSA."""
-    dense_calls: int
-    """Attention calls that ran dense."""
     dense_reasons: dict[str, int]
     """Number of dense calls by reason."""
-    sparse_density: float | None
-    """Mean density of the sparse calls; None without any."""
-    sparse_density_with_estimation: float | None
-    """The same with the cost of estimating importance."""
     prefill_density: float | None
     """Mean density of the text layers' calls but for decode steps; None without any."""
     prefill_density_with_estimation: float | None
     """The same with the cost of estimating importance."""
-    run_density: float | None
-    """Mean density of all calls, dense ones at 1; None before the first call."""
-    run_density_with_estimation: float | None
-    """The same with the cost of estimating importance."""
-    sparse_seconds: float | None
-    """Time in sparse calls; None if not asked for."""
-    dense_seconds: float | None
-    """Time in dense calls; None if not asked for."""
 
 
 class CallKey(NamedTuple):

@@ -124,7 +124,9 @@ def _list_blocks_kernel(
                         whole = whole & ((j + 1) * BLOCK_N - 1 <= first_limit)
                     listed = listed & (whole == (segment % 2 == 0))
                 one = listed.to(tl.int32)
-                place = position + tl.cumsum(one, axis=0) - one
-                tl.store(blocks + place, j, mask=listed)
-                position += tl.sum(one, axis=0)
+                length = tl.sum(one, axis=0)
+                if length > 0:  # most segments of a row are empty
+                    place = position + tl.cumsum(one, axis=0) - one
+                    tl.store(blocks + place, j, mask=listed)
+                    position += length
     tl.store(starts + 2 * SHIFTS, position)

@@ -15,6 +15,8 @@ from psa_triton.levels.budget.allocation import HALVINGS, LARGEST, SMALLEST
 LONGEST_ROW = 4096
 """Blocks of the longest row that fits."""
 _SHORTEST_ROW = 16
+_BLOCKS_PER_WARP = 256
+"""Eight a thread, whose benefits, and prices under a key mask, stay in registers."""
 
 
 def allocate(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> Tensor:
@@ -44,9 +46,8 @@ def _of_rows(
         (rows * batch * heads,),
         {name: x.contiguous() for name, x in tensors.items()}
         | dict(out=out, rows=rows, blocks=blocks, heads=heads, stride_prices=stride),
-        dict(STEPS=prices.shape[1], STEPS_TILE=triton.next_power_of_2(prices.shape[1]), WIDTH=width, MASKED=stride > 0)
-        | constants,
-        warps=8 if width > 1024 else 4,
+        dict(STEPS=prices.shape[1], WIDTH=width, MASKED=stride > 0) | constants,
+        warps=max(width // _BLOCKS_PER_WARP, 4),
     ).run()
     return out
 
@@ -63,32 +64,36 @@ def _allocate_kernel(
     heads,
     stride_prices,
     STEPS: tl.constexpr,
-    STEPS_TILE: tl.constexpr,
     WIDTH: tl.constexpr,
     MASKED: tl.constexpr,
     HALVINGS: tl.constexpr,
     SMALLEST: tl.constexpr,
     LARGEST: tl.constexpr,
 ):
-    row = _load_row(weights, rates, prices, rows, blocks, heads, stride_prices, STEPS, STEPS_TILE, WIDTH, MASKED)
+    row = _load_row(weights, rates, prices, rows, blocks, heads, stride_prices, STEPS, WIDTH, MASKED)
     limit = tl.load(given + tl.program_id(0))
     low = tl.full((), SMALLEST, tl.int32)
     high = tl.full((), LARGEST, tl.int32)
     for _ in range(HALVINGS):
         middle = low + (high - low) // 2
-        fits = _price_above(middle.to(tl.float32, bitcast=True), row) <= limit
+        fits = _price_above(middle.to(tl.float32, bitcast=True), row, STEPS, WIDTH) <= limit
         high = tl.where(fits, middle, high)
         low = tl.where(fits, low, middle)
 
     threshold = high.to(tl.float32, bitcast=True)
     j = tl.arange(0, WIDTH)
     benefits, price, last, more = row
-    is_tie = benefits == threshold
-    tied_price = tl.sum(tl.where(is_tie, price, 0), axis=0)
-    tied_price += tl.where(j == blocks - 1, tl.sum(tl.where(last == threshold, more, 0)), 0)
-    remaining = limit - _price_above(threshold, row)
-    ties = tl.where(tl.cumsum(tied_price, axis=0) <= remaining, tl.sum(is_tie.to(tl.int32), axis=0), 0)
-    taken = tl.sum((benefits > threshold).to(tl.int32), axis=0) + ties
+    taken = tl.zeros((WIDTH,), tl.int32)
+    ties = tl.zeros((WIDTH,), tl.int32)
+    tied_price = tl.zeros((WIDTH,), tl.int32)
+    for s in tl.static_range(STEPS):
+        taken += (benefits[s] > threshold).to(tl.int32)
+        is_tie = benefits[s] == threshold
+        ties += is_tie.to(tl.int32)
+        tied_price += tl.where(is_tie, price[s], 0)
+        tied_price += tl.where(j == blocks - 1, tl.where(last[s] == threshold, more[s], 0), 0)
+    remaining = limit - _price_above(threshold, row, STEPS, WIDTH)
+    taken += tl.where(tl.cumsum(tied_price, axis=0) <= remaining, ties, 0)
     tl.store(out + tl.program_id(0).to(tl.int64) * blocks + j, taken.to(tl.int8), mask=j < blocks)
 
 
@@ -104,12 +109,11 @@ def _prices_above_kernel(
     heads,
     stride_prices,
     STEPS: tl.constexpr,
-    STEPS_TILE: tl.constexpr,
     WIDTH: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    row = _load_row(weights, rates, prices, rows, blocks, heads, stride_prices, STEPS, STEPS_TILE, WIDTH, MASKED)
-    tl.store(out + tl.program_id(0), _price_above(tl.load(given + tl.program_id(0)), row))
+    row = _load_row(weights, rates, prices, rows, blocks, heads, stride_prices, STEPS, WIDTH, MASKED)
+    tl.store(out + tl.program_id(0), _price_above(tl.load(given + tl.program_id(0)), row, STEPS, WIDTH))
 
 
 @triton.jit
@@ -122,40 +126,46 @@ def _load_row(
     heads,
     stride_prices,
     STEPS: tl.constexpr,
-    STEPS_TILE: tl.constexpr,
     WIDTH: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Benefits of every step of a row's blocks, `[steps, blocks]`, and prices; what is none has no benefit.
+    """Benefits of each step of a row's blocks, and prices, by step; what is none has no benefit.
 
-    Without a key mask all blocks but the last have the same prices: one column of them, and what the last's add.
+    Without a key mask all blocks but the last have the same prices: one a step, and what the last's adds.
     """
     _, head = tile_of_head(rows)
     weights += tl.program_id(0).to(tl.int64) * blocks
     rates += head * STEPS * blocks
     prices += head // heads * stride_prices
-    s = tl.arange(0, STEPS_TILE)
     j = tl.arange(0, WIDTH)
-    inside = (s[:, None] < STEPS) & (j[None, :] < blocks)
-    places = s[:, None] * blocks + j[None, :]
     weight = tl.load(weights + j, mask=j < blocks, other=0.0)
-    benefits = weight[None, :] * tl.load(rates + places, mask=inside, other=0.0)
-    if MASKED:
-        price = tl.load(prices + places, mask=inside, other=0)
-        last = s * 0.0
-        more = s * 0
-    else:
+    last_weight = tl.load(weights + blocks - 1)
+    benefits: tl.tuple = ()
+    price: tl.tuple = ()
+    last: tl.tuple = ()
+    more: tl.tuple = ()
+    for s in tl.static_range(STEPS):
+        benefits += (weight * tl.load(rates + s * blocks + j, mask=j < blocks, other=0.0),)
         end = s * blocks + blocks - 1
-        price = tl.load(prices + s * blocks, mask=s < STEPS, other=0)
-        last = tl.load(weights + blocks - 1) * tl.load(rates + end, mask=s < STEPS, other=0.0)
-        more = tl.load(prices + end, mask=s < STEPS, other=0) - price
-        price = price[:, None]
+        if MASKED:
+            price += (tl.load(prices + s * blocks + j, mask=j < blocks, other=0),)
+            last += (0.0,)
+            more += (0,)
+        else:
+            of_others = tl.load(prices + s * blocks)
+            price += (of_others,)
+            last += (last_weight * tl.load(rates + end),)
+            more += (tl.load(prices + end) - of_others,)
     return benefits, price, last, more
 
 
 @triton.jit
-def _price_above(threshold, row):
+def _price_above(threshold, row, STEPS: tl.constexpr, WIDTH: tl.constexpr):
     """Price of a row's steps whose benefit exceeds `threshold`."""
     benefits, price, last, more = row
-    total = tl.sum(tl.sum(tl.where(benefits > threshold, price, 0), axis=0))
-    return total + tl.sum(tl.where(last > threshold, more, 0))
+    of_blocks = tl.zeros((WIDTH,), tl.int32)
+    of_last = 0
+    for s in tl.static_range(STEPS):
+        of_blocks += tl.where(benefits[s] > threshold, price[s], 0)
+        of_last += tl.where(last[s] > threshold, more[s], 0)
+    return tl.sum(of_blocks) + of_last

@@ -8,10 +8,11 @@ from typing import Final
 import typer
 
 from psa_triton.models import MODELS, ModelSpec
-from psa_triton.presets import VideoScale, load_presets_file
+from psa_triton.presets import load_presets_file
 from psa_triton.presets.schema import ModelSection
 from psa_triton.tools.cli.commands import Models
 from psa_triton.tools.cli.console import make_console, make_table
+from psa_triton.tools.shapes import default_shape
 
 _COLUMNS: Final = ("model", "transformer", "default size", "tokens", "steps", "presets of", "default")
 _SHOWN: Final = ("model", "default size", "tokens", "steps", "default")
@@ -42,19 +43,14 @@ def _rows() -> list[tuple[str, ...]]:
 
 
 def _row(spec: ModelSpec, section: ModelSection) -> tuple[str, ...]:
+    shape = default_shape(spec)
     frames = "" if spec.num_frames is None else f", {spec.num_frames} frames"
     return (
         spec.key,
         str(spec.transformer["_class_name"]).partition("Transformer")[0],
         f"{spec.width}x{spec.height}{frames}",
-        _tokens(spec, section.video_scale),
+        "" if shape is None else f"{prod(shape.grid):,}",  # without text
         str(spec.num_inference_steps),
         spec.preset_section,
         spec.preset or section.default_attention,
     )
-
-
-def _tokens(spec: ModelSpec, scale: VideoScale) -> str:
-    if spec.num_frames is not None and scale.depth_divisor == 1:
-        return ""  # no number of frames makes a token
-    return f"{prod(scale.grid(spec.width, spec.height, spec.num_frames or 1)):,}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from packaging.version import Version
 
 from psa_triton.models import ModelSpec
@@ -133,7 +134,9 @@ def _from_pretrained(source: ModelSource, dtype: dict[str, torch.dtype]) -> diff
     try:
         if is_modular(kind):
             return _load_components(kind(pretrained_model_name_or_path=source.location), dtype)
-        return kind.from_pretrained(source.location, **{_DTYPE_ARGUMENT: dtype})
+        spec = None if source.is_folder else source.spec
+        elsewhere = {} if spec is None else {"revision": spec.revision, **_parts(spec, dtype["default"])}
+        return kind.from_pretrained(source.location, **{_DTYPE_ARGUMENT: dtype}, **elsewhere)
     except OSError as error:
         if source.is_folder:
             raise OSError(f"{source.location}: the pipeline could not be loaded: {error}") from error
@@ -142,6 +145,16 @@ def _from_pretrained(source: ModelSource, dtype: dict[str, torch.dtype]) -> diff
             f"where there is network, run `hf download {source.location}`, or copy the pipeline folder here and give "
             "--model PATH"
         ) from error
+
+
+def _parts(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """The components of a pipeline that its repository lacks."""
+    parts = {}
+    for name, (class_name, repository, folder) in spec.parts.items():
+        kind = getattr(diffusers, class_name, None) or getattr(transformers, class_name)
+        dtypes = {_DTYPE_ARGUMENT: dtype} if issubclass(kind, torch.nn.Module) else {}
+        parts[name] = kind.from_pretrained(repository, subfolder=folder, **dtypes)
+    return parts
 
 
 def _load_components(pipe: Any, dtype: dict[str, torch.dtype]) -> Any:

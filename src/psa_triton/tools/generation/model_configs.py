@@ -46,7 +46,6 @@ class ModelConfig(TypedDict, total=False):
 
 
 _CONFIG = TypeAdapter(ModelConfig)
-_FIELDS = {"model_id": "hub_id"}  # of ModelSpec, where the names differ
 
 
 def checkout_model_configs() -> Path | None:
@@ -71,8 +70,9 @@ def configured_models(file: Path | None) -> Mapping[str, ModelSpec]:
         return MODELS
     models = dict(MODELS)
     for key, config in _read(file).items():
-        changes: dict[str, Any] = {_FIELDS.get(name, name): value for name, value in config.items()}
-        models[key] = replace(models[key], **changes)
+        changes = dict[str, Any](config)
+        spec = models[key].with_weights(changes.pop("model_id", models[key].hub_id))
+        models[key] = replace(spec, **changes)
     return models
 
 

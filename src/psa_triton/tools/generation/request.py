@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from PIL import Image
 
+from psa_triton.integrations.diffusers import spare_frames
 from psa_triton.tools.generation.calls import call_name
 from psa_triton.tools.generation.source import ModelSource, check_size, video_scale
 
@@ -146,9 +147,12 @@ def make_requests(
             f"model: expected a pipeline with num_inference_steps, got a {source.pipeline}; call it in Python, with "
             "apply_psa"
         )
-    if (scale := video_scale(source)) is not None:
-        positions = source.spec.positions if source.spec is not None else None
-        check_size(filled["width"], filled["height"], filled["num_frames"], scale, positions=positions)
+    if source.spec is not None and (scale := video_scale(source)) is not None:
+        check_size(
+            *(filled["width"], filled["height"], filled["num_frames"], scale),
+            positions=source.spec.positions,
+            spare_frames=spare_frames(str(source.spec.transformer["_class_name"])),
+        )
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]
 
 

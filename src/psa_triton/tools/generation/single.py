@@ -12,7 +12,8 @@ import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
-from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale, transformers_of
+from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale, spare_frames, transformers_of
+from psa_triton.integrations.wrappers import unwrap
 from psa_triton.tools.clock import now
 from psa_triton.tools.generation.attention import DENSE, Attention
 from psa_triton.tools.generation.calls import call_name, pipeline_call, run_pipeline
@@ -168,7 +169,8 @@ def _check_size(pipe: DiffusionPipeline, request: VideoRequest, call: Mapping[st
         return
     transformer = next(iter(transformers_of(pipe).values()))
     positions = getattr(getattr(transformer, "rope", None), "max_seq_len", None)
-    check_size(request.width, request.height, num_frames, scale, positions=positions)
+    spare = spare_frames(type(unwrap(transformer)).__name__)
+    check_size(request.width, request.height, num_frames, scale, positions=positions, spare_frames=spare)
 
 
 def _arguments(name: str, call: Mapping[str, Any], requests: Sequence[VideoRequest]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -109,7 +109,7 @@ def find_source(
         if weights is not None:
             raise ValueError(f"model_path: expected it with a known model's name, got it with the folder {model}")
         return _folder_source(model, models, models[keys[0]] if keys else None)
-    spec = models[model] if weights is None else replace(models[model], hub_id=weights)
+    spec = models[model] if weights is None else models[model].with_weights(weights)
     if spec.hub_id is None:
         return ModelSource(name=model, location=str(tiny_wan_path()), pipeline=spec.pipeline, spec=spec)
     return ModelSource(name=model, location=_location(spec.hub_id, spec), pipeline=spec.pipeline, spec=spec)
@@ -148,7 +148,7 @@ def _folder_source(folder: str, models: Mapping[str, ModelSpec], otherwise: Mode
         _check_pipeline(path, index, otherwise)
         spec = otherwise
     if spec is not None:
-        spec = replace(spec, hub_id=str(path))
+        spec = spec.with_weights(str(path))
     return ModelSource(name=str(path), location=str(path), pipeline=pipeline, spec=spec)
 
 
@@ -177,7 +177,13 @@ def video_scale(source: ModelSource) -> VideoScale | None:
 
 
 def check_size(
-    width: int | None, height: int | None, num_frames: int | None, scale: VideoScale, *, positions: int | None = None
+    width: int | None,
+    height: int | None,
+    num_frames: int | None,
+    scale: VideoScale,
+    *,
+    positions: int | None = None,
+    spare_frames: int = 1,
 ) -> None:
     """Check that a video is made of whole tokens, no more than the model has positions for, and fits into memory.
 
@@ -190,6 +196,7 @@ def check_size(
         num_frames: frames.
         scale: what a token stands for.
         positions: tokens along each side that the transformer's rotary table holds; None for any number.
+        spare_frames: frames beyond whole tokens: 1 where the first frame has a token of its own, else 0.
 
     Raises:
         ValueError: naming the size at fault and the nearest that fit.
@@ -200,9 +207,9 @@ def check_size(
                 f"{name}: expected a multiple of {divisor}, got {value}; {_nearest(value, divisor, 0)} fits"
             )
     frames = scale.depth_divisor
-    if num_frames is not None and (num_frames < 1 or num_frames % frames != 1 % frames):
-        near = _nearest(num_frames, frames, 1)
-        raise ValueError(f"num_frames: expected 1 + a multiple of {frames}, got {num_frames}; {near} fits")
+    if num_frames is not None and (num_frames < 1 or num_frames % frames != spare_frames % frames):
+        near = _nearest(num_frames, frames, spare_frames)
+        raise ValueError(f"num_frames: expected {spare_frames} + a multiple of {frames}, got {num_frames}; {near} fits")
     if positions is not None:
         most = (positions * scale.width_divisor, positions * scale.height_divisor, (positions - 1) * frames + 1)
         for name, value, limit in zip(
