@@ -15,7 +15,7 @@ import torch
 
 from psa_triton.blocks import Blocks
 from psa_triton.kernels.gathered.forward import half_norm, mean_work, product_of_seen
-from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
+from psa_triton.kernels.gathered.pyramid import Pyramid, pyramids
 from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
 from psa_triton.kernels.gathered.scratch import Scratch
 from psa_triton.kernels.gathered.stack import (
@@ -60,16 +60,10 @@ def pyramid_attention_backward(
     Returns:
         The gradients, contiguous, each with shape and dtype of its tensor.
     """
-    group = q.shape[1] // k.shape[1]
-    layout = layout_of(k, levels, blocks.n)
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     with torch.no_grad():
-        for b, of_keys in held_at_once(k, layout):
-            keys, values = k[b, of_keys], v[b, of_keys]
-            keep = None if blocks.key_mask is None else blocks.key_mask[b]
-            pyramid = build_pyramid(keys, values, layout, reading.pool_correction, keep)
-            of = slice(of_keys.start * group, of_keys.stop * group)
+        for b, of_keys, of, pyramid in pyramids(k, v, levels, blocks, reading.pool_correction):
             heads = _Heads(
                 q=q[b, of],
                 grad_out=grad_out[b, of],
@@ -92,8 +86,8 @@ def pyramid_attention_backward(
             share_tasks(partial(_add_shares, heads), of_threads, threads=way.threads)
             for more in sums[1:]:
                 sums[0].add(more)
-            grad_k[b, of_keys] = unpool_key_gradient(sums[0].keys, sums[0].spread, keys, pyramid)
-            grad_v[b, of_keys] = unpool_gradient(sums[0].values, layout, pyramid.kept)
+            grad_k[b, of_keys] = unpool_key_gradient(sums[0].keys, sums[0].spread, k[b, of_keys], pyramid)
+            grad_v[b, of_keys] = unpool_gradient(sums[0].values, pyramid.layout, pyramid.kept)
             del pyramid, heads, sums  # before the next are built
     return grad_q, grad_k, grad_v
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from psa_triton.blocks import Blocks
-from psa_triton.kernels.gathered.pyramid import Pyramid, build_pyramid, held_at_once, layout_of
+from psa_triton.kernels.gathered.pyramid import Pyramid, pyramids
 from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
 from psa_triton.kernels.gathered.scratch import Scratch
 from psa_triton.kernels.gathered.stack import Frontier, Stack, StackedBlocks, make_stack, query_blocks
@@ -41,20 +41,10 @@ def pyramid_attention(
         The output with shape, dtype and strides of `q`, and the log-sum-exp float32 `[B, Hq, Nq]` (float64 for float64
         input).
     """
-    group = q.shape[1] // k.shape[1]
-    layout = layout_of(k, levels, blocks.n)
     out = torch.empty_like(q)
     lse = wide(q[:0]).new_empty(q.shape[:3]) if want_lse else None
     with torch.no_grad():
-        for b, of in held_at_once(k, layout):
-            pyramid = build_pyramid(
-                k[b, of],
-                v[b, of],
-                layout,
-                reading.pool_correction,
-                None if blocks.key_mask is None else blocks.key_mask[b],
-            )
-            heads = slice(of.start * group, of.stop * group)
+        for b, _, heads, pyramid in pyramids(k, v, levels, blocks, reading.pool_correction):
             _attend_heads(
                 _Heads(
                     q=q[b, heads],

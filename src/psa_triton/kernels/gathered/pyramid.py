@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch.nn import functional as F
 
+from psa_triton.blocks import Blocks
 from psa_triton.kernels.gathered.schedule import Schedule, make_schedule, step_size
 from psa_triton.products import wide
 from psa_triton.pyramid import (
@@ -57,21 +58,25 @@ class Pyramid:
         return make_schedule(of_each, self.layout, self.kept, stride=self.nothing + 1)
 
 
-def layout_of(k: torch.Tensor, levels: torch.Tensor, block_n: int) -> PyramidLayout:
-    """Of pyramids of `k [B, Hkv, Nk, D]` with all that `levels` name."""
-    return pyramid_layout(k.shape[2], block_n, coarsest=int(levels.max()) if levels.numel() else 0)
+def pyramids(
+    k: torch.Tensor, v: torch.Tensor, levels: torch.Tensor, blocks: Blocks, pool_correction: str
+) -> Iterator[tuple[int, slice, slice, Pyramid]]:
+    """Pyramids of `k` and `v [B, Hkv, Nk, D]` with all that `levels [B, Hq, nq, nk]` name, one after another.
 
-
-def held_at_once(k: torch.Tensor, layout: PyramidLayout) -> Iterator[tuple[int, slice]]:
-    """The items of a batch, and of each the key heads, that one pyramid holds."""
-    head = 2 * layout.rows * k.shape[3] * k.element_size()
-    count = max(1, _AT_ONCE // head)
+    With each the item of the batch, its key heads, and the query heads that read them. Let go of one before the next.
+    """
+    layout = pyramid_layout(k.shape[2], blocks.n, coarsest=int(levels.max()) if levels.numel() else 0)
+    group = levels.shape[1] // k.shape[1]
+    count = max(1, _AT_ONCE // (2 * layout.rows * k.shape[3] * k.element_size()))
     for item in range(len(k)):
+        keep = None if blocks.key_mask is None else blocks.key_mask[item]
         for first in range(0, k.shape[1], count):
-            yield item, slice(first, min(first + count, k.shape[1]))
+            stop = min(first + count, k.shape[1])
+            of_keys, of_queries = slice(first, stop), slice(first * group, stop * group)
+            yield item, of_keys, of_queries, _build(k[item, of_keys], v[item, of_keys], layout, pool_correction, keep)
 
 
-def build_pyramid(
+def _build(
     k: torch.Tensor, v: torch.Tensor, layout: PyramidLayout, pool_correction: str, keep: torch.Tensor | None
 ) -> Pyramid:
     """Of keys and values `[H, Nk, D]`; `keep`, bool `[Nk]`, says which tokens are there; None if all are."""
