@@ -53,8 +53,8 @@ def apply_psa(
         TypeError: if an argument is of a class that isn't supported.
         ValueError: if PSA is attached already, or an option does not fit the model.
     """
-    common: Any = dict(impl=impl, min_tokens=min_tokens, dense_layers=dense_layers, time_layers=time_layers)
-    diffusion: Any = dict(
+    common: dict[str, Any] = dict(impl=impl, min_tokens=min_tokens, dense_layers=dense_layers, time_layers=time_layers)
+    diffusion: dict[str, Any] = dict(
         scheduler=scheduler, max_error=max_error, dense_last_steps=dense_last_steps, on_levels=on_levels
     )
     inner = unwrap(model)

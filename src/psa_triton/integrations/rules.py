@@ -20,7 +20,7 @@ MIN_KEY_BLOCKS: dict[Kind, int] = {"diffusion": 8, "language": 3}
 
 In video models the presets are from eight on about as close to dense attention as on long sequences; of two to six
 blocks the cheaper ones lose half of the output or more, since one block is all that they read. Causal language models
-read the first block and those on the diagonal in full anyway (docs/limits.md).
+read the first block and those on the diagonal in full anyway (`benchmarks/few_blocks.py`).
 """
 
 

@@ -68,14 +68,13 @@ def find_shape(name: str) -> AttentionShape:
     if name in shapes:
         return shapes[name]
     key = model_key(name)
-    sizes = QWEN2_5_VL.sizes if key == QWEN2_5_VL.key else MODELS[key].sizes if key in MODELS else ()
-    found = max((shapes[size] for size in sizes), key=lambda shape: shape.tokens, default=None)
-    if found is None and key in MODELS:
-        found = default_shape(MODELS[key])
-    if found is None:
-        models = {spec.key for spec in MODELS.values() if default_shape(spec) is not None}
-        raise ValueError(unknown_name("shape", name, {*SHAPES, *models, QWEN2_5_VL.key}))
-    return found
+    sizes = {spec.key: spec.sizes for spec in MODELS.values()} | {QWEN2_5_VL.key: QWEN2_5_VL.sizes}
+    if of_model := [shapes[size] for size in sizes.get(key, ())]:
+        return max(of_model, key=lambda shape: shape.tokens)
+    if key in MODELS and (shape := default_shape(MODELS[key])) is not None:
+        return shape
+    models = {spec.key for spec in MODELS.values() if default_shape(spec) is not None}
+    raise ValueError(unknown_name("shape", name, {*SHAPES, *models, QWEN2_5_VL.key}))
 
 
 def default_shape(spec: ModelSpec) -> AttentionShape | None:

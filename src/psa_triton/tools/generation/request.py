@@ -149,7 +149,10 @@ def make_requests(
         )
     if source.spec is not None and (scale := video_scale(source)) is not None:
         check_size(
-            *(filled["width"], filled["height"], filled["num_frames"], scale),
+            filled["width"],
+            filled["height"],
+            filled["num_frames"],
+            scale,
             positions=source.spec.positions,
             spare_frames=spare_frames(str(source.spec.transformer["_class_name"])),
         )

@@ -123,7 +123,6 @@ def generate_videos(
     call = pipeline_call(pipe)
     _check_size(pipe, first, call)
     with attention.attach(pipe, time_layers=True, on_levels=on_levels) as handle, _transformer_seconds(pipe) as seconds:
-        began = now(pipe.device)
 
         def step_ended(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
@@ -132,6 +131,7 @@ def generate_videos(
 
         arguments = _arguments(type(pipe).__name__, call, requests)
         arguments |= {"callback_on_step_end": step_ended} if "callback_on_step_end" in call else {}
+        began = now(pipe.device)
         output = run_pipeline(pipe, arguments)
         total = now(pipe.device) - began
         stats = handle.stats()
