@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 from psa_triton.tools.evaluation.ceiling import Ceiling
 from psa_triton.tools.evaluation.compare import Comparison, compare_attentions, label_attentions
-from psa_triton.tools.generation import Attention, VideoRequest
+from psa_triton.tools.generation import Attention, OnStep, VideoRequest
 
 
 def test_reading_everything_gives_the_dense_video_and_reading_less_does_not(comparison: Comparison) -> None:
@@ -53,14 +53,14 @@ def test_a_second_dense_run_that_fails_costs_no_other(
 def test_progress_is_told_for_every_video(pipe: DiffusionPipeline, request_320: VideoRequest, full: Attention) -> None:
     told: list[object] = []
 
-    def start(label: str) -> object:
+    def start(label: str) -> OnStep:
         told.append(label)
-        return told.append
+        return lambda done, error: told.append((done, error))
 
     compare_attentions(
         pipe, replace(request_320, num_frames=5), [full], on_start=start, on_end=lambda: told.append("end")
     )
-    assert told == ["dense", 1, 2, "end", "full", 1, 2, "end"]
+    assert told == ["dense", (1, None), (2, None), "end", "full", (1, None), (2, None), "end"]
 
 
 def test_labels_are_preset_names_and_full_where_those_are_the_same(full: Attention) -> None:
