@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 
 def shipped_presets() -> Iterator[tuple[str, PSAConfig, AttentionShape]]:
-    """Each sparse preset of a video model, with its model's head size and text; those that are alike under all names."""
+    """Each sparse preset of a video model with its head size and text; those that are alike once, by all names."""
     shapes = {shape.section: shape for shape in known_shapes() if not shape.is_causal}
     sections = load_presets_file().sections
     alike: dict[tuple[PSAConfig, int, int], list[str]] = {}
