@@ -19,7 +19,7 @@ from psa_triton.integrations.diffusers.forward import ForwardState, OnLevels
 from psa_triton.integrations.diffusers.intercept import PSAProcessor, wrap_processor
 from psa_triton.integrations.diffusers.pipelines import is_pipeline, transformers_of
 from psa_triton.integrations.diffusers.scale import check_video_scale
-from psa_triton.integrations.diffusers.stats import CallKey, PSAStats
+from psa_triton.integrations.diffusers.stats import PSAStats
 from psa_triton.integrations.diffusers.steps import Schedule
 from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
 from psa_triton.integrations.rules import DenseRules
@@ -166,9 +166,7 @@ def apply_psa(
             "denoising step, which a transformer alone does not know, as does reuse; pass scheduler=, or the pipeline, "
             "or have none of these"
         )
-    recorder: Recorder[CallKey, PSAStats] = Recorder(
-        PSAStats.of, timed=time_layers or (config is not None and config.verbose)
-    )
+    recorder: Recorder[PSAStats] = Recorder(PSAStats.of, timed=time_layers or (config is not None and config.verbose))
     attachments = [
         _attach(
             transformer,

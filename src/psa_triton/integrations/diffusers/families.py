@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-Grid: TypeAlias = tuple[int, int, int]
-"""Frames, height and width of visual tokens in raster order."""
+from psa_triton.integrations.attend import Grid
+
 Arguments: TypeAlias = Mapping[str, Any]
 """What a transformer's forward was called with, by name, defaults included."""
 Grids: TypeAlias = Callable[[Any, Arguments], list[Grid]]

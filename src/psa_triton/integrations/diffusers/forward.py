@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from psa_triton.config import PSAConfig
-from psa_triton.integrations.diffusers.call import LayerCall
-from psa_triton.integrations.diffusers.families import FAMILIES, Family, Grid
-from psa_triton.integrations.diffusers.layout import Visual
+from psa_triton.integrations.attend import Grid
+from psa_triton.integrations.diffusers.families import FAMILIES, Family
+from psa_triton.integrations.diffusers.layout import Visual, visual_tokens
 from psa_triton.integrations.diffusers.parallel import HeadParallel, head_parallel
-from psa_triton.integrations.diffusers.stats import CallKey, LevelRecord, PSAStats
+from psa_triton.integrations.diffusers.stats import LevelRecord, PSAStats
 from psa_triton.integrations.diffusers.steps import Schedule
 from psa_triton.integrations.reuse import StepReuse
 from psa_triton.integrations.rules import DenseRules
@@ -48,7 +46,7 @@ class Forward:
     @property
     def visual_tokens(self) -> int:
         """Tokens of all grids."""
-        return sum(prod(grid) for grid in self.grids)
+        return visual_tokens(self.grids)
 
 
 _OUTSIDE = Forward()
@@ -80,7 +78,7 @@ class ForwardState:
         rules: DenseRules,
         *,
         schedule: Schedule,
-        recorder: Recorder[CallKey, PSAStats],
+        recorder: Recorder[PSAStats],
         on_levels: OnLevels | None = None,
     ) -> None:
         self.name = name
@@ -152,7 +150,7 @@ class ForwardState:
                     f"rearrange_method: 'Hybrid' clusters tokens of one grid, and {type(transformer).__name__} attends "
                     f"to {len(grids)} here; use 'Gilbert'"
                 )
-            tokens = others + sum(prod(grid) for grid in grids)
+            tokens = others + visual_tokens(grids)
             reason = self.rules.of_length(tokens, config, latent.device, latent.dtype, others)
         reason = self.rules.of_layer(None, config) or reason or self.rules.of_step(step, steps)
         parallel = head_parallel(transformer)
@@ -213,16 +211,6 @@ class ForwardState:
             if self.rules.need_steps:
                 raise
             return None, None
-
-    @contextmanager
-    def call(self, layer: int) -> Iterator[LayerCall]:
-        """One call of an attention layer: says whether it is to run dense, and records how it went."""
-        now = self.now
-        config = None if self.rules.config is None else self.rules.config.at(layer, now.progress)
-        call = LayerCall(self, now, layer, config, now.dense_reason or self.rules.of_layer(layer, config))
-        started = self.recorder.clock(now.device)
-        yield call
-        call.record(self.recorder.clock(now.device) - started)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

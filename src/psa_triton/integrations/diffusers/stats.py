@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 
@@ -41,8 +41,8 @@ class LevelRecord:
 
 
 @dataclass(frozen=True)
-class AttentionRecord:
-    """The calls of one layer in one denoising step that went the same way."""
+class CallKey:
+    """What tells the calls of one record from those of another."""
 
     transformer: str
     """`transformer` or `transformer_2`."""
@@ -58,6 +58,12 @@ class AttentionRecord:
     """What PSA did: `sparse`, or with `reuse` a `refresh` or `broadcast`; None where it did not run."""
     reason: str | None
     """Why the calls ran dense; None for sparse ones."""
+
+
+@dataclass(frozen=True)
+class AttentionRecord(CallKey):
+    """The calls of one layer in one denoising step that went the same way."""
+
     calls: int
     """Number of calls (two per step where guidance runs the model twice)."""
     density: float
@@ -91,17 +97,6 @@ class AttentionSummary(Summary):
     """Mean of the records'; None if none was measured."""
     largest_measured_error: float | None
     """Largest of the records'."""
-
-
-class CallKey(NamedTuple):
-    """What tells the calls of one record from those of another."""
-
-    transformer: str
-    layer: int
-    step: int | None
-    tokens: int
-    reason: str | None
-    way: Way | None
 
 
 @dataclass(frozen=True)

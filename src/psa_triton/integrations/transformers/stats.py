@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Self
 
 from psa_triton.integrations.stats import AsDict, Snapshot, Summary, mean_over_work
 
@@ -13,8 +13,8 @@ DECODE = "decode"
 
 
 @dataclass(frozen=True)
-class AttentionRecord:
-    """The calls of one layer that had the same sizes and went the same way."""
+class CallKey:
+    """What tells the calls of one record from those of another."""
 
     part: str
     """`text`, or `other` for the layers of a vision tower and the like."""
@@ -28,6 +28,12 @@ class AttentionRecord:
     """Whether PSA ran."""
     reason: str | None
     """Why the calls ran dense; None for sparse ones."""
+
+
+@dataclass(frozen=True)
+class AttentionRecord(CallKey):
+    """The calls of one layer that had the same sizes and went the same way."""
+
     calls: int
     """Number of calls."""
     work: int
@@ -50,16 +56,6 @@ class AttentionSummary(Summary):
     """Mean density of the text layers' calls but for decode steps; None without any."""
     prefill_density_with_estimation: float | None
     """The same with the cost of estimating importance."""
-
-
-class CallKey(NamedTuple):
-    """What tells the calls of one record from those of another."""
-
-    part: str
-    layer: int
-    queries: int
-    keys: int | None
-    reason: str | None
 
 
 @dataclass(frozen=True)
