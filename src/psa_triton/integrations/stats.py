@@ -199,3 +199,12 @@ def mean_over_work(records: Iterable[Any], field: str) -> float | None:
     pairs = [(record.work, getattr(record, field)) for record in records]
     total = sum(work for work, _ in pairs)
     return sum(work * value for work, value in pairs) / total if total else None
+
+
+def calls_by(records: Iterable[Any], field: str) -> dict[str, int]:
+    """Number of calls by a field of their records, where that is not None."""
+    calls: Counter[str] = Counter()
+    for record in records:
+        if (value := getattr(record, field)) is not None:
+            calls[value] += record.calls
+    return dict(calls)

@@ -52,6 +52,7 @@ class Forward:
 _OUTSIDE = Forward()
 
 
+@dataclass(eq=False)
 class ForwardState:
     """The forward under way in one transformer: its denoising step, grids, and whether it is sparse.
 
@@ -61,32 +62,22 @@ class ForwardState:
     step.
 
     A copy, as of a copied transformer, has the same rules and no forward, no counts and no `on_levels`.
-
-    Args:
-        name: of the transformer in the pipeline.
-        family: name of its row in `FAMILIES`.
-        rules: the attention to run, and what runs dense.
-        schedule: tells the step of a forward.
-        recorder: where calls and gathers are counted.
-        on_levels: told of every sparse call, outside its seconds.
     """
 
-    def __init__(
-        self,
-        name: str,
-        family: str,
-        rules: DenseRules,
-        *,
-        schedule: Schedule,
-        recorder: Recorder[PSAStats],
-        on_levels: OnLevels | None = None,
-    ) -> None:
-        self.name = name
-        self.rules = rules
-        self.recorder = recorder
-        self.on_levels = on_levels
-        self._family = family
-        self._schedule = schedule
+    name: str
+    """Of the transformer in the pipeline."""
+    family_name: str
+    """Of its row in `FAMILIES`."""
+    rules: DenseRules
+    """The attention to run, and what runs dense."""
+    schedule: Schedule
+    """Tells the step of a forward."""
+    recorder: Recorder[PSAStats]
+    """Where calls and gathers are counted."""
+    on_levels: OnLevels | None
+    """Told of every sparse call, outside its seconds."""
+
+    def __post_init__(self) -> None:
         self._detached = False
         self._forget()
 
@@ -106,7 +97,7 @@ class ForwardState:
     @property
     def family(self) -> Family:
         """The transformer's row."""
-        return FAMILIES[self._family]
+        return FAMILIES[self.family_name]
 
     @property
     def now(self) -> Forward:
@@ -206,7 +197,7 @@ class ForwardState:
 
     def _step(self, transformer: Any, timestep: Tensor | float | None) -> tuple[int | None, Tensor | None]:
         try:
-            return self._schedule.step(transformer, timestep)
+            return self.schedule.step(transformer, timestep)
         except ValueError:
             if self.rules.need_steps:
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Self
@@ -10,7 +9,7 @@ from typing import Self
 import torch
 
 from psa_triton.config import PSAConfig, Way
-from psa_triton.integrations.stats import AsDict, Snapshot, Summary
+from psa_triton.integrations.stats import AsDict, Snapshot, Summary, calls_by
 from psa_triton.ordering import TokenOrder
 
 
@@ -117,16 +116,12 @@ class PSAStats(AsDict):
             )
             for key, total in counted.totals.items()
         )
-        events = {name: counted.events[name] for name in ("forwards", "gathers")}
-        ways: Counter[str] = Counter()
-        for record in records:
-            if record.way is not None:
-                ways[record.way] += record.calls
         errors = [record.measured_error for record in records if record.measured_error is not None]
         summary = AttentionSummary(
-            **events,
+            forwards=counted.events["forwards"],
+            gathers=counted.events["gathers"],
             **counted.summary(records),
-            ways=dict(ways),
+            ways=calls_by(records, "way"),
             measured_error=fmean(errors) if errors else None,
             largest_measured_error=max(errors, default=None),
         )

@@ -73,23 +73,21 @@ class Schedule:
         Raises:
             ValueError: if that cannot be told.
         """
-        pipe = running_pipeline(transformer)
-        own = self.scheduler
-        if pipe is None:
-            if own is None:
-                raise ValueError(
-                    "scheduler: expected one to tell the denoising step by, got none: the transformer was called "
-                    "outside of a pipeline's call; pass scheduler= to apply_psa, or have no dense steps and no "
-                    "budget_table"
-                )
-            return _step(own, timestep, rounded=False)
-        running = scheduler_of(pipe)
-        try:
-            return _step(running, timestep, rounded=True)
-        except ValueError:
-            if own is None or own is running:
-                raise
-            return _step(own, timestep, rounded=False)
+        own, pipe = self.scheduler, running_pipeline(transformer)
+        running = None if pipe is None else scheduler_of(pipe)
+        if running is not None:
+            try:
+                return _step(running, timestep, rounded=True)
+            except ValueError:
+                if own is None or own is running:
+                    raise
+        if own is None:
+            raise ValueError(
+                "scheduler: expected one to tell the denoising step by, got none: the transformer was called "
+                "outside of a pipeline's call; pass scheduler= to apply_psa, or have no dense steps and no "
+                "budget_table"
+            )
+        return _step(own, timestep, rounded=False)
 
 
 def _step(scheduler: Any, timestep: torch.Tensor | float | None, *, rounded: bool) -> tuple[int, torch.Tensor]:

@@ -128,18 +128,20 @@ def _layers(
     model: PreTrainedModel, text_model: PreTrainedModel, rules: DenseRules, recorder: Recorder[PSAStats]
 ) -> dict[nn.Module, AttachedLayer]:
     """What each attention module of a model whose text model runs `psa` is to know."""
-    text = {module: _index(module, position) for position, module in enumerate(_attention_modules(text_model))}
+    text = list(_attention_modules(text_model))
     if not text:
         raise ValueError(
             "model: expected text layers that take their attention from transformers' AttentionInterface, which those "
             f"of {type(text_model).__name__} do not"
         )
-    rules.check_layers(text.values())
     others = [module for module in _attention_modules(model) if module not in text]
-    return {module: AttachedLayer("text", index, rules, recorder) for module, index in text.items()} | {
-        module: AttachedLayer("other", _index(module, position), rules, recorder)
-        for position, module in enumerate(others)
+    layers = {
+        module: AttachedLayer(part, _index(module, position), rules, recorder)
+        for part, modules in (("text", text), ("other", others))
+        for position, module in enumerate(modules)
     }
+    rules.check_layers([layers[module].layer for module in text])
+    return layers
 
 
 def _text_model(model: PreTrainedModel) -> PreTrainedModel:

@@ -39,9 +39,7 @@ def dense_reason(
         return "not causal"
     if call.queries == 1:
         return DECODE
-    if config is None:
-        return "dense preset"
-    if (reason := rules.of_layer(layer, config)) is not None:
+    if (reason := rules.of_layer(layer, config)) is not None or config is None:
         return reason
     for name, reason in _EXTRAS.items():
         if call.extras.get(name) is not None:

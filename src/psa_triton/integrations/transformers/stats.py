@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Self
 
-from psa_triton.integrations.stats import AsDict, Snapshot, Summary, mean_over_work
+from psa_triton.integrations.stats import AsDict, Snapshot, Summary, calls_by, mean_over_work
 
 DECODE = "decode"
 """Why a call with a single query runs dense."""
@@ -72,13 +71,9 @@ class PSAStats(AsDict):
             AttentionRecord(**counted.fields(key), work=total.work) for key, total in counted.totals.items()
         )
         prefill = [record for record in records if record.part == "text" and record.reason != DECODE]
-        reasons: Counter[str] = Counter()
-        for record in records:
-            if record.reason is not None:
-                reasons[record.reason] += record.calls
         summary = AttentionSummary(
             **counted.summary(records),
-            dense_reasons=dict(reasons),
+            dense_reasons=calls_by(records, "reason"),
             prefill_density=mean_over_work(prefill, "density"),
             prefill_density_with_estimation=mean_over_work(prefill, "density_with_estimation"),
         )
