@@ -71,7 +71,7 @@ def attend_in_order(
     config: PSAConfig,
     layout: Layout,
     *,
-    layer: int,
+    layer: int = 0,
     step: int | None = None,
     scale: float | None = None,
     impl: Impl = "auto",

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.attend import Layout, attend_in_order
 from psa_triton.integrations.rules import DenseRules
@@ -90,41 +89,38 @@ def psa_attention_forward(
     layer: AttachedLayer | None = getattr(module, LAYER_ATTRIBUTE, None)
     if layer is None:
         rules = default_rules()
-        return _attend(call, psa_config or rules.config, rules), None
+        return _attend(call, psa_config or rules.config, rules)[0], None
     if torch.compiler.is_compiling() and call.queries == 1:
         # Decoding may be compiled to one graph, which cannot count.
         return call.attend_dense(), None
     return _attend_and_record(call, psa_config or layer.rules.config, layer), None
 
 
-def _attend(call: AttentionCall, config: PSAConfig | None, rules: DenseRules) -> Tensor:
-    if config is None or dense_reason(call, config, rules) is not None:
-        return call.attend_dense()
-    options: dict[str, Any] = {"key_mask": call.key_mask, "scale": call.scaling, "impl": rules.impl}
-    out, _ = sparse_attention(call.query, call.key, call.value, config, is_causal=True, **options)
-    return out.transpose(1, 2).contiguous()
+def _attend(
+    call: AttentionCall, config: PSAConfig | None, rules: DenseRules, layer: int | None = None
+) -> tuple[Tensor, Tally, str | None]:
+    """`[B, Nq, Hq, D]`, what was read, and why the call ran dense; None if it did not."""
+    reason = dense_reason(call, config, rules, layer)
+    if config is None or reason is not None:
+        return call.attend_dense(), Tally(), reason
+    answer = attend_in_order(
+        call.query,
+        call.key,
+        call.value,
+        config,
+        Layout(key_mask=call.key_mask, is_causal=True),
+        scale=call.scaling,
+        impl=rules.impl,
+        probe=0.0,
+    )
+    return answer.out.transpose(1, 2).contiguous(), answer.tally, None
 
 
 @torch.compiler.disable
 def _attend_and_record(call: AttentionCall, config: PSAConfig | None, layer: AttachedLayer) -> Tensor:
-    reason = dense_reason(call, config, layer.rules, layer.layer if layer.part == "text" else None)
-    tally, recorder, device = Tally(), layer.recorder, call.query.device
+    recorder, device = layer.recorder, call.query.device
     started = recorder.clock(device)
-    if config is None or reason is not None:
-        out = call.attend_dense()
-    else:
-        answer = attend_in_order(
-            call.query,
-            call.key,
-            call.value,
-            config,
-            Layout(key_mask=call.key_mask, is_causal=True),
-            layer=layer.layer,
-            scale=call.scaling,
-            impl=layer.rules.impl,
-            probe=0.0,
-        )
-        out, tally = answer.out.transpose(1, 2).contiguous(), answer.tally
+    out, tally, reason = _attend(call, config, layer.rules, layer.layer if layer.part == "text" else None)
     seconds = recorder.clock(device) - started
     keys = None if reason == DECODE else call.keys
     recorder.add(
