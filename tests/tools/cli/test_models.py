@@ -12,8 +12,8 @@ PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 
 
 def test_the_page_names_every_model_beside_its_class() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    shown = {key: family for family, keys in rows for key in keys.split(", ")}
+    lines = re.findall(r"^\* `(\w+)`[^:\n]*: (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    shown = {key: family for family, keys in lines for key in keys.split(", ")}
     assert shown == {key: spec.transformer["_class_name"].removeprefix("Frame") for key, spec in MODELS.items()}
 
 
