@@ -22,7 +22,7 @@ from psa_triton.integrations.diffusers.steps import Schedule
 from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
-from psa_triton.integrations.wrappers import held_models, library, unwrap
+from psa_triton.integrations.wrappers import library, unsupported, unwrap
 from psa_triton.models import GENERAL_SECTION, recognise
 from psa_triton.presets import DENSE, resolve
 
@@ -204,17 +204,10 @@ def layer_count(transformer: Any) -> int:
 def _family_name(target: Any) -> str:
     if (name := family_name(target)) is not None:
         return name
-    if library(target) == "transformers":
-        raise TypeError(
-            f"pipe_or_transformer: expected a diffusion model, got {type(target).__name__} of transformers; pass it to "
-            "psa_triton.apply_psa or psa_triton.integrations.transformers.apply_psa"
-        )
-    inside = next((name for name, part in held_models(target) if family_name(part)), None)
-    advice = "; register_family adds others" if inside is None else f"; it has one: pass its `{inside}`"
-    raise TypeError(
-        f"pipe_or_transformer: expected a transformer of class {', '.join(FAMILIES)}, or a pipeline with one, "
-        f"got {type(target).__name__}{advice}"
-    )
+    expected = "a diffusion model"
+    if library(target) != "transformers":
+        expected = f"a transformer of class {', '.join(FAMILIES)} or one of register_family, or a pipeline with one"
+    raise unsupported("pipe_or_transformer", expected, target, family_name, "diffusers")
 
 
 def _transformers(target: Any) -> dict[str, Any]:
