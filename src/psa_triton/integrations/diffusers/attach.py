@@ -19,7 +19,7 @@ from psa_triton.integrations.diffusers.intercept import PSAProcessor, wrap_proce
 from psa_triton.integrations.diffusers.pipelines import check_video_scale, is_pipeline, transformers_of
 from psa_triton.integrations.diffusers.stats import PSAStats
 from psa_triton.integrations.diffusers.steps import Schedule
-from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
+from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, find_config
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
 from psa_triton.integrations.wrappers import library, unsupported, unwrap
@@ -135,7 +135,7 @@ def apply_psa(
     """
     transformers = _transformers(pipe_or_transformer)
     pipe = pipe_or_transformer if is_pipeline(pipe_or_transformer) else None
-    config = _config(pipe, config_or_preset, transformers)
+    config = find_config(config_or_preset, lambda name: _preset(name, pipe, transformers))
     if max_error is not None:
         if config is None:
             raise ValueError(f"max_error: expected None with dense attention, which has no error, got {max_error}")
@@ -232,17 +232,14 @@ def _transformers(target: Any) -> dict[str, Any]:
     return inner
 
 
-def _config(pipe: Any, config_or_preset: Any, transformers: dict[str, nn.Module]) -> PSAConfig | None:
-    """The configuration asked for; None for a dense preset."""
-    wanted = checked_preset(config_or_preset)
-    if isinstance(wanted, PSAConfig):
-        return wanted
-    if wanted == DENSE.name or "/" in (wanted or ""):
-        return resolve(wanted).config
+def _preset(name: str | None, pipe: Any, transformers: dict[str, nn.Module]) -> PSAConfig | None:
+    """The configuration of a preset, in the section of the model; None for a dense one."""
+    if name == DENSE.name or "/" in (name or ""):
+        return resolve(name).config
     transformer: Any = next(iter(transformers.values()))
     described = {**transformer.config, "_class_name": type(transformer).__name__}
     spec = recognise(described, two_transformers="transformer_2" in transformers)
-    found = resolve(wanted, GENERAL_SECTION if spec is None else spec.preset_section)
+    found = resolve(name, GENERAL_SECTION if spec is None else spec.preset_section)
     if pipe is not None and spec is not None and found.video_scale is not None:
         check_video_scale(pipe, spec.preset_section, found.video_scale)
     return found.config

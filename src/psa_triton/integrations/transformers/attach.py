@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, check_impl
 from psa_triton.inputs import as_count, as_indexes
-from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
+from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, find_config
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
 from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE, NAME, AttachedLayer
@@ -81,7 +81,7 @@ def apply_psa(
             form, or a number is out of range.
     """
     model = _model(model)
-    config = _config(config_or_preset)
+    config = find_config(config_or_preset, lambda name: resolve(name, QWEN2_5_VL.preset_section).config)
     if config is not None:
         check_causal(config)
     rules = DenseRules(
@@ -159,9 +159,3 @@ def _index(module: nn.Module, position: int) -> int:
     """The index of a layer that knows it; else its position."""
     index = getattr(module, "layer_idx", None)
     return position if index is None else index
-
-
-def _config(config_or_preset: Any) -> PSAConfig | None:
-    """The configuration asked for; None for a dense preset."""
-    wanted = checked_preset(config_or_preset)
-    return wanted if isinstance(wanted, PSAConfig) else resolve(wanted, QWEN2_5_VL.preset_section).config
