@@ -139,14 +139,10 @@ _COGVIDEOX = ModelSpec(
 )
 _COGVIDEOX_1_5 = replace(
     _COGVIDEOX,
-    key="cogvideo1.5_5b",
-    hub_id="THUDM/CogVideoX1.5-5B",
-    preset_section="CogVideo1.5_5b",
+    **_named("cogvideo1.5_5b", "THUDM/CogVideoX1.5-5B", "CogVideoXPipeline", "CogVideo1.5_5b"),
+    **_run(1360, 768, frames=81, fps=8, steps=50, guidance=6.0),
     transformer=_transformer("CogVideoX", 48, 64, layers=42, patch_size_t=2),
     sizes={"cogvideo15-768p": (1360, 768, 81)},
-    width=1360,
-    height=768,
-    num_frames=81,
 )
 _COGVIDEOX_LORA = replace(
     _COGVIDEOX,
@@ -170,9 +166,7 @@ _WAN21_1_3B = ModelSpec(
 )
 _WAN21_14B = replace(
     _WAN21_1_3B,
-    key="wan21_14b",
-    hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers",
-    preset_section="Wan2.1_14b",
+    **_named("wan21_14b", "Wan-AI/Wan2.1-T2V-14B-Diffusers", "WanPipeline", "Wan2.1_14b"),
     parameters="14B",
     transformer=_transformer("Wan", 40, 128, layers=40),
     sizes={"wan21-14b-720p": (1280, 720, 81)},
@@ -188,19 +182,13 @@ _WAN22_5B = ModelSpec(
 )
 _WAN22_A14B = replace(
     _WAN22_5B,
-    key="wan22_a14b",
-    hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-    preset_section="Wan2.2_A14B",
+    **_named("wan22_a14b", "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "WanPipeline", "Wan2.2_A14B"),
+    **_run(1280, 768, frames=69, fps=16, steps=40, guidance=4.0),
     parameters="14B",
     transformer=_WAN21_14B.transformer,
     two_transformers=True,
     sizes={"wan22-a14b-720p": (1280, 768, 69)},
-    height=768,
-    num_frames=69,
-    num_inference_steps=40,
-    guidance_scale=4.0,
     guidance_scale_2=3.0,
-    fps=16,
 )
 _TINY_WAN = ModelSpec(
     **_named("tiny-wan", None, "WanPipeline", "tiny-wan"),
@@ -212,22 +200,16 @@ _TINY_WAN = ModelSpec(
 _TINY_WAN_1K = replace(  # quick to make; too few tokens for sparse attention to save anything
     _TINY_WAN,
     key="tiny-wan-1k",
+    **_run(96, 96, frames=29, fps=16, steps=12, guidance=4.0),
     preset="psa_balanced",
     sizes={"tiny-wan-1k": (96, 96, 29)},
-    width=96,
-    height=96,
-    num_inference_steps=12,
 )
 _TINY_WAN_16K = replace(
     _TINY_WAN,
     key="tiny-wan-16k",
+    **_run(256, 256, frames=61, fps=16, steps=4, guidance=1.0),
     preset="psa_timing",
     sizes={"tiny-wan-16k": (256, 256, 61)},
-    width=256,
-    height=256,
-    num_frames=61,
-    num_inference_steps=4,
-    guidance_scale=1.0,
     timing_only=True,
 )
 
