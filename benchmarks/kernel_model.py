@@ -136,8 +136,8 @@ def scores_ms(launch: Launch, made: Compiled, a: Assumptions) -> float:
     constants, (tiles, *_, columns, _, _) = launch.constants, launch.arguments["sizes"]
     trips = constants["WIDTH"] * ceil(128 / constants["PART"])
     instructions = made.loops[0].instructions * trips
-    if trips > 1:  # what goes with a tile stands around the loop, once for plain tiles and once for masked ones
-        instructions += (made.instructions - sum(of.instructions for of in made.loops)) // 2
+    if trips > 1:  # what goes with a tile stands around the loop
+        instructions += made.loops[0].around
     tile = loop(instructions, constants["TILE_N"], 128 * constants["WIDTH"], made, a)
     rounds = ceil(tiles / a.multiprocessors / made.programs) * made.programs
     return rounds * ceil(columns / constants["TILE_N"]) * tile.clocks / a.gigahertz / 1e6

@@ -315,15 +315,14 @@ def _score_kernel(
             plain = 0
         of_item_needs = needs + b * stride_needs
         source = (q, k, query_places, key_places, query_tile)
-        # A thread has sums of its own, of the key rows that it holds: see `_key_rows`.
+        # A thread has sums of its own, of the key rows that it holds: see `_products`.
         SUMS: tl.constexpr = min(TILE_N // PER_N, 4)
         top = tl.full((TILE_M, SUMS), _NONE, tl.float32)  # finite: a row that has seen nothing meets no inf - inf
         total = tl.zeros((TILE_M, SUMS), tl.float32)
         for EDGE in tl.static_range(2):
             for first in range(plain if EDGE else 0, in_sight * PER_N if EDGE else plain, TILE_N):
-                products = _products(
-                    source, r, rows, first, TILE_N, columns, strides, DIM, UNIT, PART, WIDTH, PRECISION
-                )
+                end = columns if EDGE else None
+                products = _products(source, r, rows, first, TILE_N, end, strides, DIM, UNIT, PART, WIDTH, PRECISION)
                 factor = scale
                 if EDGE:
                     c = first + tl.arange(0, TILE_N)
@@ -364,6 +363,8 @@ def _products(
     PRECISION: tl.constexpr,
 ):
     """Products of query rows `r` and the `TILE_N` key rows from `first` on; one that is not finite is read as zeros.
+
+    All key rows are there where `columns` is None.
 
     Of a product's columns, threads hold pairs in turn, four threads a row. Key rows are multiplied in such an order
     that each thread gets neighbouring ones, and most of the time whole blocks.
@@ -445,7 +446,10 @@ def _load_rows(
 ):
     """Part `p` of rows `r`, `PART` channels of one of their tokens; zeros in rows that are none or not finite."""
     PARTS: tl.constexpr = (DIM + PART - 1) // PART
-    place = tl.load(places + r * WIDTH + p // PARTS, mask=r < rows, other=-1)
+    if rows is None:  # all are there
+        place = tl.load(places + r * WIDTH + p // PARTS)
+    else:
+        place = tl.load(places + r * WIDTH + p // PARTS, mask=r < rows, other=-1)
     d = p % PARTS * PART + tl.arange(0, PART)
     pointers = x + place[:, None].to(tl.int64) * UNIT + d[None, :] * stride_d
     return tl.load(pointers, mask=(place >= 0)[:, None] & (d[None, :] < DIM), other=0.0)
