@@ -333,8 +333,8 @@ def _score_kernel(
 
         top_of_row = tl.max(top, axis=1)
         total = tl.sum(total * tl.math.exp2(top - top_of_row[:, None]), axis=1)
-        # A total is at least 1, that of the top logit; in a row that is none, or sees nothing, all probabilities are 0.
-        log_sum = tl.where((total > 0.0) & (r < rows), top_of_row + tl.log2(tl.maximum(total, 1.0)), -_NONE)
+        # A total is at least 1/2, that of the top logit; in a row that is none, or sees nothing, all probabilities are 0.
+        log_sum = tl.where((total > 0.0) & (r < rows), top_of_row + tl.log2(tl.maximum(total, 0.5)), -_NONE)
         tl.debug_barrier()  # notes of all threads are there
         i = tile * (TILE_M // PER_M) + tl.arange(0, TILE_M // PER_M)
         mass_of_rows = mass + (head * tl.cdiv(queries, BLOCK_M) + i[None, :]) * blocks
@@ -403,15 +403,17 @@ def _mask_logits(logits, c, columns, log_count, last_log_count, needs, limit, CA
 def _note(notes, products, scale, top, total, first, blocks, PER_N: tl.constexpr, REDUCE: tl.constexpr):
     """A number for each query row and key block of a tile, in base 2; and the online softmax of its rows.
 
-    The largest logit where pairs are reduced to a maximum, the log of the sum of probabilities or of their squares, but
-    for the row's log-sum-exp, where to a sum or a norm.
+    The largest logit where pairs are reduced to a maximum. Where to a sum or a norm, the sum of probabilities or of
+    their squares, but for the row's log-sum-exp: exponent plus fraction, which takes less than a logarithm. Tops are
+    whole numbers there, so that they add to the exponent alone.
     """
     TILE_M: tl.constexpr = products.shape[0]
     SUMS: tl.constexpr = top.shape[1]
     PER_SUM: tl.constexpr = products.shape[1] // SUMS // PER_N
     products = tl.reshape(products, (TILE_M, SUMS, PER_SUM, PER_N))
     largest = tl.max(products, axis=3) * scale
-    new_top = tl.maximum(top, tl.max(largest, axis=2))
+    new_top = tl.max(largest, axis=2)
+    new_top = tl.maximum(top, new_top if REDUCE == "max" else tl.ceil(new_top))
     probabilities = tl.math.exp2(products * scale - new_top[:, :, None, None])
     sums = tl.sum(probabilities, axis=3)
     added = tl.sum(sums, axis=2)
@@ -421,7 +423,8 @@ def _note(notes, products, scale, top, total, first, blocks, PER_N: tl.constexpr
         power = 2.0 if REDUCE == "norm" else 1.0
         if REDUCE == "norm":
             sums = tl.sum(probabilities * probabilities, axis=3)
-        noted = tl.where(sums > 0.0, tl.log2(tl.maximum(sums, 1.0e-37)) + power * new_top[:, :, None], _NONE)
+        exponent = sums.to(tl.int32, bitcast=True).to(tl.float32) * (1.0 / (1 << 23)) - 127.0
+        noted = tl.where(sums > 0.0, exponent + power * new_top[:, :, None], _NONE)
     j = first // PER_N + tl.arange(0, SUMS * PER_SUM)
     of_pairs = notes + j[None, :] * TILE_M + tl.arange(0, TILE_M)[:, None]
     tl.store(of_pairs, tl.reshape(noted, (TILE_M, SUMS * PER_SUM)), mask=j[None, :] < blocks)
@@ -434,10 +437,11 @@ def _reduce_rows(noted, log_sum, PER_M: tl.constexpr, REDUCE: tl.constexpr):
     shape: tl.constexpr = (noted.shape[0], noted.shape[1] // PER_M, PER_M)
     if REDUCE == "max":  # exp2 is monotone: it can wait until there is one number per pair
         return tl.math.exp2(tl.max(tl.reshape(noted - log_sum[None, :], shape), axis=2))
-    if REDUCE == "norm":
-        squares = tl.math.exp2(noted - 2.0 * log_sum[None, :])
-        return tl.math.sqrt(tl.sum(tl.reshape(squares, shape), axis=2))
-    return tl.sum(tl.reshape(tl.math.exp2(noted - log_sum[None, :]), shape), axis=2)
+    exponent = tl.floor(noted)
+    power = 2.0 if REDUCE == "norm" else 1.0
+    sums = (1.0 + (noted - exponent)) * tl.math.exp2(exponent - power * log_sum[None, :])
+    total = tl.sum(tl.reshape(sums, shape), axis=2)
+    return tl.math.sqrt(total) if REDUCE == "norm" else total
 
 
 @triton.jit
