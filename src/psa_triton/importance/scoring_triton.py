@@ -193,16 +193,18 @@ def _tiles(dim: int, width: int, dtype: torch.dtype, target: str) -> _Tiles:
     """For rows of `width` tokens on a GPU.
 
     Chosen so that nothing spills, and two tiles are in flight: a row's token is loaded before the row, which takes half
-    of the stages. Where a row is one short token, query rows are loaded once and several programs fit on a
-    multiprocessor: one multiplies while another reduces. Longer rows are loaded again for every tile of key rows, which
-    is larger so that they are loaded less often, where products take their operands from shared memory.
+    of the stages. Where a row is one short token, query rows are loaded once; on sm_90 with so few warps that two
+    programs share a multiprocessor, where one multiplies while the other reduces. Longer rows are loaded again for
+    every tile of key rows, which is larger so that they are loaded less often, where products take their operands from
+    shared memory.
     """
     channels = dim_tile(dim)
     is_hip = current_backend() == "hip"
     if dtype == torch.float32:
         return _Tiles(64, 64, min(channels, 32), 4, 1 if is_hip else 2)
     if width == 1 and channels <= 128:
-        return _Tiles(128, 32 if target == "sm_120" else 64, channels, 8, 2 if is_hip else 5)
+        n, warps = 32 if target == "sm_120" else 64, 4 if target == "sm_90" else 8
+        return _Tiles(128, n, channels, warps, 2 if is_hip else 5)
     n = 256 if target == "sm_90" else 128 if target.startswith("sm_10") else 64
     return _Tiles(128, n, min(channels, 64), 8, 2 if is_hip else 5)
 
