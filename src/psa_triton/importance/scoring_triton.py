@@ -335,7 +335,7 @@ def _score_kernel(
 
         top_of_row = tl.max(top, axis=1)
         total = tl.sum(total * tl.math.exp2(top - top_of_row[:, None]), axis=1)
-        # A total is at least 1/2, that of the top logit; in a row that is none, or sees nothing, all probabilities are 0.
+        # A total is at least 1/2, that of the top logit; in a row that is none, or sees nothing, probabilities are 0.
         log_sum = tl.where((total > 0.0) & (r < rows), top_of_row + tl.log2(tl.maximum(total, 0.5)), -_NONE)
         tl.debug_barrier()  # notes of all threads are there
         i = tile * (TILE_M // PER_M) + tl.arange(0, TILE_M // PER_M)
