@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Final, Generic, Protocol, Self
 
 from torch import nn
@@ -36,9 +35,7 @@ class PSAHandle(Generic[Stats]):
         config: the attention in use; None where the preset is dense.
     """
 
-    def __init__(
-        self, config: PSAConfig | None, recorder: Recorder[Any, Stats], attachments: Sequence[Attachment]
-    ) -> None:
+    def __init__(self, config: PSAConfig | None, recorder: Recorder[Stats], attachments: Sequence[Attachment]) -> None:
         self.config = config
         self._recorder = recorder
         self._attachments = list(attachments)
@@ -67,9 +64,7 @@ class PSAHandle(Generic[Stats]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.remove()
 
 

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-Grid: TypeAlias = tuple[int, int, int]
-"""Frames, height and width of visual tokens in raster order."""
+from psa_triton.integrations.attend import Grid
+
 Arguments: TypeAlias = Mapping[str, Any]
 """What a transformer's forward was called with, by name, defaults included."""
 Grids: TypeAlias = Callable[[Any, Arguments], list[Grid]]
@@ -96,10 +96,12 @@ def family_name(transformer: object) -> str | None:
 
 # ---------------------------------------------------------------- grids
 def latent_grid(layout: str = "bcthw", argument: str = "hidden_states") -> Grids:
-    """Patches of a latent tensor, whose dimensions `layout` names: b, c, t (frames), h, w."""
+    """Patches of a latent tensor, whose dimensions `layout` names: b, c, t (frames), h, w; of an image without t."""
 
     def grids(config: Any, arguments: Arguments) -> list[Grid]:
-        size = dict(zip(layout, arguments[argument].shape, strict=True))
+        shape = arguments[argument].shape
+        names = layout if len(shape) == len(layout) else layout.replace("t", "")
+        size = dict(zip(names, shape, strict=True))
         t, h, w = patch_size(config)
         return [(size.get("t", 1) // t, size["h"] // h, size["w"] // w)]
 
@@ -159,10 +161,6 @@ def _positions(config: Any, arguments: Arguments) -> list[Grid]:
     return [(t, h, w)]
 
 
-def _hunyuan_image(config: Any, arguments: Arguments) -> list[Grid]:
-    return latent_grid("bchw" if arguments["hidden_states"].ndim == 4 else "bcthw")(config, arguments)
-
-
 def _z_image(config: Any, arguments: Arguments) -> list[Grid]:
     patch, patch_t = arguments["patch_size"], arguments["f_patch_size"]
     _, t, h, w = arguments["x"][0].shape
@@ -215,7 +213,7 @@ FAMILIES: dict[str, Family] = {
         grids=_after_history(latents_history_4x=(4, 8, 8), latents_history_2x=(2, 4, 4), latents_clean=(1, 2, 2)),
     ),
     "HunyuanVideo15Transformer3DModel": replace(_HUNYUAN, processor=_hunyuan_video_15),
-    "HunyuanImageTransformer2DModel": replace(_HUNYUAN, grids=_hunyuan_image),
+    "HunyuanImageTransformer2DModel": _HUNYUAN,
     "MotifVideoTransformer3DModel": replace(_HUNYUAN, copies=True),
     "LTXVideoTransformer3DModel": _LTX,
     "LTX2VideoTransformer3DModel": _LTX,
@@ -252,7 +250,7 @@ FAMILIES: dict[str, Family] = {
     "SD3Transformer2DModel": Family(
         attentions=("transformer_blocks.*.attn",),
         optional=("transformer_blocks.*.attn2",),
-        grids=latent_grid("bchw"),
+        grids=latent_grid(),
         others=_TEXT,
     ),
     "ZImageTransformer2DModel": Family(
@@ -265,7 +263,7 @@ FAMILIES: dict[str, Family] = {
     "Lumina2Transformer2DModel": Family(
         attentions=("layers.*.attn",),
         optional=("noise_refiner.*.attn",),
-        grids=latent_grid("bchw"),
+        grids=latent_grid(),
         visual="last",
         timestep=None,
         others=_TEXT,

@@ -15,10 +15,9 @@ from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
-from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE
-from psa_triton.integrations.transformers.registration import NAME
-from psa_triton.integrations.transformers.settings import AttachedLayer, check_causal
-from psa_triton.integrations.transformers.stats import CallKey, PSAStats
+from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE, NAME, AttachedLayer
+from psa_triton.integrations.transformers.rules import check_causal
+from psa_triton.integrations.transformers.stats import PSAStats
 from psa_triton.integrations.wrappers import held_models, is_language_pipeline, library, unwrap
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import resolve
@@ -94,9 +93,7 @@ def apply_psa(
     )
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
         raise ValueError(f"model: PSA is attached to it already; {ATTACHED_ALREADY}")
-    recorder: Recorder[CallKey, PSAStats] = Recorder(
-        PSAStats.of, timed=time_layers or (config is not None and config.verbose)
-    )
+    recorder: Recorder[PSAStats] = Recorder(PSAStats.of, timed=time_layers or (config is not None and config.verbose))
     text_model = _text_model(model)
     previous = text_model.config._attn_implementation
     text_model.set_attn_implementation(NAME)
@@ -128,21 +125,23 @@ def _model(target: Any) -> PreTrainedModel:
 
 
 def _layers(
-    model: PreTrainedModel, text_model: PreTrainedModel, rules: DenseRules, recorder: Recorder[CallKey, PSAStats]
+    model: PreTrainedModel, text_model: PreTrainedModel, rules: DenseRules, recorder: Recorder[PSAStats]
 ) -> dict[nn.Module, AttachedLayer]:
     """What each attention module of a model whose text model runs `psa` is to know."""
-    text = {module: _index(module, position) for position, module in enumerate(_attention_modules(text_model))}
+    text = list(_attention_modules(text_model))
     if not text:
         raise ValueError(
             "model: expected text layers that take their attention from transformers' AttentionInterface, which those "
             f"of {type(text_model).__name__} do not"
         )
-    rules.check_layers(text.values())
     others = [module for module in _attention_modules(model) if module not in text]
-    return {module: AttachedLayer("text", index, rules, recorder) for module, index in text.items()} | {
-        module: AttachedLayer("other", _index(module, position), rules, recorder)
-        for position, module in enumerate(others)
+    layers = {
+        module: AttachedLayer(part, _index(module, position), rules, recorder)
+        for part, modules in (("text", text), ("other", others))
+        for position, module in enumerate(modules)
     }
+    rules.check_layers([layers[module].layer for module in text])
+    return layers
 
 
 def _text_model(model: PreTrainedModel) -> PreTrainedModel:
