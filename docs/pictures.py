@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,15 @@ from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.shapes import find_shape
 
 IMAGES = Path(__file__).parent / "images"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+CURVES = {
+    "more at both ends": "PSA with reuse between steps",
+    "block top-k, more at both ends": "block top-k with the same reuse",
+    "TaylorSeer": "TaylorSeer, which skips other layers too",
+    "broadcast": "repeated outputs (broadcast)",
+    "warm-up": "PSA after dense first steps",
+}
+"""Methods of `benchmarks/error_control.py` that the picture of cost shows, and what it calls them."""
 LEVELS = (0, 8, 4, 2, 1)
 COLOURS = ("#eeeeee", "#c6dbef", "#6baed6", "#2171b5", "#08306b")
 LEVEL_MAP = ListedColormap(COLOURS)
@@ -101,6 +111,23 @@ def draw_level_map(path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
+def draw_cost(path: Path) -> None:
+    """How close videos are to the dense ones over the cost of attention, from the newest results."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, steps in zip(panels, (12, 48), strict=True):
+        results = sorted(RESULTS.glob(f"error_control_{steps}_steps_6x2_*.json"))[-1]
+        rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+        for method, label in CURVES.items():
+            points = sorted((row["cost"], row["psnr"]) for row in rows if row["method"] == method)
+            axes.plot(*np.array(points).reshape(-1, 2).T, marker="o", label=label)
+        axes.set(title=f"{steps} steps", xlabel="cost of attention, dense = 1", xlim=(0, 0.6))
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("PSNR to the dense video, dB")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=DPI)
+
+
 def _rank(levels: torch.Tensor) -> np.ndarray:
     """0 for skipped, then finer and finer: the order of `LEVELS`."""
     ranks = torch.zeros(9, dtype=torch.long)
@@ -114,6 +141,7 @@ def main() -> None:
     draw_pyramid(IMAGES / "pyramid.png")
     draw_order(IMAGES / "order.png")
     draw_level_map(IMAGES / "level_map.png")
+    draw_cost(IMAGES / "cost.png")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from psa_triton.config import PSAConfig
-from psa_triton.integrations import comfyui, hosts
+from psa_triton.integrations import attend, comfyui
 from psa_triton.integrations.comfyui import OVERRIDE, patch_model, preset_names
 from psa_triton.integrations.reuse import Attended
 from psa_triton.presets import NamedAttention, PresetError
@@ -394,9 +394,7 @@ class NoWaiting(TorchDispatchMode):
 def test_nothing_waits_for_the_device_inside_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator itself is left out: on a CPU it plans with numbers."""
     levels = torch.ones(2, 4, 2, 4, dtype=torch.int8)
-    monkeypatch.setattr(
-        hosts, "attend_in_order", lambda q, k, v, config, **_: Attended(v, "sparse", levels, True, 0, None)
-    )
+    monkeypatch.setattr(attend, "attend_once", lambda q, **_: Attended(q, "sparse", levels, True, 0, None))
     run = host("wan")
     original = run.patcher.model_options["transformer_options"][OVERRIDE]
 

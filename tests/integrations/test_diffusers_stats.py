@@ -13,7 +13,7 @@ from psa_triton.config import PSAConfig
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.diffusers import PSAStats, apply_psa
 from psa_triton.integrations.diffusers.stats import CallKey
-from psa_triton.integrations.stats import Recorder
+from psa_triton.integrations.stats import Recorder, Tally
 
 
 def test_records_of_a_run() -> None:
@@ -61,21 +61,14 @@ def test_density_counts_the_exempt_text() -> None:
         assert (32 * 118 + 86 * 32) / 118**2 - 1e-6 < record.density < (32 * 118 + 86 * 64) / 118**2 + 1e-6
 
 
-def test_tokens_are_put_in_order_in_each_call() -> None:
+@pytest.mark.parametrize("use_rearrange", [True, False])
+def test_tokens_are_put_in_order_in_each_call(use_rearrange: bool) -> None:
     """q, k, v and the output; CogVideoX runs its two layers once a step on both halves of the guidance."""
     pipe = make_cogvideox_pipeline()
-    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1, use_rearrange=use_rearrange)) as handle:
         make_video(pipe, steps=3, guidance_scale=3.0)
     summary = handle.stats().summary
-    assert (summary.forwards, summary.sparse_calls, summary.gathers) == (3, 4, 4 * 4)
-
-
-def test_no_gathers_without_an_order() -> None:
-    pipe = make_wan_pipeline()
-    with apply_psa(pipe, SPARSE.replace(use_rearrange=False)) as handle:
-        make_video(pipe)
-    assert handle.stats().summary.gathers == 0
-    assert handle.stats().summary.sparse_calls == 2 * 3
+    assert (summary.forwards, summary.sparse_calls, summary.gathers) == (3, 4, 4 * 4 if use_rearrange else 0)
 
 
 def test_seconds_only_if_asked() -> None:
@@ -128,15 +121,16 @@ def test_verbose_logs_each_sparse_call(caplog: pytest.LogCaptureFixture) -> None
 
 
 def recorded(*calls: tuple[CallKey, torch.Tensor | float, float], timed: bool = True) -> PSAStats:
-    recorder: Recorder[CallKey, PSAStats] = Recorder(PSAStats.of, timed)
+    recorder: Recorder[PSAStats] = Recorder(PSAStats.of, timed)
     for key, density, seconds in calls:
-        recorder.add(key, key.tokens**2, density, seconds, 0.1 if key.way else 0.0)
+        recorder.add(key, key.tokens**2, Tally(density, 0.1 if key.way else 0.0), seconds)
     return recorder.stats()
 
 
 def test_summary_weighs_calls_by_their_work() -> None:
     """One dense call over 10 tokens and two sparse ones over 20: work 100 and 2 * 400."""
-    dense, sparse = CallKey("transformer", 0, 0, 10, "warm-up", None), CallKey("transformer", 0, 1, 20, None, "sparse")
+    dense = CallKey("transformer", 0, 0, 10, False, None, "warm-up")
+    sparse = CallKey("transformer", 0, 1, 20, True, "sparse", None)
     stats = recorded((dense, 1.0, 1.0), (sparse, torch.tensor(0.2), 2.0), (sparse, torch.tensor(0.4), 2.0))
     assert [(r.calls, r.seconds) for r in stats.records] == [(1, 1.0), (2, 4.0)]
     assert stats.records[1].density == pytest.approx(0.3)
@@ -147,7 +141,7 @@ def test_summary_weighs_calls_by_their_work() -> None:
 
 
 def test_memory_is_bounded_by_layers_and_steps() -> None:
-    keys = [CallKey("transformer", call % 2, call % 5, 64, None, "sparse") for call in range(1000)]
+    keys = [CallKey("transformer", call % 2, call % 5, 64, True, "sparse", None) for call in range(1000)]
     stats = recorded(*((key, torch.tensor(0.5), 0.0) for key in keys), timed=False)
     assert len(stats.records) == 10
     assert stats.summary.sparse_calls == 1000

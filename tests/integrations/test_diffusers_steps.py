@@ -56,11 +56,6 @@ def test_of_equal_timesteps_the_schedulers_own_step_counts(current: int | None, 
     assert denoising_step(torch.tensor([996.0], dtype=torch.bfloat16), close, current=current) == step
 
 
-def test_denoising_step_needs_timesteps() -> None:
-    with pytest.raises(ValueError, match="set_timesteps"):
-        denoising_step(5.0, torch.tensor([]))
-
-
 @BOTH
 def test_warm_up_is_bit_identical(make_pipe: Callable) -> None:
     pipe = make_pipe()

@@ -1,8 +1,9 @@
-"""Attention over the visual tokens of a video model, once it is known how a call attends: the same in every library."""
+"""Attention of one call, once it is known how its tokens are put for the operator: the same in every library."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,13 +11,57 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton.attention import sparse_attention
 from psa_triton.blocks import Blocks
-from psa_triton.config import PSAConfig
+from psa_triton.config import PSAConfig, Way
 from psa_triton.exempt import Ranges
 from psa_triton.impl import Impl
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.reuse import Attended, StepReuse, attend_once, probe_seed
+from psa_triton.integrations.stats import Tally
 from psa_triton.kernels import pyramid_attention
 from psa_triton.levels import read_density
+from psa_triton.ordering import TokenOrder
+
+Grid: TypeAlias = tuple[int, int, int]
+"""Frames, height and width of visual tokens in raster order."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layout:
+    """How the tokens of a call are put for the operator: those that are not visual first, the others as grids say."""
+
+    grid: Grid | None = None
+    """Of the visual tokens, for the orders that go by content; None where they cannot have it."""
+    others: int = 0
+    """Tokens that are not visual."""
+    curve: Tensor | None = None
+    """Order of the visual tokens among themselves, int64 `[V]`; None for their own."""
+    queries: TokenOrder | None = None
+    """Of `[N]` or `[B, 1, N]`; None where all stay in place."""
+    keys: TokenOrder | None = None
+    """The same, but where there are more keys than queries."""
+    key_mask: Tensor | None = None
+    """bool `[B, Nk]`, False for padding, in this order."""
+    exempt_queries: Ranges = ()
+    """Those that read everything in full, in this order."""
+    exempt_keys: Ranges = ()
+    """Those that are read in full, likewise."""
+    is_causal: bool = False
+    """Query `i` sees keys up to `i + Nk - Nq`."""
+
+
+class Answer(NamedTuple):
+    """How a call was answered."""
+
+    out: Tensor
+    """`[B, H, Nq, D]`, tokens where they were."""
+    way: Way
+    tally: Tally
+    levels: Tensor | None
+    """What sparse attention read, int8 `[B, H, nq, nk]`; None if it did not run."""
+    densities: Tensor | None
+    """Of each item and head, float32 `[B, H]`; None likewise."""
+    qkv: tuple[Tensor, Tensor, Tensor]
+    """Of the call, as its layout puts them."""
 
 
 def attend_in_order(
@@ -24,30 +69,24 @@ def attend_in_order(
     k: Tensor,
     v: Tensor,
     config: PSAConfig,
+    layout: Layout,
     *,
-    layer: int,
-    step: int | None,
-    exempt_queries: Ranges = (),
-    exempt_keys: Ranges = (),
-    grid: tuple[int, int, int] | None = None,
-    key_mask: Tensor | None = None,
+    layer: int = 0,
+    step: int | None = None,
     scale: float | None = None,
     impl: Impl = "auto",
     reuse: StepReuse | None = None,
     nth: int = 0,
     probe: float | None = None,
-) -> Attended:
-    """Attention of tokens as the operator wants them, by the way that is theirs in this step.
+) -> Answer:
+    """Attention in the order of a layout, by the way that is the layer's in this step.
 
     Args:
-        q, k, v: `[B, H, N, D]`, other tokens first, visual ones in the order that their grid decides.
+        q, k, v: `[B, H, N, D]`, any strides.
         config: of the layer in this step.
+        layout: of the tokens.
         layer: index.
         step: of the denoising; None where it is not known.
-        exempt_queries: that read everything in full, those that are not visual among them.
-        exempt_keys: that are read in full, likewise.
-        grid: of the visual tokens, for the orders that go by content; None where they cannot have it.
-        key_mask: bool `[B, N]`, False for padding.
         scale: of the logits.
         impl: implementation of the operator.
         reuse: what layers kept from earlier steps, where they reuse it.
@@ -57,6 +96,13 @@ def attend_in_order(
     Raises:
         ValueError: something is reused, and there is to be a gradient.
     """
+    if layout.queries is not None:
+        q = layout.queries.apply(q)
+    if layout.keys is not None:
+        k, v = layout.keys.apply(k), layout.keys.apply(v)
+    key_mask = layout.key_mask
+    common: dict[str, Any] = {"is_causal": layout.is_causal, "key_mask": key_mask, "scale": scale, "impl": impl}
+    blocks: dict[str, Any] = {"block_m": config.block_m, "block_n": config.block_n}
     by_content = config.rearrange_method in ("SemanticAware", "Hybrid")
 
     def sparse(levels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -66,26 +112,12 @@ def attend_in_order(
                 k,
                 v,
                 config,
-                grid=grid if by_content else None,
-                exempt_queries=exempt_queries,
-                exempt_keys=exempt_keys,
-                key_mask=key_mask,
-                scale=scale,
-                impl=impl,
+                grid=layout.grid if by_content else None,
+                exempt_queries=layout.exempt_queries,
+                exempt_keys=layout.exempt_keys,
+                **common,
             )
-        out = pyramid_attention(
-            q,
-            k,
-            v,
-            levels,
-            block_m=config.block_m,
-            block_n=config.block_n,
-            scale=scale,
-            pool_correction=config.pool_correction,
-            key_mask=key_mask,
-            impl=impl,
-        )
-        return out, levels
+        return pyramid_attention(q, k, v, levels, **blocks, pool_correction=config.pool_correction, **common), levels
 
     def dense(rows: Tensor) -> Tensor:
         mask = None if key_mask is None else key_mask[:, None, None]
@@ -99,32 +131,22 @@ def attend_in_order(
                 "reuse: what is kept from earlier steps has no gradient; use torch.no_grad(), or "
                 "config.replace(reuse=None)"
             )
-        return reuse.attend(layer, q, sparse=sparse, dense=dense, nth=nth)
-    share = config.probe if probe is None else probe
-    return attend_once(q, sparse=sparse, dense=dense, probe=share, seed=probe_seed(step or 0, layer))
-
-
-class Tally(NamedTuple):
-    """What a call read and computed, as the recorder adds it up."""
-
-    density: Tensor | float
-    overhead: float
-    error: tuple[Tensor, Tensor] | None
-    densities: Tensor | None
-    """Of each item and head, float32 `[B, H]`; None if sparse attention did not run."""
-
-
-def tally(attended: Attended, config: PSAConfig, tokens: int, key_mask: Tensor | None = None) -> Tally:
-    """Count a call of `tokens` keys."""
+        attended = reuse.attend(layer, q, sparse=sparse, dense=dense, nth=nth)
+    else:
+        share = config.probe if probe is None else probe
+        attended = attend_once(q, sparse=sparse, dense=dense, probe=share, seed=probe_seed(step or 0, layer))
     densities = None
     if attended.levels is not None:
-        queries = attended.out.shape[2]
-        blocks = Blocks(config.block_m, config.block_n, queries, tokens, key_mask=key_mask)
-        densities = read_density(attended.levels, blocks)
+        seen = Blocks.of(q, k, config.block_m, config.block_n, layout.is_causal, key_mask)
+        densities = read_density(attended.levels, seen)
+    out = attended.out if layout.queries is None else layout.queries.restore(attended.out)
+    return Answer(out, attended.way, _tally(attended, config, densities), attended.levels, densities, (q, k, v))
+
+
+def _tally(attended: Attended, config: PSAConfig, densities: Tensor | None) -> Tally:
     estimate = attended.chosen * estimation_cost(config.importance, config.block_m, config.block_n)
     return Tally(
         density=(0.0 if densities is None else densities.mean()) + (attended.way == "refresh"),
         overhead=attended.probed / attended.out.shape[2] + estimate,
         error=None if attended.measured is None else attended.measured.mean(),
-        densities=densities,
     )

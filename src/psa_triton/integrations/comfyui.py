@@ -14,7 +14,8 @@ from torch import Tensor
 
 from psa_triton.config import DEFAULT_PROBE, PSAConfig, Reuse
 from psa_triton.inputs import as_count, as_indexes
-from psa_triton.integrations.hosts import Grid, HostAttention, logger
+from psa_triton.integrations.attend import Grid
+from psa_triton.integrations.hosts import HostAttention, logger
 from psa_triton.integrations.reuse import StepReuse
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.wrappers import unwrap

@@ -11,15 +11,13 @@ from torch import Tensor
 from psa_triton.config import DEFAULT_PROBE, Way
 from psa_triton.exempt import as_prefix
 from psa_triton.inputs import DTYPES
-from psa_triton.integrations.attend import attend_in_order, tally
+from psa_triton.integrations.attend import Grid, Layout, attend_in_order
 from psa_triton.integrations.reuse import StepReuse
 from psa_triton.integrations.rules import DenseRules
-from psa_triton.integrations.stats import Recorder, Total
+from psa_triton.integrations.stats import Recorder, Tally, Total
 from psa_triton.ordering import grid_method, grid_order
 
 logger = logging.getLogger("psa_triton")
-
-Grid = tuple[int, int, int]
 
 
 class ShapeKey(NamedTuple):
@@ -52,7 +50,7 @@ class HostAttention:
         self.rules = rules
         self._verbose = verbose
         self._told: set[ShapeKey] = set()
-        self._recorder: Recorder[ShapeKey, Mapping[ShapeKey, Total]] = Recorder(lambda counted: counted.totals, False)
+        self._recorder: Recorder[Mapping[ShapeKey, Total]] = Recorder(lambda counted: counted.totals, False)
 
     def attend(
         self,
@@ -96,35 +94,30 @@ class HostAttention:
             reason = reason or self.rules.of_length(keys, config, q.device, q.dtype, prefix_tokens)
         if reason is not None or config is None or grid is None:
             key = ShapeKey(queries, keys, q.shape[1], q.shape[3], reason or "dense preset", None)
-            self._recorder.add(key, queries * keys, 1.0, 0.0)
+            self._recorder.add(key, queries * keys, Tally())
             return None
         order = None
         if (method := grid_method(config)) is not None:
             tile = config.tile_size
             order = grid_order(method, grid, tile_size=tile, prefix_tokens=prefix_tokens, device=q.device)
-            q, k, v = order.apply(q), order.apply(k), order.apply(v)
         key = ShapeKey(queries, keys, q.shape[1], q.shape[3], None, "sparse")
-        attended = attend_in_order(
+        prefix = as_prefix(prefix_tokens)
+        answer = attend_in_order(
             q,
             k,
             v,
             config,
+            Layout(grid=grid, queries=order, keys=order, exempt_queries=prefix, exempt_keys=prefix),
             layer=layer,
             step=step,
-            exempt_queries=as_prefix(prefix_tokens),
-            exempt_keys=as_prefix(prefix_tokens),
-            grid=grid,
             scale=scale,
             impl=self.rules.impl,
             reuse=reuse,
             nth=nth,
             probe=config.probe or (0.0 if key in self._told and not self._verbose else DEFAULT_PROBE),
         )
-        counted = tally(attended, config, keys)
-        self._recorder.add(
-            key._replace(way=attended.way), queries * keys, counted.density, 0.0, counted.overhead, counted.error
-        )
-        return attended.out if order is None else order.restore(attended.out)
+        self._recorder.add(key._replace(way=answer.way), queries * keys, answer.tally)
+        return answer.out
 
     def tell(self) -> None:
         """Log what the calls since last time did, each shape once; waits for the device if there is something new."""

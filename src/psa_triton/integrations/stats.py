@@ -7,23 +7,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-
-class CallKey(Protocol):
-    """What tells the calls of one record from those of another: a named tuple."""
-
-    @property
-    def reason(self) -> str | None:
-        """Why the calls ran dense; None for sparse ones."""
-
-    def _asdict(self) -> dict[str, Any]: ...
-
-
-Key = TypeVar("Key", bound=CallKey)
 Stats = TypeVar("Stats")
+
+
+class Tally(NamedTuple):
+    """What one call read and computed; by default, what a dense one does."""
+
+    density: torch.Tensor | float = 1.0
+    """A scalar; on the device, so that counting never waits for it."""
+    overhead: float = 0.0
+    """Estimate of importance and probe, as a share of dense attention."""
+    error: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Measured, and the standard error of that; scalars."""
 
 
 @dataclass
@@ -34,13 +33,13 @@ class Total:
     work: int = 0
     """What dense attention would do: pairs of a query and a key."""
     density: torch.Tensor | float = 0.0
-    """Each call's density times its work; on the device, so that adding never waits for it."""
+    """Each call's density times its work."""
     overhead: float = 0.0
-    """Each call's estimate of importance and probe, as shares of dense attention, times its work."""
+    """Each call's, times its work."""
     measured: int = 0
     """Calls whose error was measured."""
     error: torch.Tensor | float = 0.0
-    """Their errors; on the device like the next."""
+    """Their errors."""
     error_variance: torch.Tensor | float = 0.0
     """Squared standard errors of these."""
 
@@ -64,13 +63,12 @@ class Snapshot(NamedTuple):
     events: Counter[str]
     timed: bool
 
-    def fields(self, key: CallKey) -> dict[str, Any]:
+    def fields(self, key: Any) -> dict[str, Any]:
         """What records of every integration say of the calls of a key. Waits for the device."""
         total = self.totals[key]
         density = float(total.density) / total.work
         return {
-            **key._asdict(),
-            "sparse": key.reason is None,
+            **vars(key),
             "calls": total.calls,
             "density": density,
             "density_with_estimation": density + total.overhead / total.work,
@@ -94,7 +92,7 @@ class Snapshot(NamedTuple):
         }
 
 
-class Recorder(Generic[Key, Stats]):
+class Recorder(Generic[Stats]):
     """Adds up calls by key, so that memory is bounded by the number of keys however long a run is.
 
     Densities stay tensors on their device until `stats` is called: recording never waits for it. Threads may record at
@@ -109,7 +107,7 @@ class Recorder(Generic[Key, Stats]):
         self.timed = timed
         self._report = report
         self._lock = threading.Lock()
-        self._totals: dict[Key, Total] = {}
+        self._totals: dict[Any, Total] = {}
         self._events: Counter[str] = Counter()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -126,35 +124,25 @@ class Recorder(Generic[Key, Stats]):
         with self._lock:
             self._events[event] += times
 
-    def add(
-        self,
-        key: Key,
-        work: int,
-        density: torch.Tensor | float,
-        seconds: float,
-        overhead: float = 0.0,
-        error: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> None:
+    def add(self, key: Any, work: int, tally: Tally, seconds: float = 0.0) -> None:
         """Add one attention call.
 
         Args:
-            key: of its record.
+            key: of its record, hashable.
             work: pairs of a query and a key.
-            density: a scalar.
+            tally: of the call.
             seconds: that it took; 0 if not timed.
-            overhead: what was computed besides, as a share of dense attention.
-            error: measured in it, and the standard error of that; scalars.
         """
         with self._lock:
             total = self._totals.setdefault(key, Total())
             total.calls += 1
             total.work += work
-            total.density = total.density + density * work
-            total.overhead += overhead * work
-            if error is not None:
+            total.density = total.density + tally.density * work
+            total.overhead += tally.overhead * work
+            if tally.error is not None:
                 total.measured += 1
-                total.error = total.error + error[0]
-                total.error_variance = total.error_variance + error[1] ** 2
+                total.error = total.error + tally.error[0]
+                total.error_variance = total.error_variance + tally.error[1] ** 2
             total.seconds += seconds
 
     def clock(self, device: torch.device) -> float:
@@ -211,3 +199,12 @@ def mean_over_work(records: Iterable[Any], field: str) -> float | None:
     pairs = [(record.work, getattr(record, field)) for record in records]
     total = sum(work for work, _ in pairs)
     return sum(work * value for work, value in pairs) / total if total else None
+
+
+def calls_by(records: Iterable[Any], field: str) -> dict[str, int]:
+    """Number of calls by a field of their records, where that is not None."""
+    calls: Counter[str] = Counter()
+    for record in records:
+        if (value := getattr(record, field)) is not None:
+            calls[value] += record.calls
+    return dict(calls)

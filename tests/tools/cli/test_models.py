@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from command_line import psa
@@ -10,9 +11,16 @@ from psa_triton.tools.cli.models import markdown
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 
 
-def test_the_page_has_the_table_of_the_command() -> None:
-    assert "\n".join(markdown()) in PAGE.read_text(encoding="utf-8")
-    assert psa("models", "--markdown").output.splitlines() == markdown()
+def test_the_page_names_every_model_beside_its_class() -> None:
+    lines = re.findall(r"^\* `(\w+)`[^:\n]*: (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    shown = {key: family for family, keys in lines for key in keys.split(", ")}
+    assert shown == {key: spec.transformer["_class_name"].removeprefix("Frame") for key, spec in MODELS.items()}
+
+
+def test_markdown_has_all_columns() -> None:
+    lines = psa("models", "--markdown").output.splitlines()
+    assert lines == markdown()
+    assert lines[0] == "| model | transformer | default size | tokens | steps | presets of | default |"
 
 
 def test_tokens_at_the_default_size() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -17,14 +16,13 @@ from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.diffusers.families import FAMILIES, family_name
 from psa_triton.integrations.diffusers.forward import ForwardState, OnLevels
 from psa_triton.integrations.diffusers.intercept import PSAProcessor, wrap_processor
-from psa_triton.integrations.diffusers.pipelines import is_pipeline, transformers_of
-from psa_triton.integrations.diffusers.scale import check_video_scale
-from psa_triton.integrations.diffusers.stats import CallKey, PSAStats
+from psa_triton.integrations.diffusers.pipelines import check_video_scale, is_pipeline, transformers_of
+from psa_triton.integrations.diffusers.stats import PSAStats
 from psa_triton.integrations.diffusers.steps import Schedule
-from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
+from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, find_config
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
-from psa_triton.integrations.wrappers import held_models, library, unwrap
+from psa_triton.integrations.wrappers import library, unsupported, unwrap
 from psa_triton.models import GENERAL_SECTION, recognise
 from psa_triton.presets import DENSE, resolve
 
@@ -136,12 +134,8 @@ def apply_psa(
             range; if `config.budget_table` has another number of layers.
     """
     transformers = _transformers(pipe_or_transformer)
-    for name, transformer in transformers.items():
-        _check_unattached(name, transformer)
-        _check_uncompiled(name, transformer)
     pipe = pipe_or_transformer if is_pipeline(pipe_or_transformer) else None
-    transformers = {name: unwrap(transformer) for name, transformer in transformers.items()}
-    config = _config(pipe, config_or_preset, transformers)
+    config = find_config(config_or_preset, lambda name: _preset(name, pipe, transformers))
     if max_error is not None:
         if config is None:
             raise ValueError(f"max_error: expected None with dense attention, which has no error, got {max_error}")
@@ -166,16 +160,9 @@ def apply_psa(
             "denoising step, which a transformer alone does not know, as does reuse; pass scheduler=, or the pipeline, "
             "or have none of these"
         )
-    recorder: Recorder[CallKey, PSAStats] = Recorder(
-        PSAStats.of, timed=time_layers or (config is not None and config.verbose)
-    )
+    recorder = Recorder(PSAStats.of, time_layers or (config is not None and config.verbose))
     attachments = [
-        _attach(
-            transformer,
-            ForwardState(
-                name, _family_name(transformer), rules, schedule=schedule, recorder=recorder, on_levels=on_levels
-            ),
-        )
+        _attach(transformer, ForwardState(name, _family_name(transformer), rules, schedule, recorder, on_levels))
         for name, transformer in transformers.items()
     ]
     return PSAHandle(config, recorder, attachments)
@@ -214,67 +201,45 @@ def layer_count(transformer: Any) -> int:
     return len(FAMILIES[_family_name(transformer)].layers(transformer))
 
 
-def _family_name(transformer: Any) -> str:
-    name = family_name(transformer)
-    if name is None:
-        raise _unsupported(transformer)
-    return name
-
-
-def _unsupported(target: Any) -> TypeError:
-    if library(target) == "transformers":
-        return TypeError(
-            f"pipe_or_transformer: expected a diffusion model, got {type(target).__name__} of transformers; pass it to "
-            "psa_triton.apply_psa or psa_triton.integrations.transformers.apply_psa"
-        )
-    inside = next((name for name, part in held_models(target) if family_name(part)), None)
-    advice = "; register_family adds others" if inside is None else f"; it has one: pass its `{inside}`"
-    return TypeError(
-        f"pipe_or_transformer: expected a transformer of class {', '.join(FAMILIES)}, or a pipeline with one, "
-        f"got {type(target).__name__}{advice}"
-    )
+def _family_name(target: Any) -> str:
+    if (name := family_name(target)) is not None:
+        return name
+    expected = "a diffusion model"
+    if library(target) != "transformers":
+        expected = f"a transformer of class {', '.join(FAMILIES)} or one of register_family, or a pipeline with one"
+    raise unsupported("pipe_or_transformer", expected, target, family_name, "diffusers")
 
 
 def _transformers(target: Any) -> dict[str, Any]:
-    """The supported transformers of a pipeline by the names they have there, as it holds them: wrapped perhaps."""
-    if not is_pipeline(target):
-        _family_name(unwrap(target))
-        return {"transformer": target}
-    found = transformers_of(target)
+    """The transformers to attach to by the names they have in a pipeline, without what is wrapped around them."""
+    found = transformers_of(target) if is_pipeline(target) else {"transformer": target}
     if not found:
         raise TypeError(
             f"pipe_or_transformer: expected a pipeline with a transformer, got {type(target).__name__} without one, "
             "or that has not loaded it (load_components of a modular pipeline)"
         )
-    for transformer in found.values():
-        _family_name(unwrap(transformer))
-    return found
+    inner = {name: unwrap(transformer) for name, transformer in found.items()}
+    for name, transformer in inner.items():
+        _family_name(transformer)
+        if ATTACHMENT in vars(transformer):
+            raise ValueError(f"pipe_or_transformer: PSA is attached to its {name} already; {ATTACHED_ALREADY}")
+        modules = found[name].modules()
+        if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in modules):
+            raise ValueError(
+                f"pipe_or_transformer: its {name} is compiled already, and compiled code does not see hooks and "
+                "processors that come later; call apply_psa first, then compile"
+            )
+    return inner
 
 
-def _check_uncompiled(name: str, target: torch.nn.Module) -> None:
-    if any(is_compiled_module(module) or module._compiled_call_impl is not None for module in target.modules()):
-        raise ValueError(
-            f"pipe_or_transformer: its {name} is compiled already, and compiled code does not see hooks and processors "
-            "that come later; call apply_psa first, then compile"
-        )
-
-
-def _check_unattached(name: str, target: torch.nn.Module) -> None:
-    if ATTACHMENT in vars(unwrap(target)):
-        raise ValueError(f"pipe_or_transformer: PSA is attached to its {name} already; {ATTACHED_ALREADY}")
-
-
-def _config(pipe: Any, config_or_preset: Any, transformers: dict[str, nn.Module]) -> PSAConfig | None:
-    """The configuration asked for; None for a dense preset."""
-    wanted = checked_preset(config_or_preset)
-    if isinstance(wanted, PSAConfig):
-        return wanted
-    if wanted == DENSE.name or "/" in (wanted or ""):
-        return resolve(wanted).config
+def _preset(name: str | None, pipe: Any, transformers: dict[str, nn.Module]) -> PSAConfig | None:
+    """The configuration of a preset, in the section of the model; None for a dense one."""
+    if name == DENSE.name or "/" in (name or ""):
+        return resolve(name).config
     transformer: Any = next(iter(transformers.values()))
     described = {**transformer.config, "_class_name": type(transformer).__name__}
     spec = recognise(described, two_transformers="transformer_2" in transformers)
-    found = resolve(wanted, GENERAL_SECTION if spec is None else spec.preset_section)
+    found = resolve(name, GENERAL_SECTION if spec is None else spec.preset_section)
     if pipe is not None and spec is not None and found.video_scale is not None:
         check_video_scale(pipe, spec.preset_section, found.video_scale)
     return found.config

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
-from psa_triton.config import PSAConfig, Way
-from psa_triton.integrations.attend import attend_in_order, tally
-from psa_triton.integrations.diffusers.families import Grid
-from psa_triton.integrations.diffusers.layout import Layout, Unfit, exempt_tokens, find_layout, visual_order
+from psa_triton.integrations.attend import Answer, Layout, attend_in_order
+from psa_triton.integrations.diffusers.forward import ForwardState
+from psa_triton.integrations.diffusers.layout import find_layout, visual_tokens
 from psa_triton.integrations.diffusers.parallel import Stream
 from psa_triton.integrations.diffusers.stats import CallKey, LevelRecord
-
-if TYPE_CHECKING:
-    from psa_triton.integrations.diffusers.forward import Forward, ForwardState
+from psa_triton.integrations.stats import Tally
+from psa_triton.ordering import TokenOrder
 
 logger = logging.getLogger("psa_triton")
 
@@ -27,53 +24,45 @@ NO_CALL: Final = "no call of scaled_dot_product_attention"
 """Why a layer ran dense whose processor did not attend in a way that PSA can answer."""
 
 
-@dataclass
-class Answer:
-    """How one call of `scaled_dot_product_attention` was answered."""
-
-    tokens: int
-    reason: str | None
-    """Why it ran dense; None if it did not."""
-    way: Way | None = None
-    density: Tensor | float = 1.0
-    overhead: float = 0.0
-    """Estimate of importance and probe, as a share of dense attention."""
-    error: tuple[Tensor, Tensor] | None = None
-    """Measured, and the standard error of that."""
-    levels: LevelRecord | None = None
-
-
-class LayerCall:
-    """One call of one attention layer, in which `scaled_dot_product_attention` may be called several times.
+class LayerCall(TorchFunctionMode):
+    """One call of one attention layer: a context in which PSA answers each `scaled_dot_product_attention`.
 
     Args:
         state: of the transformer.
-        forward: under way.
         layer: index.
-        config: of the layer in this step; None runs dense.
-        reason: why the whole call runs dense; None if it does not.
+        reason: why the whole call runs dense, if nothing else says so; None if it does not.
     """
 
-    def __init__(
-        self, state: ForwardState, forward: Forward, layer: int, config: PSAConfig | None, reason: str | None
-    ) -> None:
+    def __init__(self, state: ForwardState, layer: int, reason: str | None = None) -> None:
+        super().__init__()
+        rules, self._forward = state.rules, state.now
         self._state = state
-        self._forward = forward
         self._layer = layer
-        self._config = config
-        self._reason = reason
-        self._answers: list[Answer] = []
+        self._config = None if rules.config is None else rules.config.at(layer, self._forward.progress)
+        self._reason = self._forward.dense_reason or rules.of_layer(layer, self._config) or reason
+        self._answers: list[tuple[CallKey, Tally, LevelRecord | None]] = []
 
     @property
     def is_dense(self) -> bool:
         """Whether the model's own attention is to run as it would without PSA."""
         return self._reason is not None and self._forward.parallel is None
 
-    def run_dense(self, reason: str) -> None:
-        """Run as the model would without PSA, if nothing else said so before."""
-        self._reason = self._reason or reason
+    def __enter__(self) -> Any:
+        self._started = self._state.recorder.clock(self._forward.device)
+        return super().__enter__()
 
-    def attend(
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is None:
+            self._record(self._state.recorder.clock(self._forward.device) - self._started)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # In here the mode is off: calls go to torch.
+        return (self._answer if func is scaled_dot_product_attention else func)(*args, **(kwargs or {}))
+
+    def _answer(
         self,
         query: Tensor,
         key: Tensor,
@@ -95,8 +84,9 @@ class LayerCall:
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         if forward.parallel is None:
             return self._attend(query, key, value, attn_mask, options)
-        streams = [Stream(forward.visual_tokens, shared=True)]
-        if others := query.shape[2] - forward.parallel.length(forward.visual_tokens):
+        visual = visual_tokens(forward.grids)
+        streams = [Stream(visual, shared=True)]
+        if others := query.shape[2] - forward.parallel.length(visual):
             split = Stream(forward.others, shared=others != forward.others)
             streams = [split, *streams] if forward.visual == "last" else [*streams, split]
         whole = forward.parallel.to_heads(torch.stack([query, key, value]), streams)
@@ -108,110 +98,76 @@ class LayerCall:
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
-        try:
-            if self._reason is not None:
-                raise Unfit(self._reason)
-            return self._attend_sparse(query, key, value, attn_mask, options)
-        except Unfit as reason:
-            self._answers.append(Answer(max(query.shape[2], key.shape[2]), str(reason)))
-            return scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
-
-    def _attend_sparse(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, options: dict[str, Any]
-    ) -> Tensor:
         forward, state, config = self._forward, self._state, self._config
-        assert config is not None  # else there is a reason to run dense
-        tokens, queries = key.shape[2], query.shape[2]
-        grids = self._grids(tokens)
-        count = sum(prod(grid) for grid in grids)
-        if options["is_causal"]:
-            raise Unfit("causal")
-        if options["dropout_p"]:
-            raise Unfit("dropout")
-        if tokens < count:
-            raise Unfit("other tokens")
-        if queries != tokens and not (state.family.more_keys and queries == count and attn_mask is None):
-            raise Unfit("other keys than queries")
-        layout = self._layout(grids, query, key, attn_mask)
-        q = query if layout.queries is None else layout.queries.apply(query)
-        k, v = (x if layout.keys is None else layout.keys.apply(x) for x in (key, value))
-        attended = attend_in_order(
-            q,
-            k,
-            v,
+        reason = self._reason or ("causal" if options["is_causal"] else "dropout" if options["dropout_p"] else None)
+        layout = reason or self._layout(query, key, attn_mask)
+        if config is None or isinstance(layout, str):
+            self._note(max(query.shape[2], key.shape[2]), str(layout))
+            return scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
+        answer = attend_in_order(
+            query,
+            key,
+            value,
             config,
+            layout,
             layer=self._layer,
             step=forward.step,
-            exempt_queries=exempt_tokens(grids, state.family.exempt_queries, queries - count),
-            exempt_keys=exempt_tokens(grids, state.family.exempt_keys, tokens - count),
-            grid=grids[0] if len(grids) == 1 else None,
-            key_mask=layout.key_mask,
             scale=options["scale"],
             impl=state.rules.impl,
             reuse=forward.reuse,
             nth=len(self._answers),
         )
+        tokens = key.shape[2]
         if layout.keys is not None:
             state.recorder.count("gathers", 4)
-        counted = tally(attended, config, tokens, layout.key_mask)
         record = None
-        if state.on_levels is not None and attended.levels is not None and counted.densities is not None:
+        if state.on_levels is not None and answer.levels is not None and answer.densities is not None:
             record = LevelRecord(
                 transformer=state.name,
                 layer=self._layer,
                 step=forward.step,
                 config=config,
-                levels=attended.levels,
-                densities=counted.densities,
-                grid=grids[0] if len(grids) == 1 else (1, 1, count),
+                levels=answer.levels,
+                densities=answer.densities,
+                grid=layout.grid or (1, 1, tokens - layout.others),
                 prefix_tokens=layout.others,
-                order=visual_order(grids, config),
-                qkv=(q, k, v),
+                order=None if layout.curve is None else TokenOrder.from_permutation(layout.curve.cpu()),
+                qkv=answer.qkv,
             )
-        self._answers.append(
-            Answer(tokens, None, attended.way, counted.density, counted.overhead, counted.error, record)
-        )
-        return attended.out if layout.queries is None else layout.queries.restore(attended.out)
+        self._note(tokens, None, answer, record)
+        return answer.out
 
-    def _grids(self, tokens: int) -> tuple[Grid, ...]:
-        grids = self._forward.grids
-        copies = tokens // max(self._forward.visual_tokens, 1) if self._state.family.copies else 1
-        return grids * max(copies, 1)
-
-    def _layout(self, grids: tuple[Grid, ...], query: Tensor, key: Tensor, attn_mask: Tensor | None) -> Layout:
-        """The layout of the call, found once a forward.
-
-        Raises:
-            Unfit: there is none.
-        """
-        assert self._config is not None  # as of every sparse call
-        place = None if attn_mask is None else (attn_mask.data_ptr(), attn_mask.shape, attn_mask.stride())
-        known = self._forward.layouts.get((place, key.shape[2], len(grids)))
-        if known is None:
-            try:
-                found: Layout | Unfit = find_layout(grids, self._forward.visual, self._config, query, key, attn_mask)
-            except Unfit as reason:
-                found = reason
+    def _layout(self, query: Tensor, key: Tensor, attn_mask: Tensor | None) -> Layout | str:
+        """The layout of the call, or why there is none; found once a forward."""
+        forward, config = self._forward, self._config
+        assert config is not None  # else there is a reason to run dense
+        mask = None if attn_mask is None else (attn_mask.data_ptr(), attn_mask.shape, attn_mask.stride())
+        place = query.shape[2], key.shape[2], mask
+        if place not in forward.layouts:
+            found = find_layout(self._state.family, forward.grids, forward.visual, config, query, key, attn_mask)
             # The mask is kept, so that no other can come to stand in its place.
-            known = self._forward.layouts[place, key.shape[2], len(grids)] = found, attn_mask
-        if isinstance(known[0], Unfit):
-            raise known[0]
-        return known[0]
+            forward.layouts[place] = found, attn_mask
+        return forward.layouts[place][0]
 
-    def record(self, seconds: float) -> None:
+    def _note(
+        self, tokens: int, reason: str | None, answer: Answer | None = None, levels: LevelRecord | None = None
+    ) -> None:
+        way, tally = (None, Tally()) if answer is None else (answer.way, answer.tally)
+        key = CallKey(self._state.name, self._layer, self._forward.step, tokens, reason is None, way, reason)
+        self._answers.append((key, tally, levels))
+
+    def _record(self, seconds: float) -> None:
         """Note how the call went, and tell of what was read."""
         forward, state, config = self._forward, self._state, self._config
         if not self._answers:
-            reason = self._reason or NO_CALL
-            self._answers.append(Answer(max(1, forward.visual_tokens + forward.others), reason))
+            self._note(max(1, visual_tokens(forward.grids) + forward.others), self._reason or NO_CALL)
         seconds /= len(self._answers)
-        for answer in self._answers:
-            key = CallKey(state.name, self._layer, forward.step, answer.tokens, answer.reason, answer.way)
-            state.recorder.add(key, answer.tokens**2, answer.density, seconds, answer.overhead, answer.error)
-            if answer.reason is None and config is not None and config.verbose:
+        for key, tally, levels in self._answers:
+            state.recorder.add(key, key.tokens**2, tally, seconds)
+            if key.sparse and config is not None and config.verbose:
                 logger.info(
                     "%s layer %d step %s: %d tokens, density %.3f, %.4f s",
-                    *(state.name, self._layer, forward.step, answer.tokens, float(answer.density), seconds),
+                    *(state.name, self._layer, forward.step, key.tokens, float(tally.density), seconds),
                 )
-            if state.on_levels is not None and answer.levels is not None:
-                state.on_levels(answer.levels)
+            if state.on_levels is not None and levels is not None:
+                state.on_levels(levels)

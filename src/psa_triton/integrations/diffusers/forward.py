@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from psa_triton.config import PSAConfig
-from psa_triton.integrations.diffusers.call import LayerCall
-from psa_triton.integrations.diffusers.families import FAMILIES, Family, Grid
-from psa_triton.integrations.diffusers.layout import Visual
+from psa_triton.integrations.attend import Grid
+from psa_triton.integrations.diffusers.families import FAMILIES, Family
+from psa_triton.integrations.diffusers.layout import Visual, visual_tokens
 from psa_triton.integrations.diffusers.parallel import HeadParallel, head_parallel
-from psa_triton.integrations.diffusers.stats import CallKey, LevelRecord, PSAStats
+from psa_triton.integrations.diffusers.stats import LevelRecord, PSAStats
 from psa_triton.integrations.diffusers.steps import Schedule
 from psa_triton.integrations.reuse import StepReuse
 from psa_triton.integrations.rules import DenseRules
@@ -45,15 +43,11 @@ class Forward:
     layouts: dict[Any, Any] = field(default_factory=dict)
     """What was found of the layers' sequences and masks, so that it is found once."""
 
-    @property
-    def visual_tokens(self) -> int:
-        """Tokens of all grids."""
-        return sum(prod(grid) for grid in self.grids)
-
 
 _OUTSIDE = Forward()
 
 
+@dataclass(eq=False)
 class ForwardState:
     """The forward under way in one transformer: its denoising step, grids, and whether it is sparse.
 
@@ -63,32 +57,22 @@ class ForwardState:
     step.
 
     A copy, as of a copied transformer, has the same rules and no forward, no counts and no `on_levels`.
-
-    Args:
-        name: of the transformer in the pipeline.
-        family: name of its row in `FAMILIES`.
-        rules: the attention to run, and what runs dense.
-        schedule: tells the step of a forward.
-        recorder: where calls and gathers are counted.
-        on_levels: told of every sparse call, outside its seconds.
     """
 
-    def __init__(
-        self,
-        name: str,
-        family: str,
-        rules: DenseRules,
-        *,
-        schedule: Schedule,
-        recorder: Recorder[CallKey, PSAStats],
-        on_levels: OnLevels | None = None,
-    ) -> None:
-        self.name = name
-        self.rules = rules
-        self.recorder = recorder
-        self.on_levels = on_levels
-        self._family = family
-        self._schedule = schedule
+    name: str
+    """Of the transformer in the pipeline."""
+    family_name: str
+    """Of its row in `FAMILIES`."""
+    rules: DenseRules
+    """The attention to run, and what runs dense."""
+    schedule: Schedule
+    """Tells the step of a forward."""
+    recorder: Recorder[PSAStats]
+    """Where calls and gathers are counted."""
+    on_levels: OnLevels | None
+    """Told of every sparse call, outside its seconds."""
+
+    def __post_init__(self) -> None:
         self._detached = False
         self._forget()
 
@@ -108,7 +92,7 @@ class ForwardState:
     @property
     def family(self) -> Family:
         """The transformer's row."""
-        return FAMILIES[self._family]
+        return FAMILIES[self.family_name]
 
     @property
     def now(self) -> Forward:
@@ -152,7 +136,7 @@ class ForwardState:
                     f"rearrange_method: 'Hybrid' clusters tokens of one grid, and {type(transformer).__name__} attends "
                     f"to {len(grids)} here; use 'Gilbert'"
                 )
-            tokens = others + sum(prod(grid) for grid in grids)
+            tokens = others + visual_tokens(grids)
             reason = self.rules.of_length(tokens, config, latent.device, latent.dtype, others)
         reason = self.rules.of_layer(None, config) or reason or self.rules.of_step(step, steps)
         parallel = head_parallel(transformer)
@@ -208,21 +192,11 @@ class ForwardState:
 
     def _step(self, transformer: Any, timestep: Tensor | float | None) -> tuple[int | None, Tensor | None]:
         try:
-            return self._schedule.step(transformer, timestep)
+            return self.schedule.step(transformer, timestep)
         except ValueError:
             if self.rules.need_steps:
                 raise
             return None, None
-
-    @contextmanager
-    def call(self, layer: int) -> Iterator[LayerCall]:
-        """One call of an attention layer: says whether it is to run dense, and records how it went."""
-        now = self.now
-        config = None if self.rules.config is None else self.rules.config.at(layer, now.progress)
-        call = LayerCall(self, now, layer, config, now.dense_reason or self.rules.of_layer(layer, config))
-        started = self.recorder.clock(now.device)
-        yield call
-        call.record(self.recorder.clock(now.device) - started)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -5,32 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.models import attention_dispatch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
-if TYPE_CHECKING:
-    from psa_triton.integrations.diffusers.forward import ForwardState
-
-
-class Intercept(TorchFunctionMode):
-    """Hands every `scaled_dot_product_attention` of its thread to `attend`. Calls inside `attend` go to torch."""
-
-    def __init__(self, attend: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self._attend = attend
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return (self._attend if func is scaled_dot_product_attention else func)(*args, **(kwargs or {}))
+from psa_triton.integrations.diffusers.call import LayerCall
+from psa_triton.integrations.diffusers.forward import ForwardState
 
 
 def _of_dense(name: str) -> property:
@@ -69,15 +53,14 @@ class PSAProcessor:
     _parallel_config = _of_dense("_parallel_config")
 
     def _run(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._state.call(self._layer) as call:
-            if any(type(value).__name__ == "BlockMask" for value in (*args, *kwargs.values())):
-                call.run_dense("block mask")
-            if call.is_dense:
-                # Looked at, and not changed.
-                with Intercept(call.attend):
-                    return self.dense(attn, *args, **kwargs)
-            with nullcontext() if self._names_backend else native_backend(), Intercept(call.attend):
-                return self._sparse(attn, *args, **kwargs)
+        is_blocked = any(type(value).__name__ == "BlockMask" for value in (*args, *kwargs.values()))
+        call = LayerCall(self._state, self._layer, "block mask" if is_blocked else None)
+        if call.is_dense:
+            # Looked at, and not changed.
+            with call:
+                return self.dense(attn, *args, **kwargs)
+        with call, nullcontext() if self._names_backend else native_backend():
+            return self._sparse(attn, *args, **kwargs)
 
 
 def wrap_processor(dense: Any, layer: int, state: ForwardState) -> PSAProcessor:

@@ -37,14 +37,10 @@ class HeadParallel:
 
     group: dist.ProcessGroup
 
-    def share(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """This process's part of `x` along `dim`."""
-        return x.tensor_split(self.group.size(), dim=dim)[self.group.rank()]
-
-    def length(self, total: int) -> int:
-        """Tokens that this process holds of `total` shared ones."""
+    def length(self, total: int, rank: int | None = None) -> int:
+        """Tokens that a process, this one by default, holds of `total` shared ones."""
         whole, rest = divmod(total, self.group.size())
-        return whole + (self.group.rank() < rest)
+        return whole + ((self.group.rank() if rank is None else rank) < rest)
 
     def _lengths(self, streams: Sequence[Stream]) -> list[int]:
         return [self.length(stream.total) if stream.shared else stream.total for stream in streams]
@@ -64,7 +60,7 @@ class HeadParallel:
 
     def _to_heads(self, x: torch.Tensor, stream: Stream) -> torch.Tensor:
         if not stream.shared:
-            return self.share(x, HEADS)
+            return x.tensor_split(self.group.size(), dim=HEADS)[self.group.rank()]
         return self._exchange(x.tensor_split(self.group.size(), dim=HEADS), TOKENS, stream.total)
 
     def to_tokens(self, x: torch.Tensor, heads: int, streams: Sequence[Stream]) -> torch.Tensor:
@@ -105,10 +101,9 @@ class HeadParallel:
         from torch.distributed._functional_collectives import all_to_all_single_autograd, wait_tensor
 
         mine = pieces[self.group.rank()]
-        whole, rest = divmod(total, self.group.size())
         shapes = [list(mine.shape) for _ in pieces]
         for rank, shape in enumerate(shapes):
-            shape[dim] = whole + (rank < rest)
+            shape[dim] = self.length(total, rank)
         sizes = [torch.Size(shape).numel() for shape in shapes]
         sent = torch.cat([piece.flatten() for piece in pieces])
         received = wait_tensor(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 
 from psa_triton.config import PSAConfig, Way
-from psa_triton.integrations.stats import AsDict, Snapshot, Summary
+from psa_triton.integrations.stats import AsDict, Snapshot, Summary, calls_by
 from psa_triton.ordering import TokenOrder
 
 
@@ -41,8 +40,8 @@ class LevelRecord:
 
 
 @dataclass(frozen=True)
-class AttentionRecord:
-    """The calls of one layer in one denoising step that went the same way."""
+class CallKey:
+    """What tells the calls of one record from those of another."""
 
     transformer: str
     """`transformer` or `transformer_2`."""
@@ -58,6 +57,12 @@ class AttentionRecord:
     """What PSA did: `sparse`, or with `reuse` a `refresh` or `broadcast`; None where it did not run."""
     reason: str | None
     """Why the calls ran dense; None for sparse ones."""
+
+
+@dataclass(frozen=True)
+class AttentionRecord(CallKey):
+    """The calls of one layer in one denoising step that went the same way."""
+
     calls: int
     """Number of calls (two per step where guidance runs the model twice)."""
     density: float
@@ -93,17 +98,6 @@ class AttentionSummary(Summary):
     """Largest of the records'."""
 
 
-class CallKey(NamedTuple):
-    """What tells the calls of one record from those of another."""
-
-    transformer: str
-    layer: int
-    step: int | None
-    tokens: int
-    reason: str | None
-    way: Way | None
-
-
 @dataclass(frozen=True)
 class PSAStats(AsDict):
     """A snapshot of what an attached pipeline or transformer did."""
@@ -122,16 +116,12 @@ class PSAStats(AsDict):
             )
             for key, total in counted.totals.items()
         )
-        events = {name: counted.events[name] for name in ("forwards", "gathers")}
-        ways: Counter[str] = Counter()
-        for record in records:
-            if record.way is not None:
-                ways[record.way] += record.calls
         errors = [record.measured_error for record in records if record.measured_error is not None]
         summary = AttentionSummary(
-            **events,
+            forwards=counted.events["forwards"],
+            gathers=counted.events["gathers"],
             **counted.summary(records),
-            ways=dict(ways),
+            ways=calls_by(records, "way"),
             measured_error=fmean(errors) if errors else None,
             largest_measured_error=max(errors, default=None),
         )

@@ -17,15 +17,10 @@ def denoising_step(timestep: torch.Tensor | float, timesteps: torch.Tensor, *, c
     Args:
         timestep: a scalar, `[B]`, or `[B, N]` with one entry a token; clean tokens (an image to start from) stand at 0
             among them, so the largest entry is the step's. The schedule is rounded to its dtype.
-        timesteps: `[steps]`, as the scheduler holds them.
+        timesteps: `[steps]`, as the scheduler holds them, at least one.
         current: index to prefer among equally near ones: some schedules have timesteps twice, or too close together for
             the dtype.
-
-    Raises:
-        ValueError: if `timesteps` is None or empty.
     """
-    if timesteps is None or len(timesteps) == 0:
-        raise ValueError("scheduler.timesteps: expected the timesteps of a run, got none; call set_timesteps first")
     timestep = torch.as_tensor(timestep)
     distances = (timesteps.detach().to("cpu").to(timestep.dtype).double() - float(timestep.max())).abs()
     nearest = (distances == distances.min()).nonzero().flatten().tolist()
@@ -73,23 +68,21 @@ class Schedule:
         Raises:
             ValueError: if that cannot be told.
         """
-        pipe = running_pipeline(transformer)
-        own = self.scheduler
-        if pipe is None:
-            if own is None:
-                raise ValueError(
-                    "scheduler: expected one to tell the denoising step by, got none: the transformer was called "
-                    "outside of a pipeline's call; pass scheduler= to apply_psa, or have no dense steps and no "
-                    "budget_table"
-                )
-            return _step(own, timestep, rounded=False)
-        running = scheduler_of(pipe)
-        try:
-            return _step(running, timestep, rounded=True)
-        except ValueError:
-            if own is None or own is running:
-                raise
-            return _step(own, timestep, rounded=False)
+        own, pipe = self.scheduler, running_pipeline(transformer)
+        running = None if pipe is None else scheduler_of(pipe)
+        if running is not None:
+            try:
+                return _step(running, timestep, rounded=True)
+            except ValueError:
+                if own is None or own is running:
+                    raise
+        if own is None:
+            raise ValueError(
+                "scheduler: expected one to tell the denoising step by, got none: the transformer was called "
+                "outside of a pipeline's call; pass scheduler= to apply_psa, or have no dense steps and no "
+                "budget_table"
+            )
+        return _step(own, timestep, rounded=False)
 
 
 def _step(scheduler: Any, timestep: torch.Tensor | float | None, *, rounded: bool) -> tuple[int, torch.Tensor]:
@@ -103,9 +96,8 @@ def _step(scheduler: Any, timestep: torch.Tensor | float | None, *, rounded: boo
     Raises:
         ValueError: if the scheduler has no such timestep, or was not told the timesteps of a run.
     """
-    name = type(scheduler).__name__
-    timesteps = scheduler.timesteps
-    if _is_fresh(scheduler):
+    name, timesteps = type(scheduler).__name__, scheduler.timesteps
+    if timesteps is None or len(timesteps) == 0 or _is_fresh(scheduler):
         raise ValueError(
             f"scheduler: expected the timesteps of a run, got a {name} whose set_timesteps was not called; pass the "
             "scheduler of this run as scheduler= to apply_psa, or have no dense steps and no budget_table"
@@ -130,4 +122,4 @@ def _is_fresh(scheduler: Any) -> bool:
     """Whether a scheduler of diffusers still has the timesteps of training that it is made with."""
     trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
     never_set = getattr(scheduler, "num_inference_steps", None) is None
-    return never_set and trained is not None and scheduler.timesteps is not None and len(scheduler.timesteps) == trained
+    return never_set and trained == len(scheduler.timesteps)

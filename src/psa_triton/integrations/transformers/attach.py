@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,14 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, check_impl
 from psa_triton.inputs import as_count, as_indexes
-from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
+from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, find_config
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
-from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE
-from psa_triton.integrations.transformers.registration import NAME
-from psa_triton.integrations.transformers.settings import AttachedLayer, check_causal
-from psa_triton.integrations.transformers.stats import CallKey, PSAStats
-from psa_triton.integrations.wrappers import held_models, is_language_pipeline, library, unwrap
+from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE, NAME, AttachedLayer
+from psa_triton.integrations.transformers.rules import check_causal
+from psa_triton.integrations.transformers.stats import PSAStats
+from psa_triton.integrations.wrappers import is_language_pipeline, unsupported, unwrap
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import resolve
 
@@ -82,7 +81,7 @@ def apply_psa(
             form, or a number is out of range.
     """
     model = _model(model)
-    config = _config(config_or_preset)
+    config = find_config(config_or_preset, lambda name: resolve(name, QWEN2_5_VL.preset_section).config)
     if config is not None:
         check_causal(config)
     rules = DenseRules(
@@ -94,9 +93,7 @@ def apply_psa(
     )
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
         raise ValueError(f"model: PSA is attached to it already; {ATTACHED_ALREADY}")
-    recorder: Recorder[CallKey, PSAStats] = Recorder(
-        PSAStats.of, timed=time_layers or (config is not None and config.verbose)
-    )
+    recorder: Recorder[PSAStats] = Recorder(PSAStats.of, timed=time_layers or (config is not None and config.verbose))
     text_model = _text_model(model)
     previous = text_model.config._attn_implementation
     text_model.set_attn_implementation(NAME)
@@ -115,34 +112,33 @@ def apply_psa(
 def _model(target: Any) -> PreTrainedModel:
     """The model itself, without wrappers around it."""
     model = unwrap(target.model if is_language_pipeline(target) else target)
-    if isinstance(model, PreTrainedModel):
+    if _is_language_model(model):
         return model
-    if library(model) == "diffusers":
-        raise TypeError(
-            f"model: expected a transformers PreTrainedModel, got {type(model).__name__} of diffusers; pass it to "
-            "psa_triton.apply_psa or psa_triton.integrations.diffusers.apply_psa"
-        )
-    inside = next((name for name, part in held_models(target) if isinstance(part, PreTrainedModel)), None)
-    advice = "" if inside is None else f"; there is one in it: pass its `{inside}`"
-    raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}{advice}")
+    raise unsupported("model", "a transformers PreTrainedModel", model, _is_language_model, "transformers")
+
+
+def _is_language_model(target: Any) -> TypeGuard[PreTrainedModel]:
+    return isinstance(target, PreTrainedModel)
 
 
 def _layers(
-    model: PreTrainedModel, text_model: PreTrainedModel, rules: DenseRules, recorder: Recorder[CallKey, PSAStats]
+    model: PreTrainedModel, text_model: PreTrainedModel, rules: DenseRules, recorder: Recorder[PSAStats]
 ) -> dict[nn.Module, AttachedLayer]:
     """What each attention module of a model whose text model runs `psa` is to know."""
-    text = {module: _index(module, position) for position, module in enumerate(_attention_modules(text_model))}
+    text = list(_attention_modules(text_model))
     if not text:
         raise ValueError(
             "model: expected text layers that take their attention from transformers' AttentionInterface, which those "
             f"of {type(text_model).__name__} do not"
         )
-    rules.check_layers(text.values())
     others = [module for module in _attention_modules(model) if module not in text]
-    return {module: AttachedLayer("text", index, rules, recorder) for module, index in text.items()} | {
-        module: AttachedLayer("other", _index(module, position), rules, recorder)
-        for position, module in enumerate(others)
+    layers = {
+        module: AttachedLayer(part, _index(module, position), rules, recorder)
+        for part, modules in (("text", text), ("other", others))
+        for position, module in enumerate(modules)
     }
+    rules.check_layers([layers[module].layer for module in text])
+    return layers
 
 
 def _text_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -163,9 +159,3 @@ def _index(module: nn.Module, position: int) -> int:
     """The index of a layer that knows it; else its position."""
     index = getattr(module, "layer_idx", None)
     return position if index is None else index
-
-
-def _config(config_or_preset: Any) -> PSAConfig | None:
-    """The configuration asked for; None for a dense preset."""
-    wanted = checked_preset(config_or_preset)
-    return wanted if isinstance(wanted, PSAConfig) else resolve(wanted, QWEN2_5_VL.preset_section).config

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
 
-from psa_triton.attention import sparse_attention
-from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
-from psa_triton.importance import estimation_cost
+from psa_triton.integrations.attend import Layout, attend_in_order
 from psa_triton.integrations.rules import DenseRules
+from psa_triton.integrations.stats import Recorder, Tally
 from psa_triton.integrations.transformers.call import AttentionCall
-from psa_triton.integrations.transformers.dense import attend_dense
-from psa_triton.integrations.transformers.masks import filled_keys
-from psa_triton.integrations.transformers.rules import dense_reason
-from psa_triton.integrations.transformers.settings import AttachedLayer, check_causal, default_rules
-from psa_triton.integrations.transformers.stats import DECODE, CallKey
-from psa_triton.levels import read_density
+from psa_triton.integrations.transformers.masks import filled_keys, psa_mask
+from psa_triton.integrations.transformers.rules import check_causal, default_rules, dense_reason
+from psa_triton.integrations.transformers.stats import DECODE, CallKey, PSAStats
 
 logger = logging.getLogger("psa_triton")
 
+NAME: Final = "psa"
+"""For `from_pretrained(..., attn_implementation=...)` and `model.set_attn_implementation(...)`."""
 LAYER_ATTRIBUTE: Final = "psa_layer"
 """Where `apply_psa` leaves its `AttachedLayer` at an attention module."""
+
+
+def register() -> None:
+    """Make `attn_implementation="psa"` valid. Again is fine; importing this package does it."""
+    AttentionInterface.register(NAME, psa_attention_forward)
+    AttentionMaskInterface.register(NAME, psa_mask)
+
+
+@dataclass(frozen=True, eq=False)
+class AttachedLayer:
+    """What `apply_psa` leaves at an attention layer."""
+
+    part: str
+    """`text`, or `other` for the layers of a vision tower and the like."""
+    layer: int
+    """Index in the part."""
+    rules: DenseRules
+    """The attention of the model, and what runs dense."""
+    recorder: Recorder[PSAStats]
+    """Of the model."""
 
 
 def psa_attention_forward(
@@ -70,52 +89,46 @@ def psa_attention_forward(
     layer: AttachedLayer | None = getattr(module, LAYER_ATTRIBUTE, None)
     if layer is None:
         rules = default_rules()
-        return _attend(call, psa_config or rules.config, rules), None
+        return _attend(call, psa_config or rules.config, rules)[0], None
     if torch.compiler.is_compiling() and call.queries == 1:
         # Decoding may be compiled to one graph, which cannot count.
-        return attend_dense(call), None
+        return call.attend_dense(), None
     return _attend_and_record(call, psa_config or layer.rules.config, layer), None
 
 
-def _attend(call: AttentionCall, config: PSAConfig | None, rules: DenseRules) -> Tensor:
-    if config is None or dense_reason(call, config, rules) is not None:
-        return attend_dense(call)
-    return _attend_sparse(call, config, rules.impl)[0]
+def _attend(
+    call: AttentionCall, config: PSAConfig | None, rules: DenseRules, layer: int | None = None
+) -> tuple[Tensor, Tally, str | None]:
+    """`[B, Nq, Hq, D]`, what was read, and why the call ran dense; None if it did not."""
+    reason = dense_reason(call, config, rules, layer)
+    if config is None or reason is not None:
+        return call.attend_dense(), Tally(), reason
+    answer = attend_in_order(
+        call.query,
+        call.key,
+        call.value,
+        config,
+        Layout(key_mask=call.key_mask, is_causal=True),
+        scale=call.scaling,
+        impl=rules.impl,
+        probe=0.0,
+    )
+    return answer.out.transpose(1, 2).contiguous(), answer.tally, None
 
 
 @torch.compiler.disable
 def _attend_and_record(call: AttentionCall, config: PSAConfig | None, layer: AttachedLayer) -> Tensor:
-    reason = dense_reason(call, config, layer.rules, layer.layer if layer.part == "text" else None)
-    density: Tensor | float = 1.0
-    cost, device = 0.0, call.query.device
-    started = layer.recorder.clock(device)
-    if config is None or reason is not None:
-        out = attend_dense(call)
-        seconds = layer.recorder.clock(device) - started
-    else:
-        out, levels = _attend_sparse(call, config, layer.rules.impl)
-        seconds = layer.recorder.clock(device) - started
-        density = _density(call, config, levels)
-        cost = estimation_cost(config.importance, config.block_m, config.block_n)
+    recorder, device = layer.recorder, call.query.device
+    started = recorder.clock(device)
+    out, tally, reason = _attend(call, config, layer.rules, layer.layer if layer.part == "text" else None)
+    seconds = recorder.clock(device) - started
     keys = None if reason == DECODE else call.keys
-    key = CallKey(layer.part, layer.layer, call.queries, keys, reason)
-    layer.recorder.add(key, call.work, density, seconds, cost)
+    recorder.add(
+        CallKey(layer.part, layer.layer, call.queries, keys, reason is None, reason), call.work, tally, seconds
+    )
     if config is not None and config.verbose and reason is None:
         logger.info(
             "layer %d: %d queries, %d keys, density %.3f, %.4f s",
-            *(layer.layer, call.queries, call.keys, float(density), seconds),
+            *(layer.layer, call.queries, call.keys, float(tally.density), seconds),
         )
     return out
-
-
-def _attend_sparse(call: AttentionCall, config: PSAConfig, impl: Impl) -> tuple[Tensor, Tensor]:
-    """`[B, Nq, Hq, D]`, and the levels, int8 `[B, Hq, nq, nk]`."""
-    out, levels = sparse_attention(
-        call.query, call.key, call.value, config, is_causal=True, key_mask=call.key_mask, scale=call.scaling, impl=impl
-    )
-    return out.transpose(1, 2).contiguous(), levels
-
-
-def _density(call: AttentionCall, config: PSAConfig, levels: Tensor) -> Tensor:
-    blocks = Blocks(config.block_m, config.block_n, call.queries, call.keys, is_causal=True, key_mask=call.key_mask)
-    return read_density(levels, blocks).mean()

@@ -1,11 +1,16 @@
-"""One call of an attention layer."""
+"""One call of an attention layer, and dense attention for those that do not run sparse."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from psa_triton.integrations.transformers.masks import causal_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +53,50 @@ class AttentionCall:
         """Pairs of a query and a key that it sees, padding counted."""
         unseen = self.queries * (self.queries - 1) // 2 if self.is_causal else 0
         return self.queries * self.keys - unseen
+
+    def attend_dense(self) -> Tensor:
+        """Attention by SDPA, as transformers calls it, or by the model's own where SDPA cannot do it.
+
+        Returns:
+            `[B, Nq, Hq, Dv]`.
+
+        Raises:
+            ValueError: the layer wants a softcap or attention sinks, and its model has no eager attention to do it
+                with.
+        """
+        is_eager = self.extras.get("softcap") is not None or self.extras.get("s_aux") is not None
+        mask = self.mask
+        if self.key_mask is not None:
+            mask = self.key_mask[:, None, None] & self._causal_mask()
+        elif mask is None and self.is_causal and (is_eager or 1 < self.queries < self.keys):
+            # SDPA's own frontier starts at the first key.
+            mask = self._causal_mask()
+        options = {"dropout": self.dropout, "scaling": self.scaling, **self.extras}
+        if is_eager:
+            attend, mask = self._eager_attention(), _added(mask, self.query.dtype)
+            options["scaling"] = self.query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+        else:
+            attend = sdpa_attention_forward
+            options["is_causal"] = self.is_causal
+        return attend(self.module, self.query, self.key, self.value, mask, **options)[0]
+
+    def _causal_mask(self) -> Tensor:
+        return causal_mask(self.queries, self.keys, self.query.device)
+
+    def _eager_attention(self) -> Any:
+        """The function that the model runs for `attn_implementation="eager"`."""
+        module = type(self.module).__module__
+        eager = getattr(sys.modules[module], "eager_attention_forward", None)
+        if eager is None:
+            raise ValueError(
+                f"attn_implementation: 'psa' leaves softcaps and attention sinks to a model's eager attention, and "
+                f"{module} has none"
+            )
+        return eager
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask in the form that is added to the logits."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

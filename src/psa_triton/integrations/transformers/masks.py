@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +12,10 @@ from transformers.masking_utils import sdpa_mask
 
 def psa_mask(
     *,
-    batch_size: int,
     q_length: int,
     kv_length: int,
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
-    mask_function: Callable[..., Any],
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
@@ -39,18 +36,16 @@ def psa_mask(
     Everything else (windows, packed sequences, bidirectional spans) is the boolean mask that SDPA gets.
 
     Args:
-        batch_size: B.
         q_length: Nq.
         kv_length: Nk, empty places of the cache included.
         q_offset: position of the first query. A tensor in static caches; reading it waits for the device once a
             forward, as SDPA's masks do.
         kv_offset: position of the first key.
-        mask_function: says which pairs are seen.
         attention_mask: bool `[B, tokens]`, False for padding.
         local_size: of a window or chunk.
-        allow_is_causal_skip: whether `mask_function` is causal and nothing else.
+        allow_is_causal_skip: whether its `mask_function` is causal and nothing else.
         device: of the mask.
-        settings: others of `sdpa_mask`.
+        settings: others of `sdpa_mask`: which pairs are seen, say.
     """
     causal_only = allow_is_causal_skip and local_size is None and kv_offset == 0
     # A graph cannot branch on what tensors hold.
@@ -66,12 +61,10 @@ def psa_mask(
                 return None
             return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, q_length, seen)
     return sdpa_mask(
-        batch_size=batch_size,
         q_length=q_length,
         kv_length=kv_length,
         q_offset=q_offset,
         kv_offset=kv_offset,
-        mask_function=mask_function,
         attention_mask=attention_mask,
         local_size=local_size,
         # With keys ahead of the last query, SDPA's None means another frontier than ours.

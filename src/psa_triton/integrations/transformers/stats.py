@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Self
 
-from psa_triton.integrations.stats import AsDict, Snapshot, Summary, mean_over_work
+from psa_triton.integrations.stats import AsDict, Snapshot, Summary, calls_by, mean_over_work
 
 DECODE = "decode"
 """Why a call with a single query runs dense."""
 
 
 @dataclass(frozen=True)
-class AttentionRecord:
-    """The calls of one layer that had the same sizes and went the same way."""
+class CallKey:
+    """What tells the calls of one record from those of another."""
 
     part: str
     """`text`, or `other` for the layers of a vision tower and the like."""
@@ -28,6 +27,12 @@ class AttentionRecord:
     """Whether PSA ran."""
     reason: str | None
     """Why the calls ran dense; None for sparse ones."""
+
+
+@dataclass(frozen=True)
+class AttentionRecord(CallKey):
+    """The calls of one layer that had the same sizes and went the same way."""
+
     calls: int
     """Number of calls."""
     work: int
@@ -52,16 +57,6 @@ class AttentionSummary(Summary):
     """The same with the cost of estimating importance."""
 
 
-class CallKey(NamedTuple):
-    """What tells the calls of one record from those of another."""
-
-    part: str
-    layer: int
-    queries: int
-    keys: int | None
-    reason: str | None
-
-
 @dataclass(frozen=True)
 class PSAStats(AsDict):
     """A snapshot of what a model's attentions did."""
@@ -76,13 +71,9 @@ class PSAStats(AsDict):
             AttentionRecord(**counted.fields(key), work=total.work) for key, total in counted.totals.items()
         )
         prefill = [record for record in records if record.part == "text" and record.reason != DECODE]
-        reasons: Counter[str] = Counter()
-        for record in records:
-            if record.reason is not None:
-                reasons[record.reason] += record.calls
         summary = AttentionSummary(
             **counted.summary(records),
-            dense_reasons=dict(reasons),
+            dense_reasons=calls_by(records, "reason"),
             prefill_density=mean_over_work(prefill, "density"),
             prefill_density_with_estimation=mean_over_work(prefill, "density_with_estimation"),
         )

@@ -13,7 +13,7 @@ from vllm_omni.diffusion.attention.selector import get_attn_backend_for_role
 from vllm_omni.diffusion.config import get_current_diffusion_config_or_none
 from vllm_omni.diffusion.forward_context import get_forward_context, is_forward_context_available
 
-from psa_triton.integrations.hosts import Grid
+from psa_triton.integrations.attend import Grid
 from psa_triton.integrations.serving import ServedAttention, served_config
 
 
