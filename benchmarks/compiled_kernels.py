@@ -280,6 +280,8 @@ class Loop:
     """Of them, loads straight to shared memory."""
     in_flight: int
     """Groups of loads that may be on their way where it waits, at most."""
+    around: int
+    """Instructions of the loop around it, without its own; 0 where there is none."""
 
 
 def find_loops(text: str) -> list[Loop]:
@@ -299,7 +301,11 @@ def find_loops(text: str) -> list[Loop]:
         body = [what for _, what in code[first : last + 1]]
         waits = [int(n, 16) for what in body for n in re.findall(r"DEPBAR\.LE SB0, (0x[0-9a-f]+)", what)]
         products = sum(bool(re.search(r"\b(UTC)?[A-Z]G?MMA\b", what)) for what in body)
-        loops.append(Loop(len(body), products, sum("LDGSTS" in what for what in body), max(waits, default=0)))
+        around = min(
+            (t[1] - t[0] for t in spans if t != (first, last) and t[0] <= first and last <= t[1]), default=last - first
+        )
+        loads = sum("LDGSTS" in what for what in body)
+        loops.append(Loop(len(body), products, loads, max(waits, default=0), around - (last - first)))
     return [loop for loop in loops if loop.tensor_core] or loops
 
 

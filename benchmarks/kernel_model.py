@@ -41,8 +41,8 @@ GOALS = {
     "overhead, antidiagonal": 0.08,
 }
 """At least of the ideal; at most of everything else. Instructions are for 128 queries x 64 keys."""
-TRIPS = {"list_blocks": 6, "normalise": 2, "read_shares": 2, "resolve_tokens": 8}
-"""How often loops without products run: five segments with blocks and three short ones, chunks of a row, tokens."""
+TRIPS = {"list_blocks": 6, "assign_levels": 0}
+"""How often loops without products run: five segments with blocks and three short ones; ties at the end of a level."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def scores_ms(launch: Launch, made: Compiled, a: Assumptions) -> float:
     constants, (tiles, *_, columns, _, _) = launch.constants, launch.arguments["sizes"]
     trips = constants["WIDTH"] * ceil(128 / constants["PART"])
     instructions = made.loops[0].instructions * trips
-    if trips > 1:  # what goes with a tile stands around the loop, once for plain tiles and once for masked ones
-        instructions += (made.instructions - sum(of.instructions for of in made.loops)) // 2
+    if trips > 1:  # what goes with a tile stands around the loop
+        instructions += made.loops[0].around
     tile = loop(instructions, constants["TILE_N"], 128 * constants["WIDTH"], made, a)
     rounds = ceil(tiles / a.multiprocessors / made.programs) * made.programs
     return rounds * ceil(columns / constants["TILE_N"]) * tile.clocks / a.gigahertz / 1e6
@@ -150,6 +150,10 @@ def stage_ms(launches: Launches, name: str, a: Assumptions) -> float:
         return scores_ms(launch, made, a)
     traffic = sum(x.numel() * x.element_size() for x in launch.values if isinstance(x, torch.Tensor))
     trips = TRIPS.get(name.rstrip("'"), 1)
+    if "find_rows" in name:  # of queries and keys it reads the tokens of rows
+        x, places = launch.arguments["x"], launch.arguments["places"]
+        traffic -= (x.numel() - min(places.numel() * x.shape[-1], x.numel())) * x.element_size()
+        trips = launch.constants["WIDTH"]
     executed = made.instructions + (trips - 1) * sum(of.instructions for of in made.loops)
     issued = prod(launch.grid) * executed * made.warps / a.schedulers / a.issue_rate / a.multiprocessors
     return max(traffic / a.memory_tbs / 1e9, issued / a.gigahertz / 1e6)

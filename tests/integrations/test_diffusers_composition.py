@@ -30,11 +30,6 @@ EVERY_TOKEN = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 1)}, rearran
 """No approximation: the video must be that of the dense model to rounding, with one dense and two sparse steps."""
 
 SPARSE = EVERY_TOKEN.replace(mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
-MODELS = pytest.mark.parametrize(
-    ("make_transformer", "make_inputs"),
-    [(make_wan_transformer, make_wan_inputs), (make_cogvideox_transformer, make_cogvideox_inputs)],
-    ids=["wan", "cogvideox"],
-)
 
 
 @pytest.fixture(scope="module", params=[WanPipeline, CogVideoXPipeline], ids=["wan", "cogvideox"])
@@ -69,24 +64,6 @@ def test_lora_loaded_and_fused_before_or_after_attaching(lora: tuple[Callable, P
 
         pipe.load_lora_weights(folder)
         torch.testing.assert_close(make_video(pipe), dense, rtol=0, atol=1e-4 * dense.std().item())
-
-
-@MODELS
-def test_compiled_after_attaching(make_transformer: Callable, make_inputs: Callable) -> None:
-    transformer, inputs = make_transformer(), make_inputs()
-    with torch.no_grad():
-        dense = transformer(**inputs).sample
-        handle = apply_psa(transformer, SPARSE.replace(warmup_steps=0))
-        eager = transformer(**inputs).sample
-        compiled = torch.compile(transformer, backend="eager")
-        assert_equal_to_rounding(compiled(**inputs).sample, eager)
-        handle.reset()
-        assert_equal_to_rounding(compiled(**inputs).sample, eager)
-        summary = handle.stats().summary
-        assert (summary.sparse_calls, summary.dense_calls, summary.gathers) == (2, 0, 8)
-        handle.remove()
-        assert_equal_to_rounding(compiled(**inputs).sample, dense)
-    assert handle.stats().summary.sparse_calls == 2
 
 
 @pytest.mark.parametrize("compile_blocks", [False, True], ids=["transformer", "blocks"])
@@ -128,17 +105,17 @@ def gradients(transformer: torch.nn.Module, inputs: dict) -> dict[str, torch.Ten
     return {name: weight.grad.clone() for name, weight in transformer.named_parameters() if weight.grad is not None}
 
 
-@MODELS
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_training(make_transformer: Callable, make_inputs: Callable, checkpointing: bool) -> None:
+@pytest.mark.parametrize(
+    ("make_transformer", "make_inputs"),
+    [(make_wan_transformer, make_wan_inputs), (make_cogvideox_transformer, make_cogvideox_inputs)],
+    ids=["wan", "cogvideox"],
+)
+def test_training(make_transformer: Callable, make_inputs: Callable) -> None:
     transformer, inputs = make_transformer().train(), make_inputs()
     dense = gradients(transformer, inputs)
-    if checkpointing:
-        transformer.enable_gradient_checkpointing()
     with apply_psa(transformer, EVERY_TOKEN.replace(warmup_steps=0)) as handle:
         sparse = gradients(transformer, inputs)
-    # Checkpointing runs each layer a second time.
-    assert handle.stats().summary.sparse_calls == (4 if checkpointing else 2)
+    assert handle.stats().summary.sparse_calls == 2
     assert sparse.keys() == dense.keys() and len(dense) > 20
     scale = max(gradient.abs().max() for gradient in dense.values())
     for name, gradient in dense.items():

@@ -162,20 +162,6 @@ def test_step_cache_sees_one_token_order(make_pipe: Callable, make_cache: Callab
     assert_equal_to_rounding(sparse, dense)
 
 
-@BOTH
-def test_step_cache_enabled_after_attaching(make_pipe: Callable) -> None:
-    pipe = make_pipe()
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
-    dense = make_video(pipe, steps=4)
-    pipe.transformer.disable_cache()
-    with apply_psa(pipe, EVERY_TOKEN.replace(warmup_steps=1)) as handle:
-        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
-        sparse = make_video(pipe, steps=4)
-        pipe.transformer.disable_cache()
-    assert [(r.layer, r.step) for r in handle.stats().records] == [(0, 0), (1, 0), (0, 1), (0, 2), (0, 3)]
-    assert_equal_to_rounding(sparse, dense)
-
-
 @pytest.mark.parametrize(
     ("block_m", "block_n", "text_tokens", "order"),
     [

@@ -61,21 +61,14 @@ def test_density_counts_the_exempt_text() -> None:
         assert (32 * 118 + 86 * 32) / 118**2 - 1e-6 < record.density < (32 * 118 + 86 * 64) / 118**2 + 1e-6
 
 
-def test_tokens_are_put_in_order_in_each_call() -> None:
+@pytest.mark.parametrize("use_rearrange", [True, False])
+def test_tokens_are_put_in_order_in_each_call(use_rearrange: bool) -> None:
     """q, k, v and the output; CogVideoX runs its two layers once a step on both halves of the guidance."""
     pipe = make_cogvideox_pipeline()
-    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
+    with apply_psa(pipe, SPARSE.replace(warmup_steps=1, use_rearrange=use_rearrange)) as handle:
         make_video(pipe, steps=3, guidance_scale=3.0)
     summary = handle.stats().summary
-    assert (summary.forwards, summary.sparse_calls, summary.gathers) == (3, 4, 4 * 4)
-
-
-def test_no_gathers_without_an_order() -> None:
-    pipe = make_wan_pipeline()
-    with apply_psa(pipe, SPARSE.replace(use_rearrange=False)) as handle:
-        make_video(pipe)
-    assert handle.stats().summary.gathers == 0
-    assert handle.stats().summary.sparse_calls == 2 * 3
+    assert (summary.forwards, summary.sparse_calls, summary.gathers) == (3, 4, 4 * 4 if use_rearrange else 0)
 
 
 def test_seconds_only_if_asked() -> None:

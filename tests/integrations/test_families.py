@@ -255,9 +255,9 @@ def test_offloaded_in_groups(small: Small) -> None:
 )
 @torch.no_grad()
 def test_compiled_once_for_all_steps(small: Small) -> None:
-    """A graph breaks around each attention layer, and a step at another time compiles nothing anew."""
+    """A graph breaks around each attention layer, a step at another time compiles nothing anew, and PSA can go."""
     model, inputs = small.make()
-    layers = len(FAMILIES[small.class_name].layers(model))
+    dense, layers = run(model, inputs), len(FAMILIES[small.class_name].layers(model))
     with apply_psa(model, SPARSE) as handle:
         counters.clear()
         compiled = torch.compile(model, backend="eager")
@@ -270,6 +270,8 @@ def test_compiled_once_for_all_steps(small: Small) -> None:
             assert_equal_to_rounding(run(compiled, later), eager)
         assert handle.stats().summary.sparse_calls == layers
     assert 0 < breaks <= layers + 2  # and the hooks
+    assert_equal_to_rounding(run(compiled, inputs), dense)
+    assert handle.stats().summary.sparse_calls == layers
 
 
 @pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["lumina-2"]])

@@ -180,14 +180,15 @@ def test_language_models_count_every_call_of_every_thread() -> None:
 
 
 class TestRemoving:
-    def test_without_the_handle(self) -> None:
-        pipe = make_wan_pipeline(two_transformers=True)
-        dense = make_video(pipe)
-        processors = pipe.transformer.attn_processors
+    @pytest.mark.parametrize("by_handle", [True, False], ids=["by the handle", "without"])
+    @PIPELINES
+    def test_nothing_is_left_behind(self, make: Callable, by_handle: bool) -> None:
+        pipe = make()
+        dense, processors = make_video(pipe), pipe.transformer.attn_processors
         handle = apply_psa(pipe, SPARSE)
         make_video(pipe)
-        psa_triton.remove_psa(pipe)
-        assert is_clean(pipe.transformer) and is_clean(pipe.transformer_2)
+        handle.remove() if by_handle else psa_triton.remove_psa(pipe)
+        assert is_clean(pipe.transformer)
         assert all(pipe.transformer.attn_processors[name] is processors[name] for name in processors)
         assert torch.equal(make_video(pipe), dense)
         assert handle.stats().summary.sparse_calls == 2 * 3

@@ -268,7 +268,9 @@ class TestRefused:
         model = Around(make_wan_transformer())
         with pytest.raises(TypeError, match=r"got Around; there is one in it: pass its `inside.dit`"):
             apply_psa(model, SPARSE)
-        with pytest.raises(TypeError, match=r"WanTransformer3DModel.*got Around; it has one: pass its `inside.dit`"):
+        with pytest.raises(
+            TypeError, match=r"WanTransformer3DModel.*got Around; there is one in it: pass its `inside.dit`"
+        ):
             psa_triton.integrations.diffusers.apply_psa(model, SPARSE)
 
     def test_a_module_that_holds_a_language_model(self) -> None:

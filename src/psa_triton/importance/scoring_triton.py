@@ -1,6 +1,6 @@
 """`score_blocks` on a GPU: no score is written, only a number per query row and one per pair of blocks.
 
-resolve tokens, of queries and of keys -> mass of each block pair -> normalise
+find rows, of queries and of keys -> mass of each block pair -> normalise
 
 A row's log-sum-exp must be known before rows are reduced to blocks. So a program that walks the keys notes a number for
 each query row and key block (the largest logit there, or the log of a sum), and reduces these when it is at the end.
@@ -25,11 +25,13 @@ from psa_triton.pyramid.pooling_triton import pool
 
 _MOST_ROWS = 64
 """Rows that may stand for a block: they must fit every tile."""
-_RESOLVED = 32
-"""Rows whose tokens one program resolves."""
+_FOUND = 32
+"""Rows whose places one program finds."""
+_UNIT = 16
+"""Places are counted in so many numbers at most: what they are multiples of is known where they are loaded from."""
 _LOG2_E = math.log2(math.e)
-_CHUNK = 1024
-"""Blocks of a row that are normalised at a time."""
+_OF_THREAD = 16
+"""Blocks of a row that a thread normalises, as far as 32 warps suffice."""
 _REDUCED = 16
 """Key blocks whose notes are reduced at a time."""
 _NONE = tl.constexpr(-1.0e37)
@@ -43,6 +45,8 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
         ValueError: a block that more than 64 rows stand for, such as one of 512 tokens for `sampled`.
     """
     query_rows, key_rows = estimate.query_rows, estimate.key_rows
+    if scale < 0:
+        q, scale = -q, -scale  # the largest product is the largest logit
     for name, per_block in (("block_m", query_rows.per_block), ("block_n", key_rows.per_block)):
         if per_block > _MOST_ROWS:
             raise ValueError(
@@ -54,18 +58,19 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
         k, _ = pool(k, key_rows.group, key_rows.group, keep, finest=key_rows.group)
     log_count = None if key_rows.log_count is None else (key_rows.log_count * _LOG2_E).contiguous()
     spoiled = q.new_empty(*k.shape[:2], blocks.columns, dtype=torch.int8)
-    query_tokens = _resolve_tokens(q, query_rows.tokens)
-    key_tokens = _resolve_tokens(k, key_rows.tokens, key_rows.per_block, log_count, spoiled)
+    unit = math.gcd(q.stride(2), k.stride(2), _UNIT)
+    query_places = _find_rows(q, query_rows.tokens, unit)
+    key_places = _find_rows(k, key_rows.tokens, unit, key_rows.per_block, log_count, spoiled)
     mass = q.new_empty(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32)
     rows, width = query_rows.tokens.shape
-    columns, dim = key_tokens.shape[2], q.shape[3]
+    columns, dim = key_places.shape[2], q.shape[3]
     tiles = _tiles(dim, width, q.dtype, current_target(q.device))
     count = triton.cdiv(rows, tiles.m) * q.shape[0] * q.shape[1]
     programs = min(count, _programs_at_a_time(q.device))
     notes = q.new_empty(programs, blocks.columns, tiles.m, dtype=torch.float32)
     arguments = dict(
         inputs=(q, k),
-        tokens=(query_tokens, key_tokens),
+        places=(query_places, key_places),
         newest=query_rows.newest,
         needs=key_rows.needs.contiguous(),
         log_count=log_count,
@@ -79,6 +84,7 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
     )
     constants = dict(
         DIM=dim,
+        UNIT=unit,
         PART=tiles.part,
         WIDTH=width,
         BLOCK_M=blocks.m,
@@ -102,48 +108,55 @@ def _programs_at_a_time(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
 
 
-def _resolve_tokens(
-    x: Tensor, tokens: Tensor, per_block: int = 1, log_count: Tensor | None = None, spoiled: Tensor | None = None
+def _find_rows(
+    x: Tensor,
+    tokens: Tensor,
+    unit: int,
+    per_block: int = 1,
+    log_count: Tensor | None = None,
+    spoiled: Tensor | None = None,
 ) -> Tensor:
-    """Which token of every head of `x` is read where.
+    """Where in every head of `x` the tokens of a row stand.
 
     Args:
         x: queries or keys.
         tokens: `[R, w]` or `[B, R, w]`.
+        unit: what places are counted in, a divisor of the stride of tokens.
         per_block: rows of a block.
         log_count: float32 `[B, R]`, -inf for rows that stand for nothing, whatever they hold.
         spoiled: int8 `[B, H, blocks]`, to be filled: 1 for blocks with a row that holds NaN or inf, 0 for others.
 
     Returns:
-        `tokens` as int32 `[B, H, R, w]`, -1 in rows with NaN or inf.
+        int32 `[B, H, R, w]`, `unit` numbers each, from a head's first token on; -1 in rows with NaN or inf.
     """
     batch, heads, _, dim = x.shape
     rows, width = tokens.shape[-2:]
-    resolved = x.new_empty(batch, heads, rows, width, dtype=torch.int32)
-    tile = max(_RESOLVED, per_block)
+    places = x.new_empty(batch, heads, rows, width, dtype=torch.int32)
+    tile = max(_FOUND, per_block)
     Launch(
-        _resolve_tokens_kernel,
+        _find_rows_kernel,
         (triton.cdiv(rows, tile) * batch * heads,),
         dict(
             x=x,
             tokens=tokens.contiguous(),
             log_count=log_count,
-            resolved=resolved,
+            places=places,
             spoiled=spoiled,
             heads=heads,
             rows=rows,
             stride_tb=rows * width if tokens.dim() == 3 else 0,
             x_strides=x.stride(),
         ),
-        dict(DIM=dim, DIM_TILE=dim_tile(dim), WIDTH=width, PER_BLOCK=per_block, TILE=tile),
+        dict(DIM=dim, DIM_TILE=dim_tile(dim), WIDTH=width, UNIT=unit, PER_BLOCK=per_block, TILE=tile),
     ).run()
-    return resolved
+    return places
 
 
 def _normalise(mass: Tensor, spoiled: Tensor, blocks: Blocks) -> None:
     first_keys = None
     if blocks.key_mask is not None:
         first_keys = first_kept(blocks.key_mask, blocks.n).clamp_(max=blocks.keys).int()
+    width = triton.next_power_of_2(blocks.columns)
     Launch(
         _normalise_kernel,
         (mass.numel() // blocks.columns,),
@@ -156,7 +169,8 @@ def _normalise(mass: Tensor, spoiled: Tensor, blocks: Blocks) -> None:
             queries=blocks.queries,
             keys=blocks.keys,
         ),
-        dict(BLOCK_M=blocks.m, BLOCK_N=blocks.n, CAUSAL=blocks.is_causal, CHUNK=_CHUNK),
+        dict(BLOCK_M=blocks.m, BLOCK_N=blocks.n, CAUSAL=blocks.is_causal, WIDTH=width),
+        warps=min(max(width // (32 * _OF_THREAD), 1), 32),
     ).run()
 
 
@@ -179,25 +193,28 @@ def _tiles(dim: int, width: int, dtype: torch.dtype, target: str) -> _Tiles:
     """For rows of `width` tokens on a GPU.
 
     Chosen so that nothing spills, and two tiles are in flight: a row's token is loaded before the row, which takes half
-    of the stages. Where a row is one short token, query rows are loaded once and several programs fit on a
-    multiprocessor: one multiplies while another reduces. Longer rows are loaded again for every tile of key rows, which
-    is larger so that they are loaded less often, where products take their operands from shared memory.
+    of the stages. Where a row is one short token, query rows are loaded once; on sm_90 with so few warps that two
+    programs share a multiprocessor, where one multiplies while the other reduces. Longer rows are loaded again for
+    every tile of key rows, which is larger so that they are loaded less often, where products take their operands from
+    shared memory.
     """
     channels = dim_tile(dim)
     is_hip = current_backend() == "hip"
     if dtype == torch.float32:
         return _Tiles(64, 64, min(channels, 32), 4, 1 if is_hip else 2)
     if width == 1 and channels <= 128:
-        return _Tiles(128, 32 if target == "sm_120" else 64, channels, 8, 2 if is_hip else 5)
-    return _Tiles(128, 128 if target.startswith(("sm_9", "sm_10")) else 64, min(channels, 64), 8, 2 if is_hip else 5)
+        n, warps = 32 if target == "sm_120" else 64, 4 if target == "sm_90" else 8
+        return _Tiles(128, n, channels, warps, 2 if is_hip else 5)
+    n = 256 if target == "sm_90" else 128 if target.startswith("sm_10") else 64
+    return _Tiles(128, n, min(channels, 64), 8, 2 if is_hip else 5)
 
 
 @triton.jit
-def _resolve_tokens_kernel(
+def _find_rows_kernel(
     x,
     tokens,
     log_count,
-    resolved,
+    places,
     spoiled,
     heads,
     rows,
@@ -206,6 +223,7 @@ def _resolve_tokens_kernel(
     DIM: tl.constexpr,
     DIM_TILE: tl.constexpr,
     WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
     PER_BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -214,7 +232,7 @@ def _resolve_tokens_kernel(
     d = tl.arange(0, DIM_TILE)
     x += (head // heads) * x_strides[0] + (head % heads) * x_strides[1]
     tokens += (head // heads) * stride_tb
-    resolved += head * rows * WIDTH
+    places += head * rows * WIDTH
     inside = (r[:, None] < rows) & (d[None, :] < DIM)
     exponent = tl.zeros((TILE,), tl.int32)  # the largest of a row; that of NaN and inf has all bits set
     for t in range(WIDTH):
@@ -223,7 +241,8 @@ def _resolve_tokens_kernel(
         exponent = tl.maximum(exponent, tl.max(values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7F800000, axis=1))
     for t in range(WIDTH):
         token = tl.load(tokens + r * WIDTH + t, mask=r < rows, other=0)
-        tl.store(resolved + r * WIDTH + t, tl.where(exponent == 0x7F800000, -1, token).to(tl.int32), mask=r < rows)
+        place = tl.where(exponent == 0x7F800000, -1, token * (x_strides[2] // UNIT))
+        tl.store(places + r * WIDTH + t, place.to(tl.int32), mask=r < rows)
     if spoiled is not None:
         counts = (exponent == 0x7F800000) & (r < rows)
         if log_count is not None:
@@ -238,7 +257,7 @@ def _resolve_tokens_kernel(
 @triton.jit
 def _score_kernel(
     inputs,
-    tokens,
+    places,
     newest,
     needs,
     log_count,
@@ -250,6 +269,7 @@ def _score_kernel(
     stride_needs,
     strides,
     DIM: tl.constexpr,
+    UNIT: tl.constexpr,
     PART: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -277,12 +297,12 @@ def _score_kernel(
         b, h = head // heads, head % heads
         q = inputs[0] + b * q_strides[0] + h * q_strides[1]
         k = inputs[1] + b * k_strides[0] + h // group * k_strides[1]
-        query_tokens = tokens[0] + head * rows * WIDTH
-        key_tokens = tokens[1] + (b * (heads // group) + h // group) * columns * WIDTH
+        query_places = places[0] + head * rows * WIDTH
+        key_places = places[1] + (b * (heads // group) + h // group) * columns * WIDTH
         r = tile * TILE_M + tl.arange(0, TILE_M)
         query_tile = 0
         if PARTS * WIDTH == 1:  # then it is loaded once
-            query_tile = _load_rows(q, query_tokens, r, rows, 0, q_strides[2], q_strides[3], DIM, PART, WIDTH)
+            query_tile = _load_rows(q, query_places, r, rows, 0, q_strides[3], DIM, UNIT, PART, WIDTH)
         limit = tl.load(newest + r, mask=r < rows, other=0).to(tl.int32) + keys - queries
         in_sight = _blocks_in_sight((tile + 1) * (TILE_M // PER_M), queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
         # Tiles of key rows that all query rows see, and whose rows are whole; then the others.
@@ -296,27 +316,34 @@ def _score_kernel(
             of_item = log_count + b * columns
             plain = 0
         of_item_needs = needs + b * stride_needs
-        source = (q, k, query_tokens, key_tokens, query_tile)
-        top = tl.full((TILE_M,), _NONE, tl.float32)  # finite, so that a row that has seen nothing meets no inf - inf
-        total = tl.zeros((TILE_M,), tl.float32)
+        source = (q, k, query_places, key_places, query_tile)
+        # A thread has sums of its own, of the key rows that it holds: see `_products`.
+        SUMS: tl.constexpr = min(TILE_N // PER_N, 4)
+        top = tl.full((TILE_M, SUMS), _NONE, tl.float32)  # finite: a row that has seen nothing meets no inf - inf
+        total = tl.zeros((TILE_M, SUMS), tl.float32)
         for EDGE in tl.static_range(2):
             for first in range(plain if EDGE else 0, in_sight * PER_N if EDGE else plain, TILE_N):
-                c = first + tl.arange(0, TILE_N)
-                products = _products(source, r, rows, c, columns, strides, DIM, PART, WIDTH, PRECISION)
-                logits = products * scale
+                end = columns if EDGE else None
+                products = _products(source, r, rows, first, TILE_N, end, strides, DIM, UNIT, PART, WIDTH, PRECISION)
+                factor = scale
                 if EDGE:
-                    logits = _mask_logits(logits, c, columns, of_item, last_log_count, of_item_needs, limit, CAUSAL)
-                top, total = _note(notes, logits, top, total, first, blocks, PER_N, REDUCE)
+                    c = first + tl.arange(0, TILE_N)
+                    products *= scale
+                    products = _mask_logits(products, c, columns, of_item, last_log_count, of_item_needs, limit, CAUSAL)
+                    factor = 1.0
+                top, total = _note(notes, products, factor, top, total, first, blocks, PER_N, REDUCE)
 
-        # A total is at least 1, that of the top logit; in a row that is none, or sees nothing, all probabilities are 0.
-        log_sum = tl.where((total > 0.0) & (r < rows), top + tl.log2(tl.maximum(total, 1.0)), -_NONE)
+        top_of_row = tl.max(top, axis=1)
+        total = tl.sum(total * tl.math.exp2(top - top_of_row[:, None]), axis=1)
+        # A total is at least 1/2, that of the top logit; in a row that is none, or sees nothing, probabilities are 0.
+        log_sum = tl.where((total > 0.0) & (r < rows), top_of_row + tl.log2(tl.maximum(total, 0.5)), -_NONE)
         tl.debug_barrier()  # notes of all threads are there
         i = tile * (TILE_M // PER_M) + tl.arange(0, TILE_M // PER_M)
         mass_of_rows = mass + (head * tl.cdiv(queries, BLOCK_M) + i[None, :]) * blocks
         for first in range(0, in_sight, CHUNK):
             j = first + tl.arange(0, CHUNK)
-            places = notes + j[:, None] * TILE_M + tl.arange(0, TILE_M)[None, :]
-            noted = tl.load(places, mask=j[:, None] < in_sight, other=_NONE)
+            of_pairs = notes + j[:, None] * TILE_M + tl.arange(0, TILE_M)[None, :]
+            noted = tl.load(of_pairs, mask=j[:, None] < in_sight, other=_NONE)
             exists = (j[:, None] < in_sight) & (i[None, :] < tl.cdiv(queries, BLOCK_M))
             tl.store(mass_of_rows + j[:, None], _reduce_rows(noted, log_sum, PER_M, REDUCE), mask=exists)
         tl.debug_barrier()  # and all threads have read them
@@ -327,26 +354,37 @@ def _products(
     source,
     r,
     rows,
-    c,
+    first,
+    TILE_N: tl.constexpr,
     columns,
     strides,
     DIM: tl.constexpr,
+    UNIT: tl.constexpr,
     PART: tl.constexpr,
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Products of query rows `r` and key rows `c`; a row that is not finite is read as zeros."""
-    q, k, query_tokens, key_tokens, query_tile = source
+    """Products of query rows `r` and the `TILE_N` key rows from `first` on; one that is not finite is read as zeros.
+
+    All key rows are there where `columns` is None.
+
+    Of a product's columns, threads hold pairs in turn, four threads a row. Key rows are multiplied in such an order
+    that each thread gets neighbouring ones, and most of the time whole blocks.
+    """
+    q, k, query_places, key_places, query_tile = source
     q_strides, k_strides = strides
     PARTS: tl.constexpr = (DIM + PART - 1) // PART
-    products = tl.zeros((r.shape[0], c.shape[0]), tl.float32)
+    column = tl.arange(0, TILE_N)
+    c = first + column % 8 // 2 * (TILE_N // 4) + column // 8 * 2 + column % 2
+    products = tl.zeros((r.shape[0], TILE_N), tl.float32)
     for p in range(PARTS * WIDTH):
         query_part = query_tile
         if PARTS * WIDTH > 1:
-            query_part = _load_rows(q, query_tokens, r, rows, p, q_strides[2], q_strides[3], DIM, PART, WIDTH)
-        key_part = _load_rows(k, key_tokens, c, columns, p, k_strides[2], k_strides[3], DIM, PART, WIDTH)
+            query_part = _load_rows(q, query_places, r, rows, p, q_strides[3], DIM, UNIT, PART, WIDTH)
+        key_part = _load_rows(k, key_places, c, columns, p, k_strides[3], DIM, UNIT, PART, WIDTH)
         products = dot(query_part, tl.trans(key_part), products, PRECISION)
-    return products
+    by_thread = tl.trans(tl.reshape(products, (r.shape[0], TILE_N // 8, 4, 2)), 0, 2, 1, 3)
+    return tl.reshape(by_thread, (r.shape[0], TILE_N))
 
 
 @triton.jit
@@ -364,30 +402,34 @@ def _mask_logits(logits, c, columns, log_count, last_log_count, needs, limit, CA
 
 
 @triton.jit
-def _note(notes, logits, top, total, first, blocks, PER_N: tl.constexpr, REDUCE: tl.constexpr):
+def _note(notes, products, scale, top, total, first, blocks, PER_N: tl.constexpr, REDUCE: tl.constexpr):
     """A number for each query row and key block of a tile, in base 2; and the online softmax of its rows.
 
-    The largest logit where pairs are reduced to a maximum, the log of the sum of probabilities or of their squares, but
-    for the row's log-sum-exp, where to a sum or a norm.
+    The largest logit where pairs are reduced to a maximum. Where to a sum or a norm, the sum of probabilities or of
+    their squares, but for the row's log-sum-exp: exponent plus fraction, which takes less than a logarithm. Tops are
+    whole numbers there, so that they add to the exponent alone.
     """
-    TILE_M: tl.constexpr = logits.shape[0]
-    PER_TILE: tl.constexpr = logits.shape[1] // PER_N
+    TILE_M: tl.constexpr = products.shape[0]
+    SUMS: tl.constexpr = top.shape[1]
+    PER_SUM: tl.constexpr = products.shape[1] // SUMS // PER_N
+    products = tl.reshape(products, (TILE_M, SUMS, PER_SUM, PER_N))
+    largest = tl.max(products, axis=3) * scale
+    new_top = tl.max(largest, axis=2)
+    new_top = tl.maximum(top, new_top if REDUCE == "max" else tl.ceil(new_top))
+    probabilities = tl.math.exp2(products * scale - new_top[:, :, None, None])
+    sums = tl.sum(probabilities, axis=3)
+    added = tl.sum(sums, axis=2)
     if REDUCE == "max":
-        noted = tl.max(tl.reshape(logits, (TILE_M, PER_TILE, PER_N)), axis=2)
-        new_top = tl.maximum(top, tl.max(noted, axis=1))
-        probabilities = tl.math.exp2(logits - new_top[:, None])
-        added = tl.sum(probabilities, axis=1)
+        noted = largest
     else:
-        new_top = tl.maximum(top, tl.max(logits, axis=1))
-        probabilities = tl.math.exp2(logits - new_top[:, None])
-        added = tl.sum(probabilities, axis=1)
         power = 2.0 if REDUCE == "norm" else 1.0
         if REDUCE == "norm":
-            probabilities *= probabilities
-        sums = tl.sum(tl.reshape(probabilities, (TILE_M, PER_TILE, PER_N)), axis=2)
-        noted = tl.where(sums > 0.0, tl.log2(tl.maximum(sums, 1.0e-37)) + power * new_top[:, None], _NONE)
-    j = first // PER_N + tl.arange(0, PER_TILE)
-    tl.store(notes + j[None, :] * TILE_M + tl.arange(0, TILE_M)[:, None], noted, mask=j[None, :] < blocks)
+            sums = tl.sum(probabilities * probabilities, axis=3)
+        exponent = sums.to(tl.int32, bitcast=True).to(tl.float32) * (1.0 / (1 << 23)) - 127.0
+        noted = tl.where(sums > 0.0, exponent + power * new_top[:, :, None], _NONE)
+    j = first // PER_N + tl.arange(0, SUMS * PER_SUM)
+    of_pairs = notes + j[None, :] * TILE_M + tl.arange(0, TILE_M)[:, None]
+    tl.store(of_pairs, tl.reshape(noted, (TILE_M, SUMS * PER_SUM)), mask=j[None, :] < blocks)
     return new_top, total * tl.math.exp2(top - new_top) + added
 
 
@@ -397,20 +439,26 @@ def _reduce_rows(noted, log_sum, PER_M: tl.constexpr, REDUCE: tl.constexpr):
     shape: tl.constexpr = (noted.shape[0], noted.shape[1] // PER_M, PER_M)
     if REDUCE == "max":  # exp2 is monotone: it can wait until there is one number per pair
         return tl.math.exp2(tl.max(tl.reshape(noted - log_sum[None, :], shape), axis=2))
-    if REDUCE == "norm":
-        squares = tl.math.exp2(noted - 2.0 * log_sum[None, :])
-        return tl.math.sqrt(tl.sum(tl.reshape(squares, shape), axis=2))
-    return tl.sum(tl.reshape(tl.math.exp2(noted - log_sum[None, :]), shape), axis=2)
+    exponent = tl.floor(noted)
+    power = 2.0 if REDUCE == "norm" else 1.0
+    sums = (1.0 + (noted - exponent)) * tl.math.exp2(exponent - power * log_sum[None, :])
+    total = tl.sum(tl.reshape(sums, shape), axis=2)
+    return tl.math.sqrt(total) if REDUCE == "norm" else total
 
 
 @triton.jit
-def _load_rows(x, tokens, r, rows, p, stride_n, stride_d, DIM: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr):
+def _load_rows(
+    x, places, r, rows, p, stride_d, DIM: tl.constexpr, UNIT: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr
+):
     """Part `p` of rows `r`, `PART` channels of one of their tokens; zeros in rows that are none or not finite."""
     PARTS: tl.constexpr = (DIM + PART - 1) // PART
-    token = tl.load(tokens + r * WIDTH + p // PARTS, mask=r < rows, other=-1)
+    if rows is None:  # all are there
+        place = tl.load(places + r * WIDTH + p // PARTS)
+    else:
+        place = tl.load(places + r * WIDTH + p // PARTS, mask=r < rows, other=-1)
     d = p % PARTS * PART + tl.arange(0, PART)
-    pointers = x + token[:, None].to(tl.int64) * stride_n + d[None, :] * stride_d
-    return tl.load(pointers, mask=(token >= 0)[:, None] & (d[None, :] < DIM), other=0.0)
+    pointers = x + place[:, None].to(tl.int64) * UNIT + d[None, :] * stride_d
+    return tl.load(pointers, mask=(place >= 0)[:, None] & (d[None, :] < DIM), other=0.0)
 
 
 @triton.jit
@@ -435,44 +483,28 @@ def _normalise_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr,
-    CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """One row of `mass`, in place: see `scoring._normalise`. What is not in sight was not written before."""
     i, head = tile_of_head(tl.cdiv(queries, BLOCK_M))
     b, h = head // heads, head % heads
     blocks = tl.cdiv(keys, BLOCK_N)
     spoiled += (b * (heads // group) + h // group) * blocks
+    mass += tl.program_id(0).to(tl.int64) * blocks
     in_sight = _blocks_in_sight(i + 1, queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
-    limit = tl.minimum((i + 1) * BLOCK_M, queries) - 1 + keys - queries if CAUSAL else keys - 1
+    j = tl.arange(0, WIDTH)
+    is_seen = j < in_sight
     visible = in_sight
     if first_keys is not None:
-        first_keys += b * blocks
-        visible = 0
-    mass += tl.program_id(0).to(tl.int64) * blocks
-    total = 0.0
-    spoiled_count = 0
-    for first in range(0, in_sight, CHUNK):
-        j = first + tl.arange(0, CHUNK)
-        is_seen = j < in_sight
-        if first_keys is not None:
-            is_seen = is_seen & (tl.load(first_keys + j, mask=is_seen, other=0) <= limit)
-            visible += tl.sum(is_seen.to(tl.int32))
-        x = tl.load(mass + j, mask=is_seen, other=0.0)
-        is_finite = (x < float("inf")) & (tl.load(spoiled + j, mask=is_seen, other=0) == 0)
-        total += tl.sum(tl.where(is_finite, x, 0.0))
-        spoiled_count += tl.sum((is_finite == 0).to(tl.int32))
-
-    is_scored = total > 0.0
-    whole = spoiled_count + tl.where(is_scored, 1.0, (visible - spoiled_count).to(tl.float32) / blocks)
+        limit = tl.minimum((i + 1) * BLOCK_M, queries) - 1 + keys - queries if CAUSAL else keys - 1
+        is_seen = is_seen & (tl.load(first_keys + b * blocks + j, mask=is_seen, other=0) <= limit)
+        visible = tl.sum(is_seen.to(tl.int32))
+    x = tl.load(mass + j, mask=is_seen, other=0.0)
+    is_finite = (x < float("inf")) & (tl.load(spoiled + j, mask=is_seen, other=0) == 0)
+    total = tl.sum(tl.where(is_finite, x, 0.0))
+    spoiled_count = tl.sum((is_finite == 0).to(tl.int32))
+    whole = spoiled_count + tl.where(total > 0.0, 1.0, (visible - spoiled_count).to(tl.float32) / blocks)
     whole = tl.maximum(whole, 1.0e-30)  # nothing is in sight
-    total = tl.where(is_scored, total, 1.0)
-    for first in range(0, blocks, CHUNK):
-        j = first + tl.arange(0, CHUNK)
-        is_seen = j < in_sight
-        if first_keys is not None:
-            is_seen = is_seen & (tl.load(first_keys + j, mask=is_seen, other=0) <= limit)
-        x = tl.load(mass + j, mask=is_seen, other=0.0)
-        share = tl.where(is_scored, x / total, 1.0 / blocks)
-        is_finite = (x < float("inf")) & (tl.load(spoiled + j, mask=is_seen, other=0) == 0)
-        share = tl.where(is_finite, share, 1.0)
-        tl.store(mass + j, tl.where(is_seen, share / whole, 0.0), mask=j < blocks)
+    share = tl.where(total > 0.0, x / tl.where(total > 0.0, total, 1.0), 1.0 / blocks)
+    share = tl.where(is_finite, share, 1.0) * (1.0 / whole)
+    tl.store(mass + j, tl.where(is_seen, share, 0.0), mask=j < blocks)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
-from psa_triton.integrations.wrappers import held_models, library, unwrap
+from psa_triton.integrations.wrappers import library, unsupported, unwrap
 
 if TYPE_CHECKING:
     from psa_triton.integrations.diffusers import OnLevels
@@ -72,8 +72,4 @@ def apply_psa(
 
             return transformers.apply_psa(model, config_or_preset, **common)
         case None:
-            inside = next((name for name, part in held_models(model) if library(part) is not None), None)
-            advice = "" if inside is None else f"; there is one in it: pass its `{inside}`"
-            raise TypeError(
-                f"model: expected a model or pipeline of diffusers or transformers, got {type(inner).__name__}{advice}"
-            )
+            raise unsupported("model", "a model or pipeline of diffusers or transformers", inner, library, None)

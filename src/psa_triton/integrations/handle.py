@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, Protocol, Self
 
 from torch import nn
@@ -97,15 +97,17 @@ def remove_psa(model: Any) -> None:
                 attachment.detach()
 
 
-def checked_preset(config_or_preset: Any) -> PSAConfig | str | None:
-    """The argument of `apply_psa` if it is one.
+def find_config(config_or_preset: Any, named: Callable[[str | None], PSAConfig | None]) -> PSAConfig | None:
+    """The configuration that an argument of `apply_psa` asks for, by way of `named` if it is a name; None: dense.
 
     Raises:
         TypeError: it is neither a configuration nor a name.
     """
-    if not isinstance(config_or_preset, PSAConfig | str | None):
-        raise TypeError(
-            "config_or_preset: expected a PSAConfig, a preset's name, 'SECTION/PRESET' or None, "
-            f"got {type(config_or_preset).__name__}"
-        )
-    return config_or_preset
+    if isinstance(config_or_preset, PSAConfig):
+        return config_or_preset
+    if isinstance(config_or_preset, str | None):
+        return named(config_or_preset)
+    raise TypeError(
+        "config_or_preset: expected a PSAConfig, a preset's name, 'SECTION/PRESET' or None, "
+        f"got {type(config_or_preset).__name__}"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from torch import nn
@@ -68,3 +68,21 @@ def held_models(target: Any) -> Iterator[tuple[str, Any]]:
     for name, part in parts(target):
         for path, module in part.named_modules(prefix=name):
             yield path, unwrap(module)
+
+
+def unsupported(argument: str, expected: str, model: Any, fits: Callable[[Any], Any], own: Library | None) -> TypeError:
+    """The error about a model that is not what was expected, with what to pass instead.
+
+    Args:
+        argument: name of the argument.
+        expected: in words.
+        model: that was passed.
+        fits: whether a module would do.
+        own: the library whose models are expected; None for any.
+    """
+    kind, source = type(model).__name__, library(model)
+    inside = next((path for path, part in held_models(model) if fits(part)), None)
+    advice = "" if inside is None else f"; there is one in it: pass its `{inside}`"
+    if source is not None and source != own:
+        advice = f" of {source}; pass it to psa_triton.apply_psa or psa_triton.integrations.{source}.apply_psa"
+    return TypeError(f"{argument}: expected {expected}, got {kind}{advice}")

@@ -10,19 +10,21 @@ from torch import Tensor
 from psa_triton.blocks import Blocks
 from psa_triton.gpu import Launch
 
-_CHUNK = 1024
-"""Blocks of a row that are counted at a time."""
+_OF_THREAD = 16
+"""Blocks of a row that a thread counts, as far as 32 warps suffice."""
 
 
 def read_density(levels: Tensor, blocks: Blocks) -> Tensor:
     """What `densities.read_density` computes, up to rounding; there is no key mask."""
     levels = levels.contiguous()
     shares = torch.empty(levels.shape[:3], dtype=torch.float32, device=levels.device)
+    width = triton.next_power_of_2(blocks.columns)
     Launch(
         _read_shares_kernel,
         (shares.numel(),),
         dict(levels=levels, shares=shares, queries=blocks.queries, keys=blocks.keys),
-        dict(BLOCK_M=blocks.m, BLOCK_N=blocks.n, CAUSAL=blocks.is_causal, CHUNK=_CHUNK),
+        dict(BLOCK_M=blocks.m, BLOCK_N=blocks.n, CAUSAL=blocks.is_causal, WIDTH=width),
+        warps=min(max(width // (32 * _OF_THREAD), 1), 32),
     ).run()
     seeing = min(blocks.queries, blocks.keys) if blocks.is_causal else blocks.queries
     return (shares.sum(-1, dtype=torch.float64) / max(seeing, 1)).float()
@@ -37,7 +39,7 @@ def _read_shares_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CAUSAL: tl.constexpr,
-    CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """Groups read over keys seen, summed over the queries of one row of blocks."""
     row = tl.program_id(0)
@@ -49,20 +51,19 @@ def _read_shares_kernel(
 
     # What all queries of the row see whole, then block by block what the first of them does not.
     seen_by_all = tl.maximum(first + 1 + keys - queries, 0) // BLOCK_N if CAUSAL else columns
-    whole = 0
-    for chunk in range(0, seen_by_all, CHUNK):
-        j = chunk + tl.arange(0, CHUNK)
-        level = tl.load(levels + j, mask=j < seen_by_all, other=0).to(tl.int32)
-        length = tl.minimum(keys - j * BLOCK_N, BLOCK_N)
-        whole += tl.sum(tl.where(level > 0, (length + level - 1) // tl.maximum(level, 1), 0))
-    read = tl.zeros_like(query) + whole
+    whole = tl.arange(0, WIDTH)
+    level = tl.load(levels + whole, mask=whole < seen_by_all, other=0).to(tl.int32)
+    groups = tl.minimum(keys - whole * BLOCK_N, BLOCK_N) + level - 1
+    exponent = (tl.maximum(level, 1).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127  # a shift, not a division
+    read = tl.zeros_like(query) + tl.sum(tl.where(level > 0, groups >> exponent, 0))
     if CAUSAL:
         last = tl.minimum(first + BLOCK_M, queries) + keys - queries
         for j in range(seen_by_all, tl.cdiv(tl.maximum(last, 0), BLOCK_N)):
-            level = tl.load(levels + j).to(tl.int32)
+            of_block = tl.load(levels + j).to(tl.int32)
+            size = tl.maximum(of_block, 1)
             length = tl.minimum(keys - j * BLOCK_N, BLOCK_N)
             visible = tl.minimum(tl.maximum(end - j * BLOCK_N, 0), length)
-            up = tl.where(visible == length, tl.maximum(level, 1) - 1, 0)  # a short last group is read where it is seen
-            read += tl.where(level > 0, (visible + up) // tl.maximum(level, 1), 0)
+            up = tl.where(visible == length, size - 1, 0)  # a short last group is read where it is seen
+            read += tl.where(of_block > 0, (visible + up) // size, 0)
     share = read.to(tl.float32) / tl.maximum(end, 1).to(tl.float32)
     tl.store(shares + row, tl.sum(tl.where((query < queries) & (end > 0), share, 0.0)))

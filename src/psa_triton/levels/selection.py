@@ -113,7 +113,7 @@ def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
     """Sort each row of `importance` `[..., nq, nk]` and give its blocks the levels of `shares`: int8, same shape."""
     ordered, order = importance.sort(dim=-1, descending=True, stable=True)
     if shares.by_mass:
-        mass = (ordered.double() * 2.0**MASS_BITS).round_().long()
+        mass = (ordered.double().clamp_(min=0) * 2.0**MASS_BITS).round_().long()
         before = mass.cumsum(-1).sub_(mass)
     else:
         before = torch.arange(importance.shape[-1], device=importance.device).expand_as(order)

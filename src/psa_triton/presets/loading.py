@@ -17,7 +17,7 @@ from psa_triton.models import MODELS, PRESET_SECTIONS, preset_section
 from psa_triton.names import unknown_name
 from psa_triton.presets.errors import PresetError, mistakes_of
 from psa_triton.presets.schema import SECTIONS, ModelSection, VideoScale
-from psa_triton.presets.yaml_file import parse_mapping, read_mapping
+from psa_triton.presets.yaml_file import read_mapping
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,14 @@ def load_presets_file(path: str | Path | None = None) -> PresetsFile:
 
 @lru_cache(maxsize=16)
 def _load(path: Path, *_: Any) -> PresetsFile:
-    return _checked(read_mapping(path), path)
+    data = _filled_in(read_mapping(path), path)
+    try:
+        sections = SECTIONS.validate_python(data)
+    except ValidationError as error:
+        raise PresetError(path, [*mistakes_of(error), *_missing_defaults(data)]) from error
+    if missing := _missing_defaults(data):
+        raise PresetError(path, missing)
+    return PresetsFile(path, MappingProxyType(sections))
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
@@ -163,22 +170,6 @@ def _version(path: Path) -> tuple[int, ...] | None:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def parse_presets(text: str, path: Path) -> PresetsFile:
-    """Check the text of a presets file, as `load_presets_file` does; `path` is what errors call it."""
-    return _checked(parse_mapping(text, path), path)
-
-
-def _checked(data: dict[Any, Any], path: Path) -> PresetsFile:
-    data = _filled_in(data, path)
-    try:
-        sections = SECTIONS.validate_python(data)
-    except ValidationError as error:
-        raise PresetError(path, [*mistakes_of(error), *_missing_defaults(data)]) from error
-    if missing := _missing_defaults(data):
-        raise PresetError(path, missing)
-    return PresetsFile(path, MappingProxyType(sections))
 
 
 def _filled_in(data: dict[Any, Any], path: Path) -> dict[Any, Any]:

@@ -18,19 +18,11 @@ def read_mapping(path: Path) -> dict[Any, Any]:
         PresetError: the file cannot be read, is no YAML, is no mapping, or has a key twice.
     """
     try:
-        return parse_mapping(path.read_text(encoding="utf-8"), path)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise PresetError(path, [f"cannot be read ({error.strerror}); give the path of a presets file"]) from error
     except UnicodeDecodeError as error:
         raise PresetError(path, [f"expected YAML in UTF-8, got other bytes ({error.reason})"]) from error
-
-
-def parse_mapping(text: str, path: Path) -> dict[Any, Any]:
-    """The mapping in the text of a YAML file.
-
-    Raises:
-        PresetError: with `path`: it is no YAML, is no mapping, or has a key twice.
-    """
     try:
         data = yaml.safe_load(text)
         twice = list(_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader)))

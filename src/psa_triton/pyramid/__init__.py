@@ -1,7 +1,6 @@
 """Keys and values at every resolution."""
 
 from psa_triton.pyramid.layout import (
-    UNIT_LEVELS,
     UNITS_PER_BLOCK,
     PyramidLayout,
     RowTables,
@@ -15,7 +14,6 @@ from psa_triton.pyramid.spread import SPREAD_LEVELS, write_spread
 __all__ = [
     "SPREAD_LEVELS",
     "UNITS_PER_BLOCK",
-    "UNIT_LEVELS",
     "PyramidLayout",
     "RowTables",
     "kept_row_tables",

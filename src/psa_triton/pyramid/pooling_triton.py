@@ -14,6 +14,10 @@ from psa_triton.pyramid.spread import SPREAD_LEVELS
 
 _TOKENS = 64
 """Tokens of a program: the coarsest level's group, so that no group is shared between programs."""
+_LOAD = 16
+"""Bytes that a thread loads at a time."""
+_OF_THREAD = 8
+"""Neighbouring tokens whose channels one thread holds: up to this level it adds them up alone."""
 
 
 def pooled_rows(tokens: int, block_n: int, finest: int, coarsest: int) -> int:
@@ -85,7 +89,9 @@ def pool(
             COARSEST=_log2(coarsest),
             SPREAD_COARSEST=_log2(SPREAD_LEVELS[-1]),
             TILE=_TOKENS,
+            OF_THREAD=_OF_THREAD,
         ),
+        warps=max(_TOKENS // _OF_THREAD * triton.next_power_of_2(dim) * x.element_size() // (32 * _LOAD), 1),
     ).run()
     return out, spread
 
@@ -116,11 +122,12 @@ def _pool_kernel(
     COARSEST: tl.constexpr,
     SPREAD_COARSEST: tl.constexpr,
     TILE: tl.constexpr,
+    OF_THREAD: tl.constexpr,
 ):
     tile, head = tile_of_head(tl.cdiv(padded, TILE))
     first = tile * TILE
     d = tl.arange(0, DIM_TILE)
-    t = first + tl.arange(0, TILE)
+    t = first + _groups(0, TILE, OF_THREAD)
     x += (head // heads) * x_strides[0] + (head % heads) * x_strides[1]
     is_there = t < tokens
     sizes = None
@@ -141,22 +148,52 @@ def _pool_kernel(
         squares = tl.zeros((TILE,), tl.float32)
     for s in tl.static_range(1, COARSEST + 1):
         if spread is not None:
-            squares = _merge_squares(squares, total, sizes, first, tokens, s, SPREAD_COARSEST, TILE, DIM_TILE)
-        total = tl.sum(tl.reshape(total, (TILE >> s, 2, DIM_TILE)), axis=1)
+            squares = _merge_squares(squares, total, sizes, first, tokens, s, SPREAD_COARSEST, TILE, OF_THREAD)
+        total = _add_halves(total, s, TILE, OF_THREAD)
         if keep is not None:
-            sizes = tl.sum(tl.reshape(sizes, (TILE >> s, 2)), axis=1)
+            sizes = _add_halves(sizes, s, TILE, OF_THREAD)
         if s >= FINEST:
-            group = (first >> s) + tl.arange(0, TILE >> s)
+            group = (first >> s) + _groups(s, TILE, OF_THREAD)
             if keep is not None:
                 count = tl.maximum(sizes, 1).to(tl.float32)
             else:
                 count = tl.minimum(tl.maximum(tokens - (group << s), 1), 1 << s).to(tl.float32)
             row = (first_row(s, padded) - left_out + group).to(tl.int64)
             where = (group[:, None] < (padded >> s)) & (d[None, :] < DIM)
-            mean = (total / count[:, None]).to(out.dtype.element_ty)
+            mean = (total * (1.0 / count)[:, None]).to(out.dtype.element_ty)
             tl.store(out + row[:, None] * DIM + d[None, :], mean, mask=where)
             if spread is not None:
                 tl.store(spread + row, squares / (count * DIM), mask=group < (padded >> s))
+
+
+@triton.jit
+def _groups(s: tl.constexpr, TILE: tl.constexpr, OF_THREAD: tl.constexpr):
+    """Which group of `2 ** s` tokens of a tile stands in which row.
+
+    The first tokens of all runs of `OF_THREAD` come first, then the second ones, and so on: neighbouring rows go to
+    different threads, and the tokens of a run to the same.
+    """
+    RUNS: tl.constexpr = min(TILE // OF_THREAD, TILE >> s)
+    row = tl.arange(0, TILE >> s)
+    return row % RUNS * ((TILE >> s) // RUNS) + row // RUNS
+
+
+@triton.jit
+def _halves(x, s: tl.constexpr, TILE: tl.constexpr, OF_THREAD: tl.constexpr):
+    """Rows of groups of `2 ** (s - 1)` tokens as `[a, 2, b]`, where the groups of `2 ** s` are `[a, b]`."""
+    RUNS: tl.constexpr = min(TILE // OF_THREAD, TILE >> s) if (1 << s) <= OF_THREAD else 1
+    PAIRS: tl.constexpr = (TILE >> s) // RUNS
+    return tl.reshape(x, (PAIRS, 2, x.numel // (2 * PAIRS)))
+
+
+@triton.jit
+def _add_halves(x, s: tl.constexpr, TILE: tl.constexpr, OF_THREAD: tl.constexpr):
+    """Sums of groups of `2 ** s` tokens from those of their halves, `[rows]` or `[rows, channels]`."""
+    total = tl.sum(_halves(x, s, TILE, OF_THREAD), axis=1)
+    if len(x.shape) == 1:
+        return tl.reshape(total, (TILE >> s,))
+    else:
+        return tl.reshape(total, (TILE >> s, x.shape[1]))
 
 
 @triton.jit
@@ -169,7 +206,7 @@ def _merge_squares(
     s: tl.constexpr,
     SPREAD_COARSEST: tl.constexpr,
     TILE: tl.constexpr,
-    DIM_TILE: tl.constexpr,
+    OF_THREAD: tl.constexpr,
 ):
     """Sums of squared distances from the mean, of groups of `2 ** s` from those of their halves and the halves' sums.
 
@@ -179,19 +216,14 @@ def _merge_squares(
     if s > SPREAD_COARSEST:
         return tl.zeros((TILE >> s,), tl.float32)
     half: tl.constexpr = 1 << (s - 1)
-    begin = first + tl.arange(0, TILE >> s) * (2 * half)
-    side = tl.arange(0, TILE >> (s - 1))
-    if sizes is not None:
-        left, right = tl.split(tl.reshape(sizes.to(tl.float32), (TILE >> s, 2)))
-        count = tl.maximum(sizes, 1)
-    else:
-        left = tl.minimum(tl.maximum(tokens - begin, 0), half).to(tl.float32)
-        right = tl.minimum(tl.maximum(tokens - begin - half, 0), half).to(tl.float32)
-        count = tl.minimum(tl.maximum(tokens - first - side * half, 1), half)
-    weight = (1 - 2 * (side & 1)).to(tl.float32) / count  # the left mean, less the right one
-    apart = tl.sum(tl.reshape(total * weight[:, None], (TILE >> s, 2, DIM_TILE)), axis=1)
-    distance = tl.sum(apart * apart, axis=1) * (left * right / tl.maximum(left + right, 1.0))
-    return tl.sum(tl.reshape(squares, (TILE >> s, 2)), axis=1) + distance
+    side = _groups(s - 1, TILE, OF_THREAD)
+    if sizes is None:
+        sizes = tl.minimum(tl.maximum(tokens - first - side * half, 0), half)
+    left, right = tl.split(tl.trans(_halves(sizes.to(tl.float32), s, TILE, OF_THREAD), 0, 2, 1))
+    product = tl.reshape(left * right / tl.maximum(left + right, 1.0), (TILE >> s,))
+    weight = (1 - 2 * (side & 1)).to(tl.float32) / tl.maximum(sizes, 1)  # the left mean, less the right one
+    apart = _add_halves(total * weight[:, None], s, TILE, OF_THREAD)
+    return _add_halves(squares, s, TILE, OF_THREAD) + tl.sum(apart * apart, axis=1) * product
 
 
 @triton.jit

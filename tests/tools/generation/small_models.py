@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -24,6 +26,12 @@ WORDS = 11
 """Of `make_tokenizer`."""
 
 
+def image_vae(**more: Any) -> AutoencoderKL:
+    """8 pixels a latent one."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return AutoencoderKL(block_out_channels=(4, 4, 4, 4), **blocks, layers_per_block=1, norm_num_groups=1, **more)
+
+
 def make_flux() -> FluxPipeline:
     """8 pixels a latent one, 2 x 2 of these a token."""
     torch.manual_seed(0)
@@ -32,16 +40,7 @@ def make_flux() -> FluxPipeline:
     tokenizer.model_max_length = 77
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=AutoencoderKL(
-            block_out_channels=(4, 4, 4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
-            latent_channels=1,
-            norm_num_groups=1,
-            shift_factor=0.1,
-            scaling_factor=1.5,
-        ),
+        vae=image_vae(latent_channels=1, shift_factor=0.1, scaling_factor=1.5),
         text_encoder=CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=WORDS, pad_token_id=0, eos_token_id=1)),
         tokenizer=tokenizer,
         text_encoder_2=T5EncoderModel(

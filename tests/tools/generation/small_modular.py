@@ -9,9 +9,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from small_families import SMALL
-from small_models import WORDS, make_flux, make_ltx2
+from small_models import WORDS, image_vae, make_flux, make_ltx2
 from small_pipelines import TEXT_DIM, make_tokenizer, make_wan_pipeline
 
 Parts = dict[str, Any]
@@ -33,11 +33,6 @@ def _chat_tokenizer() -> transformers.PreTrainedTokenizerFast:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}" + "a " * 120
     return tokenizer
-
-
-def _image_vae(**more: Any) -> AutoencoderKL:
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return AutoencoderKL(block_out_channels=(4, 4, 4, 4), **blocks, layers_per_block=1, norm_num_groups=1, **more)
 
 
 def _flux() -> Parts:
@@ -83,23 +78,15 @@ def _z_image() -> Parts:
     return {
         "tokenizer": _chat_tokenizer(),
         "text_encoder": transformers.Qwen3Model(transformers.Qwen3Config(**_QWEN)),
-        "vae": _image_vae(latent_channels=4, shift_factor=0.1, scaling_factor=1.5),
+        "vae": image_vae(latent_channels=4, shift_factor=0.1, scaling_factor=1.5),
         "transformer": _transformer("z-image", cap_feat_dim=TEXT_DIM),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
     }
 
 
-def _qwen25(**more: Any) -> Any:
-    return transformers.Qwen2_5_VLConfig(
-        text_config=_QWEN | {"rope_scaling": _ROPE},
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": TEXT_DIM,
-        },
-    )
+def _qwen25() -> Any:
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT_DIM}
+    return transformers.Qwen2_5_VLConfig(text_config=_QWEN | {"rope_scaling": _ROPE}, vision_config=vision)
 
 
 def _qwen_image() -> Parts:
@@ -147,7 +134,7 @@ def _sd3() -> Parts:
         parts["tokenizer" + end].model_max_length = 77
         parts["text_encoder" + end] = transformers.CLIPTextModelWithProjection(clip)
     return parts | {
-        "vae": _image_vae(
+        "vae": image_vae(
             latent_channels=4, shift_factor=0.1, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False
         ),
         "transformer": _transformer("sd-3.5", pooled_projection_dim=2 * TEXT_DIM, joint_attention_dim=TEXT_DIM),

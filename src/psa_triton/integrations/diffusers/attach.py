@@ -19,10 +19,10 @@ from psa_triton.integrations.diffusers.intercept import PSAProcessor, wrap_proce
 from psa_triton.integrations.diffusers.pipelines import check_video_scale, is_pipeline, transformers_of
 from psa_triton.integrations.diffusers.stats import PSAStats
 from psa_triton.integrations.diffusers.steps import Schedule
-from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
+from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, find_config
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
-from psa_triton.integrations.wrappers import held_models, library, unwrap
+from psa_triton.integrations.wrappers import library, unsupported, unwrap
 from psa_triton.models import GENERAL_SECTION, recognise
 from psa_triton.presets import DENSE, resolve
 
@@ -135,7 +135,7 @@ def apply_psa(
     """
     transformers = _transformers(pipe_or_transformer)
     pipe = pipe_or_transformer if is_pipeline(pipe_or_transformer) else None
-    config = _config(pipe, config_or_preset, transformers)
+    config = find_config(config_or_preset, lambda name: _preset(name, pipe, transformers))
     if max_error is not None:
         if config is None:
             raise ValueError(f"max_error: expected None with dense attention, which has no error, got {max_error}")
@@ -204,17 +204,10 @@ def layer_count(transformer: Any) -> int:
 def _family_name(target: Any) -> str:
     if (name := family_name(target)) is not None:
         return name
-    if library(target) == "transformers":
-        raise TypeError(
-            f"pipe_or_transformer: expected a diffusion model, got {type(target).__name__} of transformers; pass it to "
-            "psa_triton.apply_psa or psa_triton.integrations.transformers.apply_psa"
-        )
-    inside = next((name for name, part in held_models(target) if family_name(part)), None)
-    advice = "; register_family adds others" if inside is None else f"; it has one: pass its `{inside}`"
-    raise TypeError(
-        f"pipe_or_transformer: expected a transformer of class {', '.join(FAMILIES)}, or a pipeline with one, "
-        f"got {type(target).__name__}{advice}"
-    )
+    expected = "a diffusion model"
+    if library(target) != "transformers":
+        expected = f"a transformer of class {', '.join(FAMILIES)} or one of register_family, or a pipeline with one"
+    raise unsupported("pipe_or_transformer", expected, target, family_name, "diffusers")
 
 
 def _transformers(target: Any) -> dict[str, Any]:
@@ -239,17 +232,14 @@ def _transformers(target: Any) -> dict[str, Any]:
     return inner
 
 
-def _config(pipe: Any, config_or_preset: Any, transformers: dict[str, nn.Module]) -> PSAConfig | None:
-    """The configuration asked for; None for a dense preset."""
-    wanted = checked_preset(config_or_preset)
-    if isinstance(wanted, PSAConfig):
-        return wanted
-    if wanted == DENSE.name or "/" in (wanted or ""):
-        return resolve(wanted).config
+def _preset(name: str | None, pipe: Any, transformers: dict[str, nn.Module]) -> PSAConfig | None:
+    """The configuration of a preset, in the section of the model; None for a dense one."""
+    if name == DENSE.name or "/" in (name or ""):
+        return resolve(name).config
     transformer: Any = next(iter(transformers.values()))
     described = {**transformer.config, "_class_name": type(transformer).__name__}
     spec = recognise(described, two_transformers="transformer_2" in transformers)
-    found = resolve(wanted, GENERAL_SECTION if spec is None else spec.preset_section)
+    found = resolve(name, GENERAL_SECTION if spec is None else spec.preset_section)
     if pipe is not None and spec is not None and found.video_scale is not None:
         check_video_scale(pipe, spec.preset_section, found.video_scale)
     return found.config

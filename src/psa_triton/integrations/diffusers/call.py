@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from psa_triton.config import Way
-from psa_triton.integrations.attend import Layout, attend_in_order
+from psa_triton.integrations.attend import Answer, Layout, attend_in_order
 from psa_triton.integrations.diffusers.forward import ForwardState
-from psa_triton.integrations.diffusers.layout import find_layout
+from psa_triton.integrations.diffusers.layout import find_layout, visual_tokens
 from psa_triton.integrations.diffusers.parallel import Stream
 from psa_triton.integrations.diffusers.stats import CallKey, LevelRecord
 from psa_triton.integrations.stats import Tally
@@ -85,8 +84,9 @@ class LayerCall(TorchFunctionMode):
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         if forward.parallel is None:
             return self._attend(query, key, value, attn_mask, options)
-        streams = [Stream(forward.visual_tokens, shared=True)]
-        if others := query.shape[2] - forward.parallel.length(forward.visual_tokens):
+        visual = visual_tokens(forward.grids)
+        streams = [Stream(visual, shared=True)]
+        if others := query.shape[2] - forward.parallel.length(visual):
             split = Stream(forward.others, shared=others != forward.others)
             streams = [split, *streams] if forward.visual == "last" else [*streams, split]
         whole = forward.parallel.to_heads(torch.stack([query, key, value]), streams)
@@ -134,7 +134,7 @@ class LayerCall(TorchFunctionMode):
                 order=None if layout.curve is None else TokenOrder.from_permutation(layout.curve.cpu()),
                 qkv=answer.qkv,
             )
-        self._note(tokens, None, answer.way, answer.tally, record)
+        self._note(tokens, None, answer, record)
         return answer.out
 
     def _layout(self, query: Tensor, key: Tensor, attn_mask: Tensor | None) -> Layout | str:
@@ -150,13 +150,9 @@ class LayerCall(TorchFunctionMode):
         return forward.layouts[place][0]
 
     def _note(
-        self,
-        tokens: int,
-        reason: str | None,
-        way: Way | None = None,
-        tally: Tally = Tally(),  # noqa: B008 - immutable
-        levels: LevelRecord | None = None,
+        self, tokens: int, reason: str | None, answer: Answer | None = None, levels: LevelRecord | None = None
     ) -> None:
+        way, tally = (None, Tally()) if answer is None else (answer.way, answer.tally)
         key = CallKey(self._state.name, self._layer, self._forward.step, tokens, reason is None, way, reason)
         self._answers.append((key, tally, levels))
 
@@ -164,7 +160,7 @@ class LayerCall(TorchFunctionMode):
         """Note how the call went, and tell of what was read."""
         forward, state, config = self._forward, self._state, self._config
         if not self._answers:
-            self._note(max(1, forward.visual_tokens + forward.others), self._reason or NO_CALL)
+            self._note(max(1, visual_tokens(forward.grids) + forward.others), self._reason or NO_CALL)
         seconds /= len(self._answers)
         for key, tally, levels in self._answers:
             state.recorder.add(key, key.tokens**2, tally, seconds)

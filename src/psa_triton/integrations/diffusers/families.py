@@ -156,6 +156,10 @@ def _image_shapes(config: Any, arguments: Arguments) -> list[Grid]:
     return [tuple(shapes)] if isinstance(shapes[0], int) else [tuple(shape) for shape in shapes]
 
 
+def _vision_shapes(config: Any, arguments: Arguments) -> list[Grid]:
+    return [tuple(shape) for shape in arguments["vision_token_shapes"]]
+
+
 def _positions(config: Any, arguments: Arguments) -> list[Grid]:
     t, h, w = (len(axis.unique()) for axis in arguments["position_ids"][arguments["video_indices"]][:, :3].unbind(1))
     return [(t, h, w)]
@@ -179,18 +183,19 @@ def _hunyuan_video_15(processor: Any) -> Any:
     return PaddedProcessor()
 
 
-_TEXT = ("encoder_hidden_states",)
-_WAN = Family(attentions=("blocks.*.attn1",), grids=latent_grid())
-_COGVIDEOX = Family(attentions=("transformer_blocks.*.attn1",), grids=latent_grid("btchw"), visual="last", others=_TEXT)
-_HUNYUAN = Family(
-    attentions=("transformer_blocks.*.attn",),
-    optional=("single_transformer_blocks.*.attn",),
-    grids=latent_grid(),
-    others=_TEXT,
-)
-_PLAIN = Family(attentions=("transformer_blocks.*.attn1",), grids=latent_grid())
+def _row(attentions: str, grids: Grids, optional: str | None = None, **more: Any) -> Family:
+    return Family(attentions=(attentions,), optional=(optional,) if optional else (), grids=grids, **more)
+
+
+_WAN = _row("blocks.*.attn1", latent_grid())
+_PLAIN = _row("transformer_blocks.*.attn1", latent_grid())
 _LTX = replace(_PLAIN, grids=_named_sizes)
+_TEXT: dict[str, Any] = {"others": ("encoder_hidden_states",)}
+_COGVIDEOX = _row("transformer_blocks.*.attn1", latent_grid("btchw"), visual="last", **_TEXT)
+_HUNYUAN = _row("transformer_blocks.*.attn", latent_grid(), "single_transformer_blocks.*.attn", **_TEXT)
 _FLUX = replace(_HUNYUAN, grids=_image_ids, visual="last", timestep=None, packed=2)
+_HELIOS = _after_history(latents_history_long=(4, 8, 8), latents_history_mid=(2, 4, 4), latents_history_short=(1, 2, 2))
+_FRAMEPACK = _after_history(latents_history_4x=(4, 8, 8), latents_history_2x=(2, 4, 4), latents_clean=(1, 2, 2))
 
 FAMILIES: dict[str, Family] = {
     "WanTransformer3DModel": _WAN,
@@ -200,73 +205,39 @@ FAMILIES: dict[str, Family] = {
     "SkyReelsV2Transformer3DModel": _WAN,
     "ChronoEditTransformer3DModel": _WAN,
     "AnyFlowTransformer3DModel": replace(_WAN, grids=latent_grid("btchw")),
-    "HeliosTransformer3DModel": replace(
-        _WAN,
-        grids=_after_history(
-            latents_history_long=(4, 8, 8), latents_history_mid=(2, 4, 4), latents_history_short=(1, 2, 2)
-        ),
-    ),
+    "HeliosTransformer3DModel": replace(_WAN, grids=_HELIOS),
     "ConsisIDTransformer3DModel": _COGVIDEOX,
     "HunyuanVideoTransformer3DModel": _HUNYUAN,
-    "HunyuanVideoFramepackTransformer3DModel": replace(
-        _HUNYUAN,
-        grids=_after_history(latents_history_4x=(4, 8, 8), latents_history_2x=(2, 4, 4), latents_clean=(1, 2, 2)),
-    ),
+    "HunyuanVideoFramepackTransformer3DModel": replace(_HUNYUAN, grids=_FRAMEPACK),
     "HunyuanVideo15Transformer3DModel": replace(_HUNYUAN, processor=_hunyuan_video_15),
     "HunyuanImageTransformer2DModel": _HUNYUAN,
     "MotifVideoTransformer3DModel": replace(_HUNYUAN, copies=True),
     "LTXVideoTransformer3DModel": _LTX,
     "LTX2VideoTransformer3DModel": _LTX,
-    "MochiTransformer3DModel": replace(_PLAIN, others=_TEXT),
+    "MochiTransformer3DModel": replace(_PLAIN, **_TEXT),
     "AllegroTransformer3DModel": replace(_PLAIN, spare_frames=0),
     "CosmosTransformer3DModel": replace(_PLAIN, timestep=None),
-    "Cosmos3OmniTransformer": Family(
-        attentions=("layers.*.self_attn",),
-        grids=lambda config, arguments: [tuple(shape) for shape in arguments["vision_token_shapes"]],
-        visual="last",
-        timestep=None,
-        more_keys=True,
-    ),
-    "EasyAnimateTransformer3DModel": replace(
-        _PLAIN, optional=("transformer_blocks.*.attn2",), visual="last", others=_TEXT
-    ),
+    "Cosmos3OmniTransformer": _row("layers.*.self_attn", _vision_shapes, visual="last", timestep=None, more_keys=True),
+    "EasyAnimateTransformer3DModel": replace(_PLAIN, optional=("transformer_blocks.*.attn2",), visual="last", **_TEXT),
     "LatteTransformer3DModel": replace(_PLAIN, grids=_one_frame),
-    "Kandinsky5Transformer3DModel": Family(
-        attentions=("visual_transformer_blocks.*.self_attention",),
-        grids=latent_grid("bthwc"),
-        leave_out=("sparse_params",),
+    "Kandinsky5Transformer3DModel": _row(
+        "visual_transformer_blocks.*.self_attention", latent_grid("bthwc"), leave_out=("sparse_params",)
     ),
-    "Kandinsky6Transformer3DModel": Family(
-        attentions=("visual_transformer_blocks.*.video_dec_block.self_attention",), grids=latent_grid("bthwc")
+    "Kandinsky6Transformer3DModel": _row(
+        "visual_transformer_blocks.*.video_dec_block.self_attention", latent_grid("bthwc")
     ),
-    "MiniMaxH3Transformer3DModel": Family(
-        attentions=("transformer_blocks.*.attn",), grids=_positions, visual="video_indices", timestep=None
-    ),
+    "MiniMaxH3Transformer3DModel": _row("transformer_blocks.*.attn", _positions, visual="video_indices", timestep=None),
     "FluxTransformer2DModel": _FLUX,
     "Flux2Transformer2DModel": _FLUX,
-    "QwenImageTransformer2DModel": Family(
-        attentions=("transformer_blocks.*.attn",), grids=_image_shapes, visual="last", timestep=None, others=_TEXT
+    "QwenImageTransformer2DModel": _row(
+        "transformer_blocks.*.attn", _image_shapes, visual="last", timestep=None, **_TEXT
     ),
-    "SD3Transformer2DModel": Family(
-        attentions=("transformer_blocks.*.attn",),
-        optional=("transformer_blocks.*.attn2",),
-        grids=latent_grid(),
-        others=_TEXT,
+    "SD3Transformer2DModel": _row("transformer_blocks.*.attn", latent_grid(), "transformer_blocks.*.attn2", **_TEXT),
+    "ZImageTransformer2DModel": _row(
+        "layers.*.attention", _z_image, "noise_refiner.*.attention", timestep=None, packed=2
     ),
-    "ZImageTransformer2DModel": Family(
-        attentions=("layers.*.attention",),
-        optional=("noise_refiner.*.attention",),
-        grids=_z_image,
-        timestep=None,
-        packed=2,
-    ),
-    "Lumina2Transformer2DModel": Family(
-        attentions=("layers.*.attn",),
-        optional=("noise_refiner.*.attn",),
-        grids=latent_grid(),
-        visual="last",
-        timestep=None,
-        others=_TEXT,
+    "Lumina2Transformer2DModel": _row(
+        "layers.*.attn", latent_grid(), "noise_refiner.*.attn", visual="last", timestep=None, **_TEXT
     ),
 }
 """The families by the name of their class."""

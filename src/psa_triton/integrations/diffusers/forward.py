@@ -43,11 +43,6 @@ class Forward:
     layouts: dict[Any, Any] = field(default_factory=dict)
     """What was found of the layers' sequences and masks, so that it is found once."""
 
-    @property
-    def visual_tokens(self) -> int:
-        """Tokens of all grids."""
-        return visual_tokens(self.grids)
-
 
 _OUTSIDE = Forward()
 

@@ -19,18 +19,11 @@ class PaddedProcessor(HunyuanVideoAttnProcessor2_0):
         super().__init__()
         self._last: tuple[Tensor, int, Tensor] | None = None
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Any:
+    def __call__(self, attn: Any, hidden_states: Tensor, *, attention_mask: Tensor | None = None, **more: Any) -> Any:
         """Attend to visual tokens `[B, V, C]` and text `[B, T, C]`, of which `attention_mask [B, T]` tells padding."""
         if attention_mask is not None:
             attention_mask = self._padding(attention_mask, hidden_states.shape[1])
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        return super().__call__(attn, hidden_states, attention_mask=attention_mask, **more)
 
     def _padding(self, of_text: Tensor, visual: int) -> Tensor:
         # All layers of a forward get one tensor, and make one of it, so that PSA looks at it once.

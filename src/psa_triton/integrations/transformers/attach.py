@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,13 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl, check_impl
 from psa_triton.inputs import as_count, as_indexes
-from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, checked_preset
+from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, find_config
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
 from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE, NAME, AttachedLayer
 from psa_triton.integrations.transformers.rules import check_causal
 from psa_triton.integrations.transformers.stats import PSAStats
-from psa_triton.integrations.wrappers import held_models, is_language_pipeline, library, unwrap
+from psa_triton.integrations.wrappers import is_language_pipeline, unsupported, unwrap
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import resolve
 
@@ -81,7 +81,7 @@ def apply_psa(
             form, or a number is out of range.
     """
     model = _model(model)
-    config = _config(config_or_preset)
+    config = find_config(config_or_preset, lambda name: resolve(name, QWEN2_5_VL.preset_section).config)
     if config is not None:
         check_causal(config)
     rules = DenseRules(
@@ -112,16 +112,13 @@ def apply_psa(
 def _model(target: Any) -> PreTrainedModel:
     """The model itself, without wrappers around it."""
     model = unwrap(target.model if is_language_pipeline(target) else target)
-    if isinstance(model, PreTrainedModel):
+    if _is_language_model(model):
         return model
-    if library(model) == "diffusers":
-        raise TypeError(
-            f"model: expected a transformers PreTrainedModel, got {type(model).__name__} of diffusers; pass it to "
-            "psa_triton.apply_psa or psa_triton.integrations.diffusers.apply_psa"
-        )
-    inside = next((name for name, part in held_models(target) if isinstance(part, PreTrainedModel)), None)
-    advice = "" if inside is None else f"; there is one in it: pass its `{inside}`"
-    raise TypeError(f"model: expected a transformers PreTrainedModel, got {type(model).__name__}{advice}")
+    raise unsupported("model", "a transformers PreTrainedModel", model, _is_language_model, "transformers")
+
+
+def _is_language_model(target: Any) -> TypeGuard[PreTrainedModel]:
+    return isinstance(target, PreTrainedModel)
 
 
 def _layers(
@@ -162,9 +159,3 @@ def _index(module: nn.Module, position: int) -> int:
     """The index of a layer that knows it; else its position."""
     index = getattr(module, "layer_idx", None)
     return position if index is None else index
-
-
-def _config(config_or_preset: Any) -> PSAConfig | None:
-    """The configuration asked for; None for a dense preset."""
-    wanted = checked_preset(config_or_preset)
-    return wanted if isinstance(wanted, PSAConfig) else resolve(wanted, QWEN2_5_VL.preset_section).config

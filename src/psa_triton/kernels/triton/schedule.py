@@ -20,8 +20,8 @@ from torch import Tensor
 from psa_triton.blocks import Blocks
 from psa_triton.gpu import Launch, tile_of_head
 
-_CHUNK = 2048
-"""Blocks of a row that are sorted into segments at a time."""
+_OF_THREAD = 16
+"""Blocks of a row that a thread holds, neighbours, as far as 32 warps suffice."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
     starts = torch.empty(batch, heads, rows, 2 * shifts + 1, dtype=torch.int32, device=levels.device)
     of = split or Blocks(1, 1, 0, 0)
     kept = of.kept()
+    width = max(triton.next_power_of_2(columns), 32)
+    warps = min(max(width // (32 * _OF_THREAD), 1), 32)
     Launch(
         _list_blocks_kernel,
         (rows * batch * heads,),
@@ -63,7 +65,10 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
             columns=columns,
             queries=of.queries,
             tokens=of.keys,
-            level_strides=levels.stride(),
+            level_strides=levels.stride()[:3],
+            # Not known to be 1, with which neighbours would be loaded by different threads, and counted across all.
+            level_stride=levels.stride(3),
+            kept_stride=1,
         ),
         dict(
             BLOCK_M=of.m,
@@ -71,14 +76,15 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
             SHIFTS=shifts,
             SPLIT=split is not None,
             CAUSAL=of.is_causal,
-            CHUNK=min(triton.next_power_of_2(columns), _CHUNK),
+            WIDTH=width,
+            THREADS=32 * warps,
         ),
-        warps=8,
+        warps=warps,
     ).run()
     return BlockLists(blocks, starts, shifts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["level_stride", "kept_stride"])
 def _list_blocks_kernel(
     levels,
     blocks,
@@ -90,12 +96,15 @@ def _list_blocks_kernel(
     queries,
     tokens,
     level_strides,
+    level_stride,
+    kept_stride,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SHIFTS: tl.constexpr,
     SPLIT: tl.constexpr,
     CAUSAL: tl.constexpr,
-    CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
     i, head = tile_of_head(rows)
     row = head * rows + i
@@ -103,30 +112,33 @@ def _list_blocks_kernel(
     blocks += row * columns
     starts += row * (2 * SHIFTS + 1)
 
+    # One thread holds the blocks of a column.
+    OF_THREAD: tl.constexpr = WIDTH // THREADS
+    j = tl.arange(0, OF_THREAD)[:, None] + tl.arange(0, THREADS)[None, :] * OF_THREAD
     first_limit = i * BLOCK_M + tokens - queries
     last_limit = tl.minimum((i + 1) * BLOCK_M, queries) - 1 + tokens - queries
+    level = tl.load(levels + j.to(tl.int64) * level_stride, mask=j < columns, other=0).to(tl.int32)
+    if CAUSAL:
+        level = tl.where(j * BLOCK_N <= last_limit, level, 0)
+    whole = (j + 1) * BLOCK_N <= tokens
+    if kept is not None:
+        count = tl.load(kept + head // heads * columns + j * kept_stride, mask=j < columns, other=0)
+        level = tl.where(count > 0, level, 0)
+        whole = count == BLOCK_N
+    if CAUSAL:
+        whole = whole & ((j + 1) * BLOCK_N - 1 <= first_limit)
+    kind = 2 * level + tl.where(whole, 0, 1) if SPLIT else 2 * level + 1
+
     position = 0
     for segment in range(2 * SHIFTS):  # not unrolled, which would keep addresses of every segment on the stack
         tl.store(starts + segment, position)
-        if SPLIT or segment % 2 == 1:
-            for chunk in range(0, columns, CHUNK):
-                j = chunk + tl.arange(0, CHUNK)
-                level = tl.load(levels + j.to(tl.int64) * level_strides[3], mask=j < columns, other=0)
-                listed = level == (1 << (segment // 2))
-                if CAUSAL:
-                    listed = listed & (j * BLOCK_N <= last_limit)
-                if kept is not None:
-                    count = tl.load(kept + head // heads * columns + j, mask=j < columns, other=0)
-                    listed = listed & (count > 0)
-                if SPLIT:
-                    whole = (j + 1) * BLOCK_N <= tokens if kept is None else count == BLOCK_N
-                    if CAUSAL:
-                        whole = whole & ((j + 1) * BLOCK_N - 1 <= first_limit)
-                    listed = listed & (whole == (segment % 2 == 0))
-                one = listed.to(tl.int32)
-                length = tl.sum(one, axis=0)
-                if length > 0:  # most segments of a row are empty
-                    place = position + tl.cumsum(one, axis=0) - one
-                    tl.store(blocks + place, j, mask=listed)
-                    position += length
+        listed = kind == (2 << (segment // 2)) + segment % 2
+        one = listed.to(tl.int32)
+        of_thread = tl.sum(one, axis=0)
+        length = tl.sum(of_thread, axis=0)
+        if length > 0:  # most segments of a row are empty
+            before = position + tl.cumsum(of_thread, axis=0) - of_thread
+            place = before[None, :] + tl.cumsum(one, axis=0) - one
+            tl.store(blocks + place, j, mask=listed)
+            position += length
     tl.store(starts + 2 * SHIFTS, position)

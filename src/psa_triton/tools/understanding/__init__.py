@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psa_triton.tools.understanding.answer import Answer, OnText, answer_prompt
+from psa_triton.tools.understanding.answer import Answer, answer_prompt
 from psa_triton.tools.understanding.checkpoint import Checkpoint, find_checkpoint
 from psa_triton.tools.understanding.media import Media, MediaKind, check_media, read_media
 from psa_triton.tools.understanding.patches import Patcher, Patches
@@ -13,7 +13,6 @@ __all__ = [
     "Checkpoint",
     "Media",
     "MediaKind",
-    "OnText",
     "Patcher",
     "Patches",
     "Prompt",
