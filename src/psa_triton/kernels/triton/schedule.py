@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch, tile_of_head
+from psa_triton.gpu import Launch, tile_of_head, warp_size
 
 _OF_THREAD = 16
 """Blocks of a row that a thread holds, neighbours, as far as 32 warps suffice."""
@@ -50,8 +50,8 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
     starts = torch.empty(batch, heads, rows, 2 * shifts + 1, dtype=torch.int32, device=levels.device)
     of = split or Blocks(1, 1, 0, 0)
     kept = of.kept()
-    width = max(triton.next_power_of_2(columns), 32)
-    warps = min(max(width // (32 * _OF_THREAD), 1), 32)
+    width = max(triton.next_power_of_2(columns), warp_size())
+    warps = min(max(width // (warp_size() * _OF_THREAD), 1), 32)
     Launch(
         _list_blocks_kernel,
         (rows * batch * heads,),
@@ -77,7 +77,7 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
             SPLIT=split is not None,
             CAUSAL=of.is_causal,
             WIDTH=width,
-            THREADS=32 * warps,
+            THREADS=warp_size() * warps,
         ),
         warps=warps,
     ).run()
