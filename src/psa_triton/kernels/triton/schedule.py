@@ -123,7 +123,7 @@ def _list_blocks_kernel(
     whole = (j + 1) * BLOCK_N <= tokens
     if kept is not None:
         count = tl.load(kept + head // heads * columns + j * kept_stride, mask=j < columns, other=0)
-        level = tl.where(count > 0, level, 0)
+        level *= tl.minimum(count, 1)  # not `tl.where`, with which Triton 3.9 spills
         whole = count == BLOCK_N
     if CAUSAL:
         whole = whole & ((j + 1) * BLOCK_N - 1 <= first_limit)
