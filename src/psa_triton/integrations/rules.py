@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl
+from psa_triton.impl import Impl, check_impl
+from psa_triton.inputs import as_count, as_indexes
 from psa_triton.integrations.break_even import break_even
 
 Kind = Literal["diffusion", "language"]
@@ -41,15 +42,32 @@ class DenseRules:
     last_steps: int = 0
     """Denoising steps at the end that run dense."""
 
+    @classmethod
+    def checked(
+        cls, kind: Kind, config: PSAConfig | None, impl: Any, min_tokens: Any, layers: Any, last_steps: Any = 0
+    ) -> Self:
+        """The rules that arguments of `apply_psa` ask for.
+
+        Raises:
+            TypeError: an argument is of a wrong type.
+            ValueError: an argument is out of range.
+        """
+        return cls(
+            kind=kind,
+            config=config,
+            min_tokens=None if min_tokens is None else as_count("min_tokens", min_tokens),
+            layers=as_indexes("dense_layers", layers),
+            last_steps=as_count("dense_last_steps", last_steps),
+            impl=check_impl(impl),
+        )
+
     @property
     def need_steps(self) -> bool:
         """Whether the denoising step matters."""
-        if self.config is None:
-            return False
         config = self.config
-        return (
-            config.warmup_steps > 0 or self.last_steps > 0 or len(config.budget_table) > 1 or config.reuse is not None
-        )
+        if config is None:
+            return False
+        return bool(config.warmup_steps or self.last_steps or config.reuse or len(config.budget_table) > 1)
 
     def check_layers(self, known: Collection[int]) -> None:
         """Check against the indexes of a model's layers.

@@ -53,14 +53,10 @@ def is_language_pipeline(target: object) -> bool:
     return library(target) == "transformers" and not isinstance(target, nn.Module)
 
 
-def parts(target: Any) -> Iterator[tuple[str, nn.Module]]:
+def parts(target: Any) -> list[tuple[str, nn.Module]]:
     """Modules that an object holds, with their names: children of a module, components of a pipeline, attributes."""
-    if isinstance(target, nn.Module):
-        yield from target.named_children()
-        return
-    for name, part in getattr(target, "__dict__", {}).items():
-        if isinstance(part, nn.Module):
-            yield name, part
+    held = target.named_children() if isinstance(target, nn.Module) else getattr(target, "__dict__", {}).items()
+    return [(name, part) for name, part in held if isinstance(part, nn.Module)]
 
 
 def held_models(target: Any) -> Iterator[tuple[str, Any]]:

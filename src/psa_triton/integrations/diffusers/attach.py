@@ -11,8 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl, check_impl
-from psa_triton.inputs import as_count, as_indexes
+from psa_triton.impl import Impl
 from psa_triton.integrations.diffusers.families import FAMILIES, family_name
 from psa_triton.integrations.diffusers.forward import ForwardState, OnLevels
 from psa_triton.integrations.diffusers.intercept import PSAProcessor, wrap_processor
@@ -140,14 +139,7 @@ def apply_psa(
         if config is None:
             raise ValueError(f"max_error: expected None with dense attention, which has no error, got {max_error}")
         config = config.bounded(max_error)
-    rules = DenseRules(
-        kind="diffusion",
-        config=config,
-        min_tokens=None if min_tokens is None else as_count("min_tokens", min_tokens),
-        layers=as_indexes("dense_layers", dense_layers),
-        last_steps=as_count("dense_last_steps", dense_last_steps),
-        impl=check_impl(impl),
-    )
+    rules = DenseRules.checked("diffusion", config, impl, min_tokens, dense_layers, dense_last_steps)
     for transformer in transformers.values():
         rules.check_layers(range(layer_count(transformer)))
     if scheduler is not None and not hasattr(scheduler, "timesteps"):

@@ -153,7 +153,7 @@ def _extent(ids: Tensor) -> Grid:
 
 def _image_shapes(config: Any, arguments: Arguments) -> list[Grid]:
     shapes = arguments["img_shapes"][0]
-    return [tuple(shapes)] if isinstance(shapes[0], int) else [tuple(shape) for shape in shapes]
+    return [tuple(shape) for shape in ([shapes] if isinstance(shapes[0], int) else shapes)]
 
 
 def _vision_shapes(config: Any, arguments: Arguments) -> list[Grid]:

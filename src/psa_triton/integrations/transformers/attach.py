@@ -10,8 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from psa_triton.config import PSAConfig
-from psa_triton.impl import Impl, check_impl
-from psa_triton.inputs import as_count, as_indexes
+from psa_triton.impl import Impl
 from psa_triton.integrations.handle import ATTACHED_ALREADY, ATTACHMENT, PSAHandle, find_config
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder
@@ -84,17 +83,12 @@ def apply_psa(
     config = find_config(config_or_preset, lambda name: resolve(name, QWEN2_5_VL.preset_section).config)
     if config is not None:
         check_causal(config)
-    rules = DenseRules(
-        kind="language",
-        config=config,
-        min_tokens=None if min_tokens is None else as_count("min_tokens", min_tokens),
-        layers=as_indexes("dense_layers", dense_layers),
-        impl=check_impl(impl),
-    )
+    rules = DenseRules.checked("language", config, impl, min_tokens, dense_layers)
     if any(hasattr(module, LAYER_ATTRIBUTE) for module in model.modules()):
         raise ValueError(f"model: PSA is attached to it already; {ATTACHED_ALREADY}")
     recorder: Recorder[PSAStats] = Recorder(PSAStats.of, timed=time_layers or (config is not None and config.verbose))
-    text_model = _text_model(model)
+    decoder = model.get_decoder()
+    text_model = decoder if isinstance(decoder, PreTrainedModel) else model
     previous = text_model.config._attn_implementation
     text_model.set_attn_implementation(NAME)
     try:
@@ -139,11 +133,6 @@ def _layers(
     }
     rules.check_layers([layers[module].layer for module in text])
     return layers
-
-
-def _text_model(model: PreTrainedModel) -> PreTrainedModel:
-    decoder = model.get_decoder()
-    return decoder if isinstance(decoder, PreTrainedModel) else model
 
 
 def _attention_modules(model: nn.Module) -> Iterator[nn.Module]:
