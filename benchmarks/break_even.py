@@ -40,13 +40,17 @@ Row = dict[str, Any]
 
 
 def shipped_presets() -> Iterator[tuple[str, PSAConfig, AttentionShape]]:
-    """Each sparse preset of a video model, with its model's head size and text."""
+    """Each sparse preset of a video model with its head size and text; those that are alike once, by all names."""
     shapes = {shape.section: shape for shape in known_shapes() if not shape.is_causal}
     sections = load_presets_file().sections
+    alike: dict[tuple[PSAConfig, int, int], list[str]] = {}
     for name, shape in shapes.items():
         for preset, described in sections[name].attention_configs.items():
             if (config := described.config()) is not None:
-                yield f"{name}/{preset}", config.replace(use_rearrange=False), shape
+                measured = config.replace(use_rearrange=False), shape.dim, shape.prefix_tokens
+                alike.setdefault(measured, []).append(f"{name}/{preset}")
+    for (config, *_), names in alike.items():
+        yield ", ".join(names), config, shapes[names[0].split("/")[0]]
 
 
 def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, device: torch.device) -> Row:
