@@ -31,15 +31,13 @@ from functools import partial
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import triton
-from gpu.prepare import AbsentGpu
+from gpu.prepare import compile_launch, recorded
 from rich.console import Console
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
 from psa_triton.blocks import Blocks
 from psa_triton.gpu import Launch
@@ -203,23 +201,13 @@ def record_launches(path: Callable[[torch.dtype, int], None], dtype: torch.dtype
     Choices are constants, and which of its tensors a kernel goes without.
     """
     launches: Launches = {}
-
-    def record(launch: Launch) -> None:
+    for launch in recorded(lambda device: [partial(path, dtype, dim)], target=target):
         name = launch.kernel.fn.__name__.removeprefix("_").removesuffix("_kernel")
         if "SHIFT" in launch.constants:
             name += f" level {1 << launch.constants['SHIFT']}"
         while name in launches and choices(launches[name]) != choices(launch):
             name += "'"
         launches[name] = launch
-
-    # The library takes its tiles by what torch was built for.
-    with (
-        patch.object(Launch, "run", record),
-        patch.object(torch.version, "hip", "any" if target.startswith("gfx") else None),
-        patch("psa_triton.kernels.triton.tiles.current_target", lambda device: target),
-        patch("psa_triton.importance.scoring_triton.current_target", lambda device: target),
-    ):
-        path(dtype, dim)
     return launches
 
 
@@ -339,12 +327,6 @@ def compile_kernel(name: str, launch: Launch, case: Case) -> Compiled:
     if target.gpu.backend == "cuda":
         made = replace(made, programs=programs_at_a_time(made, target, getattr(kernel.metadata, "tmem_size", 0) or 0))
     return made
-
-
-def compile_launch(launch: Launch, gpu: GPUTarget) -> Any:
-    """Triton's compiled kernel, with the code of every stage in `asm`."""
-    driver.set_active(AbsentGpu(gpu))
-    return launch.kernel.warmup(**launch.arguments, **launch.constants, **launch.options, grid=launch.grid)
 
 
 def read_nvidia(asm: dict[str, Any]) -> dict[str, Any]:

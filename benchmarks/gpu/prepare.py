@@ -42,15 +42,15 @@ def compile_share(target: GPUTarget, index: int, count: int, work: Work, *argume
     """Every `count`-th kernel from the `index`-th on, and how many these are."""
     name = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
     launches = list({_key(launch): launch for launch in recorded(work, *arguments, target=name)}.values())[index::count]
-    compile_launches(target, launches)
+    for launch in launches:
+        compile_launch(launch, target)
     return len(launches)
 
 
-def compile_launches(target: GPUTarget, launches: Iterable[Launch]) -> None:
-    """Compile for a GPU that need not be there."""
+def compile_launch(launch: Launch, target: GPUTarget) -> Any:
+    """Triton's compiled kernel for a GPU that need not be there, with the code of every stage in `asm`."""
     driver.set_active(AbsentGpu(target))
-    for launch in launches:
-        launch.kernel.warmup(**launch.arguments, **launch.constants, **launch.options, grid=launch.grid)
+    return launch.kernel.warmup(**launch.arguments, **launch.constants, **launch.options, grid=launch.grid)
 
 
 def recorded(work: Work, *arguments: Any, target: str = "interpreter") -> list[Launch]:
@@ -59,6 +59,8 @@ def recorded(work: Work, *arguments: Any, target: str = "interpreter") -> list[L
     with (
         _plain_operators(),
         patch.object(Launch, "run", lambda launch: launches.append(launch)),
+        # The library takes its tiles by what torch was built for.
+        patch.object(torch.version, "hip", "any" if target.startswith("gfx") else None),
         patch.object(tiles, "current_target", lambda device: target),
         patch.object(scoring_triton, "current_target", lambda device: target),
     ):

@@ -64,6 +64,11 @@ def current_backend() -> Backend:
     return "hip" if torch.version.hip else "cuda"
 
 
+def warp_size() -> int:
+    """Threads of a warp, which AMD calls a wavefront."""
+    return 64 if current_backend() == "hip" else 32
+
+
 @cache
 def current_target(device: torch.device) -> str:
     """What kernels for `device` are compiled for, `sm_90` or `gfx942`; in the interpreter, `interpreter`."""

@@ -84,7 +84,8 @@ from triton.backends.compiler import GPUTarget
 import gpu_attention, gpu.prepare as p
 launches = p.recorded(gpu_attention.smoke_work, target="sm_90")
 last = {x.kernel.fn.__name__: x for x in launches if "kernels.triton" not in x.kernel.fn.__module__}
-p.compile_launches(GPUTarget("cuda", 90, 32), last.values())
+for launch in last.values():
+    p.compile_launch(launch, GPUTarget("cuda", 90, 32))
 print(*sorted(last))
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -79,6 +79,13 @@ def run(model: nn.Module, inputs: Inputs) -> Tensor:
     return output
 
 
+def gradients(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Of every weight that has one, of the sum of squares of the output."""
+    model.zero_grad()
+    (run(model, inputs) ** 2).sum().backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
 def noise(*shape: int) -> Tensor:
     return torch.randn(*shape)
 

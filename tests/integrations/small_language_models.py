@@ -145,6 +145,11 @@ def text_inputs(tokens: int = 300, batch: int = 1, seed: int = 1) -> Inputs:
     return {"input_ids": torch.randint(1, 90, (batch, tokens), generator=generator)}
 
 
+@torch.no_grad()
+def logits(model: PreTrainedModel, inputs: Inputs | None = None, **options: Any) -> torch.Tensor:
+    return model(**(text_inputs() if inputs is None else inputs), **options).logits
+
+
 def on_cache(model: PreTrainedModel, cache: Cache) -> dict[str, Cache]:
     """The argument of the model's `forward` that hands over a cache; transformers 5.24 calls it anew."""
     return {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import CogVideoXPipeline, DiffusionPipeline, WanPipeline
 from peft import LoraConfig, get_peft_model_state_dict
+from small_families import gradients
 from small_pipelines import (
     BOTH,
     assert_equal_to_rounding,
@@ -97,12 +98,6 @@ def test_attaching_after_compiling_is_refused(compile_it: Callable[[DiffusionPip
     for target in (pipe, pipe.transformer):
         with pytest.raises(ValueError, match="its transformer is compiled already.*call apply_psa first, then compile"):
             apply_psa(target, SPARSE)
-
-
-def gradients(transformer: torch.nn.Module, inputs: dict) -> dict[str, torch.Tensor]:
-    transformer.zero_grad()
-    (transformer(**inputs).sample ** 2).sum().backward()
-    return {name: weight.grad.clone() for name, weight in transformer.named_parameters() if weight.grad is not None}
 
 
 @pytest.mark.parametrize(

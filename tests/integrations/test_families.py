@@ -15,7 +15,7 @@ import torch
 from diffusers import ConfigMixin, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import attention_backend
-from small_families import GRID, SMALL, TEXT, VISUAL, Small, run
+from small_families import GRID, SMALL, TEXT, VISUAL, Small, gradients, run
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -143,12 +143,6 @@ def test_copies_and_backends(small: Small) -> None:
     remove_psa(twin)
     own = [value for module in twin.modules() for value in vars(module).values()]
     assert not any(type(value).__module__.startswith("psa_triton") for value in own)
-
-
-def gradients(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    model.zero_grad()
-    (run(model, inputs) ** 2).sum().backward()
-    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 @SOME

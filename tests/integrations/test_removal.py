@@ -14,6 +14,7 @@ import pytest
 import small_language_models as small
 import torch
 from diffusers import AutoencoderKLWan
+from small_language_models import logits
 from small_pipelines import (
     SPARSE,
     make_cogvideox_inputs,
@@ -57,11 +58,6 @@ def is_clean(model: torch.nn.Module) -> bool:
         or any(type(value).__module__.startswith("psa_triton") for value in vars(module).values())
         for module in model.modules()
     )
-
-
-@torch.no_grad()
-def logits(model: Any) -> torch.Tensor:
-    return model(**small.text_inputs()).logits
 
 
 @PIPELINES

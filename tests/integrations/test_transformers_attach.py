@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import small_language_models as small
 import torch
+from small_language_models import logits
 from transformers import (
     AttentionInterface,
     BartConfig,
@@ -31,11 +32,6 @@ SOURCE = Path(__file__).parents[2] / "src"
 SPARSE = PSAConfig(
     block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 0: (0.3, 1)}, importance="antidiagonal", use_rearrange=False
 )
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel, inputs: small.Inputs | None = None, **options: Any) -> torch.Tensor:
-    return model(**(small.text_inputs() if inputs is None else inputs), **options).logits
 
 
 def implementations(model: PreTrainedModel) -> dict[str, str]:

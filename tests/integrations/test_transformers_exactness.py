@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import small_language_models as small
 import torch
+from small_language_models import logits
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from psa_triton import PSAConfig, apply_psa
@@ -39,11 +40,6 @@ EACH = pytest.mark.parametrize("family", FAMILIES)
 def case(family: str) -> tuple[PreTrainedModel, small.Inputs]:
     make, inputs = FAMILIES[family]
     return small.make_model(make), inputs()
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel, inputs: small.Inputs, **options: Any) -> torch.Tensor:
-    return model(**inputs, **options).logits
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import small_language_models as small
 import torch
+from small_language_models import logits
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -18,11 +19,6 @@ from psa_triton.integrations.transformers.attention import psa_attention_forward
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.2), 0: (0.2, 1)}, use_rearrange=False)
 NOTHING = SPARSE.replace(mask_ratios={0: (0, 1)}, mask_mode="topk")
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel, inputs: small.Inputs) -> torch.Tensor:
-    return model(**inputs).logits
 
 
 def reasons(model: PreTrainedModel, inputs: small.Inputs, **options: Any) -> dict[str, int]:

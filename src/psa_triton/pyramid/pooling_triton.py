@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.gpu import Launch, tile_of_head
+from psa_triton.gpu import Launch, tile_of_head, warp_size
 from psa_triton.pyramid.spread import SPREAD_LEVELS
 
 _TOKENS = 64
@@ -91,7 +91,7 @@ def pool(
             TILE=_TOKENS,
             OF_THREAD=_OF_THREAD,
         ),
-        warps=max(_TOKENS // _OF_THREAD * triton.next_power_of_2(dim) * x.element_size() // (32 * _LOAD), 1),
+        warps=max(_TOKENS // _OF_THREAD * triton.next_power_of_2(dim) * x.element_size() // (warp_size() * _LOAD), 1),
     ).run()
     return out, spread
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch, tile_of_head
+from psa_triton.gpu import Launch, tile_of_head, warp_size
 
 _OF_THREAD = 16
 """Blocks of a row that a thread holds, neighbours, as far as 32 warps suffice."""
@@ -50,8 +50,8 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
     starts = torch.empty(batch, heads, rows, 2 * shifts + 1, dtype=torch.int32, device=levels.device)
     of = split or Blocks(1, 1, 0, 0)
     kept = of.kept()
-    width = max(triton.next_power_of_2(columns), 32)
-    warps = min(max(width // (32 * _OF_THREAD), 1), 32)
+    width = max(triton.next_power_of_2(columns), warp_size())
+    warps = min(max(width // (warp_size() * _OF_THREAD), 1), 32)
     Launch(
         _list_blocks_kernel,
         (rows * batch * heads,),
@@ -77,7 +77,7 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
             SPLIT=split is not None,
             CAUSAL=of.is_causal,
             WIDTH=width,
-            THREADS=32 * warps,
+            THREADS=warp_size() * warps,
         ),
         warps=warps,
     ).run()
@@ -123,7 +123,7 @@ def _list_blocks_kernel(
     whole = (j + 1) * BLOCK_N <= tokens
     if kept is not None:
         count = tl.load(kept + head // heads * columns + j * kept_stride, mask=j < columns, other=0)
-        level = tl.where(count > 0, level, 0)
+        level *= tl.minimum(count, 1)  # not `tl.where`, with which Triton 3.9 spills
         whole = count == BLOCK_N
     if CAUSAL:
         whole = whole & ((j + 1) * BLOCK_N - 1 <= first_limit)
