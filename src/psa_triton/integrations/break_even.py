@@ -34,7 +34,7 @@ class Cost:
 
 PLAIN: Final = Cost(row=1.3, overhead=800)
 """Torch's own attention over gathered rows."""
-NARROW_PRODUCTS: Final = Cost(row=0.85, overhead=500)
+NARROW_PRODUCTS: Final = Cost(row=0.85, overhead=540)
 """bfloat16 with instructions for it, which torch's dense attention makes little of."""
 SLOW_DENSE: Final = Cost(row=0.9, overhead=480)
 """float16 on a CPU, which is computed in float32 here and in torch's dense attention is not."""
