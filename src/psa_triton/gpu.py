@@ -18,6 +18,10 @@ Backend = Literal["cuda", "hip"]
 
 SMALLEST_TILE = 16
 """Matrix units take at least this many rows."""
+_BLOCKS_OF_THREAD = 16
+"""Blocks of a row that a thread holds; see `warps_of_row`."""
+_MOST_THREADS = 1024
+"""Of a program, on any GPU."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,14 @@ def current_backend() -> Backend:
 def warp_size() -> int:
     """Threads of a warp, which AMD calls a wavefront."""
     return 64 if current_backend() == "hip" else 32
+
+
+def warps_of_row(blocks: int) -> int:
+    """Warps of a program that holds a row of so many blocks in registers: as few as hold it, up to a GPU's most.
+
+    A thread holds `_BLOCKS_OF_THREAD`, so that most of what is summed, counted or sorted along a row stays within one.
+    """
+    return min(max(blocks // (warp_size() * _BLOCKS_OF_THREAD), 1), _MOST_THREADS // warp_size())
 
 
 @cache

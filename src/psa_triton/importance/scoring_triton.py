@@ -18,7 +18,16 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch, current_backend, current_target, dim_tile, dot, dot_precision, tile_of_head
+from psa_triton.gpu import (
+    Launch,
+    current_backend,
+    current_target,
+    dim_tile,
+    dot,
+    dot_precision,
+    tile_of_head,
+    warps_of_row,
+)
 from psa_triton.importance.estimators import Estimate
 from psa_triton.kept import first_kept
 from psa_triton.pyramid.pooling_triton import pool
@@ -30,8 +39,6 @@ _FOUND = 32
 _UNIT = 16
 """Places are counted in so many numbers at most: what they are multiples of is known where they are loaded from."""
 _LOG2_E = math.log2(math.e)
-_OF_THREAD = 16
-"""Blocks of a row that a thread normalises, as far as 32 warps suffice."""
 _REDUCED = 16
 """Key blocks whose notes are reduced at a time."""
 _NONE = tl.constexpr(-1.0e37)
@@ -170,7 +177,7 @@ def _normalise(mass: Tensor, spoiled: Tensor, blocks: Blocks) -> None:
             keys=blocks.keys,
         ),
         dict(BLOCK_M=blocks.m, BLOCK_N=blocks.n, CAUSAL=blocks.is_causal, WIDTH=width),
-        warps=min(max(width // (32 * _OF_THREAD), 1), 32),
+        warps=warps_of_row(width),
     ).run()
 
 

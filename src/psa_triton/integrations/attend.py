@@ -46,7 +46,7 @@ class Layout:
     exempt_keys: Ranges = ()
     """Those that are read in full, likewise."""
     is_causal: bool = False
-    """Query `i` sees keys up to `i + Nk - Nq`."""
+    """Query `i` sees keys up to `i + Nk - Nq`. Such calls are not measured: a probe does not know its rows' places."""
 
 
 class Answer(NamedTuple):
@@ -133,7 +133,7 @@ def attend_in_order(
             )
         attended = reuse.attend(layer, q, sparse=sparse, dense=dense, nth=nth)
     else:
-        share = config.probe if probe is None else probe
+        share = 0.0 if layout.is_causal else config.probe if probe is None else probe
         attended = attend_once(q, sparse=sparse, dense=dense, probe=share, seed=probe_seed(step or 0, layer))
     densities = None
     if attended.levels is not None:

@@ -42,6 +42,7 @@ class Total:
     """Their errors."""
     error_variance: torch.Tensor | float = 0.0
     """Squared standard errors of these."""
+    seconds: float = 0.0
 
     @property
     def mean_error(self) -> float | None:
@@ -52,8 +53,6 @@ class Total:
     def standard_error(self) -> float | None:
         """Standard error of `mean_error`."""
         return float(self.error_variance) ** 0.5 / self.measured if self.measured else None
-
-    seconds: float = 0.0
 
 
 class Snapshot(NamedTuple):

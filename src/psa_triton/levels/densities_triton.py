@@ -8,10 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch
-
-_OF_THREAD = 16
-"""Blocks of a row that a thread counts, as far as 32 warps suffice."""
+from psa_triton.gpu import Launch, warps_of_row
 
 
 def read_density(levels: Tensor, blocks: Blocks) -> Tensor:
@@ -24,7 +21,7 @@ def read_density(levels: Tensor, blocks: Blocks) -> Tensor:
         (shares.numel(),),
         dict(levels=levels, shares=shares, queries=blocks.queries, keys=blocks.keys),
         dict(BLOCK_M=blocks.m, BLOCK_N=blocks.n, CAUSAL=blocks.is_causal, WIDTH=width),
-        warps=min(max(width // (32 * _OF_THREAD), 1), 32),
+        warps=warps_of_row(width),
     ).run()
     seeing = min(blocks.queries, blocks.keys) if blocks.is_causal else blocks.queries
     return (shares.sum(-1, dtype=torch.float64) / max(seeing, 1)).float()

@@ -11,14 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from psa_triton.gpu import Launch, warp_size
+from psa_triton.gpu import Launch, warp_size, warps_of_row
 from psa_triton.levels.selection import MASS_BITS, Shares
 
 LONGEST_ROW = 4096
 """Blocks of the longest row that sorts in registers."""
 _SHORTEST_ROW = 64
-_OF_THREAD = 16
-"""Blocks that a thread holds: most exchanges of a sort are then between registers."""
 _NONE = tl.constexpr(-0x80000000)
 """Less than any importance."""
 
@@ -38,7 +36,7 @@ def assign_levels(importance: Tensor, shares: Shares) -> Tensor:
     blocks = importance.shape[-1]
     rows = importance.numel() // blocks
     bits = max(blocks - 1, _SHORTEST_ROW - 1).bit_length()
-    warps = max((1 << bits) // (warp_size() * _OF_THREAD), 1)
+    warps = warps_of_row(1 << bits)
     numbers = [*shares.ends, shares.full]
     of_items, items = None, 1
     if any(isinstance(x, Tensor) for x in numbers):  # shares of different numbers of blocks

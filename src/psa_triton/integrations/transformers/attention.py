@@ -111,7 +111,6 @@ def _attend(
         Layout(key_mask=call.key_mask, is_causal=True),
         scale=call.scaling,
         impl=rules.impl,
-        probe=0.0,
     )
     return answer.out.transpose(1, 2).contiguous(), answer.tally, None
 

@@ -18,10 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from psa_triton.blocks import Blocks
-from psa_triton.gpu import Launch, tile_of_head, warp_size
-
-_OF_THREAD = 16
-"""Blocks of a row that a thread holds, neighbours, as far as 32 warps suffice."""
+from psa_triton.gpu import Launch, tile_of_head, warp_size, warps_of_row
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def list_blocks(levels: Tensor, shifts: int, split: Blocks | None) -> BlockLists
     of = split or Blocks(1, 1, 0, 0)
     kept = of.kept()
     width = max(triton.next_power_of_2(columns), warp_size())
-    warps = min(max(width // (warp_size() * _OF_THREAD), 1), 32)
+    warps = warps_of_row(width)
     Launch(
         _list_blocks_kernel,
         (rows * batch * heads,),
