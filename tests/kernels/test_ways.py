@@ -1,7 +1,5 @@
 """Every way of the gathered attention, on any machine, against the oracle; and which way is taken on which."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from accuracy import (
