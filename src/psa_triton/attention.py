@@ -8,22 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from psa_triton import inputs
 from psa_triton.attn_mask import as_key_mask
 from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
 from psa_triton.exempt import Exempt, find_sides
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance import estimate_importance
-from psa_triton.inputs import (
-    as_autocast,
-    check_attention_inputs,
-    check_causal,
-    check_config,
-    check_dropout,
-    check_generator,
-    check_key_mask,
-    resolve_scale,
-)
 from psa_triton.kernels import Reading, attend
 from psa_triton.levels import choose_levels, coarsest_level, density
 from psa_triton.ordering import token_orders
@@ -93,11 +84,11 @@ def psa_attention(
         ValueError: shapes that do not fit, heads and tokens that look mixed up, a grid that does not match the tokens,
             a reorder with a causal mask, a mask or dropout, or a limit of `config.attn_impl`.
     """
-    check_dropout(dropout_p)
-    q, k, v = as_autocast(q, k, v)
+    inputs.check_dropout(dropout_p)
+    q, k, v = inputs.as_autocast(q, k, v)
     if attn_mask is not None:
-        check_attention_inputs(q, k, v)
-        check_key_mask(key_mask, k)
+        inputs.check_attention_inputs(q, k, v)
+        inputs.check_key_mask(key_mask, k)
         keep = as_key_mask(attn_mask, q, k)
         key_mask = keep if key_mask is None else key_mask & keep
     out, levels = sparse_attention(
@@ -143,14 +134,14 @@ def sparse_attention(
     Returns:
         The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
     """
-    check_config(config)
-    q, k, v = as_autocast(q, k, v)
-    check_attention_inputs(q, k, v)
-    check_key_mask(key_mask, k)
-    check_causal(is_causal, config)
-    check_generator(generator)
+    inputs.check_config(config)
+    q, k, v = inputs.as_autocast(q, k, v)
+    inputs.check_attention_inputs(q, k, v)
+    inputs.check_key_mask(key_mask, k)
+    inputs.check_causal(is_causal, config)
+    inputs.check_generator(generator)
     grid, queries, keys = find_sides(q.shape[2], k.shape[2], grid, prefix_tokens, exempt, exempt_keys, exempt_queries)
-    scale, impl = resolve_scale(scale, q.shape[-1]), resolve_impl(impl, q)
+    scale, impl = inputs.resolve_scale(scale, q.shape[-1]), resolve_impl(impl, q)
 
     orders = token_orders(q, k, config, grid, queries, keys, is_causal, key_mask)
     places = queries.exempt, keys.exempt
@@ -170,7 +161,7 @@ class PSAAttention(nn.Module):
 
     def __init__(self, config: PSAConfig = PSAConfig()) -> None:  # noqa: B008 - frozen
         super().__init__()
-        check_config(config)
+        inputs.check_config(config)
         self.config = config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:

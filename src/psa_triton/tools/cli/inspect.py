@@ -55,21 +55,11 @@ def run(options: Inspect) -> None:
         for name in ("layers", "heads", "steps")
     }
     if options.qkv is None:
-        of_file = {"grid": options.grid, "prefix_tokens": options.prefix_tokens, "causal": options.causal or None}
-        refuse(of_file, "saved tensors: give --qkv FILE")
+        refuse(options, ("grid", "prefix_tokens", "causal"), "saved tensors: give --qkv FILE")
         _look_at_generation(options, asked)
         return
-    of_generation = {
-        "prompt": options.prompt,
-        "layers": options.layers,
-        "steps": options.steps,
-        "save_qkv": options.save_qkv or None,
-        "model_path": options.model.model_path,
-        "lora_path": options.model.lora_path,
-        "dtype": None if options.machine.dtype == "auto" else options.machine.dtype,
-        **asdict(options.video),
-    }
-    refuse(of_generation, "a generation, and --qkv looks at a file")
+    of_generation = ("prompt", "layers", "steps", "save_qkv", "model_path", "lora_path", "dtype", "video")
+    refuse(options, of_generation, "a generation, and --qkv looks at a file")
     _look_at_file(options, options.qkv, asked)
 
 

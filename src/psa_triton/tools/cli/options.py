@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -123,11 +123,20 @@ def read_indexes(name: str, text: str) -> list[int]:
     return sorted(found)
 
 
-def refuse(given: Mapping[str, Any], reason: str) -> None:
-    """Refuse options that go with another way of using a command.
+def refuse(options: Any, names: Collection[str], reason: str) -> None:
+    """Refuse options, or all of a group, that go with another way of using a command.
 
     Raises:
-        ValueError: one of them was given.
+        ValueError: one of them is not its default.
     """
-    if names := [name for name, value in given.items() if value is not None]:
-        raise ValueError(f"{', '.join(names)}: only for {reason}")
+    if given := [*_given(options, names)]:
+        raise ValueError(f"{', '.join(given)}: only for {reason}")
+
+
+def _given(options: Any, names: Collection[str]) -> Iterator[str]:
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if is_dataclass(value):
+            yield from _given(value, _values(value) if each.name in names else names)
+        elif each.name in names and value != each.default:
+            yield each.name

@@ -68,9 +68,8 @@ def run(options: Tune) -> None:
         requests = make_requests(source, prompts, seed=options.seed, settings=asdict(options.video))
         _Tuning(options, base, goal).on_model(target, requests)
         return
-    of_run = {**asdict(options.prompts), "check": options.check or None}
-    of_run |= asdict(replace(options.video, num_inference_steps=None))
-    refuse(of_run, "a generation, and --qkv looks at files")
+    of_run = replace(options, video=replace(options.video, num_inference_steps=None))
+    refuse(of_run, ("prompts", "check", "video"), "a generation, and --qkv looks at files")
     device = choose_device(options.machine.device)
     files = {path: read_qkv(path, device) for path in _files(options.qkv)}
     preset = options.attention_preset or _preset_of(files.values())

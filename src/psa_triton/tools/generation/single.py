@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,6 @@ class Cost:
         """In self-attention layers, sparse and dense."""
         return self.sparse_attention_seconds + self.dense_attention_seconds
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for a sidecar."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class GeneratedVideo:
@@ -82,16 +78,9 @@ class GeneratedVideo:
     audio: Audio | None = None
 
 
-def generate_video(
-    pipe: DiffusionPipeline,
-    request: VideoRequest,
-    attention: Attention,
-    *,
-    on_step: OnStep | None = None,
-    on_levels: OnLevels | None = None,
-) -> GeneratedVideo:
+def generate_video(pipe: DiffusionPipeline, request: VideoRequest, attention: Attention, **told: Any) -> GeneratedVideo:
     """Make one video; see `generate_videos`."""
-    return generate_videos(pipe, [request], attention, on_step=on_step, on_levels=on_levels)[0]
+    return generate_videos(pipe, [request], attention, **told)[0]
 
 
 def generate_videos(
