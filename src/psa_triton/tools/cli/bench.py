@@ -104,11 +104,9 @@ def _tune_kernels(shape: AttentionShape, config: PSAConfig, device: torch.device
 
 
 def _heads(shape: AttentionShape, asked: int | None, device: torch.device) -> int:
-    if asked is None:
-        return 1 if device.type == "cpu" else shape.key_heads
-    if asked > shape.key_heads:
+    if asked is not None and asked > shape.key_heads:
         raise ValueError(f"heads: expected 1 to {shape.key_heads}, the key heads of {shape.name}, got {asked}")
-    return asked
+    return asked or (1 if device.type == "cpu" else shape.key_heads)
 
 
 def _table(cases: list[Case], title: str) -> Table:
