@@ -3,7 +3,7 @@ from argparse import Namespace
 import torch
 from recipe import make_tokenizer, make_transformer
 from safetensors.torch import load_file
-from train_tiny_wan import SparseSelfAttention, Trainer, parse_stages, schedule
+from train_tiny_wan import Size, SparseSelfAttention, Trainer, schedule
 
 from psa_triton.tools.builtin import tiny_wan_path
 
@@ -14,16 +14,12 @@ def trainer(work, stages, **changes):
     return Trainer(Namespace(**(options | dict(work=str(work), stages=stages) | changes)))
 
 
-def test_every_fourth_step_of_a_later_stage_is_an_earlier_stages():
-    small, middle, large = parse_stages("1x2x2:4:2:1,1x4x4:2:4:1,1x6x6:1:8:0.25")
-    assert schedule([small, middle, large]) == [
-        *[small] * 2,
-        *[middle] * 3,
-        small,
-        *[large] * 3,
-        small,
-        *[large] * 3,
-        middle,
+def test_sizes_of_a_stage_take_turns():
+    small, middle, large = Size((1, 2, 2), 4, 1.0), Size((1, 4, 4), 2, 1.0), Size((1, 6, 6), 1, 0.25)
+    assert schedule("1x2x2:4:2:1,1x2x2:4+1x4x4:2:3:1,1x6x6:1:1:0.25") == [
+        *[small, small],
+        *[small, middle, small],
+        large,
     ]
 
 
@@ -43,7 +39,7 @@ def test_dense_self_attention_is_that_of_diffusers():
     inputs = torch.randn(1, 16, 2, 8, 8), torch.tensor([500.0]), torch.randn(1, 4, 96)
     expected = model(*inputs, return_dict=False)[0]
     own = SparseSelfAttention()
-    (own.stage,) = parse_stages("2x4x4:1:1:1")
+    (own.size,) = schedule("2x4x4:1:1:1")
     for block in model.blocks:
         block.attn1.set_processor(own)
     torch.testing.assert_close(model(*inputs, return_dict=False)[0], expected)
@@ -55,8 +51,8 @@ def test_a_run_that_was_cut_off_goes_on_as_if_unbroken(tmp_path):
     whole.run()
 
     first = trainer(tmp_path / "cut", stages)
-    for stage in schedule(parse_stages(stages))[:3]:
-        first.advance(stage, steps=5)
+    for size in schedule(stages)[:3]:
+        first.advance(size, steps=5)
     first.save()
     second = trainer(tmp_path / "cut", stages)
     second.run()
