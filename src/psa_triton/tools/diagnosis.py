@@ -73,13 +73,12 @@ def find_packages(requirements: list[str] | None = None) -> Iterator[Finding]:
     yield Finding("package", "python", "ok", platform.python_version())
     for requirement in map(Requirement, wanted):
         extra = _extra_of(requirement)
-        if extra == "dev" or not _applies(requirement, extra):
-            continue
-        yield _find_package(requirement, extra)
+        if extra not in ("dev", None):
+            yield _find_package(requirement, extra)
 
 
-def _find_package(requirement: Requirement, extra: str | None) -> Finding:
-    needed = extra is None or (extra == "triton" and torch.cuda.is_available())
+def _find_package(requirement: Requirement, extra: str) -> Finding:
+    needed = not extra or (extra == "triton" and torch.cuda.is_available())
     missing: State = "problem" if needed else "optional"
     asked = f"{requirement.name}{requirement.specifier}"
     remedy = f"pip install '{_DISTRIBUTION}[{extra}]'" if extra else f"pip install '{asked}'"
@@ -94,17 +93,10 @@ def _find_package(requirement: Requirement, extra: str | None) -> Finding:
 
 
 def _extra_of(requirement: Requirement) -> str | None:
-    """The extra whose requirement this is: metadata say it as a marker `extra == "NAME"`."""
-    if requirement.marker is None:
-        return None
-    names = importlib.metadata.metadata(_DISTRIBUTION).get_all("Provides-Extra") or []
-    if requirement.marker.evaluate({"extra": ""}):
-        return None
-    return next((name for name in names if requirement.marker.evaluate({"extra": name})), "dev")
-
-
-def _applies(requirement: Requirement, extra: str | None) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""})
+    """The extra whose requirement this is, as a marker `extra == "NAME"` says; "" for all; None: of no use here."""
+    names = ["", *(importlib.metadata.metadata(_DISTRIBUTION).get_all("Provides-Extra") or [])]
+    marker = requirement.marker
+    return next((name for name in names if marker is None or marker.evaluate({"extra": name})), None)
 
 
 def find_devices() -> Iterator[Finding]:

@@ -7,17 +7,7 @@ from rich.table import Table
 
 from psa_triton.config import PSAConfig
 from psa_triton.presets import resolve
-from psa_triton.tools.bench.measure import (
-    CHOICE,
-    DENSE,
-    FLEX,
-    FLEX_SPARSE,
-    KERNEL,
-    PSA,
-    Case,
-    Settings,
-    measure_scaling,
-)
+from psa_triton.tools.bench import measure
 from psa_triton.tools.bench.report import judge, plot, report
 from psa_triton.tools.cli.commands import Bench
 from psa_triton.tools.cli.console import make_console, make_table
@@ -47,7 +37,7 @@ def run(options: Bench) -> None:
     if options.tune_kernels:
         _tune_kernels(measured, config, device, choose_dtype(options.machine.dtype, device))
         return
-    settings = Settings(
+    settings = measure.Settings(
         config=config,
         device=device,
         dtype=choose_dtype(options.machine.dtype, device),
@@ -59,10 +49,10 @@ def run(options: Bench) -> None:
     dtype = str(settings.dtype).removeprefix("torch.")
     title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {dtype}, {preset.name}"
     console = make_console()
-    cases: list[Case] = []
+    cases: list[measure.Case] = []
     with output_folder(folder, room=_ROOM), held(folder):
         with console.status("measuring 1,024 tokens") as status:
-            for case in measure_scaling(measured, settings):
+            for case in measure.measure_scaling(measured, settings):
                 cases.append(case)
                 status.update(f"measured {case.tokens:,} tokens: {case.speedup:.2f} times as fast as dense")
         console.print(_table(cases, title))
@@ -109,17 +99,17 @@ def _heads(shape: AttentionShape, asked: int | None, device: torch.device) -> in
     return asked or (1 if device.type == "cpu" else shape.key_heads)
 
 
-def _table(cases: list[Case], title: str) -> Table:
+def _table(cases: list[measure.Case], title: str) -> Table:
     """A row a length: density, seconds of everything, speed-up and memory; fits 80 columns."""
     headings = {
-        DENSE: "sdpa\ns",
-        FLEX: "flex\ns",
-        FLEX_SPARSE: "flex\nsparse\ns",
-        KERNEL: "psa\nkernel\ns",
-        CHOICE: "psa\nlevels\ns",
-        PSA: "psa\ns",
+        measure.DENSE: "sdpa\ns",
+        measure.FLEX: "flex\ns",
+        measure.FLEX_SPARSE: "flex\nsparse\ns",
+        measure.KERNEL: "psa\nkernel\ns",
+        measure.CHOICE: "psa\nlevels\ns",
+        measure.PSA: "psa\ns",
     }
-    memory = {DENSE: "sdpa\nextra\nMiB", PSA: "psa\nextra\nMiB"}
+    memory = {measure.DENSE: "sdpa\nextra\nMiB", measure.PSA: "psa\nextra\nMiB"}
     timed = [name for name in headings if any(name in case.seconds for case in cases)]
     known = [name for name in memory if any(case.scratch[name] is not None for case in cases)]
     rows = []
