@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from psa_triton.tools.evaluation.ceiling import Ceiling, CeilingKind, choose_ceiling
+from psa_triton.tools.evaluation.ceiling import CeilingKind, choose_ceiling
 from psa_triton.tools.generation import DENSE, generate_video
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -35,7 +35,7 @@ def test_none_is_none():
 def test_another_dtype_changes_the_video_and_leaves_the_weights(pipe, request_320):
     before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
     first = generate_video(pipe, request_320, DENSE).frames
-    with Ceiling("dtype", "cpu", torch.float32).entered(pipe):
+    with choose_ceiling("dtype", CPU, torch.float32).entered(pipe):
         assert pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
         assert pipe.transformer.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
         second = generate_video(pipe, request_320, DENSE).frames
@@ -47,13 +47,13 @@ def test_another_dtype_changes_the_video_and_leaves_the_weights(pipe, request_32
 
 
 def test_weights_come_back_after_an_error(pipe):
-    with pytest.raises(RuntimeError, match="stop"), Ceiling("dtype", "cpu", torch.float32).entered(pipe):
+    with pytest.raises(RuntimeError, match="stop"), choose_ceiling("dtype", CPU, torch.float32).entered(pipe):
         raise RuntimeError("stop")
     assert pipe.transformer.dtype == torch.float32
 
 
 def test_another_backend_is_the_one_that_runs(pipe):
     q = torch.rand(1, 1, 4, 8)
-    with Ceiling("backend", "cpu", torch.float32).entered(pipe):
+    with choose_ceiling("backend", CPU, torch.float32).entered(pipe):
         assert torch._fused_sdp_choice(q, q, q) == SDPBackend.MATH.value
     assert torch._fused_sdp_choice(q, q, q) != SDPBackend.MATH.value

@@ -30,12 +30,11 @@ def test_an_attention_that_fails_costs_no_other(pipe, request_320, sparse):
     assert "dense_layers" in str(done.missing["broken"])
 
 
-def test_a_second_dense_run_that_fails_costs_no_other(pipe, request_320, full, monkeypatch):
+def test_a_second_dense_run_that_fails_costs_no_other(pipe, request_320, full):
     def refuse(*_):
         raise RuntimeError("no such backend")
 
-    monkeypatch.setattr(Ceiling, "entered", refuse)
-    ceiling = Ceiling("backend", "cpu", pipe.transformer.dtype)
+    ceiling = Ceiling("dense by another backend", refuse)
     done = compare_attentions(pipe, replace(request_320, num_frames=5), [full], ceiling=ceiling)
     assert done.ceiling is None
     assert list(done.missing) == [ceiling.label]
