@@ -44,9 +44,9 @@ def psa_attention(
 ) -> Tensor:
     """Pyramid sparse attention, a drop-in for scaled dot-product attention (arXiv 2512.04025).
 
-    As there, an empty batch or no queries give an empty result, and queries that see no key give zeros. It goes
-    through `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and gradients, `torch.func`'s included;
-    there is no forward mode (`jvp`). Under `torch.autocast` it computes in autocast's dtype.
+    As there, an empty batch or no queries give an empty result, and queries that see no key give zeros. It goes through
+    `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and gradients, `torch.func`'s included; there is
+    no forward mode (`jvp`). Under `torch.autocast` it computes in autocast's dtype.
 
     Args:
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
@@ -59,10 +59,8 @@ def psa_attention(
         prefix_tokens: leading tokens that are exempt: the same as `exempt=[(0, prefix_tokens)]`.
         exempt: tokens that every query reads in full and that read everything in full, wherever they stand: text,
             audio, reference images. Ranges [(start, stop), ...], or positions in an int64 tensor, which are looked at
-            on the host. Where tokens are reordered these come first; else blocks that touch one of them are read in
-            full.
-        exempt_keys: tokens that are read so, and read like any other: attention sinks, say. They have no place in the
-            grid.
+            on the host. Reordered, these come first; else blocks that touch one of them are read in full.
+        exempt_keys: tokens that are read so, and read like any other: attention sinks. They have no place in the grid.
         exempt_queries: tokens that read so, and are read like any other; likewise.
         is_causal: query `i` sees keys up to `i + Nk - Nq`. Cannot be used with a reorder.
         key_mask: bool `[B, Nk]`, False for keys that are left out, such as padding, wherever it stands; None keeps all.
@@ -129,11 +127,7 @@ def sparse_attention(
     impl: Impl = "auto",
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`psa_attention` with the levels that it chose.
-
-    Returns:
-        The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
-    """
+    """`psa_attention` with the levels that it chose, those of the reordered tokens: int8 `[B, Hq, nq, nk]`."""
     inputs.check_config(config)
     q, k, v = inputs.as_autocast(q, k, v)
     inputs.check_attention_inputs(q, k, v)
