@@ -100,26 +100,26 @@ def _heads(shape: AttentionShape, asked: int | None, device: torch.device) -> in
 
 
 def _table(cases: list[measure.Case], title: str) -> Table:
-    """A row a length: density, seconds of everything, speed-up and memory; fits 80 columns."""
-    headings = {
-        measure.DENSE: "sdpa\ns",
-        measure.FLEX: "flex\ns",
-        measure.FLEX_SPARSE: "flex\nsparse\ns",
-        measure.KERNEL: "psa\nkernel\ns",
-        measure.CHOICE: "psa\nlevels\ns",
-        measure.PSA: "psa\ns",
+    """A row a length: density, seconds of everything, speed-up and memory, as far as measured; fits 80 columns."""
+    timed = {
+        "sdpa\ns": measure.DENSE,
+        "flex\ns": measure.FLEX,
+        "flex\nsparse\ns": measure.FLEX_SPARSE,
+        "psa\nkernel\ns": measure.KERNEL,
+        "psa\nlevels\ns": measure.CHOICE,
+        "psa\ns": measure.PSA,
     }
-    memory = {measure.DENSE: "sdpa\nextra\nMiB", measure.PSA: "psa\nextra\nMiB"}
-    timed = [name for name in headings if any(name in case.seconds for case in cases)]
-    known = [name for name in memory if any(case.scratch[name] is not None for case in cases)]
-    rows = []
-    for case in cases:
-        seconds = (_seconds(case.seconds.get(name)) for name in timed)
-        extra = (_mebibytes(case.scratch[name]) for name in known)
-        rows.append([f"{case.tokens:,}", f"{case.density:.3f}", *seconds, f"{case.speedup:.2f}", *extra])
-    times, sizes = (headings[name] for name in timed), (memory[name] for name in known)
-    columns = ("tokens", "density", *times, "speed-\nup", *sizes)
-    return make_table(columns, rows, title=title, column={"no_wrap": True}, padding=0, show_edge=False)
+    columns = {
+        "tokens": [f"{case.tokens:,}" for case in cases],
+        "density": [f"{case.density:.3f}" for case in cases],
+        **{heading: [_seconds(case.seconds.get(name)) for case in cases] for heading, name in timed.items()},
+        "speed-\nup": [f"{case.speedup:.2f}" for case in cases],
+        "sdpa\nextra\nMiB": [_mebibytes(case.scratch[measure.DENSE]) for case in cases],
+        "psa\nextra\nMiB": [_mebibytes(case.scratch[measure.PSA]) for case in cases],
+    }
+    shown = {heading: cells for heading, cells in columns.items() if set(cells) != {"-"}}
+    rows = zip(*shown.values(), strict=True)
+    return make_table(shown, rows, title=title, column={"no_wrap": True}, padding=0, show_edge=False)
 
 
 def _seconds(value: float | None) -> str:
