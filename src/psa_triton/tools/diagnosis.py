@@ -198,15 +198,9 @@ def find_memory() -> Iterator[Finding]:
             config = preset.config()
             if config is None or config.reuse is None:
                 continue
-            kept = kept_bytes(
-                config.reuse,
-                layers=int(spec.transformer["num_layers"] or 0),
-                passes=1 if spec.guidance_scale == 1 else 2,
-                tokens=shape.tokens,
-                heads=shape.heads,
-                head_size=shape.dim,
-                itemsize=2,
-            )
+            calls = {"layers": int(spec.transformer["num_layers"] or 0), "passes": 1 if spec.guidance_scale == 1 else 2}
+            size = {"tokens": shape.tokens, "heads": shape.heads, "head_size": shape.dim, "itemsize": 2}
+            kept = kept_bytes(config.reuse, **calls, **size)
             place = "in the memory of the machine" if config.reuse.keep_on == "host" else "on the device"
             detail = f"keeps {kept / 2**30:.1f} GiB {place} from step to step, in 16 bits and with guidance"
             yield Finding("presets", f"{name} at {shape.name}", "ok", detail)

@@ -58,16 +58,8 @@ def run(options: Bench) -> None:
         console.print(_table(cases, title))
         verdict = judge(cases, measured.tokens)
         console.print(verdict.sentence())
-        data = report(
-            measured,
-            cases,
-            verdict,
-            preset=preset.name,
-            config=config.model_dump(mode="json"),
-            dtype=dtype,
-            repeats=options.repeats,
-            **surroundings(device),
-        )
+        how = {"preset": preset.name, "config": config.model_dump(mode="json"), "dtype": dtype}
+        data = report(measured, cases, verdict, **how, repeats=options.repeats, **surroundings(device))
         with staged() as files:
             files.write(folder / "bench.png", plot(cases, title))
             files.write(folder / "bench.json", json_bytes(data))

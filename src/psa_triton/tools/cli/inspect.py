@@ -147,14 +147,9 @@ class _Look:
 
     def at(self, inputs: AttentionInputs, place: Place, levels: Tensor | None = None) -> None:
         """Draw one call, and keep its numbers; `levels` are those that it read, if it has been made already."""
-        found = inspect_attention(
-            inputs,
-            _sparse(self.attention),
-            heads=_choose("heads", self.asked, inputs.q.shape[1]),
-            levels=levels,
-            query_blocks=self.options.query_blocks,
-            impl=self.attention.impl,
-        )
+        config, heads = _sparse(self.attention), _choose("heads", self.asked, inputs.q.shape[1])
+        blocks, impl = self.options.query_blocks, self.attention.impl
+        found = inspect_attention(inputs, config, heads=heads, levels=levels, query_blocks=blocks, impl=impl)
         for head in found.heads:
             title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
             self.files.write(self.folder / f"{place_name(place, head.head)}.png", draw(found, head, title))
