@@ -373,19 +373,8 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
         heads_and_dim=(30, 128),
     ),
 )
-_SPECS = (
-    _TINY_WAN,
-    _TINY_WAN_1K,
-    _TINY_WAN_16K,
-    _COGVIDEOX,
-    _COGVIDEOX_1_5,
-    _COGVIDEOX_LORA,
-    _WAN21_1_3B,
-    _WAN21_14B,
-    _WAN22_5B,
-    _WAN22_A14B,
-    *_OTHERS,
-)
+_TINY = (_TINY_WAN, _TINY_WAN_1K, _TINY_WAN_16K)
+_OF_THE_PAPER = (_COGVIDEOX, _COGVIDEOX_1_5, _COGVIDEOX_LORA, _WAN21_1_3B, _WAN21_14B, _WAN22_5B, _WAN22_A14B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,7 +411,7 @@ QWEN2_5_VL = UnderstandingSpec(
 )
 """Its presets are also the default of every other language model."""
 
-MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.key: spec for spec in _SPECS})
+MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.key: spec for spec in (*_TINY, *_OF_THE_PAPER, *_OTHERS)})
 """The known video models by key."""
 
 

@@ -34,20 +34,14 @@ def run(options: Bench) -> None:
         raise ValueError(f"attention_preset: expected a sparse one to hold against dense attention, got {preset.name}")
     device = choose_device(options.machine.device)
     measured = shape.with_heads(_heads(shape, options.heads, device))
+    dtype = choose_dtype(options.machine.dtype, device)
     if options.tune_kernels:
-        _tune_kernels(measured, config, device, choose_dtype(options.machine.dtype, device))
+        _tune_kernels(measured, config, device, dtype)
         return
-    settings = measure.Settings(
-        config=config,
-        device=device,
-        dtype=choose_dtype(options.machine.dtype, device),
-        impl=options.preset.impl,
-        repeats=options.repeats,
-        flex=options.flex,
-        seconds=options.seconds,
-    )
-    dtype = str(settings.dtype).removeprefix("torch.")
-    title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {dtype}, {preset.name}"
+    limits = {"repeats": options.repeats, "flex": options.flex, "seconds": options.seconds}
+    settings = measure.Settings(config=config, device=device, dtype=dtype, impl=options.preset.impl, **limits)
+    type_name = str(dtype).removeprefix("torch.")
+    title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {type_name}, {preset.name}"
     console = make_console()
     cases: list[measure.Case] = []
     with output_folder(folder, room=_ROOM), held(folder):
@@ -58,7 +52,7 @@ def run(options: Bench) -> None:
         console.print(_table(cases, title))
         verdict = judge(cases, measured.tokens)
         console.print(verdict.sentence())
-        how = {"preset": preset.name, "config": config.model_dump(mode="json"), "dtype": dtype}
+        how = {"preset": preset.name, "config": config.model_dump(mode="json"), "dtype": type_name}
         data = report(measured, cases, verdict, **how, repeats=options.repeats, **surroundings(device))
         with staged() as files:
             files.write(folder / "bench.png", plot(cases, title))
