@@ -37,7 +37,7 @@ class Way:
 
 
 FUSED: Final = Way("fused", stacks=True, threads=False, fused=True)
-"""Few large calls of torch's own attention, on any device; on a CPU it is as fast as products in float32, or with AMX."""
+"""Few large calls of torch's own attention, on any device; on a CPU as fast as products in float32, or with AMX."""
 
 STACKS: Final = Way("stacks", stacks=True, threads=False, fused=False)
 """Batched products and a softmax: faster where a CPU has AVX-512 for bfloat16, which torch's attention wastes."""

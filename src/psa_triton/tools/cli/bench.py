@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from rich.table import Table
 
@@ -38,7 +40,7 @@ def run(options: Bench) -> None:
     if options.tune_kernels:
         _tune_kernels(measured, config, device, dtype)
         return
-    limits = {"repeats": options.repeats, "flex": options.flex, "seconds": options.seconds}
+    limits: dict[str, Any] = {"repeats": options.repeats, "flex": options.flex, "seconds": options.seconds}
     settings = measure.Settings(config=config, device=device, dtype=dtype, impl=options.preset.impl, **limits)
     type_name = str(dtype).removeprefix("torch.")
     title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {type_name}, {preset.name}"
