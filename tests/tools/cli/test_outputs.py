@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
     command, fault, pipeline_folder, disk, monkeypatch
 ):
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
-    monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", no_model)
+    monkeypatch.setattr("psa_triton.tools.bench.measure.measure_scaling", no_model)
     out = disk if command == "tune" else disk / "out"
     if fault == "full":
         fill(disk, leave=8 << 10)
@@ -135,7 +135,7 @@ def test_two_processes_with_two_prompts_lose_no_video(pipeline_folder, tmp_path)
 @pytest.mark.parametrize("command", ["compare", "inspect", "tune", "bench"])
 def test_a_second_one_is_told_who_writes(command, pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
-    monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", no_model)
+    monkeypatch.setattr("psa_triton.tools.bench.measure.measure_scaling", no_model)
     bench = ["bench", "--shape", "tiny-wan-1k", "--output-dir", str(tmp_path)]
     with held(tmp_path / "my.yaml" if command == "tune" else tmp_path):
         second = psa(*(bench if command == "bench" else line(command, pipeline_folder, tmp_path)))
