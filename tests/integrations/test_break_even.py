@@ -51,6 +51,7 @@ def test_presets_for_video_pay_within_their_models_lengths(processor):
     for name, section in load_presets_file().sections.items():
         for preset in section.attention_configs.values():
             config = preset.config()
-            if config is not None and name.startswith(("Wan", "CogVideo")):
-                if break_even.typical_density(config) <= most:
-                    assert break_even.break_even(config, torch.bfloat16, "cpu", prefix_tokens=226) < longest
+            if config is None or not name.startswith(("Wan", "CogVideo")):
+                continue
+            if break_even.typical_density(config) <= most:
+                assert break_even.break_even(config, torch.bfloat16, "cpu", prefix_tokens=226) < longest
