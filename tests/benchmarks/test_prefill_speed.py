@@ -1,21 +1,12 @@
 """`benchmarks/prefill_speed.py` on a short prompt: it measures both parts; how fast they are is not tested."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prefill_speed.py"
+from programs import benchmark
 
 
 def test_both_parts_of_a_short_prefill(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--tokens", "1024", "--rounds", "2", "--models", "smollm2"]
-    done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (file,), (page,) = tmp_path.glob("*.json"), tmp_path.glob("*.md")
-    report = json.loads(file.read_text())
+    report = benchmark("prefill_speed.py", tmp_path, "--tokens", 1024, "--rounds", 2, "--models", "smollm2")
+    (page,) = tmp_path.glob("*.md")
     attention, prefill = report["cases"]
     assert (attention["part"], prefill["part"]) == ("attention", "prefill")
     for case in report["cases"]:

@@ -1,16 +1,11 @@
 """`psa generate` by several processes: each prompt once, and the videos of one process."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from command_line import psa
-
-SOURCE = Path(__file__).parents[3] / "src"
+from programs import TWO_PROCESSES, python
 
 
 @pytest.fixture
@@ -23,19 +18,6 @@ def options(pipeline_folder, failing_prompt, tmp_path):
     return ["generate", "--model", str(pipeline_folder), "--prompt_file", str(prompts), *small, *attention]
 
 
-def run_two_processes(options, folder):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [*launch, "-m", "psa_triton.tools.cli.app", *options],
-        cwd=folder,
-        env=environment | {"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 def test_two_processes_share_the_prompts_and_make_what_one_makes(options, tmp_path):
     alone, shared = tmp_path / "alone" / "small-wan", tmp_path / "shared" / "small-wan"
     assert psa(*options, "--output_dir", alone.parent).exit_code == 1
@@ -43,7 +25,8 @@ def test_two_processes_share_the_prompts_and_make_what_one_makes(options, tmp_pa
     for name in ("video_0001.mp4", "video_0001.json"):
         shutil.copy2(alone / name, shared / name)
 
-    done = run_two_processes([*options, "--output_dir", str(shared.parent)], tmp_path)
+    command = (*TWO_PROCESSES, "-m", "psa_triton.tools.cli.app", *options, "--output_dir", shared.parent)
+    done = python(*command, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
 
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()
