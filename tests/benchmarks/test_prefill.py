@@ -1,4 +1,4 @@
-"""`benchmarks/prefill_quality.py` from end to end: on a model of a moment's size, and what it finds on SmolLM2."""
+"""The prefill benchmarks from end to end: on a model of a moment's size, and what they find on SmolLM2."""
 
 from importlib.util import find_spec
 
@@ -85,3 +85,16 @@ def test_smollm2_reads_a_third_and_loses_a_hundredth(tmp_path):
     # On text whole-block means bring nothing over dropped blocks, and cost little.
     assert block_sparse["change"] <= 0.01
     assert pooled["divergence"] < 1.1 * block_sparse["divergence"]
+
+
+def test_both_parts_of_a_short_prefill(tmp_path):
+    report = benchmark("prefill_speed.py", tmp_path, "--tokens", 1024, "--rounds", 2, "--models", "smollm2")
+    (page,) = tmp_path.glob("*.md")
+    attention, prefill = report["cases"]
+    assert (attention["part"], prefill["part"]) == ("attention", "prefill")
+    for case in report["cases"]:
+        assert case["density"] == pytest.approx(0.6, abs=0.1), "of eight key blocks, two are read in full in any case"
+        assert case["speedup"]["least"] <= case["speedup"]["median"] <= case["speedup"]["most"]
+        assert all(len(seconds) == 2 for seconds in case["seconds"].values())
+    assert 0 < attention["estimation_share"]["median"] < 1
+    assert "2 layers, random weights |   1024 |" in page.read_text()
