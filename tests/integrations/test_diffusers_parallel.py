@@ -1,7 +1,5 @@
 """Context parallelism: two processes that share the tokens make the video that one makes."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os
@@ -33,7 +31,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def results(tmp_path_factory):
     """What two processes under torchrun found, rank by rank."""
     if "ulysses_anything" not in inspect.signature(ContextParallelConfig).parameters:
         pytest.skip("diffusers 0.36 shares no tokens but evenly, and those of the cases are odd")
@@ -48,7 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_make_the_video_of_one(results: list[dict], case: str) -> None:
+def test_two_processes_make_the_video_of_one(results, case):
     for result in results:
         assert result[case]["difference"] < 1e-5
         alone, shared = result[case]["records"]
@@ -56,7 +54,7 @@ def test_two_processes_make_the_video_of_one(results: list[dict], case: str) -> 
         assert any(sparse for *_, sparse in shared) is not case.endswith("dense")
 
 
-def test_gradients_return_to_the_tokens(results: list[dict]) -> None:
+def test_gradients_return_to_the_tokens(results):
     assert [result["gradient"]["difference"] for result in results] == pytest.approx([0, 0], abs=1e-6)
 
 
@@ -68,7 +66,7 @@ def test_gradients_return_to_the_tokens(results: list[dict]) -> None:
     ],
     ids=["ring", "more-processes-than-heads"],
 )
-def test_forms_that_sparse_attention_cannot_take_part_in(degrees: dict, message: str) -> None:
+def test_forms_that_sparse_attention_cannot_take_part_in(degrees, message):
     transformer = make_wan_transformer()
     transformer._parallel_config = SimpleNamespace(context_parallel_config=SimpleNamespace(**degrees))
     with pytest.raises(ValueError, match=message):

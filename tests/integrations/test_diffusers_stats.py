@@ -1,7 +1,5 @@
 """What the handle reports: per layer and step, and in sum."""
 
-from __future__ import annotations
-
 import json
 import logging
 
@@ -16,7 +14,7 @@ from psa_triton.integrations.diffusers.stats import CallKey
 from psa_triton.integrations.stats import Recorder, Tally
 
 
-def test_records_of_a_run() -> None:
+def test_records_of_a_run():
     pipe = make_wan_pipeline()
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
         make_video(pipe, steps=2, guidance_scale=3.0)
@@ -30,7 +28,7 @@ def test_records_of_a_run() -> None:
     assert [r.density for r in records[:2]] == [1.0, 1.0]
 
 
-def test_density_is_what_was_read() -> None:
+def test_density_is_what_was_read():
     """128 tokens in 4 key blocks of 32, floor(4 * .5) = 2 of them read in full: half of the keys."""
     pipe = make_wan_pipeline()
     half = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.5), 0: (0.5, 1)}, warmup_steps=1)
@@ -47,7 +45,7 @@ def test_density_is_what_was_read() -> None:
     assert summary.run_density_with_estimation == pytest.approx(0.75 + cost / 2)
 
 
-def test_density_counts_the_exempt_text() -> None:
+def test_density_counts_the_exempt_text():
     """13 text and 105 visual tokens in 4 blocks, of which each row may choose floor(4 * .3) = 1.
 
     The text makes key block 0 and query block 0 level 1: the first 32 queries read all of the 118 keys, the other 86
@@ -62,7 +60,7 @@ def test_density_counts_the_exempt_text() -> None:
 
 
 @pytest.mark.parametrize("use_rearrange", [True, False])
-def test_tokens_are_put_in_order_in_each_call(use_rearrange: bool) -> None:
+def test_tokens_are_put_in_order_in_each_call(use_rearrange):
     """q, k, v and the output; CogVideoX runs its two layers once a step on both halves of the guidance."""
     pipe = make_cogvideox_pipeline()
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1, use_rearrange=use_rearrange)) as handle:
@@ -71,7 +69,7 @@ def test_tokens_are_put_in_order_in_each_call(use_rearrange: bool) -> None:
     assert (summary.forwards, summary.sparse_calls, summary.gathers) == (3, 4, 4 * 4 if use_rearrange else 0)
 
 
-def test_seconds_only_if_asked() -> None:
+def test_seconds_only_if_asked():
     pipe = make_wan_pipeline()
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1), time_layers=True) as handle:
         make_video(pipe)
@@ -86,7 +84,7 @@ def test_seconds_only_if_asked() -> None:
     assert untimed.summary.sparse_seconds is None and untimed.summary.dense_seconds is None
 
 
-def test_as_dict_survives_json() -> None:
+def test_as_dict_survives_json():
     pipe = make_wan_pipeline()
     with apply_psa(pipe, SPARSE, time_layers=True) as handle:
         empty = handle.stats().as_dict()
@@ -98,7 +96,7 @@ def test_as_dict_survives_json() -> None:
     assert full["records"][0]["layer"] == 0
 
 
-def test_reset_forgets() -> None:
+def test_reset_forgets():
     pipe = make_wan_pipeline()
     with apply_psa(pipe, SPARSE) as handle:
         fresh = handle.stats()
@@ -108,7 +106,7 @@ def test_reset_forgets() -> None:
         assert handle.stats() == fresh
 
 
-def test_verbose_logs_each_sparse_call(caplog: pytest.LogCaptureFixture) -> None:
+def test_verbose_logs_each_sparse_call(caplog):
     pipe = make_wan_pipeline()
     with (
         caplog.at_level(logging.INFO, logger="psa_triton"),
@@ -120,14 +118,14 @@ def test_verbose_logs_each_sparse_call(caplog: pytest.LogCaptureFixture) -> None
     assert messages[0].startswith("transformer layer 0 step 2: 105 tokens, density 0.")
 
 
-def recorded(*calls: tuple[CallKey, torch.Tensor | float, float], timed: bool = True) -> PSAStats:
-    recorder: Recorder[PSAStats] = Recorder(PSAStats.of, timed)
+def recorded(*calls, timed=True):
+    recorder = Recorder(PSAStats.of, timed)
     for key, density, seconds in calls:
         recorder.add(key, key.tokens**2, Tally(density, 0.1 if key.way else 0.0), seconds)
     return recorder.stats()
 
 
-def test_summary_weighs_calls_by_their_work() -> None:
+def test_summary_weighs_calls_by_their_work():
     """One dense call over 10 tokens and two sparse ones over 20: work 100 and 2 * 400."""
     dense = CallKey("transformer", 0, 0, 10, False, None, "warm-up")
     sparse = CallKey("transformer", 0, 1, 20, True, "sparse", None)
@@ -140,7 +138,7 @@ def test_summary_weighs_calls_by_their_work() -> None:
     assert (stats.summary.dense_seconds, stats.summary.sparse_seconds) == (1.0, 4.0)
 
 
-def test_memory_is_bounded_by_layers_and_steps() -> None:
+def test_memory_is_bounded_by_layers_and_steps():
     keys = [CallKey("transformer", call % 2, call % 5, 64, True, "sparse", None) for call in range(1000)]
     stats = recorded(*((key, torch.tensor(0.5), 0.0) for key in keys), timed=False)
     assert len(stats.records) == 10

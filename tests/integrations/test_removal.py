@@ -1,14 +1,10 @@
 """`remove_psa`, and copies: attached as a whole, independent of the original, detached without a handle."""
 
-from __future__ import annotations
-
 import copy
 import io
 import pickle
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import small_language_models as small
@@ -30,14 +26,13 @@ from small_pipelines import (
 import psa_triton
 import psa_triton.integrations.transformers  # makes the name `psa` valid
 from psa_triton import apply_psa, remove_psa
-from psa_triton.integrations.diffusers import LevelRecord
 
 WARM = SPARSE.replace(warmup_steps=1)
 CAUSAL = SPARSE.replace(use_rearrange=False)
 PIPELINES = pytest.mark.parametrize("make", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
 
 
-def reloaded(model: torch.nn.Module) -> torch.nn.Module:
+def reloaded(model):
     """Saved by torch and loaded."""
     file = io.BytesIO()
     torch.save(model, file)
@@ -50,7 +45,7 @@ COPIES = pytest.mark.parametrize(
 )
 
 
-def is_clean(model: torch.nn.Module) -> bool:
+def is_clean(model):
     """Whether no part of it has hooks or anything of this package."""
     return not any(
         module._forward_hooks
@@ -61,11 +56,11 @@ def is_clean(model: torch.nn.Module) -> bool:
 
 
 @PIPELINES
-def test_a_copied_pipeline(make: Callable) -> None:
+def test_a_copied_pipeline(make):
     """It makes the same videos, at its own steps; it counts for itself, and each is detached alone."""
     pipe = make()
     dense = make_video(pipe)
-    told: list[LevelRecord] = []
+    told = []
     handle = apply_psa(pipe, WARM, on_levels=told.append)
     sparse = make_video(pipe)
     before, heard = handle.stats(), len(told)
@@ -83,7 +78,7 @@ def test_a_copied_pipeline(make: Callable) -> None:
     assert torch.equal(make_video(twin), dense)
 
 
-def test_the_other_way_round_the_original_stays_attached() -> None:
+def test_the_other_way_round_the_original_stays_attached():
     pipe = make_wan_pipeline(two_transformers=True)
     handle = apply_psa(pipe, WARM)
     sparse = make_video(pipe)
@@ -105,7 +100,7 @@ def test_the_other_way_round_the_original_stays_attached() -> None:
     ids=["wan", "cogvideox"],
 )
 @torch.no_grad()
-def test_a_copied_transformer(make: Callable, inputs: Callable, copied: Callable) -> None:
+def test_a_copied_transformer(make, inputs, copied):
     transformer = make()
     dense = transformer(**inputs()).sample
     with apply_psa(transformer, SPARSE, on_levels=lambda record: None) as handle:
@@ -125,7 +120,7 @@ def test_a_copied_transformer(make: Callable, inputs: Callable, copied: Callable
 
 
 @COPIES
-def test_a_copied_transformer_follows_the_pipeline_that_runs_it(copied: Callable) -> None:
+def test_a_copied_transformer_follows_the_pipeline_that_runs_it(copied):
     """And copies no pipeline: it would be large."""
     pipe = make_wan_pipeline()
     apply_psa(pipe, WARM)
@@ -135,7 +130,7 @@ def test_a_copied_transformer_follows_the_pipeline_that_runs_it(copied: Callable
     assert torch.equal(make_video(other), sparse)
 
 
-def test_a_transformer_from_a_file_outside_of_a_pipeline_knows_no_schedule() -> None:
+def test_a_transformer_from_a_file_outside_of_a_pipeline_knows_no_schedule():
     pipe = make_wan_pipeline()
     apply_psa(pipe, WARM)
     pipe.scheduler.set_timesteps(3)
@@ -149,7 +144,7 @@ def test_a_transformer_from_a_file_outside_of_a_pipeline_knows_no_schedule() -> 
 
 @COPIES
 @pytest.mark.parametrize("make", [small.llama, small.qwen2_5_vl], ids=["llama", "qwen2.5-vl"])
-def test_a_copied_language_model(make: Callable, copied: Callable) -> None:
+def test_a_copied_language_model(make, copied):
     model = small.make_model(make)
     dense = logits(model)
     with apply_psa(model, CAUSAL) as handle:
@@ -167,7 +162,7 @@ def test_a_copied_language_model(make: Callable, copied: Callable) -> None:
     assert twin.config.to_dict() == model.config.to_dict()
 
 
-def test_language_models_count_every_call_of_every_thread() -> None:
+def test_language_models_count_every_call_of_every_thread():
     model = small.make_model(small.llama)
     with apply_psa(model, CAUSAL) as handle, ThreadPoolExecutor(4) as threads:
         expected = logits(model)
@@ -178,7 +173,7 @@ def test_language_models_count_every_call_of_every_thread() -> None:
 class TestRemoving:
     @pytest.mark.parametrize("by_handle", [True, False], ids=["by the handle", "without"])
     @PIPELINES
-    def test_nothing_is_left_behind(self, make: Callable, by_handle: bool) -> None:
+    def test_nothing_is_left_behind(self, make, by_handle):
         pipe = make()
         dense, processors = make_video(pipe), pipe.transformer.attn_processors
         handle = apply_psa(pipe, SPARSE)
@@ -193,14 +188,14 @@ class TestRemoving:
             assert not is_clean(pipe.transformer)
         assert is_clean(pipe.transformer)
 
-    def test_nothing_attached_is_fine(self) -> None:
+    def test_nothing_attached_is_fine(self):
         for model in (make_wan_pipeline(), make_cogvideox_transformer(), small.make_model(small.llama)):
             remove_psa(model)
             remove_psa(model)
         remove_psa(make_wan_modular_pipeline({}))
         remove_psa(torch.nn.Linear(1, 1))
 
-    def test_an_attention_that_was_named_stays(self) -> None:
+    def test_an_attention_that_was_named_stays(self):
         model = small.make_model(small.llama)
         model.set_attn_implementation("psa")
         remove_psa(model)
@@ -209,7 +204,7 @@ class TestRemoving:
         remove_psa(model)
         assert model.config._attn_implementation == "psa"
 
-    def test_a_language_model_by_a_part_or_a_whole(self) -> None:
+    def test_a_language_model_by_a_part_or_a_whole(self):
         model = small.make_model(small.qwen2_5_vl)
         for attached, removed in [(model, model.model), (model.model.language_model, model)]:
             apply_psa(attached, CAUSAL)
@@ -218,7 +213,7 @@ class TestRemoving:
             assert is_clean(model)
             assert model.config.text_config._attn_implementation == "sdpa"
 
-    def test_after_processors_were_replaced(self) -> None:
+    def test_after_processors_were_replaced(self):
         pipe = make_cogvideox_pipeline()
         apply_psa(pipe, SPARSE)
         pipe.transformer.fuse_qkv_projections()
@@ -230,7 +225,7 @@ class TestRemoving:
         assert is_clean(pipe.transformer)
         make_video(pipe)
 
-    def test_a_second_pipeline_over_the_same_transformer(self) -> None:
+    def test_a_second_pipeline_over_the_same_transformer(self):
         pipe = make_wan_pipeline()
         other = type(pipe).from_pipe(pipe)
         apply_psa(pipe, SPARSE)
@@ -239,14 +234,14 @@ class TestRemoving:
         remove_psa(other)
         assert is_clean(pipe.transformer)
 
-    def test_other_parts_of_a_pipeline_are_looked_through(self) -> None:
+    def test_other_parts_of_a_pipeline_are_looked_through(self):
         model = small.make_model(small.llama)
         apply_psa(model, CAUSAL)
         remove_psa(SimpleNamespace(text_encoder=model, vae=AutoencoderKLWan))
         assert is_clean(model)
 
     @pytest.mark.parametrize("target", [None, "pipe", SimpleNamespace(a=1)], ids=["none", "text", "object"])
-    def test_what_holds_no_model(self, target: Any) -> None:
+    def test_what_holds_no_model(self, target):
         with pytest.raises(
             TypeError, match="model: expected a model or pipeline .* got .* without any torch.nn.Module"
         ):

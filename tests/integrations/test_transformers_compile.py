@@ -1,7 +1,5 @@
 """`torch.compile` of models whose attention is `psa`."""
 
-from __future__ import annotations
-
 import small_language_models as small
 import torch
 
@@ -14,7 +12,7 @@ SPARSE = PSAConfig(
 
 
 @torch.no_grad()
-def test_compiled_models_run_and_count_the_same() -> None:
+def test_compiled_models_run_and_count_the_same():
     model = small.make_model(small.llama)
     inputs = small.text_inputs()
     dense = model(**inputs).logits
@@ -28,7 +26,7 @@ def test_compiled_models_run_and_count_the_same() -> None:
 
 
 @torch.no_grad()
-def test_without_a_handle_the_whole_prefill_compiles_to_one_graph() -> None:
+def test_without_a_handle_the_whole_prefill_compiles_to_one_graph():
     model = small.make_model(small.llama)
     inputs = small.text_inputs(900)
     dense = model(**inputs).logits

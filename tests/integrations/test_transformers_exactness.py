@@ -1,16 +1,12 @@
 """With every level at 1, logits, tokens and caches are those of SDPA; with fewer, caches still look alike."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import pytest
 import small_language_models as small
 import torch
 from small_language_models import logits
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import DynamicCache, StaticCache
 
 from psa_triton import PSAConfig, apply_psa
 
@@ -23,7 +19,7 @@ SPARSE = PSAConfig(
     keep_first_block=True,
     use_rearrange=False,
 )
-FAMILIES: dict[str, tuple[Callable[[], PreTrainedModel], Callable[[], small.Inputs]]] = {
+FAMILIES = {
     "llama": (small.llama, small.text_inputs),
     "qwen2": (small.qwen2, small.text_inputs),
     "qwen3": (small.qwen3, small.text_inputs),
@@ -37,20 +33,20 @@ EACH = pytest.mark.parametrize("family", FAMILIES)
 
 
 @cache
-def case(family: str) -> tuple[PreTrainedModel, small.Inputs]:
+def case(family):
     make, inputs = FAMILIES[family]
     return small.make_model(make), inputs()
 
 
 @torch.no_grad()
-def generate(model: PreTrainedModel, inputs: small.Inputs, **options: Any) -> torch.Tensor:
+def generate(model, inputs, **options):
     attend_to_all = torch.ones_like(inputs["input_ids"])
     length = {"min_new_tokens": 6, "max_new_tokens": 6}
     return model.generate(**inputs, attention_mask=attend_to_all, do_sample=False, **length, **options)
 
 
 @EACH
-def test_logits_are_those_of_sdpa(family: str) -> None:
+def test_logits_are_those_of_sdpa(family):
     model, inputs = case(family)
     dense = logits(model, inputs)
     with apply_psa(model, FULL) as handle:
@@ -61,7 +57,7 @@ def test_logits_are_those_of_sdpa(family: str) -> None:
 
 
 @EACH
-def test_dropped_blocks_change_logits(family: str) -> None:
+def test_dropped_blocks_change_logits(family):
     """What the test above would not see: a model that runs dense under any configuration."""
     model, inputs = case(family)
     with apply_psa(model, SPARSE) as handle:
@@ -72,7 +68,7 @@ def test_dropped_blocks_change_logits(family: str) -> None:
 
 
 @EACH
-def test_tokens_are_those_of_sdpa(family: str) -> None:
+def test_tokens_are_those_of_sdpa(family):
     model, inputs = case(family)
     dense = generate(model, inputs)
     with apply_psa(model, FULL) as handle:
@@ -83,7 +79,7 @@ def test_tokens_are_those_of_sdpa(family: str) -> None:
 
 
 @EACH
-def test_cache_looks_like_that_of_sdpa(family: str) -> None:
+def test_cache_looks_like_that_of_sdpa(family):
     model, inputs = case(family)
     with torch.no_grad():
         dense = model(**inputs).past_key_values
@@ -100,7 +96,7 @@ def test_cache_looks_like_that_of_sdpa(family: str) -> None:
 @pytest.mark.parametrize("lengths", [(100, 100, 100), (96, 204), (200, 99, 1)], ids=lambda x: "+".join(map(str, x)))
 @pytest.mark.parametrize("make_cache", [DynamicCache, StaticCache], ids=["dynamic", "static"])
 @pytest.mark.parametrize("preset", [FULL, "baseline"], ids=["full", "dense-preset"])
-def test_prefill_in_chunks(lengths: tuple[int, ...], make_cache: Any, preset: PSAConfig | str) -> None:
+def test_prefill_in_chunks(lengths, make_cache, preset):
     model, inputs = case("llama")
     dense = logits(model, inputs)
     room = {"max_cache_len": 384} if make_cache is StaticCache else {}
@@ -116,7 +112,7 @@ def test_prefill_in_chunks(lengths: tuple[int, ...], make_cache: Any, preset: PS
     assert all(record.sparse == (preset is FULL and record.queries > 1) for record in records)
 
 
-def test_chunks_choose_their_blocks_as_the_whole_prompt_does() -> None:
+def test_chunks_choose_their_blocks_as_the_whole_prompt_does():
     """Chunks that end where blocks end see the same keys and queries: so levels, and logits, are the same."""
     model, inputs = case("llama")
     with apply_psa(model, SPARSE.replace(mask_mode="thresholdbound")):
@@ -138,7 +134,7 @@ def test_chunks_choose_their_blocks_as_the_whole_prompt_does() -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_ways_to_generate(options: dict[str, Any]) -> None:
+def test_ways_to_generate(options):
     model, inputs = case("qwen2")
     dense = generate(model, inputs, **options)
     with apply_psa(model, FULL) as handle:
@@ -148,7 +144,7 @@ def test_ways_to_generate(options: dict[str, Any]) -> None:
     assert "attention mask" not in summary.dense_reasons
 
 
-def test_low_precision() -> None:
+def test_low_precision():
     model = small.make_model(small.llama).to(torch.bfloat16)
     inputs = small.text_inputs()
     dense = logits(model, inputs)
@@ -159,7 +155,7 @@ def test_low_precision() -> None:
     assert (found - exact).norm() < 1.2 * (dense - exact).norm()
 
 
-def test_autocast() -> None:
+def test_autocast():
     """Rotary embeddings leave queries and keys in float32, values come in bfloat16."""
     model, inputs = small.make_model(small.llama), small.text_inputs()
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,15 +1,12 @@
 """What the statistics say is what ran."""
 
-from __future__ import annotations
-
 import json
 import logging
-from typing import Any
 
 import pytest
 import small_language_models as small
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 from psa_triton import PSAConfig
 from psa_triton.integrations.transformers import apply_psa
@@ -28,17 +25,17 @@ ESTIMATION = 1 / 16
 
 
 @torch.no_grad()
-def run(model: PreTrainedModel, inputs: small.Inputs, **options: Any) -> None:
+def run(model, inputs, **options):
     model(**inputs, **options)
 
 
 @torch.no_grad()
-def generate(model: PreTrainedModel, tokens: int) -> None:
+def generate(model, tokens):
     inputs = small.text_inputs() | {"attention_mask": torch.ones(1, 300, dtype=torch.long)}
     model.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)
 
 
-def mean_over_queries(queries: range) -> float:
+def mean_over_queries(queries):
     """Keys read / keys seen with `DIAGONAL`: the first 32 keys, and those of the query's own block up to itself."""
     shares = []
     for query in queries:
@@ -47,7 +44,7 @@ def mean_over_queries(queries: range) -> float:
     return sum(shares) / len(shares)
 
 
-def test_density_by_hand() -> None:
+def test_density_by_hand():
     model = small.make_model(small.llama)
     with apply_psa(model, DIAGONAL) as handle:
         run(model, small.text_inputs())
@@ -65,7 +62,7 @@ def test_density_by_hand() -> None:
     assert stats.summary.sparse_density == pytest.approx(expected, abs=1e-6)
 
 
-def test_density_of_chunks_is_weighed_by_their_work() -> None:
+def test_density_of_chunks_is_weighed_by_their_work():
     model = small.make_model(small.llama)
     cache = DynamicCache(config=model.config)
     with apply_psa(model, DIAGONAL) as handle:
@@ -79,7 +76,7 @@ def test_density_of_chunks_is_weighed_by_their_work() -> None:
     assert stats.summary.prefill_density == pytest.approx((first * work[0] + second * work[1]) / sum(work))
 
 
-def test_decode_steps_are_added_up_and_left_out_of_the_prefill() -> None:
+def test_decode_steps_are_added_up_and_left_out_of_the_prefill():
     model = small.make_model(small.llama)
     with apply_psa(model, DIAGONAL) as handle:
         generate(model, tokens=5)
@@ -95,7 +92,7 @@ def test_decode_steps_are_added_up_and_left_out_of_the_prefill() -> None:
     assert summary.run_density == pytest.approx(expected)
 
 
-def test_reset_and_json() -> None:
+def test_reset_and_json():
     model = small.make_model(small.llama)
     with apply_psa(model, DIAGONAL) as handle:
         assert handle.stats().records == ()
@@ -108,7 +105,7 @@ def test_reset_and_json() -> None:
         assert handle.stats().records == ()
 
 
-def test_seconds_if_asked_for() -> None:
+def test_seconds_if_asked_for():
     model = small.make_model(small.llama)
     with apply_psa(model, DIAGONAL, time_layers=True) as handle:
         generate(model, tokens=2)
@@ -118,7 +115,7 @@ def test_seconds_if_asked_for() -> None:
     assert stats.summary.dense_seconds == pytest.approx(sum(r.seconds or 0 for r in stats.records if not r.sparse))
 
 
-def test_verbose_logs_sparse_calls(caplog: pytest.LogCaptureFixture) -> None:
+def test_verbose_logs_sparse_calls(caplog):
     model = small.make_model(small.llama)
     with caplog.at_level(logging.INFO, "psa_triton"), apply_psa(model, DIAGONAL.replace(verbose=True)):
         generate(model, tokens=2)

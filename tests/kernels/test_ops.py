@@ -1,7 +1,5 @@
 """The operators as torch sees them: schemas, fake forms, gradients, and graphs without a break."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from accuracy import random_levels, tensors
@@ -17,7 +15,7 @@ IMPLS = ["cpu", "triton"]
 CORRECTIONS = ["none", "isotropic"]
 
 
-def small(requires_grad: bool, **kwargs) -> tuple[torch.Tensor, ...]:
+def small(requires_grad, **kwargs):
     q, k, v = tensors(heads=4, key_heads=2, queries=40, keys=50, dim=16, **kwargs)
     return tuple(x.requires_grad_(requires_grad) for x in (q, k, v))
 
@@ -72,7 +70,7 @@ def test_a_gradient_without_the_log_sum_exp_computes_it():
 def test_gradients_of_the_output_alone_the_log_sum_exp_alone_and_both(impl):
     levels = random_levels(*small(False)[:2], 16, 16)
 
-    def gradients(which: str, impl: str) -> tuple[torch.Tensor, ...]:
+    def gradients(which, impl):
         inputs = small(True)
         out, lse = pyramid_attention(*inputs, levels, block_m=16, block_n=16, impl=impl, return_lse=True)
         seen = lse.isfinite()

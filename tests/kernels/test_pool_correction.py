@@ -1,7 +1,5 @@
 """The pooled-logit correction: answers made by hand, what it is for, and every implementation against the oracle."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -26,7 +24,7 @@ def corrected(q, k, v, levels, **kwargs):
     return pyramid_attention(q, k, v, levels, pool_correction="isotropic", **kwargs)
 
 
-def two_keys_apart(offset: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def two_keys_apart(offset=0.0):
     """One query of length 2 and 16 keys, all alike but two neighbours, which lie 1 to either side of the others."""
     q, k, v = (torch.zeros(1, 1, n, 8) for n in (1, 16, 16))
     q[0, 0, 0, 0] = 2.0

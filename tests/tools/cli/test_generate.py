@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -9,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from command_line import psa
-from typer.testing import Result
 
 from psa_triton.tools.generation.processes import Processes
 from psa_triton.tools.understanding import read_media
@@ -19,10 +16,10 @@ NO_WARM_UP = "CogVideo_5b/psa_4steps"
 
 
 @pytest.fixture
-def generate(pipeline_folder: Path, tmp_path: Path):
+def generate(pipeline_folder, tmp_path):
     """Runs `psa generate` on the small pipeline, into `tmp_path / "out" / "small-wan"`."""
 
-    def run(*options: str, min_tokens: str | None = "0") -> Result:
+    def run(*options, min_tokens="0"):
         size = ["--width", "64", "--height", "64", "--num_frames", "5", "--steps", "6", "--guidance-scale", "1"]
         few = [] if min_tokens is None else ["--min_tokens", min_tokens]
         return psa("generate", "--model", pipeline_folder, "--output_dir", tmp_path / "out", *size, *few, *options)
@@ -30,11 +27,11 @@ def generate(pipeline_folder: Path, tmp_path: Path):
     return run
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
 
 
-def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> None:
+def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path):
     result = generate("--prompt", "a red square moving left", "--attention_preset", PRESET, "--seed", "5")
     assert result.exit_code == 0, result.output
     assert names(tmp_path / "out" / "small-wan") == ["video_0000.json", "video_0000.mp4"]
@@ -51,7 +48,7 @@ def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> 
     assert "density" in result.output
 
 
-def test_steps_and_layers_that_run_dense_are_in_the_sidecar(generate, tmp_path: Path) -> None:
+def test_steps_and_layers_that_run_dense_are_in_the_sidecar(generate, tmp_path):
     options = ("--prompt", "a red square", "--attention_preset", NO_WARM_UP)
     result = generate(*options, "--dense_last_steps", "2", "--dense_layers", "1", "--max-error", "0.4")
     assert result.exit_code == 0, result.output
@@ -71,16 +68,14 @@ def test_steps_and_layers_that_run_dense_are_in_the_sidecar(generate, tmp_path: 
 @pytest.mark.parametrize(
     ("min_tokens", "least"), [(None, 1024), ("129", 129)], ids=["break-even of a CPU", "--min_tokens"]
 )
-def test_short_sequences_run_dense(min_tokens: str | None, least: int, generate, tmp_path: Path) -> None:
+def test_short_sequences_run_dense(min_tokens, least, generate, tmp_path):
     result = generate("--prompt", "a red square", "--attention_preset", NO_WARM_UP, min_tokens=min_tokens)
     assert result.exit_code == 0, result.output
     assert f"all of it dense (fewer than {least} tokens)" in result.output
 
 
-def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
-    generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_weights(*_: object, **__: object) -> None:
+def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(generate, tmp_path, monkeypatch):
+    def no_weights(*_, **__):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr("psa_triton.tools.cli.generate.launched_processes", lambda: nullcontext(Processes(count=2)))
@@ -97,7 +92,7 @@ def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
     ]
 
 
-def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> None:
+def test_a_second_run_makes_only_what_is_missing(generate, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red square\n# no\n\na blue ring\n")
     options = ("--prompt-file", prompts, "--attention-preset", PRESET)
@@ -120,7 +115,7 @@ def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> No
     assert seeds == [42, 43]
 
 
-def test_new_requests_get_the_next_number_and_the_same_one_is_found_again(generate, tmp_path: Path) -> None:
+def test_new_requests_get_the_next_number_and_the_same_one_is_found_again(generate, tmp_path):
     """The second command of a newcomer: another prompt, and no other folder."""
     out = tmp_path / "out" / "small-wan"
     for number, options in enumerate((("a red square",), ("a blue ring",), ("a red square", "--seed", "7"))):
@@ -141,7 +136,7 @@ def test_new_requests_get_the_next_number_and_the_same_one_is_found_again(genera
     assert len(names(out)) == 6
 
 
-def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path: Path, failing_prompt: str) -> None:
+def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path, failing_prompt):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"a red square\n{failing_prompt}\na blue ring\n")
     result = generate("--prompt-file", prompts, "--dense")
@@ -153,7 +148,7 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path
     assert "2 made, 0 skipped, 1 failed; " in result.output
 
 
-def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline_folder, tmp_path):
     options = ["--width", "64", "--height", "64", "--num-frames", "5", "--steps", "1", "--prompt", "a red square"]
     command = [sys.executable, "-m", "psa_triton", "generate", "--model", str(pipeline_folder), "--dense"]
     source = str(Path(__file__).parents[3] / "src")

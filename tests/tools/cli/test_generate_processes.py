@@ -1,7 +1,5 @@
 """`psa generate` by several processes: each prompt once, and the videos of one process."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -16,7 +14,7 @@ SOURCE = Path(__file__).parents[3] / "src"
 
 
 @pytest.fixture
-def options(pipeline_folder: Path, failing_prompt: str, tmp_path: Path) -> list[str]:
+def options(pipeline_folder, failing_prompt, tmp_path):
     """Five prompts, of which the fourth fails; sparse from the first step on."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"a red square\na blue ring\na green cross\n{failing_prompt}\na red ring\n", encoding="utf-8")
@@ -25,7 +23,7 @@ def options(pipeline_folder: Path, failing_prompt: str, tmp_path: Path) -> list[
     return ["generate", "--model", str(pipeline_folder), "--prompt_file", str(prompts), *small, *attention]
 
 
-def run_two_processes(options: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def run_two_processes(options, folder):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
@@ -38,7 +36,7 @@ def run_two_processes(options: list[str], folder: Path) -> subprocess.CompletedP
     )
 
 
-def test_two_processes_share_the_prompts_and_make_what_one_makes(options: list[str], tmp_path: Path) -> None:
+def test_two_processes_share_the_prompts_and_make_what_one_makes(options, tmp_path):
     alone, shared = tmp_path / "alone" / "small-wan", tmp_path / "shared" / "small-wan"
     assert psa(*options, "--output_dir", alone.parent).exit_code == 1
     shared.mkdir(parents=True)

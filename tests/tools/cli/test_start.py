@@ -1,7 +1,5 @@
 """How the command starts: what `--help` and a slip wait for, and the ways to call it."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -44,12 +42,12 @@ SCRIPT = f"""if True:
 """
 
 
-def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+def start(*arguments):
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT / "src"), "COLUMNS": "80"}
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
 
 
-def test_help_and_slips_import_nothing_heavy() -> None:
+def test_help_and_slips_import_nothing_heavy():
     done = start("-c", REPORT, json.dumps([*HELPS, *SLIPS]))
     codes, imported = json.loads(done.stdout.splitlines()[-1])
     assert codes == [0] * len(HELPS) + [2] * len(SLIPS)
@@ -59,13 +57,13 @@ def test_help_and_slips_import_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "script", ["examples/inference/wan21/wan21_1.3b.py", "qwen2.5-vl-example/src/inference.py"], ids=["video", "answer"]
 )
-def test_help_of_the_scripts_neither(script: str) -> None:
+def test_help_of_the_scripts_neither(script):
     done = start("-c", SCRIPT, str(CHECKOUT / script), "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split() == ["imported:"]
 
 
-def test_the_package_runs_as_a_module() -> None:
+def test_the_package_runs_as_a_module():
     done = start("-m", "psa_triton", "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("psa-triton ")

@@ -1,14 +1,10 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
-from diffusers import DiffusionPipeline
 
 from psa_triton.config import PSAConfig
 from psa_triton.presets import load_preset
-from psa_triton.tools.generation import DENSE, Attention, DenseParts, ModelSource, choose_attention, find_source
+from psa_triton.tools.generation import DENSE, Attention, DenseParts, choose_attention, find_source
 
 
 @pytest.mark.parametrize(
@@ -21,13 +17,13 @@ from psa_triton.tools.generation import DENSE, Attention, DenseParts, ModelSourc
         ("wan21_14b", "dense", "dense"),
     ],
 )
-def test_a_model_has_presets_and_one_of_its_own(model: str, preset: str | None, name: str) -> None:
+def test_a_model_has_presets_and_one_of_its_own(model, preset, name):
     attention = choose_attention(find_source(model), preset, impl="reference")
     assert attention.name == name
     assert attention.config == (None if name == "dense" else load_preset(*name.split("/")))
 
 
-def test_an_unknown_model_has_the_presets_of_all(source: ModelSource, pipe: DiffusionPipeline) -> None:
+def test_an_unknown_model_has_the_presets_of_all(source, pipe):
     assert choose_attention(source, "dense") == DENSE
     for preset in (None, "psa_balanced"):
         attention = choose_attention(source, preset)
@@ -35,7 +31,7 @@ def test_an_unknown_model_has_the_presets_of_all(source: ModelSource, pipe: Diff
         attention.attach(pipe).remove()
 
 
-def test_a_presets_file_of_ones_own_is_used(tmp_path: Path) -> None:
+def test_a_presets_file_of_ones_own_is_used(tmp_path):
     ratios = {"1": [0, 0.5], "0": [0.5, 1]}
     own = {
         "mine": {
@@ -55,19 +51,19 @@ def test_a_presets_file_of_ones_own_is_used(tmp_path: Path) -> None:
     assert attention.as_dict()["config"]["mask_ratios"] == {"1": [0, 0.5], "0": [0.5, 1]}
 
 
-def test_an_unknown_preset_is_told_the_nearest() -> None:
+def test_an_unknown_preset_is_told_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'psa_topk'"):
         choose_attention(find_source("wan21_1.3b"), "psa_topkk")
 
 
-def test_a_preset_of_the_models_own_section_is_checked_against_the_pipeline(pipe: DiffusionPipeline) -> None:
+def test_a_preset_of_the_models_own_section_is_checked_against_the_pipeline(pipe):
     own = choose_attention(find_source("wan21_14b"))
     with pytest.raises(ValueError, match="section Wan2.1_14b .* 16 x 16 pixels .* but in this pipeline it is 8 x 8"):
         own.attach(pipe)
     choose_attention(find_source("wan21_14b"), "CogVideo_5b/psa_balanced").attach(pipe).remove()
 
 
-def test_what_runs_dense_reaches_the_model(pipe: DiffusionPipeline) -> None:
+def test_what_runs_dense_reaches_the_model(pipe):
     config = PSAConfig(block_m=32, block_n=32, warmup_steps=1)
     parts = DenseParts(dense_last_steps=1, dense_layers=(0,))
     attention = Attention(name="hand", config=config, dense_parts=parts)
