@@ -21,7 +21,7 @@ from psa_triton.tools.cli.target import choose_source, find_target, load, read_d
 from psa_triton.tools.evaluation.case import Case, expected_room, plan_cases, read_finished, write_case, write_summary
 from psa_triton.tools.evaluation.ceiling import Ceiling, choose_ceiling
 from psa_triton.tools.evaluation.compare import compare_attentions
-from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
+from psa_triton.tools.evaluation.summary import notes, summarise, table_rows
 from psa_triton.tools.evaluation.verdict import judge
 from psa_triton.tools.files import check_room, held, output_folder
 from psa_triton.tools.generation.attention import DENSE, Attention, choose_attention
@@ -150,9 +150,8 @@ class _Comparison:
             table.add_column(column.heading, justify="right")
         for row in table_rows(columns):
             table.add_row(*row)
-        sentences = [sentence(columns, column) for column in columns if column.role == "psa"]
         verdicts = [str(verdict) for _, verdict in judge(columns)]
-        for what in (*verdicts, table, *notes(columns), *sentences):
+        for what in (*verdicts, table, *notes(columns)):
             self.console.print(what)
 
     def _show_failures(self, finished: Sequence[Data]) -> int:

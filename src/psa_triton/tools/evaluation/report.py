@@ -19,7 +19,7 @@ from psa_triton.tools.evaluation.compare import Candidate, Comparison
 from psa_triton.tools.evaluation.frames import web_frames
 from psa_triton.tools.evaluation.levels_record import CallSite, LevelMap
 from psa_triton.tools.evaluation.measures import MEASURES, Fidelity
-from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
+from psa_triton.tools.evaluation.summary import notes, summarise, table_rows
 from psa_triton.tools.evaluation.verdict import judge
 from psa_triton.tools.generation import DENSE, Cost
 
@@ -79,7 +79,6 @@ def _numbers(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "table": {"header": [column.heading for column in columns], "rows": table_rows(columns)},
         "verdicts": [{"label": column.label, **asdict(verdict)} for column, verdict in judged],
         "notes": notes(columns),
-        "sentences": [sentence(columns, column) for column in columns if column.role == "psa"],
     }
 
 

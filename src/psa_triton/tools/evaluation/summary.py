@@ -1,4 +1,4 @@
-"""Comparisons of several prompts and seeds: means and standard errors, as numbers and in words."""
+"""Comparisons of several prompts and seeds: means and standard errors, and tables of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from psa_triton.tools.evaluation.measures import MEASURES, PSNR_CAP
+from psa_triton.tools.evaluation.measures import MEASURES
 
 Entry = Mapping[str, Any]
 """A video's part of a saved case: its `cost`, and its `fidelity` to the dense one unless it is that."""
@@ -173,28 +173,6 @@ def markdown(columns: Sequence[Column], *, cases: int) -> str:
     means = f"Means over {cases} cases (prompts x seeds) ± standard error." if cases > 1 else "One prompt, one seed."
     remarks = [f"* {note}" for note in notes(columns)]
     return "\n".join([*lines, "", means, *(["", *remarks] if remarks else [])]) + "\n"
-
-
-def sentence(columns: Sequence[Column], candidate: Column) -> str:
-    """What came out for one candidate, in plain words."""
-    dense = next(column for column in columns if column.role == "dense")
-    ceiling = next((column for column in columns if column.role == "ceiling"), None)
-    density, run = candidate.mean("attention_density"), candidate.mean("run_density_with_estimation")
-    if density is None or run is None:
-        return f"{candidate.label} ran dense throughout, so there is nothing to compare."
-    psnr, ssim = candidate.mean("psnr"), candidate.mean("ssim")
-    near = (
-        "the same frames as dense attention"
-        if psnr is None or psnr >= PSNR_CAP
-        else f"frames {psnr:.1f} dB (PSNR) from dense attention's, SSIM {ssim:.3f}"
-    )
-    bound = "" if ceiling is None else f" ({ceiling.label} is {ceiling.mean('psnr'):.1f} dB from it)"
-    seconds, before = candidate.mean("attention_seconds"), dense.mean("attention_seconds")
-    return (
-        f"{candidate.label} did {density:.1%} of the attention work in its sparse layers "
-        f"({run:.1%} over the whole run, with estimation) and made {near}{bound}; self-attention layers took "
-        f"{seconds:.1f} s instead of {before:.1f} s: {pace(candidate.mean('attention_speedup') or 1)}."
-    )
 
 
 def _cell(column: Column, quantity: str) -> str:
