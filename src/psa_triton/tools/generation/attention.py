@@ -8,12 +8,11 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.integrations.diffusers import PSAHandle, apply_psa, check_video_scale
 from psa_triton.models import GENERAL_SECTION
 from psa_triton.presets import DENSE as DENSE_PRESET
-from psa_triton.presets import VideoScale, resolve
+from psa_triton.presets import NamedAttention, resolve
 from psa_triton.tools.generation.source import ModelSource
 
 
@@ -32,19 +31,13 @@ class DenseParts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention:
-    """How the self-attention of the transformer is computed."""
+class Attention(NamedAttention):
+    """How the self-attention of the transformer is computed: as a preset says, and by what."""
 
-    name: str
-    """SECTION/PRESET, or `dense`."""
-    config: PSAConfig | None
-    """None for dense attention."""
     impl: Impl = "auto"
     """Implementation of the sparse operator."""
     dense_parts: DenseParts = DenseParts()
     """What runs dense all the same."""
-    video_scale: VideoScale | None = None
-    """What the presets file says of the model; None for another model's preset, or none."""
 
     @property
     def has_dense_steps(self) -> bool:
@@ -115,7 +108,4 @@ def named_attention(
     """
     if preset == DENSE.name:
         return DENSE
-    found = resolve(preset, section, file)
-    return Attention(
-        name=found.name, config=found.config, impl=impl, dense_parts=dense_parts, video_scale=found.video_scale
-    )
+    return Attention(**vars(resolve(preset, section, file)), impl=impl, dense_parts=dense_parts)
