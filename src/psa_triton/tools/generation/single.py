@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
 from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale, spare_frames, transformers_of
+from psa_triton.integrations.stats import now
 from psa_triton.integrations.wrappers import unwrap
-from psa_triton.tools.clock import now
 from psa_triton.tools.generation.attention import DENSE, Attention
 from psa_triton.tools.generation.calls import call_name, pipeline_call, run_pipeline
 from psa_triton.tools.generation.request import VideoRequest
