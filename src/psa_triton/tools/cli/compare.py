@@ -66,11 +66,9 @@ def run(options: Compare) -> None:
 def _all_seeds(seeds: list[int], count: int) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seed: expected each once, got {seeds}")
-    if count == 1:
-        return seeds
-    if len(seeds) > 1:
+    if count > 1 and len(seeds) > 1:
         raise ValueError("expected --num-seeds with at most one --seed, got several")
-    return [seeds[0] + index for index in range(count)]
+    return seeds if count == 1 else [seeds[0] + index for index in range(count)]
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ class _Tuning:
         budget, uniform = one_budget(cells, chosen.cost)
         words = (
             f"Tuned by psa tune: error {chosen.error:.4f} expected at a mean density of {chosen.cost:.3f}; "
-            f"one budget for all {uniform.error:.4f}."
+            f"one budget of {budget:.3f} for all {uniform.error:.4f}."
         )
         tuned = tuned_config(self.config, cells, parts, chosen, steps=steps, words=words)
         self._show(cells, parts, tuned)

@@ -47,9 +47,7 @@ def run_report(
         failed: cases that came to nothing: `name` and `error`.
         described: versions, hardware, command and date of the run.
     """
-    first = dict(cases[0]["settings"])
-    for name in ("prompt", "seed"):
-        del first[name]
+    common = {name: value for name, value in cases[0]["settings"].items() if name not in ("prompt", "seed")}
     links = [
         {
             "name": case["name"],
@@ -64,7 +62,7 @@ def run_report(
         }
         for case in cases
     ]
-    about = _about({**described, "settings": first, "missing": [m for case in cases for m in case["missing"]]})
+    about = _about({**described, "settings": common, "missing": [m for case in cases for m in case["missing"]]})
     title = f"{len(cases)} cases"
     return _page(title, {**_numbers(cases), **about, "case": None, "cases": links, "failed": list(failed)})
 
