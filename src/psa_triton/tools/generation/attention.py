@@ -87,12 +87,7 @@ def choose_attention(source: ModelSource, preset: str | None = None, **how: Any)
 
 
 def named_attention(
-    preset: str | None,
-    section: str | None = None,
-    *,
-    file: Path | None = None,
-    impl: Impl = "auto",
-    dense_parts: DenseParts = DenseParts(),
+    preset: str | None, section: str | None = None, *, file: Path | None = None, **how: Any
 ) -> Attention:
     """The attention that a name stands for.
 
@@ -100,12 +95,11 @@ def named_attention(
         preset: a preset of that section; "SECTION/PRESET" for another's; `dense` for none; None for the default.
         section: of the presets file.
         file: a presets file of the user's own; None for the one that comes with the library.
-        impl: implementation of the sparse operator.
-        dense_parts: what runs dense all the same.
+        how: `impl` and `dense_parts` of the attention.
 
     Raises:
         ValueError: the file has mistakes, the preset does not exist, or no section is named.
     """
     if preset == DENSE.name:
         return DENSE
-    return Attention(**vars(resolve(preset, section, file)), impl=impl, dense_parts=dense_parts)
+    return Attention(**vars(resolve(preset, section, file)), **how)
