@@ -162,8 +162,6 @@ class _Comparison:
         for data in finished:
             lost += [f"{data['name'] or 'case'}, {missing['label']}: {missing['error']}" for missing in data["missing"]]
         if lost:
-            self.console.print(f"{len(lost)} failed:")
-        for line in lost:
-            self.console.print(f"  {line}")
+            self.console.print("\n  ".join([f"{len(lost)} failed:", *lost]))
         self.console.print(f"Files: {self.cases[0].folder if len(self.cases) == 1 else self.cases[0].folder.parent}")
         return len(lost)

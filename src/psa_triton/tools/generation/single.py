@@ -176,10 +176,10 @@ def _arguments(name: str, call: Mapping[str, Any], requests: Sequence[VideoReque
 
     prompts = [request.prompt for request in requests]
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-    # Not every pipeline takes lists.
-    alone = len(requests) == 1
-    arguments |= {"prompt": prompts[0], "generator": generators[0]} if alone else {"prompt": prompts}
-    arguments |= {} if alone else {"generator": generators}
+    if len(requests) == 1:  # not every pipeline takes lists
+        arguments |= {"prompt": prompts[0], "generator": generators[0]}
+    else:
+        arguments |= {"prompt": prompts, "generator": generators}
     return {**arguments, "output_type": "np"}
 
 
