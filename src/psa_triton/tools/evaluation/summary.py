@@ -124,17 +124,13 @@ def _notes(role: str, entry: Entry) -> dict[str, str]:
 
 
 def _values(role: str, dense: Entry, entry: Entry) -> dict[str, float | None]:
-    cost, fidelity = entry["cost"], entry.get("fidelity", {})
-    scores = {name: score["mean"] for name, score in fidelity.items()}
-    if role == "ceiling":  # no competitor: how long it took says nothing of PSA
-        return {name: scores.get(name) for name in QUANTITIES}
-    seconds = {"attention_seconds": _attention_seconds(cost)}
-    reference = {**dense["cost"], "attention_seconds": _attention_seconds(dense["cost"])}
-    speedups = {
-        "attention_speedup": reference["attention_seconds"] / seconds["attention_seconds"],
-        "total_speedup": reference["total_seconds"] / cost["total_seconds"],
-    }
-    known = {**cost, **seconds, **(speedups if entry is not dense else {}), **scores}
+    known: dict[str, float | None] = {name: score["mean"] for name, score in entry.get("fidelity", {}).items()}
+    if role != "ceiling":  # which is no competitor: how long it took says nothing of PSA
+        cost, reference = ({**x["cost"], "attention_seconds": _attention_seconds(x["cost"])} for x in (entry, dense))
+        known |= cost
+        if role == "psa":
+            for part in ("attention", "total"):
+                known[f"{part}_speedup"] = reference[f"{part}_seconds"] / cost[f"{part}_seconds"]
     return {name: known.get(name) for name in QUANTITIES}
 
 
