@@ -43,7 +43,7 @@ def show_preset(
     preset: Annotated[str | None, typer.Argument(help="A preset of it; its default if left out.")] = None,
     config: ConfigPath = None,
 ) -> None:
-    """What a preset sets and what that means, and how much work it saves."""
+    """What a preset does, in words, and how much work it saves."""
     from psa_triton.presets import resolve
     from psa_triton.tools.cli.explain import explain
 
