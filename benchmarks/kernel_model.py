@@ -134,11 +134,11 @@ def kernel(a: Assumptions, causal: bool) -> dict[str, Any]:
 def scores_ms(launch: Launch, made: Compiled, a: Assumptions) -> float:
     """Scores of a tile of query rows after the other, each against all tiles of key rows."""
     constants, (tiles, *_, columns, _, _) = launch.constants, launch.arguments["sizes"]
-    trips = constants["WIDTH"] * ceil(128 / constants["PART"])
-    instructions = made.loops[0].instructions * trips
-    if trips > 1:  # what goes with a tile stands around the loop
+    row, part = constants["ROW"], constants["PART"]
+    instructions = made.loops[0].instructions * (row // part)
+    if row > part:  # what goes with a tile stands around the loop
         instructions += made.loops[0].around
-    tile = loop(instructions, constants["TILE_N"], 128 * constants["WIDTH"], made, a)
+    tile = loop(instructions, constants["TILE_N"], row, made, a)
     rounds = ceil(tiles / a.multiprocessors / made.programs) * made.programs
     return rounds * ceil(columns / constants["TILE_N"]) * tile.clocks / a.gigahertz / 1e6
 
@@ -150,9 +150,9 @@ def stage_ms(launches: Launches, name: str, a: Assumptions) -> float:
         return scores_ms(launch, made, a)
     traffic = sum(x.numel() * x.element_size() for x in launch.values if isinstance(x, torch.Tensor))
     trips = TRIPS.get(name.rstrip("'"), 1)
-    if "find_rows" in name:  # of queries and keys it reads the tokens of rows
-        x, places = launch.arguments["x"], launch.arguments["places"]
-        traffic -= (x.numel() - min(places.numel() * x.shape[-1], x.numel())) * x.element_size()
+    if "gather_rows" in name:  # of queries and keys it reads what it gathers
+        x, gathered = launch.arguments["x"], launch.arguments["gathered"]
+        traffic -= max(x.numel() - gathered.numel(), 0) * x.element_size()
         trips = launch.constants["WIDTH"]
     executed = made.instructions + (trips - 1) * sum(of.instructions for of in made.loops)
     issued = prod(launch.grid) * executed * made.warps / a.schedulers / a.issue_rate / a.multiprocessors

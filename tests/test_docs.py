@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from programs import ROOT, load_script
 from typer.core import TyperCommand
 from typer.testing import CliRunner
 
@@ -18,7 +19,6 @@ from psa_triton.presets import load_presets_file, shipped_presets
 from psa_triton.presets.yaml_file import read_mapping
 from psa_triton.tools.cli.app import app as psa
 
-ROOT = Path(__file__).parents[1]
 FOLDERS = ("", "configs", "docs", "examples", "qwen2.5-vl-example", "src/psa_triton")
 FILES = [str(file.relative_to(ROOT)) for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.md"))]
 RUNNABLE = ["src/psa_triton/README.md", "src/psa_triton/README_zh.md", "docs/own_model.md"]
@@ -69,13 +69,6 @@ def understood(monkeypatch):
     return options
 
 
-def load_script(file):
-    spec = importlib.util.spec_from_file_location(file.stem.replace(".", "_"), file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.app
-
-
 @pytest.mark.parametrize("file", [file for file in FILES if commands(file)])
 def test_commands_parse(file, understood):
     for program, *arguments in commands(file):
@@ -85,7 +78,7 @@ def test_commands_parse(file, understood):
             assert script.is_file(), f"{file}: there is no {script}"
             if script.relative_to(ROOT).parts[0] not in ("examples", "qwen2.5-vl-example"):
                 continue
-            app = load_script(script)
+            app = load_script(script).app
         elif program != "psa":
             continue
         result = CliRunner().invoke(app, arguments)

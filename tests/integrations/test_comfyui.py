@@ -191,26 +191,16 @@ def reads_all(monkeypatch):
 
 
 @pytest.mark.usefixtures("reads_all")
+@pytest.mark.parametrize(
+    "more", [{}, {"skip_output_reshape": True, "scale": 0.3, "something_new": 1}], ids=["", "more"]
+)
 @pytest.mark.parametrize("name", RECORDS)
-def test_attention_over_the_video_is_answered_in_the_layout_of_the_host(name):
+def test_attention_over_the_video_is_answered_in_the_layout_of_the_host(name, more):
     run = host(name, budget=None)
-    run.evaluate()
+    run.evaluate(edit=lambda call: call["kwargs"].update(more))
     assert len(run.outputs) - len(run.dense) == SPARSE[name]
     for out, dense in run.outputs:
         torch.testing.assert_close(out, dense)
-
-
-@pytest.mark.usefixtures("reads_all")
-def test_every_way_to_shape_and_scale():
-    def edit(call):
-        call["kwargs"] |= {"skip_output_reshape": True, "scale": 0.3, "something_new": 1}
-
-    for name in ("wan", "hunyuan"):
-        run = host(name, budget=None)
-        run.evaluate(edit=edit)
-        assert len(run.dense) < len(run.outputs)
-        for out, dense in run.outputs:
-            torch.testing.assert_close(out, dense)
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -288,12 +278,6 @@ def test_types_that_the_operator_does_not_have_pass(log):
     run.attention = lambda q, *args, **kwargs: q
     run.evaluate(edit=no_dtype_of_the_operator)
     assert any(line.endswith("dense: float8_e4m3fn") for line in log())
-
-
-def test_short_sequences_are_dense_by_default(log):
-    run = host("wan", min_tokens=None)
-    run.evaluate(edit=lambda call: [shape.__setitem__(1, min(shape[1], 100)) for shape in call["args"][:3]])
-    assert len(run.dense) == 4
 
 
 def test_a_reference_frame_of_wan_stands_in_front_and_context_behind():
@@ -448,8 +432,8 @@ def test_a_node_that_takes_the_place_is_noticed(log):
 
 
 # ---------------------------------------------------------------- settings
-def config_of(name="wan", **settings):
-    patched = patch_model(Patcher(name), **settings)
+def config_of(patcher=None, **settings):
+    patched = patch_model(patcher or Patcher("wan"), **settings)
     return patched.model_options["transformer_options"][OVERRIDE].__self__._rules.config
 
 
@@ -468,9 +452,7 @@ def test_settings_become_a_configuration():
 def test_a_known_model_has_its_own_presets():
     patcher = Patcher("wan")
     vars(patcher.diffusion).update(num_heads=12, dim=1536, blocks=[None] * 30, ffn_dim=8960)
-    patched = patch_model(patcher)
-    config = patched.model_options["transformer_options"][OVERRIDE].__self__._rules.config
-    assert config == comfyui.resolve(None, "Wan2.1_1.3b").config.replace(warmup_steps=0)
+    assert config_of(patcher) == comfyui.resolve(None, "Wan2.1_1.3b").config.replace(warmup_steps=0)
 
 
 @pytest.mark.parametrize(

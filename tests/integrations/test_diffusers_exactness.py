@@ -6,8 +6,6 @@ import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 from small_pipelines import (
     BOTH,
-    TEXT_DIM,
-    TEXT_TOKENS,
     assert_equal_to_rounding,
     make_cogvideox_image_pipeline,
     make_cogvideox_inputs,
@@ -21,7 +19,6 @@ from small_pipelines import (
     make_wan_vace_transformer,
 )
 
-from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa
 
@@ -156,38 +153,3 @@ def test_step_cache_sees_one_token_order(make_pipe, make_cache):
     summary = handle.stats().summary
     assert summary.dense_calls == 2 and 0 < summary.sparse_calls < 2 * 3
     assert_equal_to_rounding(sparse, dense)
-
-
-@pytest.mark.parametrize(
-    ("block_m", "block_n", "text_tokens", "order"),
-    [
-        (32, 32, TEXT_TOKENS, {"use_rearrange": False}),
-        (128, 32, TEXT_TOKENS, {}),
-        (32, 128, 70, {"rearrange_method": "Hybrid"}),
-        (64, 64, 70, {}),
-    ],
-)
-def test_text_is_read_and_reads_in_full(monkeypatch, block_m, block_n, text_tokens, order):
-    chosen = []
-
-    def spy(*args, **kwargs):
-        out, levels = sparse_attention(*args, **kwargs)
-        chosen.append(levels)
-        return out, levels
-
-    monkeypatch.setattr("psa_triton.integrations.attend.sparse_attention", spy)
-    generator = torch.Generator().manual_seed(0)
-    inputs = make_cogvideox_inputs(
-        hidden_states=torch.randn(1, 4, 4, 16, 18, generator=generator),
-        encoder_hidden_states=torch.randn(1, text_tokens, TEXT_DIM, generator=generator),
-        image_rotary_emb=tuple(torch.randn(288, 32, generator=generator) for _ in range(2)),
-    )
-    coarse = EVERY_TOKEN.replace(block_m=block_m, block_n=block_n, mask_ratios={1: (0, 0.01), 0: (0.01, 1)}, **order)
-    transformer = make_cogvideox_transformer()
-    with torch.no_grad(), apply_psa(transformer, coarse):
-        transformer(**inputs)
-    text_rows, text_columns = -(-text_tokens // block_m), -(-text_tokens // block_n)
-    for levels in chosen:
-        assert (levels[..., :text_rows, :] == 1).all() and (levels[..., :text_columns] == 1).all()
-        assert (levels[..., text_rows:, text_columns:] == 0).any()
-    assert len(chosen) == 2

@@ -41,22 +41,6 @@ def test_every_sparse_call_is_told_of(make_pipe, prefix, calls_a_step):
         assert entry.density == pytest.approx(float(densities.mean()))
 
 
-def test_clusters_come_without_an_order():
-    pipe = make_wan_pipeline()
-    told = []
-    with apply_psa(pipe, CONFIG.replace(rearrange_method="SemanticAware", warmup_steps=0), on_levels=told.append):
-        make_video(pipe, steps=1)
-    assert told and all(record.order is None for record in told)
-
-
-def test_dense_runs_tell_nothing():
-    pipe = make_wan_pipeline()
-    told = []
-    with apply_psa(pipe, CONFIG, min_tokens=1000, on_levels=told.append):
-        make_video(pipe)
-    assert told == []
-
-
 @BOTH
 def test_the_tensors_of_a_call_are_what_it_attended_with(make_pipe):
     """Attending to them gives the layer's output, and choosing among them its levels."""

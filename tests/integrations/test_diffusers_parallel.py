@@ -3,31 +3,19 @@
 import inspect
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from diffusers import ContextParallelConfig
+from programs import TWO_PROCESSES, load_script, python
 from small_pipelines import make_wan_transformer
 
 from psa_triton.integrations.diffusers.parallel import head_parallel
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-CASES = [
-    "wan",
-    "wan-three-heads",
-    "wan-no-order",
-    "wan-clusters",
-    "wan-per-token-timesteps",
-    "flux",
-    "qwen-image",
-    "cogvideox",
-    "cogvideox-three-heads",
-    "cogvideox-no-rotary",
-    "cogvideox-dense",
-]
+CASES = load_script(WORKER).CASES
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +24,7 @@ def results(tmp_path_factory):
     if "ulysses_anything" not in inspect.signature(ContextParallelConfig).parameters:
         pytest.skip("diffusers 0.36 shares no tokens but evenly, and those of the cases are odd")
     folder = tmp_path_factory.mktemp("ranks")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launch, str(WORKER), str(folder)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = python(*TWO_PROCESSES, WORKER, folder, PYTHONPATH=os.pathsep.join(sys.path), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

@@ -10,7 +10,6 @@ from small_pipelines import (
     make_video_from_video,
     make_wan_inputs,
     make_wan_pipeline,
-    make_wan_transformer,
 )
 
 from psa_triton import PSAConfig, apply_psa
@@ -202,16 +201,6 @@ def test_max_error(bound, expected):
     stats = handle.stats()
     assert set(stats.summary.ways) == expected and stats.summary.dense_calls == 0
     assert torch.allclose(video, dense, atol=1e-4) == (bound < 1)
-
-
-def test_max_error_wants_sparse_attention():
-    with pytest.raises(ValueError, match="max_error: expected None with dense attention"):
-        apply_psa(make_wan_pipeline(), "dense", max_error=0.1)
-
-
-def test_reuse_wants_to_know_the_step():
-    with pytest.raises(ValueError, match="scheduler: expected one"):
-        apply_psa(make_wan_transformer(), ONCE)
 
 
 def test_reuse_has_no_gradient():

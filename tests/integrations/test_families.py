@@ -225,16 +225,6 @@ def test_a_step_cache_leaves_out_what_it_would(small):
     assert handle is not None and calls < handle.stats().summary.sparse_calls < 2 * calls
 
 
-@SOME
-@torch.no_grad()
-def test_offloaded_in_groups(small):
-    model, inputs = small.make()
-    with apply_psa(model, SPARSE):
-        expected = run(model, inputs)
-        model.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
-        assert torch.equal(run(model, inputs), expected)
-
-
 @pytest.mark.parametrize(
     "small",
     [

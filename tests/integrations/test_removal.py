@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan
 from small_language_models import logits
 from small_pipelines import (
     SPARSE,
+    is_clean,
     make_cogvideox_inputs,
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
@@ -23,8 +24,6 @@ from small_pipelines import (
     make_wan_transformer,
 )
 
-import psa_triton
-import psa_triton.integrations.transformers  # makes the name `psa` valid
 from psa_triton import apply_psa, remove_psa
 
 WARM = SPARSE.replace(warmup_steps=1)
@@ -43,16 +42,6 @@ def reloaded(model):
 COPIES = pytest.mark.parametrize(
     "copied", [copy.deepcopy, reloaded, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "save", "pickle"]
 )
-
-
-def is_clean(model):
-    """Whether no part of it has hooks or anything of this package."""
-    return not any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or any(type(value).__module__.startswith("psa_triton") for value in vars(module).values())
-        for module in model.modules()
-    )
 
 
 @PIPELINES
@@ -78,45 +67,37 @@ def test_a_copied_pipeline(make):
     assert torch.equal(make_video(twin), dense)
 
 
-def test_the_other_way_round_the_original_stays_attached():
-    pipe = make_wan_pipeline(two_transformers=True)
-    handle = apply_psa(pipe, WARM)
-    sparse = make_video(pipe)
-    twin = copy.deepcopy(pipe)
-    remove_psa(twin)
-    assert is_clean(twin.transformer) and is_clean(twin.transformer_2)
-    handle.reset()
-    assert torch.equal(make_video(pipe), sparse)
-    assert handle.stats().summary.sparse_calls == 2 * 2
-    with apply_psa(twin, WARM) as other:
-        assert torch.equal(make_video(twin), sparse)
-        assert other.stats().summary == handle.stats().summary
+COPIED = {
+    "wan": (make_wan_transformer, lambda model: model(**make_wan_inputs()).sample),
+    "cogvideox": (make_cogvideox_transformer, lambda model: model(**make_cogvideox_inputs()).sample),
+    "llama": (lambda: small.make_model(small.llama), logits),
+    "qwen2.5-vl": (lambda: small.make_model(small.qwen2_5_vl), logits),
+}
 
 
 @COPIES
-@pytest.mark.parametrize(
-    ("make", "inputs"),
-    [(make_wan_transformer, make_wan_inputs), (make_cogvideox_transformer, make_cogvideox_inputs)],
-    ids=["wan", "cogvideox"],
-)
+@pytest.mark.parametrize(("make", "run"), COPIED.values(), ids=COPIED)
 @torch.no_grad()
-def test_a_copied_transformer(make, inputs, copied):
-    transformer = make()
-    dense = transformer(**inputs()).sample
-    with apply_psa(transformer, SPARSE, on_levels=lambda record: None) as handle:
-        sparse = transformer(**inputs()).sample
-        handle.reset()
-        twin = copied(transformer)
-        assert torch.equal(twin(**inputs()).sample, sparse)
-        assert handle.stats().summary.forwards == 0
-        with pytest.raises(ValueError, match=r"attached to its transformer already; call remove\(\) .*remove_psa"):
-            apply_psa(twin, SPARSE)
-    assert torch.equal(twin(**inputs()).sample, sparse)
+def test_a_copied_model(make, run, copied):
+    """It is attached, counts for itself, and each of the two is detached alone."""
+    model = make()
+    dense = run(model)
+    with apply_psa(model, CAUSAL) as handle:
+        sparse = run(model)
+        before = handle.stats()
+        twin, other = copied(model), copied(model)
+        assert torch.equal(run(twin), sparse)
+        assert handle.stats() == before
+        with pytest.raises(ValueError, match=r"attached to it.* already; call remove\(\) .*remove_psa"):
+            apply_psa(twin, CAUSAL)
+        remove_psa(other)
+        assert is_clean(other) and torch.equal(run(model), sparse)
+    assert torch.equal(run(twin), sparse)
     again = copied(twin)
     remove_psa(twin)
-    assert is_clean(twin)
-    assert torch.equal(twin(**inputs()).sample, dense)
-    assert torch.equal(again(**inputs()).sample, sparse)
+    assert is_clean(twin) and is_clean(model)
+    assert torch.equal(run(twin), dense) and torch.equal(run(again), sparse)
+    assert twin.config == model.config
 
 
 @COPIES
@@ -142,26 +123,6 @@ def test_a_transformer_from_a_file_outside_of_a_pipeline_knows_no_schedule():
             loaded(**inputs)
 
 
-@COPIES
-@pytest.mark.parametrize("make", [small.llama, small.qwen2_5_vl], ids=["llama", "qwen2.5-vl"])
-def test_a_copied_language_model(make, copied):
-    model = small.make_model(make)
-    dense = logits(model)
-    with apply_psa(model, CAUSAL) as handle:
-        sparse = logits(model)
-        before = handle.stats()
-        twin = copied(model)
-        assert torch.equal(logits(twin), sparse)
-        assert handle.stats() == before
-        with pytest.raises(ValueError, match=r"attached to it already; call remove\(\) .*remove_psa"):
-            apply_psa(twin, CAUSAL)
-    assert torch.equal(logits(twin), sparse)
-    remove_psa(twin)
-    assert is_clean(twin) and is_clean(model)
-    assert torch.equal(logits(twin), dense)
-    assert twin.config.to_dict() == model.config.to_dict()
-
-
 def test_language_models_count_every_call_of_every_thread():
     model = small.make_model(small.llama)
     with apply_psa(model, CAUSAL) as handle, ThreadPoolExecutor(4) as threads:
@@ -178,7 +139,7 @@ class TestRemoving:
         dense, processors = make_video(pipe), pipe.transformer.attn_processors
         handle = apply_psa(pipe, SPARSE)
         make_video(pipe)
-        handle.remove() if by_handle else psa_triton.remove_psa(pipe)
+        handle.remove() if by_handle else remove_psa(pipe)
         assert is_clean(pipe.transformer)
         assert all(pipe.transformer.attn_processors[name] is processors[name] for name in processors)
         assert torch.equal(make_video(pipe), dense)

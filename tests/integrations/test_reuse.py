@@ -74,14 +74,6 @@ def true_error(attended, qkv):
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
-    [({"refresh_every": 4, "sparse_every": 2}, "rbsbrb"), ({"refresh_steps": (2, 3)}, "rsrrss")],
-)
-def test_a_rhythm_of_ways(settings, expected):
-    assert ways(run(calls(**settings), walk(6))) == expected
-
-
-@pytest.mark.parametrize(
     ("how", "expected"),
     [
         ({"refresh_steps": (0,)}, "rsssssssssss"),
@@ -124,14 +116,6 @@ def test_each_way_gives_what_it_says():
     torch.testing.assert_close(sparse.out, bases[1] + dense(*steps[0]) - bases[0])
 
 
-def test_the_missing_part_lowers_the_error():
-    steps = list(walk(6))
-    corrected = run(calls(refresh_every=6), steps)
-    plain = [sparse_attention(*qkv, CONFIG)[0] for qkv in steps]
-    for attended, alone, qkv in list(zip(corrected, plain, steps, strict=True))[1:]:
-        assert true_error(attended, qkv) < 0.7 * float(relative_error(alone, dense(*qkv)).error)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -166,15 +150,6 @@ def test_a_call_of_another_shape_or_type_refreshes(other):
         attend(qkv)
         qkv = tuple(x[:, :, : other.get("tokens")].to(other.get("dtype", x.dtype)) for x in qkv)
     assert ways(attend.outs) == "rr"
-
-
-def test_a_layer_that_a_cache_skipped_refreshes():
-    attend, this_run = calls(refresh_every=100), object()
-    for step, qkv in enumerate(walk(3)):
-        attend.reuse.begin(this_run, step, [PROMPT])
-        for layer in (0,) if step == 1 else (0, 1):
-            attend(qkv, layer)
-    assert ways(attend.outs) == "rr" + "s" + "sr"
 
 
 @pytest.mark.parametrize(("second_prompt", "order"), [(OTHER_PROMPT, (0, 1)), (OTHER_PROMPT, (1, 0)), (PROMPT, (0, 1))])

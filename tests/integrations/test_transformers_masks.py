@@ -3,7 +3,7 @@
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import create_causal_mask
 
 from psa_triton.integrations.transformers import register
 from psa_triton.integrations.transformers.masks import causal_mask, filled_keys
@@ -79,19 +79,6 @@ def assert_same_keys_seen(queries, past, room, padding):
     seen = key_mask[:, None, None] & causal_mask(queries, queries + past, key_mask.device)
     assert torch.equal(seen, expected[..., : queries + past])
     assert not expected[..., queries + past :].any()
-
-
-@pytest.mark.parametrize(("queries", "past"), [(5, 0), (20, 0), (3, 3), (1, 3), (1, 30)])
-def test_windows_are_masked_as_for_sdpa(queries, past):
-    embeddings = torch.zeros(1, queries, 16)
-    masks = []
-    for name in ("psa", "sdpa"):
-        used = config(name, sliding_window=8)
-        cache = filled(DynamicCache(config=used), past)
-        masks.append(create_sliding_window_causal_mask(used, embeddings, None, cache))
-    mask, expected = masks
-    assert (mask is None) == (expected is None)
-    assert mask is None or torch.equal(mask, expected)
 
 
 def test_bidirectional_spans_are_masked_as_for_sdpa():

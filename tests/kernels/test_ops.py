@@ -12,7 +12,8 @@ from psa_triton.levels.choice import _choose
 from psa_triton.ordering.grid import _traced_grid_order
 
 IMPLS = ["cpu", "triton"]
-CORRECTIONS = ["none", "isotropic"]
+CASES = [("none", None), ("isotropic", torch.arange(50)[None] % 7 > 1)]
+"""Corrections, and keys that are there."""
 
 
 def small(requires_grad, **kwargs):
@@ -22,20 +23,20 @@ def small(requires_grad, **kwargs):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch 2.14's opcheck
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("correction", CORRECTIONS)
+@pytest.mark.parametrize(("correction", "key_mask"), CASES, ids=["plain", "corrected and masked"])
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["inference", "gradient"])
-def test_the_forward_operator(impl, correction, requires_grad):
+def test_the_forward_operator(impl, correction, key_mask, requires_grad):
     q, k, v = small(requires_grad)
     levels = random_levels(q, k, 16, 16)
-    opcheck(ops.attend, (q, k, v, levels, None, 16, 16, False, 0.25, correction, 8, impl, requires_grad))
+    opcheck(ops.attend, (q, k, v, levels, key_mask, 16, 16, False, 0.25, correction, 8, impl, requires_grad))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("correction", CORRECTIONS)
-def test_the_backward_operator(impl, correction):
+@pytest.mark.parametrize(("correction", "key_mask"), CASES, ids=["plain", "corrected and masked"])
+def test_the_backward_operator(impl, correction, key_mask):
     q, k, v = small(False)
     levels = random_levels(q, k, 16, 16)
-    inputs = (q, k, v, levels, None, 16, 16, True, 0.25, correction, 8, impl)
+    inputs = (q, k, v, levels, key_mask, 16, 16, True, 0.25, correction, 8, impl)
     out, lse = ops.attend(*inputs, True)
     opcheck(ops.attend_backward, (torch.ones_like(q), lse, out, lse, *inputs))
 

@@ -4,16 +4,9 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-# No test folder is on the path; these hold `command_line`, `small_qwen`, `small_checkpoints`, `small_models` and
-# `small_pipelines`.
-sys.path += [
-    str(Path(__file__).parent / name) for name in ("cli", "understanding", "examples", "generation", "../integrations")
-]
 
 
 @pytest.fixture(autouse=True)

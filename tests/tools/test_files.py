@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import ENVIRONMENT, python
 
 from psa_triton.tools.files import TakenError, check_room, held, json_bytes, output_folder, staged, write_file
-
-SOURCE = str(Path(__file__).parents[2] / "src")
 
 
 def names(folder):
@@ -133,7 +132,7 @@ def test_a_limit_on_the_size_of_files(tmp_path):
         except OSError as error:
             print(error)
         """
-    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": SOURCE}, capture_output=True, text=True)
+    done = python("-c", script)
     assert done.stdout == f"{tmp_path / 'a'} could not be written: file too large; name another folder\n", done.stderr
     assert names(tmp_path) == []
 
@@ -157,7 +156,7 @@ def test_a_name_is_held_by_one_process_and_goes_with_it(kind, tmp_path):
             sys.stdin.readline()
         """
     command, pipes = [sys.executable, "-c", script], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env={"PYTHONPATH": SOURCE}, text=True, **pipes) as other:
+    with subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes) as other:
         assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(TakenError, match=rf"place is being written by process {other.pid} on \S+, since ") as taken,

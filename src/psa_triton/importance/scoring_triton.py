@@ -1,6 +1,6 @@
 """`score_blocks` on a GPU: no score is written, only a number per query row and one per pair of blocks.
 
-find rows, of queries and of keys -> mass of each block pair -> normalise
+gather rows, of queries and of keys -> mass of each block pair -> normalise
 
 A row's log-sum-exp must be known before rows are reduced to blocks. So a program that walks the keys notes a number for
 each query row and key block (the largest logit there, or the log of a sum), and reduces these when it is at the end.
@@ -34,10 +34,8 @@ from psa_triton.pyramid.pooling_triton import pool
 
 _MOST_ROWS = 64
 """Rows that may stand for a block: they must fit every tile."""
-_FOUND = 32
-"""Rows whose places one program finds."""
-_UNIT = 16
-"""Places are counted in so many numbers at most: what they are multiples of is known where they are loaded from."""
+_GATHERED = 32
+"""Rows that one program gathers."""
 _LOG2_E = math.log2(math.e)
 _REDUCED = 16
 """Key blocks whose notes are reduced at a time."""
@@ -64,20 +62,18 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
         keep = None if blocks.key_mask is None else blocks.key_mask.to(torch.int8).contiguous()
         k, _ = pool(k, key_rows.group, key_rows.group, keep, finest=key_rows.group)
     log_count = None if key_rows.log_count is None else (key_rows.log_count * _LOG2_E).contiguous()
+    (rows, width), columns, dim = query_rows.tokens.shape, key_rows.tokens.shape[-2], q.shape[3]
+    tiles = _tiles(dim, width, key_rows.per_block, q.dtype, current_target(q.device))
     spoiled = q.new_empty(*k.shape[:2], blocks.columns, dtype=torch.int8)
-    unit = math.gcd(q.stride(2), k.stride(2), _UNIT)
-    query_places = _find_rows(q, query_rows.tokens, unit)
-    key_places = _find_rows(k, key_rows.tokens, unit, key_rows.per_block, log_count, spoiled)
+    q_rows = _gather_rows(q, query_rows.tokens, tiles.m, tiles.part)
+    k_rows = _gather_rows(k, key_rows.tokens, tiles.n, tiles.part, key_rows.per_block, log_count, spoiled)
     mass = q.new_empty(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32)
-    rows, width = query_rows.tokens.shape
-    columns, dim = key_places.shape[2], q.shape[3]
-    tiles = _tiles(dim, width, q.dtype, current_target(q.device))
-    count = triton.cdiv(rows, tiles.m) * q.shape[0] * q.shape[1]
+    count = q_rows.shape[2] // tiles.m * q.shape[0] * q.shape[1]
     programs = min(count, _programs_at_a_time(q.device))
     notes = q.new_empty(programs, blocks.columns, tiles.m, dtype=torch.float32)
     arguments = dict(
-        inputs=(q, k),
-        places=(query_places, key_places),
+        q_rows=q_rows,
+        k_rows=k_rows,
         newest=query_rows.newest,
         needs=key_rows.needs.contiguous(),
         log_count=log_count,
@@ -86,14 +82,13 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
         scale=scale / width * _LOG2_E,
         last_log_count=key_rows.last_log_count * _LOG2_E,
         sizes=(count, q.shape[1], q.shape[1] // k.shape[1], rows, columns, blocks.queries, blocks.keys),
+        padded_columns=k_rows.shape[2],
+        row=q_rows.shape[3],
         stride_needs=columns if key_rows.needs.dim() == 2 else 0,
-        strides=(q.stride(), k.stride()),
     )
     constants = dict(
-        DIM=dim,
-        UNIT=unit,
+        ROW=q_rows.shape[3],
         PART=tiles.part,
-        WIDTH=width,
         BLOCK_M=blocks.m,
         BLOCK_N=blocks.n,
         PER_M=query_rows.per_block,
@@ -115,48 +110,52 @@ def _programs_at_a_time(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
 
 
-def _find_rows(
+def _gather_rows(
     x: Tensor,
     tokens: Tensor,
-    unit: int,
+    tile: int,
+    part: int,
     per_block: int = 1,
     log_count: Tensor | None = None,
     spoiled: Tensor | None = None,
 ) -> Tensor:
-    """Where in every head of `x` the tokens of a row stand.
+    """The tokens of each row side by side, so that scores are a plain product of matrices.
 
     Args:
         x: queries or keys.
         tokens: `[R, w]` or `[B, R, w]`.
-        unit: what places are counted in, a divisor of the stride of tokens.
-        per_block: rows of a block.
+        tile: what the number of rows is filled up to a multiple of, by rows of zeros.
+        part: what the numbers of a token are filled up to a multiple of, by zeros.
+        per_block: rows of a block, a divisor of `tile`.
         log_count: float32 `[B, R]`, -inf for rows that stand for nothing, whatever they hold.
         spoiled: int8 `[B, H, blocks]`, to be filled: 1 for blocks with a row that holds NaN or inf, 0 for others.
 
     Returns:
-        int32 `[B, H, R, w]`, `unit` numbers each, from a head's first token on; -1 in rows with NaN or inf.
+        `[B, H, R', w * D']`, zeros in rows with NaN or inf.
     """
     batch, heads, _, dim = x.shape
     rows, width = tokens.shape[-2:]
-    places = x.new_empty(batch, heads, rows, width, dtype=torch.int32)
-    tile = max(_FOUND, per_block)
+    padded, channels = triton.cdiv(rows, tile) * tile, triton.cdiv(dim, part) * part
+    gathered = x.new_empty(batch, heads, padded, width * channels)
+    a_program = max(_GATHERED, per_block)
     Launch(
-        _find_rows_kernel,
-        (triton.cdiv(rows, tile) * batch * heads,),
+        _gather_rows_kernel,
+        (triton.cdiv(padded, a_program) * batch * heads,),
         dict(
             x=x,
             tokens=tokens.contiguous(),
             log_count=log_count,
-            places=places,
+            gathered=gathered,
             spoiled=spoiled,
             heads=heads,
             rows=rows,
+            padded=padded,
             stride_tb=rows * width if tokens.dim() == 3 else 0,
             x_strides=x.stride(),
         ),
-        dict(DIM=dim, DIM_TILE=dim_tile(dim), WIDTH=width, UNIT=unit, PER_BLOCK=per_block, TILE=tile),
+        dict(DIM=dim, CHANNELS=channels, DIM_TILE=dim_tile(channels), WIDTH=width, PER_BLOCK=per_block, TILE=a_program),
     ).run()
-    return places
+    return gathered
 
 
 def _normalise(mass: Tensor, spoiled: Tensor, blocks: Blocks) -> None:
@@ -196,14 +195,13 @@ class _Tiles(NamedTuple):
     """Tiles whose loads are in flight."""
 
 
-def _tiles(dim: int, width: int, dtype: torch.dtype, target: str) -> _Tiles:
-    """For rows of `width` tokens on a GPU.
+def _tiles(dim: int, width: int, per_block: int, dtype: torch.dtype, target: str) -> _Tiles:
+    """For rows of `width` tokens on a GPU, `per_block` of which stand for a key block.
 
-    Chosen so that nothing spills, and two tiles are in flight: a row's token is loaded before the row, which takes half
-    of the stages. Where a row is one short token, query rows are loaded once; on sm_90 with so few warps that two
-    programs share a multiprocessor, where one multiplies while the other reduces. Longer rows are loaded again for
-    every tile of key rows, which is larger so that they are loaded less often, where products take their operands from
-    shared memory.
+    Chosen so that nothing spills, and two tiles are in flight. Where a row is one short token, query rows are loaded
+    once; on sm_90 with so few warps that two programs share a multiprocessor, where one multiplies while the other
+    reduces. Longer rows are loaded again for every tile of key rows, which is larger so that they are loaded less
+    often, where products take their operands from shared memory.
     """
     channels = dim_tile(dim)
     is_hip = current_backend() == "hip"
@@ -211,47 +209,51 @@ def _tiles(dim: int, width: int, dtype: torch.dtype, target: str) -> _Tiles:
         return _Tiles(64, 64, min(channels, 32), 4, 1 if is_hip else 2)
     if width == 1 and channels <= 128:
         n, warps = 32 if target == "sm_120" else 64, 4 if target == "sm_90" else 8
-        return _Tiles(128, n, channels, warps, 2 if is_hip else 5)
+        return _Tiles(128, max(n, per_block), channels, warps, 2 if is_hip else 4)
     n = 256 if target == "sm_90" else 128 if target.startswith("sm_10") else 64
-    return _Tiles(128, n, min(channels, 64), 8, 2 if is_hip else 5)
+    return _Tiles(128, n, min(channels, 64), 8, 2 if is_hip else 4)
 
 
 @triton.jit
-def _find_rows_kernel(
+def _gather_rows_kernel(
     x,
     tokens,
     log_count,
-    places,
+    gathered,
     spoiled,
     heads,
     rows,
+    padded,
     stride_tb,
     x_strides,
     DIM: tl.constexpr,
+    CHANNELS: tl.constexpr,
     DIM_TILE: tl.constexpr,
     WIDTH: tl.constexpr,
-    UNIT: tl.constexpr,
     PER_BLOCK: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    tile, head = tile_of_head(tl.cdiv(rows, TILE))
+    tile, head = tile_of_head(tl.cdiv(padded, TILE))
     r = tile * TILE + tl.arange(0, TILE)
     d = tl.arange(0, DIM_TILE)
     x += (head // heads) * x_strides[0] + (head % heads) * x_strides[1]
     tokens += (head // heads) * stride_tb
-    places += head * rows * WIDTH
+    gathered += (head * padded + tile * TILE) * WIDTH * CHANNELS
     inside = (r[:, None] < rows) & (d[None, :] < DIM)
     exponent = tl.zeros((TILE,), tl.int32)  # the largest of a row; that of NaN and inf has all bits set
     for t in range(WIDTH):
         token = tl.load(tokens + r * WIDTH + t, mask=r < rows, other=0)
         values = tl.load(x + token[:, None] * x_strides[2] + d[None, :] * x_strides[3], mask=inside, other=0.0)
         exponent = tl.maximum(exponent, tl.max(values.to(tl.float32).to(tl.int32, bitcast=True) & 0x7F800000, axis=1))
+    is_finite = exponent != 0x7F800000
     for t in range(WIDTH):
         token = tl.load(tokens + r * WIDTH + t, mask=r < rows, other=0)
-        place = tl.where(exponent == 0x7F800000, -1, token * (x_strides[2] // UNIT))
-        tl.store(places + r * WIDTH + t, place.to(tl.int32), mask=r < rows)
+        values = tl.load(x + token[:, None] * x_strides[2] + d[None, :] * x_strides[3], mask=inside, other=0.0)
+        values = tl.where(is_finite[:, None], values, 0.0)
+        target = (tl.arange(0, TILE)[:, None] * WIDTH + t) * CHANNELS + d[None, :]
+        tl.store(gathered + target, values, mask=(r[:, None] < padded) & (d[None, :] < CHANNELS))
     if spoiled is not None:
-        counts = (exponent == 0x7F800000) & (r < rows)
+        counts = (is_finite == 0) & (r < rows)
         if log_count is not None:
             is_there = tl.load(log_count + head // heads * rows + r, mask=r < rows, other=0.0) > float("-inf")
             counts = counts & is_there
@@ -263,8 +265,8 @@ def _find_rows_kernel(
 
 @triton.jit
 def _score_kernel(
-    inputs,
-    places,
+    q_rows,
+    k_rows,
     newest,
     needs,
     log_count,
@@ -273,12 +275,11 @@ def _score_kernel(
     scale,
     last_log_count,
     sizes,
+    padded_columns,
+    row,
     stride_needs,
-    strides,
-    DIM: tl.constexpr,
-    UNIT: tl.constexpr,
+    ROW: tl.constexpr,
     PART: tl.constexpr,
-    WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PER_M: tl.constexpr,
@@ -292,8 +293,6 @@ def _score_kernel(
 ):
     """The mass of every block pair in sight of the tiles of query rows that fall to a program."""
     count, heads, group, rows, columns, queries, keys = sizes
-    q_strides, k_strides = strides
-    PARTS: tl.constexpr = (DIM + PART - 1) // PART
     tiles = tl.cdiv(rows, TILE_M)
     blocks = tl.cdiv(keys, BLOCK_N)
     notes += tl.program_id(0).to(tl.int64) * blocks * TILE_M
@@ -302,14 +301,12 @@ def _score_kernel(
         tile = tiles - 1 - work % tiles
         head = (work // tiles).to(tl.int64)
         b, h = head // heads, head % heads
-        q = inputs[0] + b * q_strides[0] + h * q_strides[1]
-        k = inputs[1] + b * k_strides[0] + h // group * k_strides[1]
-        query_places = places[0] + head * rows * WIDTH
-        key_places = places[1] + (b * (heads // group) + h // group) * columns * WIDTH
+        q_tile = q_rows + (head * tiles + tile) * TILE_M * ROW
+        k_head = k_rows + (b * (heads // group) + h // group) * padded_columns * ROW
         r = tile * TILE_M + tl.arange(0, TILE_M)
-        query_tile = 0
-        if PARTS * WIDTH == 1:  # then it is loaded once
-            query_tile = _load_rows(q, query_places, r, rows, 0, q_strides[3], DIM, UNIT, PART, WIDTH)
+        query_rows = 0
+        if ROW == PART:  # then they are loaded once
+            query_rows = tl.load(q_tile + tl.arange(0, TILE_M)[:, None] * ROW + tl.arange(0, PART)[None, :])
         limit = tl.load(newest + r, mask=r < rows, other=0).to(tl.int32) + keys - queries
         in_sight = _blocks_in_sight((tile + 1) * (TILE_M // PER_M), queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
         # Tiles of key rows that all query rows see, and whose rows are whole; then the others.
@@ -323,15 +320,15 @@ def _score_kernel(
             of_item = log_count + b * columns
             plain = 0
         of_item_needs = needs + b * stride_needs
-        source = (q, k, query_places, key_places, query_tile)
         # A thread has sums of its own, of the key rows that it holds: see `_products`.
         SUMS: tl.constexpr = min(TILE_N // PER_N, 4)
         top = tl.full((TILE_M, SUMS), _NONE, tl.float32)  # finite: a row that has seen nothing meets no inf - inf
         total = tl.zeros((TILE_M, SUMS), tl.float32)
         for EDGE in tl.static_range(2):
             for first in range(plain if EDGE else 0, in_sight * PER_N if EDGE else plain, TILE_N):
-                end = columns if EDGE else None
-                products = _products(source, r, rows, first, TILE_N, end, strides, DIM, UNIT, PART, WIDTH, PRECISION)
+                products = _products(
+                    query_rows, q_tile, k_head + first * ROW, row, TILE_M, TILE_N, ROW, PART, PRECISION
+                )
                 factor = scale
                 if EDGE:
                     c = first + tl.arange(0, TILE_N)
@@ -358,40 +355,32 @@ def _score_kernel(
 
 @triton.jit
 def _products(
-    source,
-    r,
-    rows,
-    first,
+    query_rows,
+    q_tile,
+    k_tile,
+    row,
+    TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
-    columns,
-    strides,
-    DIM: tl.constexpr,
-    UNIT: tl.constexpr,
+    ROW: tl.constexpr,
     PART: tl.constexpr,
-    WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Products of query rows `r` and the `TILE_N` key rows from `first` on; one that is not finite is read as zeros.
-
-    All key rows are there where `columns` is None.
+    """Products of a tile of query rows, which stand at `q_tile` and may be loaded, and one of key rows at `k_tile`.
 
     Of a product's columns, threads hold pairs in turn, four threads a row. Key rows are multiplied in such an order
     that each thread gets neighbouring ones, and most of the time whole blocks.
     """
-    q, k, query_places, key_places, query_tile = source
-    q_strides, k_strides = strides
-    PARTS: tl.constexpr = (DIM + PART - 1) // PART
-    column = tl.arange(0, TILE_N)
-    c = first + column % 8 // 2 * (TILE_N // 4) + column // 8 * 2 + column % 2
-    products = tl.zeros((r.shape[0], TILE_N), tl.float32)
-    for p in range(PARTS * WIDTH):
-        query_part = query_tile
-        if PARTS * WIDTH > 1:
-            query_part = _load_rows(q, query_places, r, rows, p, q_strides[3], DIM, UNIT, PART, WIDTH)
-        key_part = _load_rows(k, key_places, c, columns, p, k_strides[3], DIM, UNIT, PART, WIDTH)
+    column, d = tl.arange(0, TILE_N), tl.arange(0, PART)
+    c = column % 8 // 2 * (TILE_N // 4) + column // 8 * 2 + column % 2
+    products = tl.zeros((TILE_M, TILE_N), tl.float32)
+    for first in range(0, row if ROW > PART else PART, PART):  # a bound that is known would be unrolled, and spill
+        query_part = query_rows
+        if ROW > PART:
+            query_part = tl.load(q_tile + first + tl.arange(0, TILE_M)[:, None] * ROW + d[None, :])
+        key_part = tl.load(k_tile + first + c[:, None] * ROW + d[None, :])
         products = dot(query_part, tl.trans(key_part), products, PRECISION)
-    by_thread = tl.trans(tl.reshape(products, (r.shape[0], TILE_N // 8, 4, 2)), 0, 2, 1, 3)
-    return tl.reshape(by_thread, (r.shape[0], TILE_N))
+    by_thread = tl.trans(tl.reshape(products, (TILE_M, TILE_N // 8, 4, 2)), 0, 2, 1, 3)
+    return tl.reshape(by_thread, (TILE_M, TILE_N))
 
 
 @triton.jit
@@ -451,21 +440,6 @@ def _reduce_rows(noted, log_sum, PER_M: tl.constexpr, REDUCE: tl.constexpr):
     sums = (1.0 + (noted - exponent)) * tl.math.exp2(exponent - power * log_sum[None, :])
     total = tl.sum(tl.reshape(sums, shape), axis=2)
     return tl.math.sqrt(total) if REDUCE == "norm" else total
-
-
-@triton.jit
-def _load_rows(
-    x, places, r, rows, p, stride_d, DIM: tl.constexpr, UNIT: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr
-):
-    """Part `p` of rows `r`, `PART` channels of one of their tokens; zeros in rows that are none or not finite."""
-    PARTS: tl.constexpr = (DIM + PART - 1) // PART
-    if rows is None:  # all are there
-        place = tl.load(places + r * WIDTH + p // PARTS)
-    else:
-        place = tl.load(places + r * WIDTH + p // PARTS, mask=r < rows, other=-1)
-    d = p % PARTS * PART + tl.arange(0, PART)
-    pointers = x + place[:, None].to(tl.int64) * UNIT + d[None, :] * stride_d
-    return tl.load(pointers, mask=(place >= 0)[:, None] & (d[None, :] < DIM), other=0.0)
 
 
 @triton.jit

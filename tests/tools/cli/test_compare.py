@@ -94,10 +94,3 @@ def test_one_prompt_that_fails_costs_no_other(compare, tmp_path, failing_prompt)
     saved = summary_of(tmp_path / "out")
     assert [case["name"] for case in saved["cases"]] == ["prompt_0001_seed_42"]
     assert [entry["name"] for entry in saved["failed"]] == ["prompt_0000_seed_42"]
-
-
-def test_dense_layers_and_last_steps_are_taken(compare, tmp_path):
-    options = ("--attention_preset", PRESET, "--dense_layers", "0", "--dense_last_steps", "2")
-    assert compare("--prompt", "a red square", *options, *FAST).exit_code == 0
-    (case,) = summary_of(tmp_path / "out")["cases"]
-    assert {"dense layer", "last steps"} & set(case["candidates"][0]["cost"]["dense_reasons"])

@@ -11,18 +11,16 @@ import subprocess
 import sys
 import time
 from itertools import count
-from pathlib import Path
 
 import pytest
 from command_line import psa
+from programs import ENVIRONMENT
 from rich.console import Console
 
 from psa_triton.tools.cli.console import VideoProgress
 from psa_triton.tools.files import held
 from psa_triton.tools.understanding import read_media
 
-SOURCE = Path(__file__).parents[3] / "src"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
 SIZE = ("--width", "64", "--height", "64", "--guidance-scale", "1")
 SPARSE = ("--attention-preset", "CogVideo_5b/psa_4steps")
 WRITING = {
@@ -48,7 +46,9 @@ def line(command, model, out, *more, frames=5):
 
 def start(arguments):
     command = [sys.executable, "-m", "psa_triton", *arguments]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=ENVIRONMENT | {"COLUMNS": "80"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def names(folder):

@@ -1,31 +1,23 @@
 """`psa understand` and the script of `qwen2.5-vl-example`, on a small model and real files."""
 
-import importlib.util
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from command_line import psa
+from programs import ROOT, load_script, python
 from typer.testing import CliRunner
 
 from psa_triton.presets import shipped_presets
 from psa_triton.tools.understanding import read_media
 
-CHECKOUT = Path(__file__).parents[3]
-SCRIPT = CHECKOUT / "qwen2.5-vl-example" / "src" / "inference.py"
+SCRIPT = ROOT / "qwen2.5-vl-example" / "src" / "inference.py"
 NUMBER = r"\d+\.\d+"
 
 
 @pytest.fixture(scope="session")
 def script():
-    spec = importlib.util.spec_from_file_location("inference", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.app
+    return load_script(SCRIPT).app
 
 
 @pytest.fixture
@@ -119,15 +111,8 @@ def test_the_script_is_dense_unless_asked(script, qwen_folder, video, presets):
 
 def test_the_script_runs_as_a_program_and_prints_nothing_but_its_lines(qwen_folder, video, tmp_path):
     options = ("--model", str(qwen_folder), "--prompt", "What moves?", "--use-psa", "--max-tokens", "8")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options, *video],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
+    done = python(SCRIPT, *options, *video, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
     answer, _, lines = done.stdout.partition("\n\nvideo: ")
     assert answer
     assert len(lines.splitlines()) == 4

@@ -1,15 +1,11 @@
 """The scripts of `examples/inference`, run as a user would, on small checkpoints."""
 
-import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import ROOT, load_script, python
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -18,7 +14,6 @@ from psa_triton.tools.cli.app import app as psa
 from psa_triton.tools.understanding import read_media
 from psa_triton.tools.video import encode_video
 
-CHECKOUT = Path(__file__).parents[3]
 SCRIPTS = ["cogvideo/cogvideo_5b.py", "wan21/wan21_1.3b.py", "wan21/wan21_14b.py", "wan22/wan22_5b.py"]
 SCRIPTS += ["wan22/wan22_a14b.py"]
 PROMPT = ("--prompt", "a red square moving left")
@@ -44,13 +39,6 @@ ROWS = {
 COGVIDEO = ROWS["cogvideo_5b"][0]
 
 
-def load_script(file):
-    spec = importlib.util.spec_from_file_location(file.stem.replace(".", "_"), file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.app
-
-
 def size(width, height, num_frames):
     return ("--width", str(width), "--height", str(height), "--num_frames", str(num_frames))
 
@@ -60,7 +48,7 @@ def run(tmp_path):
     """Runs a script with a prompt, into `tmp_path / "out"`."""
 
     def invoke(script, *options, prompt=PROMPT, examples=None):
-        app = load_script((examples or CHECKOUT / "examples") / "inference" / script)
+        app = load_script((examples or ROOT / "examples") / "inference" / script).app
         return CliRunner().invoke(app, [*prompt, "--output_dir", str(tmp_path / "out"), *options])
 
     return invoke
@@ -80,7 +68,7 @@ def sidecar(video):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_option_can_be_written_with_a_dash_and_an_underscore(script):
-    app = load_script(CHECKOUT / "examples" / "inference" / script)
+    app = load_script(ROOT / "examples" / "inference" / script).app
     known = {name for option in get_command(app).params for name in (*option.opts, *option.secondary_opts)}
     assert {option.replace("_", "-") for option in OPTIONS} <= known
     for option in ("--no-timestamp", "--no_timestamp"):
@@ -123,14 +111,8 @@ def test_a_folder_alone_is_run_with_the_scripts_own_settings(run, checkpoint, tm
 
 
 def test_the_4_step_lora_as_a_program(quick_lora, lora_file, tmp_path):
-    script = CHECKOUT / "examples" / "inference" / COGVIDEO
-    done = subprocess.run(
-        [sys.executable, str(script), *PROMPT, *quick_lora, "--use_psa"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+    script = ROOT / "examples" / "inference" / COGVIDEO
+    done = python(script, *PROMPT, *quick_lora, "--use_psa", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     line, summary = done.stdout.splitlines()
     assert line.startswith("outputs/cogvideo_5b_lora/video_0000.mp4: ")
@@ -161,7 +143,7 @@ def test_psa_generate_is_the_same_thing(run, quick_lora, tmp_path, monkeypatch):
 def test_a_lora_path_edited_into_model_configs_works_for_script_and_command(
     run, quick_lora, lora_file, tmp_path, monkeypatch
 ):
-    examples = shutil.copytree(CHECKOUT / "examples", tmp_path / "checkout" / "examples")
+    examples = shutil.copytree(ROOT / "examples", tmp_path / "checkout" / "examples")
     file = examples / "configs" / "model_configs.py"
     before = '"GYP666/BLADE/cogvideox-5b-psa-lora/pytorch_lora_weights.safetensors"'
     text = file.read_text(encoding="utf-8")
@@ -171,7 +153,7 @@ def test_a_lora_path_edited_into_model_configs_works_for_script_and_command(
     options = quick_lora[:lora] + quick_lora[lora + 2 :]
 
     assert run(COGVIDEO, *options, examples=examples).exit_code == 0
-    monkeypatch.setattr("psa_triton.tools.generation.model_configs._CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr("psa_triton.tools.generation.model_configs._ROOT", tmp_path / "checkout")
     result = CliRunner().invoke(psa, ["generate", *PROMPT, *options, "--output_dir", str(tmp_path / "psa")])
     assert result.exit_code == 0, result.output
     for folder in ("out", "psa"):
