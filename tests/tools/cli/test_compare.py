@@ -77,7 +77,7 @@ def test_started_again_it_keeps_what_is_done(compare, tmp_path):
     again = compare(*options)
     assert again.exit_code == 0
     assert "finished before, kept" in again.output
-    assert "psa_balanced did" in again.output
+    assert "psa_balanced was" in again.output
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.mp4")} == made
     other = compare(*options, "--fps", "9")
     assert other.exit_code == 1
