@@ -85,7 +85,9 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "config", "options", "message"), CALLS, ids=str)
+@pytest.mark.parametrize(
+    ("make", "config", "options", "message"), CALLS, ids=[f"{x[0].__name__}: {x[3]}" for x in CALLS]
+)
 def test_how_it_cannot_be_attached(make, config, options, message):
     model = make()
     with pytest.raises((TypeError, ValueError), match=message):
