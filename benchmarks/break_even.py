@@ -1,7 +1,7 @@
 """Where is each shipped preset faster than dense attention, and does PSA stand aside where it is not?
 
 `python benchmarks/break_even.py`, and on a processor with AVX-512 again as one without would run it, by
-`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/break_even.py`.
+`ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/break_even.py`.
 
 Dense attention and the whole sparse operator (levels chosen anew each time) run side by side in one process, on tensors
 that attend to their surroundings as those of video models do; tokens are in order already, as inside a model with PSA

@@ -3,11 +3,8 @@
 Fixtures import what they need themselves: tests of other parts shall not wait for diffusers.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,14 +12,9 @@ import pytest
 if not Path("/dev/nvidiactl").exists() and not Path("/dev/kfd").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from psa_triton.tools.generation import ModelSource, VideoRequest
-
 
 @pytest.fixture(scope="session")
-def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pipeline_folder(tmp_path_factory):
     """Two layers, two heads of 32, random weights; 8x8 pixels and 4 frames a token, like the built-in model."""
     import torch
     from diffusers import WanPipeline, WanTransformer3DModel
@@ -59,20 +51,20 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def failing_prompt() -> str:
+def failing_prompt():
     """Its word `going` has a token that the small pipeline's text encoder has no embedding for: encoding raises."""
     return "a red square going left"
 
 
 @pytest.fixture(scope="session")
-def source(pipeline_folder: Path) -> ModelSource:
+def source(pipeline_folder):
     from psa_triton.tools.generation import find_source
 
     return find_source(str(pipeline_folder))
 
 
 @pytest.fixture(scope="session")
-def pipe(source: ModelSource) -> DiffusionPipeline:
+def pipe(source):
     import torch
 
     from psa_triton.tools.generation import load_pipeline
@@ -81,7 +73,7 @@ def pipe(source: ModelSource) -> DiffusionPipeline:
 
 
 @pytest.fixture(scope="session")
-def request_320() -> VideoRequest:
+def request_320():
     """A video of 5x8x8 = 320 tokens: ten key blocks of 32."""
     from psa_triton.tools.generation import VideoRequest
 

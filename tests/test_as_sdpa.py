@@ -1,10 +1,7 @@
 """What `scaled_dot_product_attention` takes, and what torch does to it: empty tensors, `vmap`, gradients, `export`."""
 
-from __future__ import annotations
-
 import re
 import warnings
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +29,7 @@ EMPTY = {
 }
 
 
-def empty(shape: tuple[int, ...]) -> list[torch.Tensor]:
+def empty(shape):
     batch, heads, key_heads, queries, keys = shape
     shapes = ((heads, queries), (key_heads, keys), (key_heads, keys))
     return [torch.randn(batch, h, n, 16, requires_grad=True) for h, n in shapes]
@@ -42,7 +39,7 @@ class TestEmpty:
     @pytest.mark.parametrize("impl", IMPLS)
     @pytest.mark.parametrize("shape", list(EMPTY.values()), ids=list(EMPTY))
     @pytest.mark.parametrize("name", CONFIGS)
-    def test_results_and_gradients_are_those_of_sdpa(self, name: str, shape: tuple[int, ...], impl: str) -> None:
+    def test_results_and_gradients_are_those_of_sdpa(self, name, shape, impl):
         q, k, v = empty(shape)
         out = psa_attention(q, k, v, CONFIGS[name], impl=impl)
         assert out.shape == q.shape and not out.any()
@@ -53,7 +50,7 @@ class TestEmpty:
 
     @pytest.mark.parametrize("impl", IMPLS)
     @pytest.mark.parametrize("shape", list(EMPTY.values()), ids=list(EMPTY))
-    def test_stages(self, shape: tuple[int, ...], impl: str) -> None:
+    def test_stages(self, shape, impl):
         q, k, v = empty(shape)
         blocks = (shape[0], shape[1], -(-shape[3] // 32), -(-shape[4] // 32))
         importance = block_importance(q, k, block_m=32, block_n=32, impl=impl)
@@ -64,7 +61,7 @@ class TestEmpty:
         assert lse.shape == q.shape[:3] and (lse == -torch.inf).all()
         assert density(levels[..., :0]).tolist() == torch.zeros(shape[:2]).tolist()
 
-    def test_a_causal_mask_and_a_prefix(self) -> None:
+    def test_a_causal_mask_and_a_prefix(self):
         q, k, v = empty(EMPTY["no queries"])
         assert psa_attention(q, k, v, SMALL, is_causal=True).shape == q.shape
         with pytest.raises(ValueError, match="prefix_tokens: expected 0 to 0"):
@@ -72,7 +69,7 @@ class TestEmpty:
 
 
 @pytest.fixture
-def mapped() -> list[torch.Tensor]:
+def mapped():
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(3, 2, h, 90, 16, generator=generator) for h in (4, 2, 2)]
 
@@ -80,8 +77,8 @@ def mapped() -> list[torch.Tensor]:
 class TestTransforms:
     @pytest.mark.parametrize("impl", ["cpu", "reference"])
     @pytest.mark.parametrize("name", CONFIGS)
-    def test_vmap_is_a_loop(self, name: str, impl: str, mapped: list[torch.Tensor]) -> None:
-        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def test_vmap_is_a_loop(self, name, impl, mapped):
+        def attend(q, k, v):
             return psa_attention(q, k, v, CONFIGS[name], impl=impl, grid=(3, 5, 6))
 
         expected = torch.stack([attend(*x) for x in zip(*mapped, strict=True)])
@@ -89,8 +86,8 @@ class TestTransforms:
         shared = torch.vmap(attend, in_dims=(2, None, None))(mapped[0].movedim(0, 2), mapped[1][0], mapped[2][0])
         torch.testing.assert_close(shared[0], expected[0])
 
-    def test_gradients_by_torch_func(self, mapped: list[torch.Tensor]) -> None:
-        def loss(*qkv: torch.Tensor) -> torch.Tensor:
+    def test_gradients_by_torch_func(self, mapped):
+        def loss(*qkv):
             return psa_attention(*qkv, SMALL).square().sum()
 
         inputs = [x.requires_grad_() for x in mapped]
@@ -101,10 +98,10 @@ class TestTransforms:
         torch.testing.assert_close(of_each, expected)
         torch.testing.assert_close(of_sum, expected)
 
-    def test_vmap_of_the_kernel_checks_levels(self, mapped: list[torch.Tensor]) -> None:
+    def test_vmap_of_the_kernel_checks_levels(self, mapped):
         levels = torch.ones(3, 2, 4, 3, 3, dtype=torch.int8)
 
-        def attend(*x: torch.Tensor) -> torch.Tensor:
+        def attend(*x):
             return pyramid_attention(*x, block_m=32, block_n=32)
 
         found = torch.vmap(attend)(*mapped, levels)
@@ -113,7 +110,7 @@ class TestTransforms:
         with pytest.raises(ValueError, match=r"levels: .* got also \[3\]"):
             torch.vmap(attend)(*mapped, levels * 3)
 
-    def test_what_there_is_not_is_an_error(self, mapped: list[torch.Tensor]) -> None:
+    def test_what_there_is_not_is_an_error(self, mapped):
         q, k, v = (x[0].requires_grad_() for x in mapped)
         first = torch.autograd.grad(psa_attention(q, k, v, SMALL).square().sum(), q, create_graph=True)[0]
         with pytest.raises(NotImplementedError, match="no second derivative; impl='reference'"):
@@ -122,7 +119,7 @@ class TestTransforms:
             torch.func.jvp(lambda x: psa_attention(x, k, v, SMALL), (q.detach(),), (q.detach(),))
 
     @pytest.mark.parametrize("name", ["similar", "budget", "k-means"])
-    def test_export_of_any_batch_and_length(self, name: str, mapped: list[torch.Tensor]) -> None:
+    def test_export_of_any_batch_and_length(self, name, mapped):
         attention = PSAAttention(CONFIGS[name])
         sizes = {0: torch.export.Dim("batch", min=1, max=16), 2: torch.export.Dim("tokens", min=65, max=4096)}
         with warnings.catch_warnings():
@@ -137,7 +134,7 @@ Q = torch.randn(1, 4, 60, 16)
 
 
 class TestArguments:
-    def test_those_of_sdpa_change_nothing(self) -> None:
+    def test_those_of_sdpa_change_nothing(self):
         expected = psa_attention(Q, Q, Q, SMALL)
         for attend in (psa_attention, lambda q, k, v, _, **same: PSAAttention(SMALL)(q, k, v, **same)):
             out = attend(Q, Q, Q, SMALL, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=True)
@@ -145,7 +142,7 @@ class TestArguments:
         assert psa_attention(Q, Q[:, :2], Q[:, :2], SMALL).shape == Q.shape  # grouped heads need no leave
 
     @pytest.mark.parametrize("integer", [np.int64, np.int32, torch.tensor, np.uint8], ids=lambda x: x.__name__)
-    def test_any_integer_counts(self, integer: Any) -> None:
+    def test_any_integer_counts(self, integer):
         config = SMALL.replace(use_rearrange=True)
         expected = psa_attention(Q, Q, Q, config, grid=(2, 4, 7), prefix_tokens=4)
         grid = [integer(x) for x in (2, 4, 7)]
@@ -153,14 +150,14 @@ class TestArguments:
         importance = block_importance(Q, Q, block_m=integer(32), block_n=integer(32))
         assert torch.equal(importance, block_importance(Q, Q, block_m=32, block_n=32))
 
-    def test_a_scale_of_numpy(self) -> None:
+    def test_a_scale_of_numpy(self):
         expected = psa_attention(Q, Q, Q, SMALL, scale=0.5)
         assert torch.equal(psa_attention(Q, Q, Q, SMALL, scale=np.float64(0.5)), expected)
 
     @pytest.mark.parametrize(
         "dtypes", [(torch.float32,) * 3, (torch.float32, torch.float32, torch.bfloat16), (torch.float64,) * 3], ids=str
     )
-    def test_autocast_casts_alike(self, dtypes: tuple[torch.dtype, ...]) -> None:
+    def test_autocast_casts_alike(self, dtypes):
         q, k, v = (Q.to(dtype) for dtype in dtypes)
         with torch.autocast("cpu", torch.bfloat16):
             out = psa_attention(q, k, v, SMALL, attn_mask=torch.ones(60, dtype=torch.bool))
@@ -168,7 +165,7 @@ class TestArguments:
         assert torch.equal(out, psa_attention(*(x.to(out.dtype) for x in (q, k, v)), SMALL))
 
 
-def tokens_first(tokens: int, heads: int) -> torch.Tensor:
+def tokens_first(tokens, heads):
     return torch.randn(1, tokens, heads, 16)
 
 
@@ -181,7 +178,7 @@ MIXED_UP = {
 
 
 @pytest.mark.parametrize(("arguments", "words"), list(MIXED_UP.values()), ids=list(MIXED_UP))
-def test_heads_and_tokens_mixed_up_are_named(arguments: dict[str, Any], words: str) -> None:
+def test_heads_and_tokens_mixed_up_are_named(arguments, words):
     with pytest.raises(ValueError, match=rf"{words}.*transpose\(1, 2\)|transpose\(1, 2\)"):
         psa_attention(**arguments)
 
@@ -190,7 +187,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch's, about prototypes
     JAGGED = torch.nested.nested_tensor([Q[0, 0], Q[0, 1]], layout=torch.jagged)
     QUANTISED = torch.quantize_per_tensor(Q, 0.1, 0, torch.qint8)
-MALFORMED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+MALFORMED = {
     "numpy": (dict(k=np.zeros((1, 4, 60, 16))), TypeError, "k: expected a tensor, got ndarray"),
     "sparse": (dict(q=Q.to_sparse()), TypeError, "q: expected a dense tensor, got a sparse_coo"),
     "jagged": (dict(q=JAGGED), TypeError, "q: expected a dense tensor, got a nested"),
@@ -215,6 +212,7 @@ MALFORMED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         TypeError,
         "config: expected a PSAConfig as the fourth argument, got a tensor; if it is the mask",
     ),
+    "name as config": (dict(config="psa_balanced"), TypeError, "config: expected a PSAConfig, got str; load_preset"),
     "dict as config": (dict(config={"block_m": 32}), TypeError, "config: expected a PSAConfig, got dict"),
     "dropout": (dict(dropout_p=0.1), ValueError, "dropout_p: expected 0.0, got 0.1"),
     "words as dropout": (dict(dropout_p="none"), TypeError, "dropout_p: expected"),
@@ -222,9 +220,20 @@ MALFORMED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "tensor as scale": (dict(scale=torch.tensor(0.1)), ValueError, "scale: expected a finite number"),
     "bool scale": (dict(scale=True), ValueError, "scale: expected a finite number"),
     "words as causal": (dict(is_causal="False"), TypeError, "is_causal: expected True or False, got str"),
+    "causal with a grid": (
+        dict(config=PSAConfig(), grid=(3, 4, 5), is_causal=True),
+        ValueError,
+        "is_causal: a causal mask needs tokens in their own order",
+    ),
+    "causal with one of the two masks": (
+        dict(config=SMALL.replace(attn_impl="new_mask_type"), is_causal=True),
+        ValueError,
+        "'new_mask_type' has no causal mask",
+    ),
     "implementation": (dict(impl="cuda"), ValueError, "impl: expected 'auto' or one of"),
     "seed as generator": (dict(generator=42), TypeError, "generator: expected a torch.Generator or None, got int"),
     "bool prefix": (dict(prefix_tokens=True), TypeError, "prefix_tokens: expected an int, got bool"),
+    "negative prefix": (dict(prefix_tokens=-1), ValueError, "prefix_tokens: expected 0 to 60"),
     "prefix": (dict(prefix_tokens=61), ValueError, "prefix_tokens: expected 0 to 60, the number of tokens, got 61"),
     "grid of floats": (dict(grid=(3.0, 4, 5)), TypeError, "grid: expected three positive ints"),
     "number as grid": (dict(grid=60), TypeError, "grid: expected three positive ints"),
@@ -239,6 +248,6 @@ MALFORMED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize(("change", "error", "message"), list(MALFORMED.values()), ids=list(MALFORMED))
-def test_malformed_arguments_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_malformed_arguments_are_named(change, error, message):
     with pytest.raises(error, match=re.escape(message)):
         psa_attention(**{"q": Q, "k": Q, "v": Q, "config": SMALL} | change)

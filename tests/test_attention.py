@@ -107,25 +107,6 @@ def test_verbose_logs_the_density(caplog):
     assert "200 queries, 200 keys: density 1.000" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "error", "message"),
-    [
-        (dict(grid=(4, 5, 6), is_causal=True), ValueError, "is_causal: a causal mask needs tokens in their own order"),
-        (dict(prefix_tokens=-1), ValueError, "prefix_tokens: expected 0 to 120"),
-        (dict(config="psa_balanced"), TypeError, "config: expected a PSAConfig, got str; load_preset"),
-        (
-            dict(config=PSAConfig(attn_impl="new_mask_type"), is_causal=True),
-            ValueError,
-            "'new_mask_type' has no causal mask",
-        ),
-    ],
-    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
-)
-def test_bad_arguments_are_named(kwargs, error, message):
-    with pytest.raises(error, match=message):
-        psa_attention(*tensors(), **kwargs)
-
-
 def test_the_public_names_are_those_of_the_documentation():
     names = "PSAAttention PSAConfig psa_attention pyramid_attention block_importance select_levels density"
     assert set(psa_triton.__all__) == {*names.split(), "load_preset", "apply_psa", "remove_psa"}

@@ -1,7 +1,5 @@
 """The whole operator by GPU kernels, interpreted: importance, selection, pooling, lists and attention as shipped."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -22,7 +20,7 @@ CONFIGS = {
 """The shipped presets, one of each kind: others differ in numbers that are arguments of the same kernels."""
 
 
-def inputs(dtype: torch.dtype, tokens: int) -> tuple[torch.Tensor, ...]:
+def inputs(dtype, tokens):
     """`[B, H, N, D]` as views of `[B, N, H, D]`, as models hand them over; neighbours are alike."""
     generator = torch.Generator().manual_seed(0)
     walk = torch.randn(3, 1, tokens, 2, 64, generator=generator).cumsum(2) * 0.3

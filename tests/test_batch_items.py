@@ -1,7 +1,5 @@
 """An item of a batch gets what it gets alone, bit for bit, whatever its neighbours."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -21,7 +19,7 @@ CONFIGS = {
 GRID = (3, 10, 10)
 
 
-def inputs(dtype: torch.dtype, items: int = 3) -> tuple[torch.Tensor, ...]:
+def inputs(dtype, items=3):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, items, 4, 300, 16, generator=generator)
     x = x + x.cumsum(-2) / 8
@@ -32,7 +30,7 @@ def inputs(dtype: torch.dtype, items: int = 3) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_levels_and_output(name: str, dtype: torch.dtype) -> None:
+def test_levels_and_output(name, dtype):
     config = CONFIGS[name].replace(block_m=32, block_n=32)
     q, k, v = inputs(dtype)
     grid = GRID if name.startswith("k-means") else None
@@ -47,7 +45,7 @@ def test_levels_and_output(name: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(single[0], out[i])
 
 
-def test_levels_of_gpu_kernels() -> None:
+def test_levels_of_gpu_kernels():
     pytest.importorskip("triton")
     q, k, v = (x[..., :70, :] for x in inputs(torch.float32, 3))
     for name in ("topk", "budget"):
@@ -57,7 +55,7 @@ def test_levels_of_gpu_kernels() -> None:
         assert torch.equal(single[0], levels[1])
 
 
-def test_a_generator_draws_alike_for_all_items() -> None:
+def test_a_generator_draws_alike_for_all_items():
     q, k, _ = inputs(torch.float32)
     both, single = (
         block_importance(a, b, block_m=32, block_n=32, generator=torch.Generator().manual_seed(3))

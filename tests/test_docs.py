@@ -1,20 +1,16 @@
 """What Markdown files tell people to type: commands parse, presets are valid, Python works, links lead somewhere."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import importlib.util
 import inspect
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 import yaml
+from programs import ROOT, load_script
 from typer.core import TyperCommand
 from typer.testing import CliRunner
 
@@ -23,7 +19,6 @@ from psa_triton.presets import load_presets_file, shipped_presets
 from psa_triton.presets.yaml_file import read_mapping
 from psa_triton.tools.cli.app import app as psa
 
-ROOT = Path(__file__).parents[1]
 FOLDERS = ("", "configs", "docs", "examples", "qwen2.5-vl-example", "src/psa_triton")
 FILES = [str(file.relative_to(ROOT)) for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.md"))]
 RUNNABLE = ["src/psa_triton/README.md", "src/psa_triton/README_zh.md", "docs/own_model.md"]
@@ -37,29 +32,29 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
 
 
-def read(file: str) -> str:
+def read(file):
     return (ROOT / file).read_text(encoding="utf-8")
 
 
-def prose(file: str) -> str:
+def prose(file):
     """A page without its fenced blocks."""
     return _BLOCK.sub("", read(file))
 
 
-def blocks(file: str, language: str) -> list[str]:
+def blocks(file, language):
     """A page's fenced blocks of a language, without the indent of their fences."""
     found = [block for block in _BLOCK.finditer(read(file)) if block["language"] == language]
     return [re.sub(f"^{block['indent']}", "", block["text"], flags=re.MULTILINE) for block in found]
 
 
-def commands(file: str) -> list[list[str]]:
+def commands(file):
     """The words of each command that a page gives, in blocks and in running text."""
     lines = [line for text in blocks(file, "bash") for line in text.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in (*lines, *_INLINE_COMMAND.findall(prose(file)))]
     return [command for command in words if command]
 
 
-def test_the_pages_are_found() -> None:
+def test_the_pages_are_found():
     pairs = [folder for folder in FOLDERS if folder not in ("docs", "qwen2.5-vl-example")]
     both = {str(Path(folder) / f"README{end}") for folder in pairs for end in (".md", "_zh.md")}
     both |= {f"qwen2.5-vl-example/README{end}" for end in (".md", "_CN.md")}
@@ -67,22 +62,15 @@ def test_the_pages_are_found() -> None:
 
 
 @pytest.fixture
-def understood(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def understood(monkeypatch):
     """The options of each command that parses; none of them runs."""
-    options: list[dict[str, Any]] = []
+    options = []
     monkeypatch.setattr(TyperCommand, "invoke", lambda _, context: options.append(context.params), raising=False)
     return options
 
 
-def load_script(file: Path) -> typer.Typer:
-    spec = importlib.util.spec_from_file_location(file.stem.replace(".", "_"), file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.app
-
-
 @pytest.mark.parametrize("file", [file for file in FILES if commands(file)])
-def test_commands_parse(file: str, understood: list[dict[str, Any]]) -> None:
+def test_commands_parse(file, understood):
     for program, *arguments in commands(file):
         app = psa
         if program == "python" and arguments[0].endswith(".py"):
@@ -90,7 +78,7 @@ def test_commands_parse(file: str, understood: list[dict[str, Any]]) -> None:
             assert script.is_file(), f"{file}: there is no {script}"
             if script.relative_to(ROOT).parts[0] not in ("examples", "qwen2.5-vl-example"):
                 continue
-            app = load_script(script)
+            app = load_script(script).app
         elif program != "psa":
             continue
         result = CliRunner().invoke(app, arguments)
@@ -99,7 +87,7 @@ def test_commands_parse(file: str, understood: list[dict[str, Any]]) -> None:
         check_names(options)
 
 
-def check_names(options: dict[str, Any]) -> None:
+def check_names(options):
     """Models and presets that a command names exist, but for those that a page tells people to make."""
     sections = load_presets_file().sections
     model = options.get("model", "tiny-wan")
@@ -116,7 +104,7 @@ def check_names(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if blocks(file, "yaml")])
-def test_presets_are_valid(file: str, tmp_path: Path) -> None:
+def test_presets_are_valid(file, tmp_path):
     """A section may leave out what the shipped one has; what is no section is part of a preset."""
     shipped = read_mapping(shipped_presets())
     for index, text in enumerate(blocks(file, "yaml")):
@@ -132,7 +120,7 @@ def test_presets_are_valid(file: str, tmp_path: Path) -> None:
             load_presets_file(path)
 
 
-def calls(tree: ast.AST, names: dict[str, Any]) -> Iterator[tuple[Any, set[str]]]:
+def calls(tree, names):
     """Calls of `names`, with the keywords that are given."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
@@ -140,8 +128,8 @@ def calls(tree: ast.AST, names: dict[str, Any]) -> Iterator[tuple[Any, set[str]]
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if blocks(file, "python")])
-def test_python_names_what_exists(file: str) -> None:
-    imported: dict[str, Any] = {}
+def test_python_names_what_exists(file):
+    imported = {}
     for text in blocks(file, "python"):
         compile(text, file, "exec")
         tree = ast.parse(text)
@@ -155,14 +143,14 @@ def test_python_names_what_exists(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", RUNNABLE)
-def test_python_of_the_operators_page_runs(file: str) -> None:
-    namespace: dict[str, Any] = {}
+def test_python_of_the_operators_page_runs(file):
+    namespace = {}
     for text in blocks(file, "python"):
         exec(compile(text, file, "exec"), namespace)
     assert "psa_attention" in namespace
 
 
-def messages_of_the_source() -> list[str]:
+def messages_of_the_source():
     """Every text of the source, with `...` for what an f-string fills in."""
     found = []
     for file in (ROOT / "src").rglob("*.py"):
@@ -174,7 +162,7 @@ def messages_of_the_source() -> list[str]:
     return found
 
 
-def test_troubleshooting_quotes_real_messages() -> None:
+def test_troubleshooting_quotes_real_messages():
     quoted = re.findall(r"^\* `([^`]+)`:", read("docs/troubleshooting.md"), flags=re.MULTILINE)
     assert len(quoted) > 20
     source = "\n".join(messages_of_the_source())
@@ -183,7 +171,7 @@ def test_troubleshooting_quotes_real_messages() -> None:
         assert re.search(pattern, source), f"no message of the source says: {message}"
 
 
-def test_reasons_to_run_dense_are_real() -> None:
+def test_reasons_to_run_dense_are_real():
     texts = messages_of_the_source()
     lists = (
         prose("docs/running.md").partition("Reasons to run dense")[2]
@@ -199,14 +187,14 @@ def test_reasons_to_run_dense_are_real() -> None:
         assert re.sub(r"\b[NM]\b", "...", reason) in texts, f"nothing runs dense for: {reason}"
 
 
-def anchors(file: str) -> set[str]:
+def anchors(file):
     """The anchors of a page's headings, as GitHub makes them."""
     headings = [heading.lower() for _, heading in _HEADING.findall(prose(file))]
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if _LINK.search(prose(file))])
-def test_links_lead_somewhere(file: str) -> None:
+def test_links_lead_somewhere(file):
     for link in _LINK.findall(prose(file)):
         if re.match(r"\w+:", link):
             continue
@@ -218,12 +206,12 @@ def test_links_lead_somewhere(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.endswith("_zh.md")])
-def test_a_translation_has_all_of_its_original(file: str) -> None:
+def test_a_translation_has_all_of_its_original(file):
     original = file.replace("_zh.md", ".md")
     assert commands(file) == commands(original)
     assert outline(file) == outline(original)
 
 
-def outline(file: str) -> list[str]:
+def outline(file):
     """The marks of headings, list items and table rows, in their order."""
     return re.findall(r"^ *(#+ |[*-] |\d\. |\|)", prose(file), flags=re.MULTILINE)

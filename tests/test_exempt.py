@@ -1,14 +1,10 @@
 """Exempt tokens anywhere, and more keys than queries: what is read in full, in every order and implementation."""
 
-from __future__ import annotations
-
 from itertools import chain
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from psa_triton import PSAConfig, psa_attention
 from psa_triton.attention import sparse_attention
@@ -19,7 +15,7 @@ GRID = (3, 5, 7)
 VISUAL = 105
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 4: (0.3, 0.5), 0: (0.5, 1)})
 # Further keys, tokens aside, and what is said of them.
-CALLS: dict[str, tuple[int, int, dict[str, Any]]] = {
+CALLS = {
     "both": (0, 17, {"exempt": [(3, 13), (110, 117)]}),
     "overlapping a prefix": (0, 12, {"prefix_tokens": 9, "exempt": [(4, 12)]}),
     "positions": (0, 5, {"exempt": torch.tensor([0, 101, 7, 50, 51])}),
@@ -33,7 +29,7 @@ CALLS: dict[str, tuple[int, int, dict[str, Any]]] = {
 calls = pytest.mark.parametrize("call", list(CALLS.values()), ids=list(CALLS))
 
 
-def inputs(more: int, aside: int, *, heads: int = 2) -> list[Tensor]:
+def inputs(more, aside, *, heads=2):
     generator = torch.Generator().manual_seed(0)
     sizes = (VISUAL + aside, VISUAL + aside + more, VISUAL + aside + more)
     return [torch.randn(2, heads, size, 16, generator=generator) for size in sizes]
@@ -41,7 +37,7 @@ def inputs(more: int, aside: int, *, heads: int = 2) -> list[Tensor]:
 
 @calls
 @pytest.mark.parametrize("method", ["Gilbert", "STA", "SemanticAware", "Hybrid", None])
-def test_what_is_exempt_is_read_in_full(call: tuple[int, int, dict[str, Any]], method: Any) -> None:
+def test_what_is_exempt_is_read_in_full(call, method):
     more, aside, said = call
     q, k, v = inputs(more, aside)
     config = SPARSE.replace(use_rearrange=False) if method is None else SPARSE.replace(rearrange_method=method)
@@ -66,7 +62,7 @@ def test_what_is_exempt_is_read_in_full(call: tuple[int, int, dict[str, Any]], m
 
 @calls
 @pytest.mark.parametrize("impl", ["cpu", "torch", "triton"])
-def test_implementations_agree(call: tuple[int, int, dict[str, Any]], impl: Any) -> None:
+def test_implementations_agree(call, impl):
     """Output and gradients are the reference's."""
     if impl == "triton":
         pytest.importorskip("triton")
@@ -81,7 +77,7 @@ def test_implementations_agree(call: tuple[int, int, dict[str, Any]], impl: Any)
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_under_a_causal_mask_they_stay_in_place() -> None:
+def test_under_a_causal_mask_they_stay_in_place():
     q, k, v = inputs(0, 0)
     config = SPARSE.replace(use_rearrange=False)
     out, levels = sparse_attention(q, k, v, config, exempt_keys=[(33, 40)], exempt_queries=[(100, 105)], is_causal=True)
@@ -90,7 +86,7 @@ def test_under_a_causal_mask_they_stay_in_place() -> None:
     torch.testing.assert_close(out[:, :, 96:], dense[:, :, 96:])
 
 
-def test_through_a_graph_and_with_a_mask() -> None:
+def test_through_a_graph_and_with_a_mask():
     q, k, v = inputs(8, 12)
     key_mask = torch.ones(2, k.shape[2], dtype=torch.bool)
     key_mask[1, 5:30] = False
@@ -102,7 +98,7 @@ def test_through_a_graph_and_with_a_mask() -> None:
     torch.testing.assert_close(psa_attention(q, hidden, v, SPARSE, **call), expected)
 
 
-def test_pieces_by_hand() -> None:
+def test_pieces_by_hand():
     assert as_ranges("exempt", [(5, 7), (1, 3), (3, 4), (9, 9), (6, 8)], 9) == ((1, 4), (5, 8))
     assert Side(10, exempt=((2, 4), (8, 9)), aside=((1, 4), (8, 9))).pieces() == (
         *((2, 4), (8, 9)),
@@ -124,6 +120,6 @@ def test_pieces_by_hand() -> None:
     ],
     ids=str,
 )
-def test_mistakes_are_named(said: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_mistakes_are_named(said, error, message):
     with pytest.raises(error, match=message):
         psa_attention(*inputs(0, 0), SPARSE, **said)

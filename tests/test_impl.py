@@ -1,7 +1,5 @@
 """Which implementation runs."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ from psa_triton.impl import resolve_impl, triton_problem
 class FakeCuda:
     """What `resolve_impl` looks at of a tensor that cannot be made here."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype):
         self.dtype = dtype
         self.device = torch.device("cuda", 0)
 

@@ -1,17 +1,12 @@
 """Data flows one way: a module imports only what stands above it in `LAYERS`."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from programs import ROOT, python
 
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = ROOT / "src"
 PACKAGE = SOURCE / "psa_triton"
 
 LIBRARY = [
@@ -59,12 +54,12 @@ TOOLS = [
 LAYERS = [*LIBRARY, *(f"tools.{name}" for name in TOOLS), "__main__"]
 
 
-def module_name(file: Path) -> str:
+def module_name(file):
     parts = file.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def layer(module: str) -> str | None:
+def layer(module):
     """The layer of `psa_triton.LAYER...` or `psa_triton.tools.LAYER...`; None for other libraries."""
     parts = module.split(".")
     if parts[0] != "psa_triton" or len(parts) == 1:
@@ -72,13 +67,13 @@ def layer(module: str) -> str | None:
     return ".".join(parts[1:3]) if parts[1] == "tools" else parts[1]
 
 
-def imported_modules(file: Path, source: str) -> set[str]:
+def imported_modules(file, source):
     """Every module that a file names in an import, inside functions and `if TYPE_CHECKING` too.
 
     `from psa_triton import levels` names `psa_triton.levels`: a name may be a module.
     """
     package = module_name(file) if file.name == "__init__.py" else module_name(file).rpartition(".")[0]
-    modules: set[str] = set()
+    modules = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)
@@ -88,7 +83,7 @@ def imported_modules(file: Path, source: str) -> set[str]:
     return modules
 
 
-def forbidden_imports(file: Path, source: str) -> list[str]:
+def forbidden_imports(file, source):
     """The imports of this package that stand below the file's own layer, or in no layer."""
     allowed = {None, *LAYERS[: LAYERS.index(layer(module_name(file))) + 1]}
     return [module for module in sorted(imported_modules(file, source)) if layer(module) not in allowed]
@@ -102,7 +97,7 @@ FILES = sorted(
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_go_only_up(file: Path) -> None:
+def test_imports_go_only_up(file):
     assert layer(module_name(file)) in LAYERS, f"give {file.name} a place in LAYERS"
     assert forbidden_imports(file, file.read_text(encoding="utf-8")) == []
 
@@ -118,11 +113,11 @@ def test_imports_go_only_up(file: Path) -> None:
         "def late():\n    from psa_triton.attention import psa_attention",
     ],
 )
-def test_an_import_of_a_later_layer_is_found(source: str) -> None:
+def test_an_import_of_a_later_layer_is_found(source):
     assert {layer(module) for module in forbidden_imports(PACKAGE / "levels" / "select.py", source)} == {"attention"}
 
 
-def test_the_oracle_imports_torch_and_what_describes_its_arguments() -> None:
+def test_the_oracle_imports_torch_and_what_describes_its_arguments():
     file = PACKAGE / "kernels" / "reference.py"
     found = imported_modules(file, file.read_text(encoding="utf-8"))
     own = {module for module in found if module.startswith("psa_triton")}
@@ -130,36 +125,35 @@ def test_the_oracle_imports_torch_and_what_describes_its_arguments() -> None:
     assert {module.split(".")[0] for module in found - own} == {"__future__", "torch"}
 
 
-def loaded(modules: str, libraries: set[str]) -> str:
+def loaded(modules, libraries):
     """Which of `libraries` a process has loaded once it has imported `modules`."""
     script = f"import sys, {modules}; print(sorted({libraries} & set(sys.modules)))"
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 @pytest.mark.parametrize(
     "module", ["config", "presets", "tools.cli.explain", "models", "tools.shapes", "tools.cli.app"]
 )
-def test_importing_does_not_load_torch(module: str) -> None:
+def test_importing_does_not_load_torch(module):
     assert loaded(f"psa_triton.{module}", {"torch", "diffusers", "transformers"}) == "[]"
 
 
 @pytest.mark.parametrize("library", ["diffusers", "transformers"])
-def test_importing_an_integration_reads_no_presets(library: str) -> None:
+def test_importing_an_integration_reads_no_presets(library):
     """A slip in a user's file must not break an import."""
     script = (
         f"from psa_triton.presets import loading\nloading.read_mapping = None\nimport psa_triton.integrations.{library}"
     )
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert python("-c", script).returncode == 0
 
 
-def test_the_operator_needs_torch_pydantic_and_yaml_alone() -> None:
+def test_the_operator_needs_torch_pydantic_and_yaml_alone():
     modules = ", ".join(f"psa_triton.{name}" for name in LIBRARY if name != "integrations")
     assert loaded(modules, {"accelerate", "av", "diffusers", "matplotlib", "transformers", "typer"}) == "[]"
 
 
-def test_programs_that_call_an_attention_need_nothing_else() -> None:
+def test_programs_that_call_an_attention_need_nothing_else():
     modules = ", ".join(f"psa_triton.integrations.{name}" for name in ("comfyui", "serving", "lightx2v", "vllm_omni"))
     assert loaded(modules, {"accelerate", "av", "comfy", "diffusers", "lightx2v", "transformers", "vllm_omni"}) == "[]"

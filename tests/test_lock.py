@@ -1,17 +1,14 @@
 """`constraints.txt` and `constraints-oldest.txt` hold one tested version of everything that is installed."""
 
-from __future__ import annotations
-
 import re
 import tomllib
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.markers import Environment, default_environment
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
-from packaging.utils import NormalizedName, canonicalize_name
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
@@ -25,19 +22,19 @@ DIRECT = [
 PYTHONS = ["3.11", "3.12"]
 
 
-def linux(python: str) -> Environment:
+def linux(python):
     """Where marks are evaluated."""
     system = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix", "platform_machine": "x86_64"}
     return default_environment() | system | {"python_version": python, "python_full_version": f"{python}.0"}
 
 
-def read(file: Path) -> list[Requirement]:
+def read(file):
     lines = (line.split("#")[0].strip() for line in file.read_text().splitlines())
     return [Requirement(line) for line in lines if line]
 
 
-def pins(file: Path, python: str) -> dict[NormalizedName, Version]:
-    found: dict[NormalizedName, Version] = {}
+def pins(file, python):
+    found = {}
     for pin in read(file):
         (specifier,) = pin.specifier
         assert specifier.operator == "==" and "*" not in specifier.version, pin
@@ -49,39 +46,39 @@ def pins(file: Path, python: str) -> dict[NormalizedName, Version]:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("file", [LOCK, OLDEST], ids=lambda file: file.name)
-def test_direct_dependencies_are_pinned_in_their_ranges(file: Path, python: str) -> None:
+def test_direct_dependencies_are_pinned_in_their_ranges(file, python):
     found = pins(file, python)
     for wanted in DIRECT:
         assert canonicalize_name(wanted.name) in found, f"{file.name} lacks {wanted}; run `make lock`"
         assert found[canonicalize_name(wanted.name)] in wanted.specifier, f"{file.name}: {wanted}; run `make lock`"
 
 
-def test_oldest_are_those_that_the_project_says_it_supports() -> None:
+def test_oldest_are_those_that_the_project_says_it_supports():
     oldest = pins(OLDEST, "3.11")
     for name in ("torch", "triton", "diffusers", "transformers"):
         (bound,) = next(wanted.specifier for wanted in DIRECT if wanted.name == name)
         assert bound.operator == ">=" and Version(bound.version) == oldest[canonicalize_name(name)]
 
 
-def test_packages_of_data_are_pinned_alike() -> None:
+def test_packages_of_data_are_pinned_alike():
     found, data = pins(LOCK, "3.11"), pins(DATA, "3.11")
     assert data and {name: found.get(name) for name in data} == data
 
 
 @pytest.mark.parametrize("file", [LOCK, OLDEST], ids=lambda file: file.name)
-def test_a_lock_names_no_place_and_no_build(file: Path) -> None:
+def test_a_lock_names_no_place_and_no_build(file):
     """Wheels come from wherever a user's pip looks, torch's CPU builds among them."""
     assert not re.search(r"://|--|\+|@|sha256", file.read_text())
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_what_is_needed_indirectly_is_pinned_too(python: str) -> None:
+def test_what_is_needed_indirectly_is_pinned_too(python):
     found = pins(LOCK, python)
     missing = {f"{need.name} of {name}" for name, need in walk(python) if canonicalize_name(need.name) not in found}
     assert not missing, f"constraints.txt lacks {sorted(missing)}; run `make lock`"
 
 
-def walk(python: str) -> Iterator[tuple[str, Requirement]]:
+def walk(python):
     """What the installed packages say they need, from this project's dependencies on."""
     environment = linux(python)
     waiting = [("psa-triton", wanted) for wanted in DIRECT]
@@ -104,6 +101,6 @@ def walk(python: str) -> Iterator[tuple[str, Requirement]]:
 
 
 @pytest.mark.parametrize("target", ["lock", "test", "test-newest", "test-oldest"])
-def test_how_to_renew_and_to_use_it_is_documented(target: str) -> None:
+def test_how_to_renew_and_to_use_it_is_documented(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert f"`make {target}`" in (ROOT / "CONTRIBUTING.md").read_text()

@@ -4,12 +4,8 @@ A clear error says what is at fault and where, and what is allowed or to be done
 inside. Tensors have tests of their own.
 """
 
-from __future__ import annotations
-
 import json
 import struct
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,7 +22,7 @@ from psa_triton.tools.generation.request import read_prompts_file
 from psa_triton.tools.inspection.qkv_file import read_qkv
 
 
-def check_words(error: BaseException, *expected: str) -> None:
+def check_words(error, *expected):
     text = str(error)
     for words in expected:
         assert words in text, text
@@ -41,7 +37,7 @@ def check_words(error: BaseException, *expected: str) -> None:
         assert foreign not in text, text
 
 
-CONFIGS: list[tuple[dict[str, Any], str, str]] = [
+CONFIGS = [
     ({"blok_n": 32}, "blok_n", "did you mean 'block_n'?"),
     ({"warmup": 3}, "warmup", "did you mean 'warmup_steps'?"),
     ({"impl": "cpu"}, "impl", "unknown key 'impl'"),
@@ -105,7 +101,7 @@ CONFIGS: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("settings", "place", "words"), CONFIGS, ids=lambda x: x if isinstance(x, str) else None)
-def test_configurations(settings: dict[str, Any], place: str, words: str) -> None:
+def test_configurations(settings, place, words):
     with pytest.raises(ValidationError) as caught:
         PSAConfig(**settings)
     assert isinstance(caught.value, ValueError)
@@ -115,13 +111,13 @@ def test_configurations(settings: dict[str, Any], place: str, words: str) -> Non
     check_words(replaced.value, f"{place}: ", words)
 
 
-def test_assigning_to_a_configuration_says_how_to_change_one() -> None:
+def test_assigning_to_a_configuration_says_how_to_change_one():
     with pytest.raises(AttributeError) as caught:
         PSAConfig().block_m = 64
     check_words(caught.value, "block_m: a PSAConfig is frozen; config.replace(block_m=...)")
 
 
-def test_equal_configurations_are_one_key() -> None:
+def test_equal_configurations_are_one_key():
     shares = {1: (0.0, 0.1), 2: (0.1, 0.3), 0: (0.3, 1.0)}
     turned = dict(reversed(shares.items()))
     assert len({PSAConfig(mask_ratios=shares), PSAConfig(mask_ratios=turned), PSAConfig()}) == 2
@@ -130,7 +126,7 @@ def test_equal_configurations_are_one_key() -> None:
 @pytest.mark.parametrize(
     ("names", "words"), [((5,), "model: "), (("tiny-wan", 5), "preset: ")], ids=["model", "preset"]
 )
-def test_names_that_are_none(names: tuple[Any, ...], words: str) -> None:
+def test_names_that_are_none(names, words):
     with pytest.raises(TypeError) as caught:
         load_preset(*names)
     check_words(caught.value, f"{words}expected a name, got int")
@@ -144,7 +140,7 @@ Mine:
   attention_configs:
     a: {type: psa}
 """
-PRESET_FILES: list[tuple[str | bytes, str, str]] = [
+PRESET_FILES = [
     ("", "", "expected a mapping of model sections, got an empty file"),
     ("# nothing\n", "", "got an empty file"),
     ("just words", "", "expected a mapping of model sections, got str"),
@@ -172,7 +168,7 @@ PRESET_FILES: list[tuple[str | bytes, str, str]] = [
     (SECTION + "    a: {type: dense}\n", "Mine.attention_configs.a", "key given twice"),
     (SECTION + SECTION, "Mine", "key given twice, in lines 1 and 7"),
 ]
-PRESETS: list[tuple[str, str, str]] = [
+PRESETS = [
     ("5", "", "expected a mapping, got 5"),
     ("null", "", "expected a mapping, got None"),
     ("{}", ".type", "this key is required: psa or dense"),
@@ -197,7 +193,7 @@ PRESET_FILES += [
 
 
 @pytest.mark.parametrize(("content", "place", "words"), PRESET_FILES, ids=range(len(PRESET_FILES)))
-def test_presets_files(content: str | bytes, place: str, words: str, tmp_path: Path) -> None:
+def test_presets_files(content, place, words, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(PresetError) as caught:
@@ -222,7 +218,7 @@ def test_presets_files(content: str | bytes, place: str, words: str, tmp_path: P
     ],
     ids=["empty", "blank", "comments", "mark", "utf-16", "latin-1", "png", "zero", "utf-16-le", "folder", "missing"],
 )
-def test_prompt_files(content: bytes | str | None, words: str, tmp_path: Path) -> None:
+def test_prompt_files(content, words, tmp_path):
     file = tmp_path / "prompts.txt"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -233,7 +229,7 @@ def test_prompt_files(content: bytes | str | None, words: str, tmp_path: Path) -
     check_words(caught.value, "prompt_file: ", str(file), words)
 
 
-SIDECARS: list[bytes] = [
+SIDECARS = [
     *(b"", b" ", b"no JSON", b"{", b'{"settings": {}', b'{"settings": {}}{}', b"\xff\xfe{}", b"\x00", b"[" * 100_000),
     *(b"null", b"5", b'"words"', b"[]", b'["settings"]', b"{}", b'{"setting": {}}', b'{"settings": null}'),
     *(b'{"settings": 3}', b'{"settings": []}', b'{"settings": "x"}', b'{"settings": [["prompt", "x"]]}'),
@@ -245,7 +241,7 @@ REQUEST = VideoRequest(
 
 @pytest.mark.parametrize("content", SIDECARS, ids=range(len(SIDECARS)))
 @pytest.mark.parametrize("kind", ["video", "comparison"])
-def test_sidecars(kind: str, content: bytes, tmp_path: Path) -> None:
+def test_sidecars(kind, content, tmp_path):
     file = tmp_path / ("video_0000.json" if kind == "video" else "case.json")
     file.write_bytes(content)
     (tmp_path / "video_0000.mp4").write_bytes(b"video")
@@ -269,14 +265,14 @@ def test_sidecars(kind: str, content: bytes, tmp_path: Path) -> None:
     ],
     ids=range(6),
 )
-def test_numbers_of_a_comparison(rest: dict[str, Any], tmp_path: Path) -> None:
+def test_numbers_of_a_comparison(rest, tmp_path):
     (tmp_path / "case.json").write_text(json.dumps({"settings": {"prompt": "x"}, **rest}))
     with pytest.raises(ValueError) as caught:
         read_finished(Case("", tmp_path, REQUEST, {"prompt": "x"}))
     check_words(caught.value, f"{tmp_path / 'case.json'}: ", "expected the numbers of a finished case", "--overwrite")
 
 
-def header(entries: dict[str, Any], data: bytes = b"") -> bytes:
+def header(entries, data=b""):
     """A safetensors file of this header."""
     text = json.dumps(entries).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -286,7 +282,7 @@ LAYER = "transformer.blocks.0.attn1.to_q"
 A, B = torch.ones(2, 64), torch.ones(64, 2)
 WHOLE = save({f"{LAYER}.lora_A.weight": A, f"{LAYER}.lora_B.weight": B})
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-LORAS: dict[str, tuple[bytes | dict[str, torch.Tensor], str]] = {
+LORAS = {
     "empty": (b"", "damaged or no safetensors file"),
     "cut in the header": (WHOLE[:50], "damaged or no safetensors file"),
     "too long": (WHOLE + b"more", "damaged or no safetensors file"),
@@ -313,7 +309,7 @@ LORAS: dict[str, tuple[bytes | dict[str, torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", LORAS)
-def test_lora_files(name: str, tmp_path: Path) -> None:
+def test_lora_files(name, tmp_path):
     content, words = LORAS[name]
     file = tmp_path / "lora.safetensors"
     if isinstance(content, bytes):
@@ -337,7 +333,7 @@ def test_lora_files(name: str, tmp_path: Path) -> None:
     ],
     ids=["no file", "empty folder", "other format", "no such format", "two files", "two folders"],
 )
-def test_lora_paths(files: list[str], asked: str, words: str, tmp_path: Path) -> None:
+def test_lora_paths(files, asked, words, tmp_path):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(WHOLE)
@@ -355,7 +351,7 @@ def test_lora_paths(files: list[str], asked: str, words: str, tmp_path: Path) ->
     ],
     ids=["another size", "no such block", "no such layer"],
 )
-def test_loras_of_other_models(layer: str, size: int, words: str, pipeline_folder: Path, tmp_path: Path) -> None:
+def test_loras_of_other_models(layer, size, words, pipeline_folder, tmp_path):
     from diffusers import WanPipeline
 
     file = tmp_path / "lora.safetensors"
@@ -381,7 +377,7 @@ def test_loras_of_other_models(layer: str, size: int, words: str, pipeline_folde
     ],
     ids=["missing", "empty", "cut", "bytes", "list", "nothing", "no transformer", "number", "unknown"],
 )
-def test_model_folders(content: bytes | None, words: str, tmp_path: Path) -> None:
+def test_model_folders(content, words, tmp_path):
     if content is not None:
         (tmp_path / "model_index.json").write_bytes(content)
     with pytest.raises(ValueError) as caught:
@@ -402,7 +398,7 @@ def test_model_folders(content: bytes | None, words: str, tmp_path: Path) -> Non
     ],
     ids=range(7),
 )
-def test_headers_of_saved_tensors(metadata: dict[str, str], words: str, tmp_path: Path) -> None:
+def test_headers_of_saved_tensors(metadata, words, tmp_path):
     save_file({name: torch.zeros(1, 1, 8, 16) for name in "qkv"}, tmp_path / "qkv.safetensors", metadata=metadata)
     with pytest.raises(ValueError) as caught:
         read_qkv(tmp_path / "qkv.safetensors", torch.device("cpu")).inputs()

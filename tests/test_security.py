@@ -1,17 +1,12 @@
 """Nothing that comes with a model or a settings file is run as code."""
 
-from __future__ import annotations
-
 import ast
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from programs import ROOT, python
 
 from psa_triton.presets import PresetError, load_presets_file
 
-ROOT = Path(__file__).parents[1]
 SOURCES = [
     *(ROOT / "src").rglob("*.py"),
     *(ROOT / "examples").rglob("*.py"),
@@ -22,12 +17,12 @@ RUNS_A_FILE = ROOT / "src/psa_triton/tools/generation/model_configs.py"
 FORBIDDEN = {"eval", "exec", "runpy.run_path", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
 
 
-def name(call: ast.Call) -> str:
+def name(call):
     return ast.unparse(call.func)
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_code_comes_from_data(file: Path) -> None:
+def test_no_code_comes_from_data(file):
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
             imported = {alias.name for alias in node.names} | {getattr(node, "module", None)}
@@ -42,7 +37,7 @@ def test_no_code_comes_from_data(file: Path) -> None:
         assert file == RUNS_A_FILE or name(node) not in FORBIDDEN
 
 
-def test_a_presets_file_cannot_run_code(tmp_path: Path) -> None:
+def test_a_presets_file_cannot_run_code(tmp_path):
     file, trace = tmp_path / "presets.yaml", tmp_path / "trace"
     file.write_text(
         f"tiny-wan: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{trace}']]"
@@ -52,7 +47,7 @@ def test_a_presets_file_cannot_run_code(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_importing_the_library_opens_no_connection_and_reads_no_settings() -> None:
+def test_importing_the_library_opens_no_connection_and_reads_no_settings():
     script = """
 import sys, torch, yaml, pydantic
 def watch(event, arguments):
@@ -63,5 +58,5 @@ sys.addaudithook(watch)
 import psa_triton
 psa_triton.psa_attention, psa_triton.PSAConfig, psa_triton.apply_psa
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT / "src")
+    done = python("-c", script)
     assert done.returncode == 0, done.stderr

@@ -62,7 +62,7 @@ class SparseSelfAttention:
     """Self-attention of one grid of tokens, by `psa_attention` below density 1."""
 
     def __init__(self) -> None:
-        self.stage: Stage | None = None
+        self.size: Size | None = None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
         turns = torch.complex(*(x[..., ::2].float().transpose(1, 2) for x in rotary_emb))
@@ -74,41 +74,36 @@ class SparseSelfAttention:
         q = rotate(split_heads(attn, normalise(attn.norm_q, attn.to_q(hidden_states))))
         k = rotate(split_heads(attn, normalise(attn.norm_k, attn.to_k(hidden_states))))
         v = split_heads(attn, attn.to_v(hidden_states))
-        if self.stage.density < 1:
-            config = PSAConfig(mask_mode="budget", budget=self.stage.density)
-            out = psa_attention(q, k, v, config, grid=self.stage.grid)
+        if self.size.density < 1:
+            config = PSAConfig(mask_mode="budget", budget=self.size.density)
+            out = psa_attention(q, k, v, config, grid=self.size.grid)
         else:
             out = F.scaled_dot_product_attention(q, k, v)
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
 
 @dataclass(frozen=True)
-class Stage:
+class Size:
     grid: tuple[int, int, int]
     """Tokens: frames, height, width."""
     batch: int
-    steps: int
     density: float
     """Of self-attention; 1 is dense."""
 
 
-def parse_stages(text: str) -> list[Stage]:
-    """`"8x24x24:2:900:0.25"`: tokens (t x h x w) : batch : steps : density, several joined by commas."""
-    stages = []
+def schedule(text: str) -> list[Size]:
+    """The size of every step. `"2x24x24:8+8x24x24:2:900:1"`: sizes taken in turn, each tokens (t x h x w) : batch; then
+    steps : density. Several such stages are joined by commas."""
+    steps = []
     for stage in text.split(","):
-        grid, batch, steps, density = stage.split(":")
-        t, h, w = map(int, grid.split("x"))
-        stages.append(Stage((t, h, w), int(batch), int(steps), float(density)))
-    return stages
-
-
-def schedule(stages: list[Stage]) -> list[Stage]:
-    """The stage whose grid each step is on: every fourth goes back to an earlier one, so that small sizes stay good."""
-    return [
-        stages[step // 4 % i] if i and step % 4 == 3 else stage
-        for i, stage in enumerate(stages)
-        for step in range(stage.steps)
-    ]
+        sizes, count, density = stage.rsplit(":", 2)
+        turn = []
+        for size in sizes.split("+"):
+            grid, batch = size.split(":")
+            t, h, w = map(int, grid.split("x"))
+            turn.append(Size((t, h, w), int(batch), float(density)))
+        steps += [turn[i % len(turn)] for i in range(int(count))]
+    return steps
 
 
 def sample_sigma(batch: int, shift: float, generator: torch.Generator) -> torch.Tensor:
@@ -187,27 +182,27 @@ class Trainer:
             optimizer.load_state_dict(saved)
         self.step, self.samples = state["step"], state["samples"]
 
-    def batch(self, stage: Stage, generator: torch.Generator, rng: random.Random):
-        (t, h, w), size = stage.grid, stage.batch
-        subjects = [draw_subject(rng, self.args.harder) for _ in range(size)]
+    def batch(self, size: Size, generator: torch.Generator, rng: random.Random):
+        t, h, w = size.grid
+        subjects = [draw_subject(rng, self.args.harder) for _ in range(size.batch)]
         clips = make_clips(subjects, (t - 1) * 4 + 1, h * 8, w * 8, generator).to(self.device)
         captions = [draw_caption(s, rng) for s in subjects]
         tokens = self.tokenizer(captions, padding="max_length", max_length=TEXT_SLOTS - 1, return_tensors="pt")
         length = tokens.attention_mask.sum(1)
         total = torch.tensor([max(n + 1, int(PIPELINE_TEXT_LENGTH ** rng.random())) for n in length.tolist()])
-        total[rng.randrange(size)] = PIPELINE_TEXT_LENGTH
-        bias = torch.zeros(size, 1, 1, TEXT_SLOTS)
+        total[rng.randrange(size.batch)] = PIPELINE_TEXT_LENGTH
+        bias = torch.zeros(size.batch, 1, 1, TEXT_SLOTS)
         bias[:, 0, 0, :-1].masked_fill_(tokens.attention_mask == 0, float("-inf"))
         bias[:, 0, 0, -1] = (total - length).float().log()
         return (self.codec.encode(clips) / self.std), tokens.to(self.device), bias.to(self.device)
 
-    def loss(self, stage: Stage) -> torch.Tensor:
+    def loss(self, size: Size) -> torch.Tensor:
         # A step's data depends on seed and step alone, so that a resumed run sees what an unbroken one would.
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.step)
         rng = random.Random(f"{self.args.seed}/{self.step}")
-        self.sparse.stage = stage
-        data, tokens, self.padding.bias = self.batch(stage, generator, rng)
-        sigma = sample_sigma(stage.batch, self.args.shift, generator).to(self.device)
+        self.sparse.size = size
+        data, tokens, self.padding.bias = self.batch(size, generator, rng)
+        sigma = sample_sigma(size.batch, self.args.shift, generator).to(self.device)
         noise = torch.randn(data.shape, generator=generator).to(self.device)
         s = sigma.view(-1, 1, 1, 1, 1)
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -221,9 +216,9 @@ class Trainer:
         tail = max(0.0, (self.step / total - 0.75) / 0.25)
         return self.args.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, tail))))
 
-    def advance(self, stage: Stage, steps: int) -> float:
+    def advance(self, size: Size, steps: int) -> float:
         """One step of `steps` in all; its loss."""
-        loss = self.loss(stage)
+        loss = self.loss(size)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -236,20 +231,20 @@ class Trainer:
             for name, value in self.model.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
         self.step += 1
-        self.samples += stage.batch
+        self.samples += size.batch
         return loss.item()
 
     def run(self) -> None:
-        stages = schedule(parse_stages(self.args.stages))
+        sizes = schedule(self.args.stages)
         self.resume()
         saved = logged = time.monotonic()
         losses: list[float] = []
         seen = self.samples
-        for stage in stages[self.step :]:
-            losses.append(self.advance(stage, len(stages)))
+        for size in sizes[self.step :]:
+            losses.append(self.advance(size, len(sizes)))
             now = time.monotonic()
             if now - logged > self.args.log_every:
-                line = dict(step=self.step, of=len(stages), grid=stage.grid, loss=round(sum(losses) / len(losses), 4))
+                line = dict(step=self.step, of=len(sizes), grid=size.grid, loss=round(sum(losses) / len(losses), 4))
                 rate = (self.samples - seen) / (now - logged)
                 print(json.dumps(line | dict(samples=self.samples, samples_per_second=round(rate, 2))), flush=True)
                 losses, logged, seen = [], now, self.samples
@@ -263,7 +258,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="training/work", help="folder of the checkpoint")
     parser.add_argument("--start", type=Path, help="folder of a pipeline to go on from; from nothing if left out")
-    parser.add_argument("--stages", default="4x8x8:16:3900:1,8x12x12:8:8200:1", help="tokens:batch:steps:density, ...")
+    parser.add_argument(
+        "--stages",
+        default="4x8x8:16:3900:1,8x12x12:8+8x12x12:8+8x12x12:8+4x8x8:16:8200:1",
+        help="tokens:batch+tokens:batch...:steps:density, ...",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--shift", type=float, default=6.36, help="of noise levels towards noise")

@@ -8,22 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from psa_triton import inputs
 from psa_triton.attn_mask import as_key_mask
 from psa_triton.blocks import Blocks
 from psa_triton.config import PSAConfig
 from psa_triton.exempt import Exempt, find_sides
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.importance import estimate_importance
-from psa_triton.inputs import (
-    as_autocast,
-    check_attention_inputs,
-    check_causal,
-    check_config,
-    check_dropout,
-    check_generator,
-    check_key_mask,
-    resolve_scale,
-)
 from psa_triton.kernels import Reading, attend
 from psa_triton.levels import choose_levels, coarsest_level, density
 from psa_triton.ordering import token_orders
@@ -53,9 +44,9 @@ def psa_attention(
 ) -> Tensor:
     """Pyramid sparse attention, a drop-in for scaled dot-product attention (arXiv 2512.04025).
 
-    As there, an empty batch or no queries give an empty result, and queries that see no key give zeros. It goes
-    through `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and gradients, `torch.func`'s included;
-    there is no forward mode (`jvp`). Under `torch.autocast` it computes in autocast's dtype.
+    As there, an empty batch or no queries give an empty result, and queries that see no key give zeros. It goes through
+    `torch.compile`, `torch.export`, `torch.vmap` (without a generator) and gradients, `torch.func`'s included; there is
+    no forward mode (`jvp`). Under `torch.autocast` it computes in autocast's dtype.
 
     Args:
         q: `[B, Hq, Nq, D]`, float32, bfloat16, float16 or float64, any strides; D a multiple of 8.
@@ -68,10 +59,8 @@ def psa_attention(
         prefix_tokens: leading tokens that are exempt: the same as `exempt=[(0, prefix_tokens)]`.
         exempt: tokens that every query reads in full and that read everything in full, wherever they stand: text,
             audio, reference images. Ranges [(start, stop), ...], or positions in an int64 tensor, which are looked at
-            on the host. Where tokens are reordered these come first; else blocks that touch one of them are read in
-            full.
-        exempt_keys: tokens that are read so, and read like any other: attention sinks, say. They have no place in the
-            grid.
+            on the host. Reordered, these come first; else blocks that touch one of them are read in full.
+        exempt_keys: tokens that are read so, and read like any other: attention sinks. They have no place in the grid.
         exempt_queries: tokens that read so, and are read like any other; likewise.
         is_causal: query `i` sees keys up to `i + Nk - Nq`. Cannot be used with a reorder.
         key_mask: bool `[B, Nk]`, False for keys that are left out, such as padding, wherever it stands; None keeps all.
@@ -93,11 +82,11 @@ def psa_attention(
         ValueError: shapes that do not fit, heads and tokens that look mixed up, a grid that does not match the tokens,
             a reorder with a causal mask, a mask or dropout, or a limit of `config.attn_impl`.
     """
-    check_dropout(dropout_p)
-    q, k, v = as_autocast(q, k, v)
+    inputs.check_dropout(dropout_p)
+    q, k, v = inputs.as_autocast(q, k, v)
     if attn_mask is not None:
-        check_attention_inputs(q, k, v)
-        check_key_mask(key_mask, k)
+        inputs.check_attention_inputs(q, k, v)
+        inputs.check_key_mask(key_mask, k)
         keep = as_key_mask(attn_mask, q, k)
         key_mask = keep if key_mask is None else key_mask & keep
     out, levels = sparse_attention(
@@ -138,19 +127,15 @@ def sparse_attention(
     impl: Impl = "auto",
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`psa_attention` with the levels that it chose.
-
-    Returns:
-        The output `[B, Hq, Nq, D]` and the levels of the reordered tokens, int8 `[B, Hq, nq, nk]`.
-    """
-    check_config(config)
-    q, k, v = as_autocast(q, k, v)
-    check_attention_inputs(q, k, v)
-    check_key_mask(key_mask, k)
-    check_causal(is_causal, config)
-    check_generator(generator)
+    """`psa_attention` with the levels that it chose, those of the reordered tokens: int8 `[B, Hq, nq, nk]`."""
+    inputs.check_config(config)
+    q, k, v = inputs.as_autocast(q, k, v)
+    inputs.check_attention_inputs(q, k, v)
+    inputs.check_key_mask(key_mask, k)
+    inputs.check_causal(is_causal, config)
+    inputs.check_generator(generator)
     grid, queries, keys = find_sides(q.shape[2], k.shape[2], grid, prefix_tokens, exempt, exempt_keys, exempt_queries)
-    scale, impl = resolve_scale(scale, q.shape[-1]), resolve_impl(impl, q)
+    scale, impl = inputs.resolve_scale(scale, q.shape[-1]), resolve_impl(impl, q)
 
     orders = token_orders(q, k, config, grid, queries, keys, is_causal, key_mask)
     places = queries.exempt, keys.exempt
@@ -170,7 +155,7 @@ class PSAAttention(nn.Module):
 
     def __init__(self, config: PSAConfig = PSAConfig()) -> None:  # noqa: B008 - frozen
         super().__init__()
-        check_config(config)
+        inputs.check_config(config)
         self.config = config
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:

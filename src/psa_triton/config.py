@@ -344,11 +344,13 @@ class PSAConfig(BaseModel):
         return PSAConfig(**{**self.model_dump(), **changes})
 
 
+NESTED: dict[int | str, type[BaseModel]] = {"sim_thresholds": SimThresholds, "budget_table": BudgetRow, "reuse": Reuse}
+"""What the fields hold that are no plain values."""
+
+
 def _reworded(details: ErrorDetails) -> InitErrorDetails:
     place = details["loc"]
-    parents = [part for part in place[:-1] if isinstance(part, str)]
-    nested: dict[str, type[BaseModel]] = {"sim_thresholds": SimThresholds, "budget_table": BudgetRow, "reuse": Reuse}
-    known = keys(nested.get(parents[0], PSAConfig) if parents else PSAConfig)
+    known = keys(NESTED.get(place[0], PSAConfig) if len(place) > 1 else PSAConfig)
     path = ".".join(str(part) for part in place if part != "[key]")  # the marker of a mapping's bad key
     words = mistake(path, details, known)
     error = PydanticCustomError(details["type"], "{words}", {"words": words})

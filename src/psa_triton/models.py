@@ -214,8 +214,9 @@ _TINY_WAN_16K = replace(
 )
 
 
-def _image(class_name: str, **config: int | None) -> dict[str, int | str | None]:
-    return {"_class_name": f"{class_name}Transformer2DModel", **config}
+def _image(class_name: str, heads: int, dim: int, layers: int, **more: int) -> dict[str, int | str | None]:
+    shape = {"num_attention_heads": heads, "attention_head_dim": dim, "num_layers": layers}
+    return {"_class_name": f"{class_name}Transformer2DModel", **shape, **more}
 
 
 _video_model = partial(ModelSpec, cpu_offload=True, vae_tiling=True)
@@ -348,50 +349,32 @@ _OTHERS = (  # as their own pages say that they are run; never run with their re
     _image_model(
         **_named("flux.1-dev", "black-forest-labs/FLUX.1-dev", "FluxPipeline", "image"),
         **_run(1024, 1024, steps=28, guidance=3.5),
-        transformer=_image(
-            "Flux",
-            num_attention_heads=24,
-            attention_head_dim=128,
-            num_layers=19,
-            num_single_layers=38,
-            guidance_embeds=True,
-        ),
+        transformer=_image("Flux", 24, 128, layers=19, num_single_layers=38, guidance_embeds=True),
     ),
     _image_model(
         **_named("flux.2-dev", "black-forest-labs/FLUX.2-dev", "Flux2Pipeline", "image"),
         **_run(1024, 1024, steps=50, guidance=4.0),
-        transformer=_image("Flux2", num_attention_heads=48, attention_head_dim=128, num_layers=8, num_single_layers=48),
+        transformer=_image("Flux2", 48, 128, layers=8, num_single_layers=48),
     ),
     _image_model(
         **_named("qwen-image", "Qwen/Qwen-Image", "QwenImagePipeline", "image"),
         **_run(1328, 1328, steps=50, guidance=None),
-        transformer=_image("QwenImage", num_attention_heads=24, attention_head_dim=128, num_layers=60),
+        transformer=_image("QwenImage", 24, 128, layers=60),
     ),
     _image_model(
         **_named("sd3.5-large", "stabilityai/stable-diffusion-3.5-large", "StableDiffusion3Pipeline", "image"),
         **_run(1024, 1024, steps=28, guidance=3.5),
-        transformer=_image("SD3", num_attention_heads=38, attention_head_dim=64, num_layers=38),
+        transformer=_image("SD3", 38, 64, layers=38),
     ),
     _image_model(
         **_named("z-image-turbo", "Tongyi-MAI/Z-Image-Turbo", "ZImagePipeline", "image_turbo"),
         **_run(1024, 1024, steps=9, guidance=0.0),
-        transformer=_image("ZImage", dim=3840, n_layers=30, n_heads=30),
+        transformer={"_class_name": "ZImageTransformer2DModel", "dim": 3840, "n_layers": 30, "n_heads": 30},
         heads_and_dim=(30, 128),
     ),
 )
-_SPECS = (
-    _TINY_WAN,
-    _TINY_WAN_1K,
-    _TINY_WAN_16K,
-    _COGVIDEOX,
-    _COGVIDEOX_1_5,
-    _COGVIDEOX_LORA,
-    _WAN21_1_3B,
-    _WAN21_14B,
-    _WAN22_5B,
-    _WAN22_A14B,
-    *_OTHERS,
-)
+_TINY = (_TINY_WAN, _TINY_WAN_1K, _TINY_WAN_16K)
+_OF_THE_PAPER = (_COGVIDEOX, _COGVIDEOX_1_5, _COGVIDEOX_LORA, _WAN21_1_3B, _WAN21_14B, _WAN22_5B, _WAN22_A14B)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -428,7 +411,7 @@ QWEN2_5_VL = UnderstandingSpec(
 )
 """Its presets are also the default of every other language model."""
 
-MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.key: spec for spec in _SPECS})
+MODELS: Mapping[str, ModelSpec] = MappingProxyType({spec.key: spec for spec in (*_TINY, *_OF_THE_PAPER, *_OTHERS)})
 """The known video models by key."""
 
 

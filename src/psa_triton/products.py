@@ -41,6 +41,12 @@ def has_wide_vectors() -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
+@cache
+def has_tiles() -> bool:
+    """Whether torch multiplies bfloat16 by AMX here: in its own attention too, at ten times the rate of float32."""
+    return has_wide_vectors() and bool(_capabilities().get("amx_bf16"))
+
+
 def _capabilities() -> dict[str, bool]:
     return dict(torch.cpu.get_capabilities())
 

@@ -1,37 +1,25 @@
 """`benchmarks/amplification.py`: what it adds and measures, by hand, and the whole on one short video."""
 
-from __future__ import annotations
-
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import amplification
 import numpy as np
 import pytest
 import torch
+from programs import benchmark
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "amplification.py"
 
-
-def test_noise_has_the_size_asked_for_and_is_the_same_again() -> None:
+def test_noise_has_the_size_asked_for_and_is_the_same_again():
     out = torch.randn(1, 50, 192, generator=torch.Generator().manual_seed(1))
     first, again = (amplification.with_noise(0.1)(out) for _ in range(2))
     assert float((first - out).norm() / out.norm()) == pytest.approx(0.1, rel=1e-5)
     assert torch.equal(first, again)
 
 
-def test_psnr_of_a_known_difference() -> None:
+def test_psnr_of_a_known_difference():
     assert amplification.psnr(np.full((2, 4, 4, 3), 0.6), np.full((2, 4, 4, 3), 0.5)) == pytest.approx(20.0, abs=1e-4)
 
 
-def test_one_short_video(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--quick", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (file,) = tmp_path.glob("*.json")
-    rows = json.loads(file.read_text())["rows"]
+def test_one_short_video(tmp_path):
+    rows = benchmark("amplification.py", tmp_path, "--quick")["rows"]
     for guidance in {row["guidance"] for row in rows}:
         noise = [row["psnr"][0] for row in rows if row["guidance"] == guidance and row["kind"] == "noise"]
         assert noise == sorted(noise, reverse=True), "more noise, less PSNR"

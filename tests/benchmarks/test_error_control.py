@@ -1,15 +1,12 @@
 """`benchmarks/error_control.py`: methods on one short video, and a page that tells what there is."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import error_control
 import pytest
 
 
-def test_ways_and_caches_on_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ways_and_caches_on_one_video(tmp_path, monkeypatch):
     monkeypatch.setitem(error_control.SCHEDULES, "4 steps", (4, 1.0))
     methods = ["broadcast", "max_error", *error_control.CACHES]
     some = ["--prompts", "1", "--seeds", "1", "--schedule", "4 steps", "--methods", *methods]
@@ -30,7 +27,7 @@ def test_ways_and_caches_on_one_video(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("steps", [4, 12, 48])
 @pytest.mark.parametrize("guided", [True, False])
-def test_every_schedule_has_its_settings(steps: int, guided: bool) -> None:
+def test_every_schedule_has_its_settings(steps, guided):
     found = error_control.settings(steps, guided=guided)
     assert ("Pyramid Attention Broadcast" in found) is not guided
     assert {"warm-up", "broadcast", "difference", "max_error"} <= found.keys() and all(found.values())

@@ -1,7 +1,5 @@
 """The GPU benchmark, rehearsed in Triton's interpreter: what it compares is right, what fails is passed over."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -37,7 +35,7 @@ without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU time
 
 
 @without_a_gpu
-def test_quick_with_torch_and_triton_alone(tmp_path: Path) -> None:
+def test_quick_with_torch_and_triton_alone(tmp_path):
     missing = ",".join([str(SCRIPT), "pydantic", "yaml", "rich", "diffusers", "transformers"])
     command = [sys.executable, "-c", WITHOUT_OTHER_PACKAGES, missing, "--quick", "--output", str(tmp_path)]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
@@ -52,7 +50,7 @@ def test_quick_with_torch_and_triton_alone(tmp_path: Path) -> None:
 
 
 @without_a_gpu
-def test_without_a_gpu_it_says_what_runs(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_what_runs(tmp_path):
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     command = [sys.executable, str(SCRIPT), "--output", str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -61,7 +59,7 @@ def test_without_a_gpu_it_says_what_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES[2:4], ids=lambda shape: shape.name)
-def test_a_preset_of_models_with_a_prefix_and_a_causal_mask_is_measured(shape) -> None:
+def test_a_preset_of_models_with_a_prefix_and_a_causal_mask_is_measured(shape):
     x = Inputs.draw(small(shape), CPU)
     found = measure.measure_preset(x, presets_of(shape)[0])
     assert 0 < found["density"] <= 1
@@ -69,7 +67,7 @@ def test_a_preset_of_models_with_a_prefix_and_a_causal_mask_is_measured(shape) -
     assert {"attend", "list_blocks", "pool", "score"} <= set(found["kernels_ms"])
 
 
-def test_what_is_compiled_beforehand_is_what_runs() -> None:
+def test_what_is_compiled_beforehand_is_what_runs():
     """Every launch of a piece has the types, constants and special integers of one that was foreseen."""
     shape = small(SHAPES[0])
     foreseen = {prepare._key(launch) for launch in prepare.recorded(measure.launching, [shape], True)}
@@ -77,7 +75,7 @@ def test_what_is_compiled_beforehand_is_what_runs() -> None:
     assert len(ran) > 5 and {prepare._key(launch) for launch in ran} <= foreseen
 
 
-def test_every_kernel_before_the_attention_compiles(tmp_path: Path) -> None:
+def test_every_kernel_before_the_attention_compiles(tmp_path):
     """What the interpreter runs the compiler may refuse. Those of the attention: `test_compiled_kernels.py`."""
     code = """
 from triton.backends.compiler import GPUTarget
@@ -107,12 +105,12 @@ print(*sorted(last))
         "density",
     ],
 )
-def test_smoke_checks_pass_and_find_what_is_wrong(name: str) -> None:
+def test_smoke_checks_pass_and_find_what_is_wrong(name):
     check = next(check for check in smoke_checks(CPU) if check.name == name)
     assert max(check.errors().values()) <= MARGIN
     run = check.run
 
-    def spoilt(impl: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def spoilt(impl, dtype):
         return {name: x + (impl == "triton") for name, x in run(impl, dtype).items()}
 
     object.__setattr__(check, "run", spoilt)
@@ -120,7 +118,7 @@ def test_smoke_checks_pass_and_find_what_is_wrong(name: str) -> None:
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_exact_rows_are_the_definition(is_causal: bool) -> None:
+def test_exact_rows_are_the_definition(is_causal):
     q, k, v = (
         torch.randn(1, 1, 300, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)
     )
@@ -131,7 +129,7 @@ def test_exact_rows_are_the_definition(is_causal: bool) -> None:
     torch.testing.assert_close(exact_rows(q[0, 0, 128:256], k[0, 0], v[0, 0], levels[1], limit), expected[128:256])
 
 
-def test_a_failed_piece_is_written_down_and_passed_over(tmp_path: Path) -> None:
+def test_a_failed_piece_is_written_down_and_passed_over(tmp_path):
     session = gpu_attention.Session(Run("x", tmp_path), minutes=7)
     assert session.measure("a: bad", lambda: 1 / 0) == {"failed": "ZeroDivisionError: division by zero"}
     assert session.measure("a: wrong", lambda: {"errors": {"output": 3.0}}) == {"errors": {"output": 3.0}}
@@ -142,7 +140,7 @@ def test_a_failed_piece_is_written_down_and_passed_over(tmp_path: Path) -> None:
     assert late.measure("b", pytest.fail) == {"failed": "left out, the time is up"}
 
 
-def test_two_checkouts_are_compared_in_turn(tmp_path: Path) -> None:
+def test_two_checkouts_are_compared_in_turn(tmp_path):
     script = tmp_path / "newer" / "benchmarks" / "script.py"
     script.parent.mkdir(parents=True)
     script.write_text(

@@ -1,15 +1,12 @@
 """What benchmarks share: an interrupted run goes on, files hold how they were made, tables are Markdown."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import harness
 import pytest
 
 
-def test_an_interrupted_run_goes_on_after_its_last_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_after_its_last_piece(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x.py", "--repeats", "1"])
     assert harness.Run("x", tmp_path).piece("first", lambda: {"seconds": (1.0, 2.0)}) == {"seconds": [1.0, 2.0]}
 
@@ -25,7 +22,7 @@ def test_an_interrupted_run_goes_on_after_its_last_piece(tmp_path: Path, monkeyp
     assert report["found"] == 1 and set(report) >= {"date", "hardware", "versions", "seconds"}
 
 
-def test_a_table_is_aligned_markdown() -> None:
+def test_a_table_is_aligned_markdown():
     assert harness.table(["part", "s"], [["dense", "1.25"]]) == [
         "| part  |    s |",
         "|:------|-----:|",

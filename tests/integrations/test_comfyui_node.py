@@ -1,7 +1,5 @@
 """The folder that goes into ComfyUI's `custom_nodes/`, with a stand-in for what ComfyUI makes nodes of."""
 
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import inspect
@@ -10,10 +8,8 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -27,16 +23,16 @@ class Kind:
     """A type of input or output: `io.Model`, say."""
 
     @staticmethod
-    def Input(id: str, **options: Any) -> SimpleNamespace:
+    def Input(id, **options):
         return SimpleNamespace(id=id, **options)
 
     @staticmethod
-    def Output() -> str:
+    def Output():
         return "output"
 
 
 @pytest.fixture
-def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
+def package(monkeypatch, tmp_path):
     """A copy, loaded by its path under a name of ComfyUI's choice."""
     api = ModuleType("comfy_api.latest")
     names = ("Model", "Combo", "Float", "Int", "String", "Boolean")
@@ -57,13 +53,13 @@ def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleT
     sys.modules.pop(f"{name}.nodes", None)
 
 
-def node_of(package: ModuleType) -> Any:
+def node_of(package):
     extension = asyncio.run(package.comfy_entrypoint())
     (node,) = asyncio.run(extension.get_node_list())
     return node
 
 
-def test_the_inputs_are_what_patch_model_takes(package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_inputs_are_what_patch_model_takes(package, monkeypatch):
     node, given = node_of(package), {}
     inputs = {each.id: each for each in node.define_schema().inputs}
     assert list(inputs) == list(inspect.signature(comfyui.patch_model).parameters)
@@ -82,12 +78,12 @@ def test_the_inputs_are_what_patch_model_takes(package: ModuleType, monkeypatch:
 
 
 @pytest.mark.parametrize("text", ["a", "1-", "-1", "2;3"])
-def test_blocks_that_are_none(package: ModuleType, text: str) -> None:
+def test_blocks_that_are_none(package, text):
     with pytest.raises(ValueError, match=f'like "0, 38-39", got {re.escape(repr(text))}'):
         sys.modules[node_of(package).__module__].block_indexes(text)
 
 
-def test_without_the_library_it_says_what_to_install(package: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_it_says_what_to_install(package, monkeypatch):
     nodes = sys.modules[node_of(package).__module__]
     monkeypatch.setitem(sys.modules, "psa_triton", None)
     for name in [name for name in sys.modules if name.startswith("psa_triton.")]:
@@ -96,7 +92,7 @@ def test_without_the_library_it_says_what_to_install(package: ModuleType, monkey
         nodes.__loader__.exec_module(nodes)
 
 
-def test_what_it_installs_moves_no_torch() -> None:
+def test_what_it_installs_moves_no_torch():
     wanted = (FOLDER / "requirements.txt").read_text(encoding="utf-8").split()
     project = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["dependencies"] == wanted
@@ -104,7 +100,7 @@ def test_what_it_installs_moves_no_torch() -> None:
     assert {re.split("[<>=]", name)[0] for name in wanted} == {"packaging", "pydantic", "pyyaml", "typing_extensions"}
 
 
-def test_the_example_uses_the_node_as_it_is(package: ModuleType) -> None:
+def test_the_example_uses_the_node_as_it_is(package):
     (file,) = (FOLDER / "example_workflows").glob("*.json")
     workflow = json.loads(file.read_text(encoding="utf-8"))
     (node,) = (node for node in workflow["nodes"] if node["type"] == "PyramidSparseAttention")

@@ -3,15 +3,12 @@
 COMFYUI_PYTHON may name a Python that has what ComfyUI needs, and torch; by default the one that runs the tests.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +18,7 @@ MODELS = {"wan": 256, "hunyuan": 272, "ltx": 256, "flux": 272, "ltx-av": 256, "m
 
 
 @pytest.fixture(scope="module")
-def result() -> dict[str, Any]:
+def result():
     if "COMFYUI" not in os.environ:
         pytest.skip("COMFYUI names no checkout of ComfyUI")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -33,7 +30,7 @@ def result() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_small_models_run_sparse_and_dense(name: str, result: dict[str, Any]) -> None:
+def test_small_models_run_sparse_and_dense(name, result):
     found, log = result[name], "\n".join(result[name]["log"])
     assert found["dense_is_equal"]
     assert 0 < found["apart"] < 0.5
@@ -43,7 +40,7 @@ def test_small_models_run_sparse_and_dense(name: str, result: dict[str, Any]) ->
     assert found["original_is_untouched"]
 
 
-def test_samplers_and_starts_in_the_middle(result: dict[str, Any]) -> None:
+def test_samplers_and_starts_in_the_middle(result):
     outcomes = {
         name: "".join("s" if "sparse" in line else "d" for line in result["samplings"][name])
         for name in ("no_guidance", "from_the_middle", "between_levels", "two_evaluations")
@@ -57,7 +54,7 @@ def test_samplers_and_starts_in_the_middle(result: dict[str, Any]) -> None:
     }
 
 
-def test_error_control_comes_closer(result: dict[str, Any]) -> None:
+def test_error_control_comes_closer(result):
     refresh, bound = (result["samplings"][name] for name in ("refresh", "max_error"))
     ways = [re.search(r"calls (\w+)", line)[1] for line in refresh["log"]]
     assert ways == ["refresh", "sparse", "sparse", "refresh", "sparse", "sparse", "refresh", "sparse"]
@@ -68,11 +65,11 @@ def test_error_control_comes_closer(result: dict[str, Any]) -> None:
         assert max(errors) <= limit
 
 
-def test_a_compiled_model_is_the_same(result: dict[str, Any]) -> None:
+def test_a_compiled_model_is_the_same(result):
     assert result["samplings"]["compiled_is_apart"] < 1e-5
 
 
-def test_the_folder_is_loaded_under_any_name(result: dict[str, Any]) -> None:
+def test_the_folder_is_loaded_under_any_name(result):
     node = result["node"]
     assert node["loaded"]
     assert node["changes"]

@@ -1,10 +1,5 @@
 """Budgets by layer and denoising step, in pipelines."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
-import pytest
 import torch
 from small_pipelines import BOTH, make_video, make_wan_inputs, make_wan_pipeline, make_wan_transformer
 
@@ -15,7 +10,7 @@ UNIFORM = PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.3)
 TABLE = UNIFORM.replace(budget_table=[{"start": 0, "budgets": [0.4, 0.6]}, {"start": 0.5, "budgets": [0.5, 1.0]}])
 
 
-def attended(pipe, config: PSAConfig, **settings) -> dict[tuple[str, int, int | None], tuple[float, str | None]]:
+def attended(pipe, config, **settings):
     """Density and reason of each transformer, layer and step."""
     with apply_psa(pipe, config, min_tokens=0) as handle:
         make_video(pipe, **settings)
@@ -25,7 +20,7 @@ def attended(pipe, config: PSAConfig, **settings) -> dict[tuple[str, int, int | 
     }
 
 
-def test_each_layer_and_step_has_its_own_budget() -> None:
+def test_each_layer_and_step_has_its_own_budget():
     found = attended(make_wan_pipeline(), TABLE, steps=4, guidance_scale=3.0)
     for (_, layer, step), (density, reason) in found.items():
         if layer == 1 and step >= 2:
@@ -38,7 +33,7 @@ def test_each_layer_and_step_has_its_own_budget() -> None:
 
 
 @BOTH
-def test_the_same_budget_everywhere_is_the_one_budget(make_pipe: Callable) -> None:
+def test_the_same_budget_everywhere_is_the_one_budget(make_pipe):
     pipe = make_pipe()
     table = UNIFORM.replace(budget=0.9, budget_table=[{"start": start, "budgets": [0.3, 0.3]} for start in (0, 0.5)])
     videos = []
@@ -48,7 +43,7 @@ def test_the_same_budget_everywhere_is_the_one_budget(make_pipe: Callable) -> No
     assert torch.equal(*videos)
 
 
-def test_two_transformers_read_one_table_by_their_own_layers() -> None:
+def test_two_transformers_read_one_table_by_their_own_layers():
     """Timesteps 999, 667, 333 around a boundary of 500: the last is the second transformer's."""
     pipe = make_wan_pipeline(two_transformers=True)
     found = attended(pipe, TABLE, steps=3)
@@ -58,27 +53,19 @@ def test_two_transformers_read_one_table_by_their_own_layers() -> None:
     assert len(found) == 6
 
 
-def test_the_warm_up_stays_dense() -> None:
+def test_the_warm_up_stays_dense():
     found = attended(make_wan_pipeline(), TABLE.replace(warmup_steps=1), steps=4)
     assert {reason for (_, _, step), (_, reason) in found.items() if step == 0} == {"warm-up"}
 
 
-def test_a_table_for_another_number_of_layers_is_refused() -> None:
-    table = UNIFORM.replace(budget_table=[{"start": 0, "budgets": [0.2, 0.3, 0.4]}])
-    with pytest.raises(ValueError, match="budget_table: expected 2 budgets in each row.*got 3"):
-        apply_psa(make_wan_pipeline(), table)
-
-
-def test_a_transformer_alone_needs_a_scheduler_for_rows_and_none_for_layers() -> None:
+def test_a_transformer_alone_needs_no_scheduler_for_budgets_by_layer():
     transformer = make_wan_transformer()
-    with pytest.raises(ValueError, match="the 2 rows of budget_table"):
-        apply_psa(transformer, TABLE)
     with apply_psa(transformer, TABLE.replace(budget_table=TABLE.budget_table[:1]), min_tokens=0) as handle:
         transformer(**make_wan_inputs())
     first, second = (record.density for record in handle.stats().records)
     assert first < 0.4 < second < 0.6
 
 
-def test_a_budget_of_1_is_dense_without_a_table_too() -> None:
+def test_a_budget_of_1_is_dense_without_a_table_too():
     found = attended(make_wan_pipeline(), UNIFORM.replace(budget=1.0), steps=1)
     assert {reason for _, reason in found.values()} == {"budget of 1"}

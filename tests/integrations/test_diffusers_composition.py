@@ -1,15 +1,11 @@
 """PSA together with what else is done to pipelines: LoRAs, compilation, training, offloading, VAE tiling, saving."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import accelerate
 import pytest
 import torch
-from diffusers import CogVideoXPipeline, DiffusionPipeline, WanPipeline
+from diffusers import CogVideoXPipeline, WanPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from small_families import gradients
 from small_pipelines import (
@@ -34,7 +30,7 @@ SPARSE = EVERY_TOKEN.replace(mask_ratios={1: (0, 0.3), 0: (0.3, 1)})
 
 
 @pytest.fixture(scope="module", params=[WanPipeline, CogVideoXPipeline], ids=["wan", "cogvideox"])
-def lora(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable, Path]:
+def lora(request, tmp_path_factory):
     """How to make a pipeline, and the folder of a LoRA for its attention, feed-forward and output layers."""
     make_pipe = {WanPipeline: make_wan_pipeline, CogVideoXPipeline: make_cogvideox_pipeline}[request.param]
     transformer = make_pipe().transformer
@@ -47,7 +43,7 @@ def lora(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return make_pipe, folder
 
 
-def test_lora_loaded_and_fused_before_or_after_attaching(lora: tuple[Callable, Path]) -> None:
+def test_lora_loaded_and_fused_before_or_after_attaching(lora):
     make_pipe, folder = lora
     pipe = make_pipe()
     plain = make_video(pipe)
@@ -68,7 +64,7 @@ def test_lora_loaded_and_fused_before_or_after_attaching(lora: tuple[Callable, P
 
 
 @pytest.mark.parametrize("compile_blocks", [False, True], ids=["transformer", "blocks"])
-def test_later_steps_compile_nothing_anew(compile_blocks: bool) -> None:
+def test_later_steps_compile_nothing_anew(compile_blocks):
     pipe = make_wan_pipeline()
     with apply_psa(pipe, SPARSE) as handle:
         eager = make_video(pipe, steps=4)
@@ -92,7 +88,7 @@ def test_later_steps_compile_nothing_anew(compile_blocks: bool) -> None:
     ],
     ids=["in-place", "blocks", "wrapped"],
 )
-def test_attaching_after_compiling_is_refused(compile_it: Callable[[DiffusionPipeline], None]) -> None:
+def test_attaching_after_compiling_is_refused(compile_it):
     pipe = make_wan_pipeline()
     compile_it(pipe)
     for target in (pipe, pipe.transformer):
@@ -105,7 +101,7 @@ def test_attaching_after_compiling_is_refused(compile_it: Callable[[DiffusionPip
     [(make_wan_transformer, make_wan_inputs), (make_cogvideox_transformer, make_cogvideox_inputs)],
     ids=["wan", "cogvideox"],
 )
-def test_training(make_transformer: Callable, make_inputs: Callable) -> None:
+def test_training(make_transformer, make_inputs):
     transformer, inputs = make_transformer().train(), make_inputs()
     dense = gradients(transformer, inputs)
     with apply_psa(transformer, EVERY_TOKEN.replace(warmup_steps=0)) as handle:
@@ -119,22 +115,22 @@ def test_training(make_transformer: Callable, make_inputs: Callable) -> None:
         )
 
 
-def group_offload_leaves(pipe: DiffusionPipeline) -> None:
+def group_offload_leaves(pipe):
     pipe.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
 
 
-def group_offload_blocks(pipe: DiffusionPipeline) -> None:
+def group_offload_blocks(pipe):
     pipe.transformer.enable_group_offload(
         onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
     )
 
 
-def sequential_offload(pipe: DiffusionPipeline) -> None:
+def sequential_offload(pipe):
     """What `enable_sequential_cpu_offload` does to each model: weights are on `meta` but for their layer's forward."""
     accelerate.cpu_offload(pipe.transformer, execution_device=torch.device("cpu"))
 
 
-def model_offload(pipe: DiffusionPipeline) -> None:
+def model_offload(pipe):
     """What `enable_model_cpu_offload` does, which itself insists on an accelerator."""
     hook = None
     for model in (pipe.text_encoder, pipe.transformer, pipe.vae):
@@ -151,7 +147,7 @@ OFFLOADS = pytest.mark.parametrize(
 @BOTH
 @OFFLOADS
 @pytest.mark.parametrize("attach_first", [True, False], ids=["attach-first", "offload-first"])
-def test_offloading(make_pipe: Callable, offload: Callable[[DiffusionPipeline], None], attach_first: bool) -> None:
+def test_offloading(make_pipe, offload, attach_first):
     pipe = make_pipe()
     with apply_psa(pipe, SPARSE):
         expected = make_video(pipe)
@@ -165,7 +161,7 @@ def test_offloading(make_pipe: Callable, offload: Callable[[DiffusionPipeline], 
 
 
 @BOTH
-def test_vae_tiling_and_slicing(make_pipe: Callable) -> None:
+def test_vae_tiling_and_slicing(make_pipe):
     pipe = make_pipe()
     pipe.vae.enable_tiling()
     pipe.vae.enable_slicing()
@@ -177,7 +173,7 @@ def test_vae_tiling_and_slicing(make_pipe: Callable) -> None:
 
 
 @BOTH
-def test_a_saved_pipeline_has_nothing_of_psa(make_pipe: Callable, tmp_path: Path) -> None:
+def test_a_saved_pipeline_has_nothing_of_psa(make_pipe, tmp_path):
     pipe = make_pipe()
     make_video(pipe)  # A tokenizer saves how it was last called.
     pipe.save_pretrained(tmp_path / "plain")
@@ -188,7 +184,7 @@ def test_a_saved_pipeline_has_nothing_of_psa(make_pipe: Callable, tmp_path: Path
     assert plain == attached and len(plain) > 8
 
 
-def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
+def contents(folder):
     for file in folder.rglob("*"):
         if file.is_file():
             yield str(file.relative_to(folder)), file.read_bytes()

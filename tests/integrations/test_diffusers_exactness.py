@@ -1,17 +1,11 @@
 """Sparse attention that keeps every token must give the dense model's video, whatever the token order."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import diffusers
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TaylorSeerCacheConfig
 from small_pipelines import (
     BOTH,
-    TEXT_DIM,
-    TEXT_TOKENS,
     assert_equal_to_rounding,
     make_cogvideox_image_pipeline,
     make_cogvideox_inputs,
@@ -25,7 +19,6 @@ from small_pipelines import (
     make_wan_vace_transformer,
 )
 
-from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa
 
@@ -49,7 +42,7 @@ def _fused(pipe):
 
 
 @pytest.mark.parametrize("make_pipe", PIPELINES.values(), ids=PIPELINES.keys())
-def test_every_token_gives_the_dense_video(make_pipe: Callable) -> None:
+def test_every_token_gives_the_dense_video(make_pipe):
     pipe = make_pipe()
     dense = make_video(pipe, guidance_scale=3.0)
     with apply_psa(pipe, EVERY_TOKEN) as handle:
@@ -69,7 +62,7 @@ def test_every_token_gives_the_dense_video(make_pipe: Callable) -> None:
     ],
     ids=["no-order", "tiles", "semantic", "hybrid"],
 )
-def test_every_order_gives_the_dense_video(order: dict) -> None:
+def test_every_order_gives_the_dense_video(order):
     """288 tokens: enough for k-means to make more than one cluster."""
     pipe, grid = make_cogvideox_pipeline(), (4, 8, 9)
     dense = make_video(pipe, grid=grid)
@@ -88,7 +81,7 @@ IMAGE_PIPELINES = {
 
 
 @pytest.mark.parametrize(("make_pipe", "more"), IMAGE_PIPELINES.values(), ids=IMAGE_PIPELINES.keys())
-def test_image_to_video(make_pipe: Callable, more: dict) -> None:
+def test_image_to_video(make_pipe, more):
     """Wan2.1's image tokens are keys of its cross-attention; Wan2.2-5B's first frame stands at timestep 0."""
     pipe, more = make_pipe(), {"image": make_image(), "guidance_scale": 3.0} | more
     dense = make_video(pipe, **more)
@@ -98,7 +91,7 @@ def test_image_to_video(make_pipe: Callable, more: dict) -> None:
     assert_equal_to_rounding(sparse, dense)
 
 
-def test_vace_with_control_after_the_last_block() -> None:
+def test_vace_with_control_after_the_last_block():
     transformer = make_wan_vace_transformer(vace_layers=[0, 1])
     generator = torch.Generator().manual_seed(1)
     inputs = make_wan_inputs(control_hidden_states=torch.randn(1, 8, 3, 10, 14, generator=generator))
@@ -111,7 +104,7 @@ def test_vace_with_control_after_the_last_block() -> None:
     ]
 
 
-def test_positional_arguments() -> None:
+def test_positional_arguments():
     transformer = make_cogvideox_transformer()
     latent, text, timestep, rotary = make_cogvideox_inputs().values()
     with torch.no_grad():
@@ -146,7 +139,7 @@ if hasattr(diffusers, "MagCacheConfig"):  # since 0.37
 
 @pytest.mark.parametrize("make_cache", STEP_CACHES.values(), ids=STEP_CACHES.keys())
 @BOTH
-def test_step_cache_sees_one_token_order(make_pipe: Callable, make_cache: Callable) -> None:
+def test_step_cache_sees_one_token_order(make_pipe, make_cache):
     """A step cache adds what blocks did in a dense warm-up step to the tokens of a sparse step."""
     pipe = make_pipe()
     uncached = make_video(pipe, steps=4)
@@ -160,40 +153,3 @@ def test_step_cache_sees_one_token_order(make_pipe: Callable, make_cache: Callab
     summary = handle.stats().summary
     assert summary.dense_calls == 2 and 0 < summary.sparse_calls < 2 * 3
     assert_equal_to_rounding(sparse, dense)
-
-
-@pytest.mark.parametrize(
-    ("block_m", "block_n", "text_tokens", "order"),
-    [
-        (32, 32, TEXT_TOKENS, {"use_rearrange": False}),
-        (128, 32, TEXT_TOKENS, {}),
-        (32, 128, 70, {"rearrange_method": "Hybrid"}),
-        (64, 64, 70, {}),
-    ],
-)
-def test_text_is_read_and_reads_in_full(
-    monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, text_tokens: int, order: dict
-) -> None:
-    chosen = []
-
-    def spy(*args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor]:
-        out, levels = sparse_attention(*args, **kwargs)
-        chosen.append(levels)
-        return out, levels
-
-    monkeypatch.setattr("psa_triton.integrations.attend.sparse_attention", spy)
-    generator = torch.Generator().manual_seed(0)
-    inputs = make_cogvideox_inputs(
-        hidden_states=torch.randn(1, 4, 4, 16, 18, generator=generator),
-        encoder_hidden_states=torch.randn(1, text_tokens, TEXT_DIM, generator=generator),
-        image_rotary_emb=tuple(torch.randn(288, 32, generator=generator) for _ in range(2)),
-    )
-    coarse = EVERY_TOKEN.replace(block_m=block_m, block_n=block_n, mask_ratios={1: (0, 0.01), 0: (0.01, 1)}, **order)
-    transformer = make_cogvideox_transformer()
-    with torch.no_grad(), apply_psa(transformer, coarse):
-        transformer(**inputs)
-    text_rows, text_columns = -(-text_tokens // block_m), -(-text_tokens // block_n)
-    for levels in chosen:
-        assert (levels[..., :text_rows, :] == 1).all() and (levels[..., :text_columns] == 1).all()
-        assert (levels[..., text_rows:, text_columns:] == 0).any()
-    assert len(chosen) == 2

@@ -1,17 +1,12 @@
 """What `on_levels` is told of sparse calls."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from small_pipelines import BOTH, TEXT_TOKENS, make_cogvideox_pipeline, make_video, make_wan_pipeline
 
 from psa_triton.attention import sparse_attention
 from psa_triton.config import PSAConfig
-from psa_triton.integrations.diffusers import LevelRecord, apply_psa
+from psa_triton.integrations.diffusers import apply_psa
 from psa_triton.ordering import grid_order
 
 CONFIG = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.5), 0: (0.5, 1)}, warmup_steps=1)
@@ -22,7 +17,7 @@ CONFIG = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.5), 0: (0.5, 1)
     [(make_wan_pipeline, 0, 2), (make_cogvideox_pipeline, TEXT_TOKENS, 1)],
     ids=["wan", "cogvideox"],
 )
-def test_every_sparse_call_is_told_of(make_pipe: Callable, prefix: int, calls_a_step: int) -> None:
+def test_every_sparse_call_is_told_of(make_pipe, prefix, calls_a_step):
     """Two layers and two steps, the first of them dense; guidance runs Wan twice and CogVideoX on a batch of two."""
     pipe, told = make_pipe(), []
     with apply_psa(pipe, CONFIG, on_levels=told.append) as handle:
@@ -46,30 +41,14 @@ def test_every_sparse_call_is_told_of(make_pipe: Callable, prefix: int, calls_a_
         assert entry.density == pytest.approx(float(densities.mean()))
 
 
-def test_clusters_come_without_an_order() -> None:
-    pipe = make_wan_pipeline()
-    told: list[LevelRecord] = []
-    with apply_psa(pipe, CONFIG.replace(rearrange_method="SemanticAware", warmup_steps=0), on_levels=told.append):
-        make_video(pipe, steps=1)
-    assert told and all(record.order is None for record in told)
-
-
-def test_dense_runs_tell_nothing() -> None:
-    pipe = make_wan_pipeline()
-    told: list[LevelRecord] = []
-    with apply_psa(pipe, CONFIG, min_tokens=1000, on_levels=told.append):
-        make_video(pipe)
-    assert told == []
-
-
 @BOTH
-def test_the_tensors_of_a_call_are_what_it_attended_with(make_pipe: Callable) -> None:
+def test_the_tensors_of_a_call_are_what_it_attended_with(make_pipe):
     """Attending to them gives the layer's output, and choosing among them its levels."""
     pipe, told, outputs = make_pipe(), [], []
     module = next(module for module in pipe.transformer.modules() if hasattr(module, "processor"))
     every_token = CONFIG.replace(mask_ratios={1: (0, 1)}, warmup_steps=0)
 
-    def keep_output(_: Any, args: Any, output: Any) -> None:
+    def keep_output(_, args, output):
         outputs.append(output if isinstance(output, torch.Tensor) else torch.cat(output[::-1], dim=1))
 
     module.register_forward_hook(keep_output)

@@ -1,19 +1,14 @@
 """One transformer, several pipelines, threads and schedulers: the state is that of the forward that is running."""
 
-from __future__ import annotations
-
 import copy
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
-    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
     WanPipeline,
@@ -23,7 +18,6 @@ from small_pipelines import (
     SPARSE,
     make_cogvideox_pipeline,
     make_video,
-    make_wan_image_pipeline,
     make_wan_inputs,
     make_wan_modular_pipeline,
     make_wan_pipeline,
@@ -32,12 +26,11 @@ from small_pipelines import (
 )
 
 from psa_triton import apply_psa, remove_psa
-from psa_triton.integrations.diffusers import LevelRecord
 
 WARM = SPARSE.replace(warmup_steps=2)
 
 
-def sharing(pipe: DiffusionPipeline, scheduler: Any) -> DiffusionPipeline:
+def sharing(pipe, scheduler):
     """A second pipeline over the same components, with a scheduler of its own.
 
     And a tokenizer: a fast one keeps how it pads in itself, so that threads change it under each other's hands.
@@ -45,7 +38,6 @@ def sharing(pipe: DiffusionPipeline, scheduler: Any) -> DiffusionPipeline:
     kind = CogVideoXPipeline if isinstance(pipe, CogVideoXPipeline) else WanPipeline
     other = kind.from_pipe(pipe)
     other.scheduler, other.tokenizer = scheduler, copy.deepcopy(pipe.tokenizer)
-    other.set_progress_bar_config(disable=True)
     assert other.transformer is pipe.transformer
     return other
 
@@ -55,7 +47,7 @@ def sharing(pipe: DiffusionPipeline, scheduler: Any) -> DiffusionPipeline:
     [(make_wan_pipeline, FlowMatchEulerDiscreteScheduler(shift=5.0)), (make_cogvideox_pipeline, None)],
     ids=["wan", "cogvideox"],
 )
-def test_a_second_pipeline_goes_by_its_own_scheduler(make_pipe: Callable, scheduler: Any) -> None:
+def test_a_second_pipeline_goes_by_its_own_scheduler(make_pipe, scheduler):
     """Whether or not the first has run, and also if the timesteps of the one are among those of the other."""
     pipe = make_pipe()
     other = sharing(pipe, scheduler or CogVideoXDDIMScheduler())
@@ -68,14 +60,14 @@ def test_a_second_pipeline_goes_by_its_own_scheduler(make_pipe: Callable, schedu
             assert sparse_steps(handle.stats()) == {step: 2 <= step < second - 1 for step in range(second)}
 
 
-def test_a_transformer_that_was_attached_alone_goes_by_the_pipeline_that_runs_it() -> None:
+def test_a_transformer_that_was_attached_alone_goes_by_the_pipeline_that_runs_it():
     pipe = make_wan_pipeline()
     with apply_psa(pipe.transformer, WARM, scheduler=UniPCMultistepScheduler()) as handle:
         make_video(pipe, steps=4)
     assert sparse_steps(handle.stats()) == {0: False, 1: False, 2: True, 3: True}
 
 
-def test_of_pipelines_one_within_the_other_the_inner_one_counts() -> None:
+def test_of_pipelines_one_within_the_other_the_inner_one_counts():
     pipe = make_wan_pipeline()
     other = sharing(pipe, FlowMatchEulerDiscreteScheduler())
     alone = {}
@@ -84,7 +76,7 @@ def test_of_pipelines_one_within_the_other_the_inner_one_counts() -> None:
         handle.reset()
         inner = []
 
-        def run_the_other(_: Any, step: int, timestep: torch.Tensor, kwargs: dict) -> dict:
+        def run_the_other(_, step, timestep, kwargs):
             inner.append(make_video(other, steps=4))
             return kwargs
 
@@ -94,7 +86,7 @@ def test_of_pipelines_one_within_the_other_the_inner_one_counts() -> None:
     assert handle.stats().summary.dense_calls == 2 * (2 + 3 * 2)
 
 
-def test_timesteps_rounded_on_their_way() -> None:
+def test_timesteps_rounded_on_their_way():
     """A modular pipeline in bfloat16 hands over 999 as 1000, and so on."""
     pipe = make_wan_pipeline()
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8)
@@ -113,25 +105,25 @@ def test_timesteps_rounded_on_their_way() -> None:
 class TestALoopOfOnesOwn:
     """No pipeline's call is running: the scheduler of `apply_psa` counts, and only if it can be that of the loop."""
 
-    def run(self, transformer: torch.nn.Module, scheduler: Any, count: int = 4) -> None:
+    def run(self, transformer, scheduler, count=4):
         scheduler.set_timesteps(count)
         with torch.no_grad():
             for timestep in scheduler.timesteps:
                 transformer(**make_wan_inputs(timestep=timestep[None]))
 
-    def test_the_pipelines_scheduler(self) -> None:
+    def test_the_pipelines_scheduler(self):
         pipe = make_wan_pipeline()
         with apply_psa(pipe, WARM) as handle:
             self.run(pipe.transformer, pipe.scheduler)
         assert sparse_steps(handle.stats()) == {0: False, 1: False, 2: True, 3: True}
 
-    def test_a_scheduler_that_was_never_set_is_refused(self) -> None:
+    def test_a_scheduler_that_was_never_set_is_refused(self):
         """Its timesteps are the 1000 of training: 999, 749, 500 and 250 would be steps 0, 250, 499 and 749."""
         pipe = make_wan_pipeline()
         with apply_psa(pipe, WARM), pytest.raises(ValueError, match="UniPC.* whose set_timesteps was not called"):
             self.run(pipe.transformer, UniPCMultistepScheduler())
 
-    def test_a_scheduler_of_another_run_is_refused(self) -> None:
+    def test_a_scheduler_of_another_run_is_refused(self):
         pipe = make_wan_pipeline()
         with apply_psa(pipe, WARM) as handle:
             make_video(pipe, steps=3)
@@ -139,7 +131,7 @@ class TestALoopOfOnesOwn:
             with pytest.raises(ValueError, match=r"one of the 3 timesteps of the UniPC.*, got timestep 749 .* 66[67]"):
                 self.run(pipe.transformer, UniPCMultistepScheduler())
 
-    def test_timesteps_of_another_unit_are_refused(self) -> None:
+    def test_timesteps_of_another_unit_are_refused(self):
         pipe = make_wan_pipeline()
         pipe.transformer.register_forward_pre_hook(
             lambda module, args, kwargs: (args, kwargs | {"timestep": kwargs["timestep"] / 1000}), with_kwargs=True
@@ -147,7 +139,7 @@ class TestALoopOfOnesOwn:
         with apply_psa(pipe, WARM), pytest.raises(ValueError, match="got timestep 0.999 "):
             make_video(pipe, steps=3)
 
-    def test_where_steps_do_not_matter_any_timestep_will_do(self) -> None:
+    def test_where_steps_do_not_matter_any_timestep_will_do(self):
         pipe = make_wan_pipeline()
         with apply_psa(pipe, SPARSE) as handle:
             self.run(pipe.transformer, UniPCMultistepScheduler())
@@ -157,7 +149,7 @@ class TestALoopOfOnesOwn:
 class Together:
     """Runs functions in threads that take turns at every attention call, so that their forwards interleave."""
 
-    def __init__(self, transformers: list[torch.nn.Module], parties: int) -> None:
+    def __init__(self, transformers, parties):
         self._barrier = threading.Barrier(parties)
         self._hooks = [
             module.register_forward_pre_hook(self._meet)
@@ -166,14 +158,14 @@ class Together:
             if hasattr(module, "processor")
         ]
 
-    def _meet(self, *_: Any) -> None:
+    def _meet(self, *_):
         try:
             self._barrier.wait(timeout=20)
         except threading.BrokenBarrierError:
             return
 
-    def run(self, *functions: Callable[[], Any]) -> list[Any]:
-        def run(function: Callable[[], Any]) -> Any:
+    def run(self, *functions):
+        def run(function):
             try:
                 return function()
             finally:
@@ -187,7 +179,7 @@ class Together:
 
 
 @BOTH
-def test_threads_make_the_videos_of_each_pipeline_alone(make_pipe: Callable) -> None:
+def test_threads_make_the_videos_of_each_pipeline_alone(make_pipe):
     """Different sizes, numbers of steps and schedulers, with guidance or not, over one transformer."""
     pipe = make_pipe()
     schedulers = (
@@ -216,27 +208,15 @@ def test_threads_make_the_videos_of_each_pipeline_alone(make_pipe: Callable) -> 
     assert set(both.records) == {record for one in counts for record in one.records}
 
 
-def test_threads_with_transformers_of_two_kinds_of_pipeline() -> None:
-    pipe = make_wan_image_pipeline(expand_timesteps=True)
-    other = WanPipeline(**make_wan_pipeline(pipe.transformer).components, expand_timesteps=True)
-    other.set_progress_bar_config(disable=True)
-    image = torch.rand(1, 3, 80, 112, generator=torch.Generator().manual_seed(3))
-    run = [lambda: make_video(pipe, steps=3, image=image), lambda: make_video(other, steps=4, grid=(2, 6, 6))]
-    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)):
-        alone = [function() for function in run]
-        found = Together([pipe.transformer], 2).run(*run)
-    assert all(torch.equal(*pair) for pair in zip(found, alone, strict=True))
-
-
-def test_what_on_levels_is_told_is_of_their_own_thread() -> None:
+def test_what_on_levels_is_told_is_of_their_own_thread():
     pipe = make_wan_pipeline()
     other = sharing(pipe, FlowMatchEulerDiscreteScheduler())
-    told: list[tuple[str, LevelRecord, int]] = []
+    told = []
 
-    def keep(record: LevelRecord) -> None:
+    def keep(record):
         told.append((threading.current_thread().name, record, record.qkv[0].shape[2]))
 
-    def run(pipe: DiffusionPipeline, grid: tuple[int, int, int]) -> None:
+    def run(pipe, grid):
         threading.current_thread().name = str(grid)
         make_video(pipe, steps=2, grid=grid)
 
@@ -250,22 +230,22 @@ def test_what_on_levels_is_told_is_of_their_own_thread() -> None:
 
 
 @pytest.fixture
-def held_forward() -> Iterator[tuple[WanPipeline, Callable[[], torch.Tensor]]]:
+def held_forward():
     """A pipeline in the middle of a forward in another thread, and what lets it finish and gives the video."""
     pipe, entered, go_on = make_wan_pipeline(), threading.Event(), threading.Event()
 
-    def hold(*_: Any) -> None:
+    def hold(*_):
         entered.set()
         go_on.wait(timeout=20)
 
     pipe.transformer.blocks[1].register_forward_pre_hook(hold)
     with ThreadPoolExecutor(1) as threads:
 
-        def start() -> Callable[[], torch.Tensor]:
+        def start():
             video = threads.submit(make_video, pipe, steps=1)
             entered.wait(timeout=20)
 
-            def finish() -> torch.Tensor:
+            def finish():
                 go_on.set()
                 return video.result()
 
@@ -275,7 +255,7 @@ def held_forward() -> Iterator[tuple[WanPipeline, Callable[[], torch.Tensor]]]:
         go_on.set()
 
 
-def test_detaching_in_the_middle_of_a_forward_is_refused(held_forward: Any) -> None:
+def test_detaching_in_the_middle_of_a_forward_is_refused(held_forward):
     """Some of its layers would be sparse and others not."""
     pipe, start = held_forward
     handle = apply_psa(pipe, SPARSE)
@@ -289,7 +269,7 @@ def test_detaching_in_the_middle_of_a_forward_is_refused(held_forward: Any) -> N
     assert not torch.equal(make_video(pipe, steps=1), sparse)
 
 
-def test_attaching_in_the_middle_of_a_forward_leaves_that_one_dense(held_forward: Any) -> None:
+def test_attaching_in_the_middle_of_a_forward_leaves_that_one_dense(held_forward):
     pipe, start = held_forward
     finish = start()
     with apply_psa(pipe, SPARSE):
@@ -298,7 +278,7 @@ def test_attaching_in_the_middle_of_a_forward_leaves_that_one_dense(held_forward
     assert torch.equal(make_video(pipe, steps=1), dense)
 
 
-def test_a_forward_that_failed_is_over() -> None:
+def test_a_forward_that_failed_is_over():
     transformer, inputs = make_wan_transformer(), make_wan_inputs()
     handle = apply_psa(transformer, SPARSE)
     with ThreadPoolExecutor(1) as threads:  # the thread stays alive
@@ -307,12 +287,12 @@ def test_a_forward_that_failed_is_over() -> None:
         handle.remove()
 
 
-def test_backward_in_other_threads_and_another_order() -> None:
+def test_backward_in_other_threads_and_another_order():
     """Checkpointed blocks are computed again in the backward, and see the forward that they were part of."""
     transformer = make_wan_transformer().train()
     inputs = [make_wan_inputs(), make_wan_inputs(hidden_states=torch.randn(1, 16, 2, 12, 12))]
 
-    def gradient(output: torch.Tensor) -> torch.Tensor:
+    def gradient(output):
         transformer.zero_grad()
         (output**2).sum().backward()
         return transformer.blocks[0].attn1.to_q.weight.grad.clone()

@@ -1,8 +1,5 @@
 """Which denoising step a forward belongs to, and what warm-up makes of it."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -10,7 +7,6 @@ import torch
 from diffusers import (
     CogVideoXDPMScheduler,
     CogVideoXVideoToVideoPipeline,
-    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     WanVideoToVideoPipeline,
 )
@@ -18,11 +14,9 @@ from small_pipelines import (
     BOTH,
     SPARSE,
     make_cogvideox_pipeline,
-    make_cogvideox_transformer,
     make_video,
     make_video_from_video,
     make_wan_pipeline,
-    make_wan_transformer,
     sparse_steps,
 )
 
@@ -41,14 +35,14 @@ from psa_triton.integrations.diffusers.steps import denoising_step
     ],
     ids=["number", "scalar", "batch-nearest", "per-token-largest", "below-the-last"],
 )
-def test_denoising_step_is_the_nearest_timestep(timestep: torch.Tensor | float, step: int) -> None:
+def test_denoising_step_is_the_nearest_timestep(timestep, step):
     assert denoising_step(timestep, torch.tensor([999, 667, 333])) == step
 
 
 @pytest.mark.parametrize(
     ("current", "step"), [(None, 1), (1, 1), (2, 2), (0, 1)], ids=["unknown", "first", "second", "elsewhere"]
 )
-def test_of_equal_timesteps_the_schedulers_own_step_counts(current: int | None, step: int) -> None:
+def test_of_equal_timesteps_the_schedulers_own_step_counts(current, step):
     """Schedules of second order have timesteps twice; in bfloat16 996 stands for 994 to 998."""
     twice = torch.tensor([999.0, 667.0, 667.0, 333.0])
     assert denoising_step(torch.tensor([667.0]), twice, current=current) == step
@@ -57,7 +51,7 @@ def test_of_equal_timesteps_the_schedulers_own_step_counts(current: int | None, 
 
 
 @BOTH
-def test_warm_up_is_bit_identical(make_pipe: Callable) -> None:
+def test_warm_up_is_bit_identical(make_pipe):
     pipe = make_pipe()
     dense = make_video(pipe, guidance_scale=3.0)
     with apply_psa(pipe, SPARSE.replace(warmup_steps=3)) as handle:
@@ -70,7 +64,7 @@ def test_warm_up_is_bit_identical(make_pipe: Callable) -> None:
 
 @BOTH
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["no-guidance", "guidance"])
-def test_first_steps_are_dense_in_every_call(make_pipe: Callable, guidance_scale: float) -> None:
+def test_first_steps_are_dense_in_every_call(make_pipe, guidance_scale):
     pipe = make_pipe()
     with apply_psa(pipe, SPARSE.replace(warmup_steps=2)) as handle:
         first = make_video(pipe, steps=4, guidance_scale=guidance_scale)
@@ -83,14 +77,31 @@ def test_first_steps_are_dense_in_every_call(make_pipe: Callable, guidance_scale
         assert sparse_steps(handle.stats()) == {0: False, 1: False, 2: True}
 
 
-def test_per_token_timesteps_count_as_their_largest() -> None:
-    pipe = make_wan_pipeline(expand_timesteps=True)
+def chosen_timesteps():
+    """As distilled LoRAs are run: most of a few steps at much noise."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps = partial(scheduler.set_timesteps, sigmas=[1.0, 0.9375, 0.8333, 0.625])
+    return scheduler
+
+
+SCHEDULES = {
+    "a timestep per token": (lambda: make_wan_pipeline(expand_timesteps=True), None, 3),
+    "wan's swapped": (make_wan_pipeline, FlowMatchEulerDiscreteScheduler(shift=5.0), 3),
+    "cogvideox's swapped": (make_cogvideox_pipeline, CogVideoXDPMScheduler(timestep_spacing="trailing"), 3),
+    "chosen timesteps": (make_wan_pipeline, chosen_timesteps(), 4),
+}
+
+
+@pytest.mark.parametrize(("make_pipe", "scheduler", "steps"), SCHEDULES.values(), ids=SCHEDULES)
+def test_the_scheduler_that_runs_tells_the_step(make_pipe, scheduler, steps):
+    pipe = make_pipe()
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
-        make_video(pipe, steps=3)
-    assert sparse_steps(handle.stats()) == {0: False, 1: True, 2: True}
+        pipe.scheduler = scheduler or pipe.scheduler
+        make_video(pipe, steps=steps)
+    assert sparse_steps(handle.stats()) == {step: step > 0 for step in range(steps)}
 
 
-def test_two_transformers_share_the_step_count() -> None:
+def test_two_transformers_share_the_step_count():
     """Timesteps 999, 667, 333 (or one less, by version) around a boundary of 500."""
     pipe = make_wan_pipeline(two_transformers=True)
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
@@ -103,35 +114,16 @@ def test_two_transformers_share_the_step_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make_pipe", "scheduler"),
-    [
-        (make_wan_pipeline, FlowMatchEulerDiscreteScheduler(shift=5.0)),
-        (make_cogvideox_pipeline, CogVideoXDPMScheduler(timestep_spacing="trailing")),
-    ],
-    ids=["wan", "cogvideox"],
-)
-def test_scheduler_swapped_after_attaching(make_pipe: Callable, scheduler: object) -> None:
-    pipe = make_pipe()
-    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
-        pipe.scheduler = scheduler
-        make_video(pipe, steps=3)
-    assert sparse_steps(handle.stats()) == {0: False, 1: True, 2: True}
-
-
-@pytest.mark.parametrize(
     ("kind", "make_pipe"),
     [(WanVideoToVideoPipeline, make_wan_pipeline), (CogVideoXVideoToVideoPipeline, make_cogvideox_pipeline)],
     ids=["wan", "cogvideox"],
 )
 @pytest.mark.parametrize(("strength", "expected"), [(1.0, {0, 1, 2, 3}), (0.5, {2, 3}), (0.25, {3})])
-def test_video_to_video_starts_where_its_strength_says(
-    kind: type[DiffusionPipeline], make_pipe: Callable, strength: float, expected: set[int]
-) -> None:
+def test_video_to_video_starts_where_its_strength_says(kind, make_pipe, strength, expected):
     """Warm-up is for steps of much noise: a run that starts past them has none."""
     parts = make_pipe().components
     parts.pop("transformer_2", None)
     pipe = kind(**parts)
-    pipe.set_progress_bar_config(disable=True)
     with apply_psa(pipe, SPARSE.replace(warmup_steps=3)) as handle:
         make_video_from_video(pipe, steps=4, strength=strength)
     assert sparse_steps(handle.stats()) == {step: step >= 3 for step in expected}
@@ -139,7 +131,7 @@ def test_video_to_video_starts_where_its_strength_says(
 
 @BOTH
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["no-guidance", "guidance"])
-def test_last_steps_are_dense(make_pipe: Callable, guidance_scale: float) -> None:
+def test_last_steps_are_dense(make_pipe, guidance_scale):
     pipe = make_pipe()
     with apply_psa(pipe, SPARSE.replace(warmup_steps=1), dense_last_steps=2) as handle:
         for steps in (4, 5):
@@ -149,54 +141,3 @@ def test_last_steps_are_dense(make_pipe: Callable, guidance_scale: float) -> Non
             assert [r.reason for r in handle.stats().records if r.layer == 0 and r.step >= steps - 2] == [
                 "last steps"
             ] * 2
-
-
-@BOTH
-def test_named_layers_are_dense(make_pipe: Callable) -> None:
-    pipe = make_pipe()
-    with apply_psa(pipe, SPARSE.replace(warmup_steps=1), dense_layers=[1]) as handle:
-        make_video(pipe, steps=2)
-    assert [(r.layer, r.step, r.reason) for r in handle.stats().records] == [
-        (0, 0, "warm-up"),
-        (1, 0, "warm-up"),
-        (0, 1, None),
-        (1, 1, "dense layer"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"dense_last_steps": -1}, "dense_last_steps: expected 0 or more, got -1"),
-        ({"dense_layers": [0, 2, 5]}, r"dense_layers: expected indexes from 0 to 1, got \[2, 5\]"),
-        ({"dense_layers": [-1]}, r"dense_layers: expected indexes from 0 to 1, got \[-1\]"),
-        ({"dense_last_steps": 1.5}, "dense_last_steps: expected an int, got float"),
-    ],
-    ids=["negative-steps", "too-many-layers", "negative-layer", "half a step"],
-)
-def test_dense_options_out_of_range(more: dict, message: str) -> None:
-    pipe = make_wan_pipeline()
-    with pytest.raises((TypeError, ValueError), match=message):
-        apply_psa(pipe, SPARSE, **more)
-    apply_psa(pipe, SPARSE).remove()
-
-
-def test_last_steps_need_a_scheduler() -> None:
-    with pytest.raises(ValueError, match=r"scheduler: expected one, as .* dense_last_steps = 1.* pass scheduler="):
-        apply_psa(make_wan_transformer(), SPARSE, dense_last_steps=1)
-
-
-def test_few_steps_at_chosen_timesteps() -> None:
-    """As distilled LoRAs are run: 4 steps, without guidance, most of them at much noise."""
-    pipe = make_wan_pipeline()
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
-    pipe.scheduler.set_timesteps = partial(pipe.scheduler.set_timesteps, sigmas=[1.0, 0.9375, 0.8333, 0.625])
-    with apply_psa(pipe, SPARSE.replace(warmup_steps=1)) as handle:
-        make_video(pipe, steps=4)
-    assert sparse_steps(handle.stats()) == {0: False, 1: True, 2: True, 3: True}
-
-
-@pytest.mark.parametrize("make", [make_wan_transformer, make_cogvideox_transformer], ids=["wan", "cogvideox"])
-def test_a_transformer_alone_needs_a_scheduler_for_warm_up(make: Callable) -> None:
-    with pytest.raises(ValueError, match=r"scheduler: expected one, as warmup_steps = 2 .* pass scheduler="):
-        apply_psa(make(), SPARSE.replace(warmup_steps=2))

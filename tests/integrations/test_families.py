@@ -1,26 +1,22 @@
 """Every family of diffusers, on small models of its real classes, through `apply_psa` as a user calls it."""
 
-from __future__ import annotations
-
 import copy
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from diffusers import ConfigMixin, FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_dispatch import attention_backend
-from small_families import GRID, SMALL, TEXT, VISUAL, Small, gradients, run
+from small_families import GRID, SMALL, TEXT, VISUAL, gradients, run
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from psa_triton import PSAConfig, apply_psa, remove_psa
-from psa_triton.integrations.diffusers import Family, LevelRecord, latent_grid, register_family
+from psa_triton.integrations.diffusers import Family, latent_grid, register_family
 from psa_triton.integrations.diffusers.families import FAMILIES
 from psa_triton.ordering import grid_order
 
@@ -51,17 +47,17 @@ SOME = pytest.mark.parametrize(
 )
 
 
-def assert_equal_to_rounding(actual: Tensor, expected: Tensor) -> None:
+def assert_equal_to_rounding(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
 
 
-def differ(actual: Tensor, expected: Tensor) -> bool:
+def differ(actual, expected):
     return bool((actual - expected).abs().max() > 1e-3 * expected.abs().max())
 
 
 @families
 @torch.no_grad()
-def test_exact_sparse_and_gone(small: Small) -> None:
+def test_exact_sparse_and_gone(small):
     """All blocks at level 1: the model's own output; fewer: another one, at a density that says so; then as before."""
     model, inputs = small.make()
     dense = run(model, inputs)
@@ -80,7 +76,7 @@ def test_exact_sparse_and_gone(small: Small) -> None:
     assert torch.equal(run(model, inputs), dense)
 
 
-def changed(small: Small, inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def changed(small, inputs):
     """Arguments with one patch changed, at a place of the latent's grid; the number of its token in raster order."""
     place = (1, 2, 3)
     of_tokens = small.latent == "bnc"
@@ -94,7 +90,7 @@ def changed(small: Small, inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
         changes[:, token] += 1
     else:
         sizes = dict(zip(small.latent[-changes.ndim :], changes.shape, strict=True))
-        where: list[Any] = [slice(None)] * changes.ndim
+        where = [slice(None)] * changes.ndim
         for name, index, size in zip("thw", place, grid, strict=True):
             if name in sizes:
                 patch = sizes[name] // size
@@ -107,10 +103,10 @@ def changed(small: Small, inputs: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
 @sparse_families
 @torch.no_grad()
-def test_where_tokens_stand(small: Small) -> None:
+def test_where_tokens_stand(small):
     """Of the keys of the first layer, one patch changes the one at its place on the curve and no other."""
     model, inputs = small.make()
-    told: list[LevelRecord] = []
+    told = []
     other, token = changed(small, inputs)
     with apply_psa(model, EVERY_TOKEN, on_levels=told.append):
         run(model, inputs)
@@ -126,7 +122,7 @@ def test_where_tokens_stand(small: Small) -> None:
 
 @sparse_families
 @torch.no_grad()
-def test_copies_and_backends(small: Small) -> None:
+def test_copies_and_backends(small):
     """A copy of an attached model is attached, and each is detached alone; a backend set on it is no hindrance."""
     model, inputs = small.make()
     dense = run(model, inputs)
@@ -146,7 +142,7 @@ def test_copies_and_backends(small: Small) -> None:
 
 
 @SOME
-def test_checkpointed_blocks_see_the_same(small: Small) -> None:
+def test_checkpointed_blocks_see_the_same(small):
     model, inputs = small.make()
     model.train()
     with apply_psa(model, SPARSE):
@@ -157,7 +153,7 @@ def test_checkpointed_blocks_see_the_same(small: Small) -> None:
     assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
 
 
-def cropped(small: Small, **sizes: int) -> tuple[nn.Module, dict[str, Any]]:
+def cropped(small, **sizes):
     """The model, and arguments with a smaller latent."""
     model, inputs = small.make()
     latent = inputs[small.argument]
@@ -177,7 +173,7 @@ RESIZABLE = (
 @pytest.mark.parametrize("small", [THERE[name] for name in RESIZABLE])
 @pytest.mark.parametrize("sizes", [{"t": 1, "h": 16, "w": 24}, {"h": 10, "w": 14}], ids=["one frame", "odd"])
 @torch.no_grad()
-def test_one_frame_and_odd_grids(small: Small, sizes: dict[str, int]) -> None:
+def test_one_frame_and_odd_grids(small, sizes):
     model, inputs = cropped(small, **sizes)
     dense = run(model, inputs)
     with apply_psa(model, EVERY_TOKEN, min_tokens=0) as handle:
@@ -187,7 +183,7 @@ def test_one_frame_and_odd_grids(small: Small, sizes: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("small", ADAPTED)
 @torch.no_grad()
-def test_adapters(small: Small) -> None:
+def test_adapters(small):
     """A LoRA that comes after attaching acts as without PSA."""
     from peft import LoraConfig
 
@@ -214,7 +210,7 @@ def test_adapters(small: Small) -> None:
     ],
 )
 @torch.no_grad()
-def test_a_step_cache_leaves_out_what_it_would(small: Small) -> None:
+def test_a_step_cache_leaves_out_what_it_would(small):
     """Also of VACE, to whose hidden states diffusers adds control between blocks, left out or not."""
     outputs = []
     for attached in (False, True):
@@ -229,16 +225,6 @@ def test_a_step_cache_leaves_out_what_it_would(small: Small) -> None:
     assert handle is not None and calls < handle.stats().summary.sparse_calls < 2 * calls
 
 
-@SOME
-@torch.no_grad()
-def test_offloaded_in_groups(small: Small) -> None:
-    model, inputs = small.make()
-    with apply_psa(model, SPARSE):
-        expected = run(model, inputs)
-        model.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
-        assert torch.equal(run(model, inputs), expected)
-
-
 @pytest.mark.parametrize(
     "small",
     [
@@ -248,7 +234,7 @@ def test_offloaded_in_groups(small: Small) -> None:
     ],
 )
 @torch.no_grad()
-def test_compiled_once_for_all_steps(small: Small) -> None:
+def test_compiled_once_for_all_steps(small):
     """A graph breaks around each attention layer, a step at another time compiles nothing anew, and PSA can go."""
     model, inputs = small.make()
     dense, layers = run(model, inputs), len(FAMILIES[small.class_name].layers(model))
@@ -270,13 +256,13 @@ def test_compiled_once_for_all_steps(small: Small) -> None:
 
 @pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["lumina-2"]])
 @torch.no_grad()
-def test_padding_is_found_once_a_forward(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_is_found_once_a_forward(small, monkeypatch):
     from psa_triton.integrations.diffusers import layout
 
-    seen: list[Tensor] = []
+    seen = []
     looked_at = layout.as_key_mask
 
-    def spy(mask: Tensor, *others: Any) -> Tensor:
+    def spy(mask, *others):
         seen.append(mask)
         return looked_at(mask, *others)
 
@@ -288,7 +274,7 @@ def test_padding_is_found_once_a_forward(small: Small, monkeypatch: pytest.Monke
 
 
 @torch.no_grad()
-def test_a_timestep_that_is_another_than_the_schedulers() -> None:
+def test_a_timestep_that_is_another_than_the_schedulers():
     """Flux gets a thousandth of it: the scheduler itself tells where it stands."""
     model, inputs = SMALL["flux"].make()
     scheduler = FlowMatchEulerDiscreteScheduler()
@@ -303,12 +289,12 @@ def test_a_timestep_that_is_another_than_the_schedulers() -> None:
 
 @pytest.mark.parametrize("small", [THERE["hunyuan-video-1.5"]])
 @torch.no_grad()
-def test_hunyuan_video_15_makes_no_mask_of_queries_times_keys(small: Small) -> None:
+def test_hunyuan_video_15_makes_no_mask_of_queries_times_keys(small):
     model, inputs = small.make()
-    sizes: list[int] = []
+    sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             if isinstance(out, Tensor) and out.dtype == torch.bool:
                 sizes.append(out.numel())
@@ -322,7 +308,7 @@ def test_hunyuan_video_15_makes_no_mask_of_queries_times_keys(small: Small) -> N
 
 @pytest.mark.parametrize("small", [THERE["kandinsky-5"]])
 @torch.no_grad()
-def test_a_familys_own_sparse_attention_gives_way(small: Small) -> None:
+def test_a_familys_own_sparse_attention_gives_way(small):
     model, inputs = small.make()
     dense = run(model, inputs)
     nabla = {"to_fractal": False, "sta_mask": torch.ones(1, 1, 5, 5).bool(), "P": 0.9, "attention_type": "nabla"}
@@ -332,7 +318,7 @@ def test_a_familys_own_sparse_attention_gives_way(small: Small) -> None:
 
 
 @pytest.mark.parametrize("small", [THERE["framepack"]])
-def test_clusters_along_the_curve_want_one_grid(small: Small) -> None:
+def test_clusters_along_the_curve_want_one_grid(small):
     model, inputs = small.make()
     with apply_psa(model, EVERY_TOKEN.replace(rearrange_method="Hybrid")), pytest.raises(ValueError, match="one grid"):
         run(model, inputs)
@@ -343,7 +329,7 @@ def test_clusters_along_the_curve_want_one_grid(small: Small) -> None:
             assert_equal_to_rounding(run(model, inputs), dense)
 
 
-def test_the_page_tells_of_every_family() -> None:
+def test_the_page_tells_of_every_family():
     page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\* `(\w+Transformer\w*)`", page, flags=re.MULTILINE)) == sorted(FAMILIES)
     assert {small.class_name for small in SMALL.values()} == set(FAMILIES)
@@ -352,11 +338,11 @@ def test_the_page_tells_of_every_family() -> None:
 class Attend(nn.Module):
     """Somebody's own attention module."""
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor):
         super().__init__()
         self.processor = processor
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.processor(self, x)
 
 
@@ -364,28 +350,28 @@ class Third(ModelMixin, ConfigMixin):
     """Somebody's own transformer."""
 
     @register_to_config
-    def __init__(self, processor: Any, patch_size: int = 2) -> None:
+    def __init__(self, processor, patch_size=2):
         super().__init__()
         self.layers = nn.ModuleList([Attend(processor)])
 
-    def forward(self, hidden_states: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+    def forward(self, hidden_states, timestep, return_dict=True):
         x = hidden_states.unflatten(3, (-1, 2)).unflatten(5, (-1, 2)).permute(0, 2, 3, 5, 4, 6, 1).flatten(4)
         return (self.layers[0](x.flatten(1, 3)),)
 
 
 class TheirProcessor:
-    def __call__(self, attn: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, attn, x):
         heads = x.unflatten(-1, (2, 8)).transpose(1, 2)
         return nn.functional.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
 
 
 class SilentProcessor(TheirProcessor):
-    def __call__(self, attn: nn.Module, x: Tensor) -> Tensor:
+    def __call__(self, attn, x):
         return x.softmax(-1)
 
 
 @pytest.fixture
-def third() -> Iterator[Family]:
+def third():
     family = Family(attentions=("layers.*",), grids=latent_grid())
     register_family(Third, family)
     yield family
@@ -393,7 +379,7 @@ def third() -> Iterator[Family]:
 
 
 @torch.no_grad()
-def test_a_family_of_ones_own(third: Family) -> None:
+def test_a_family_of_ones_own(third):
     model, inputs = Third(TheirProcessor()), {"hidden_states": torch.randn(1, 4, 3, 16, 24), "timestep": torch.ones(1)}
     dense = run(model, inputs)
     with apply_psa(model, EVERY_TOKEN, min_tokens=0) as handle:
@@ -402,26 +388,26 @@ def test_a_family_of_ones_own(third: Family) -> None:
 
 
 @torch.no_grad()
-def test_a_frame_that_every_query_reads_in_full(third: Family) -> None:
+def test_a_frame_that_every_query_reads_in_full(third):
     """Frames of 32 and 64 tokens: key block 0 is the first one's, and query blocks 1 and 2 are the others'."""
     grids = lambda *_: [(1, 4, 8), (2, 4, 8)]  # noqa: E731
     register_family(Third, replace(third, grids=grids, exempt_keys=(0,), exempt_queries=(1,)))
     model, inputs = Third(TheirProcessor()), {"hidden_states": torch.randn(1, 4, 3, 8, 16), "timestep": torch.ones(1)}
-    told: list[LevelRecord] = []
+    told = []
     with apply_psa(model, SPARSE.replace(mask_ratios={8: (0, 1)}), min_tokens=0, on_levels=told.append):
         run(model, inputs)
     assert told[0].levels[0, 0].tolist() == [[1, 8, 8], [1, 1, 1], [1, 1, 1]]
 
 
 @torch.no_grad()
-def test_an_attention_that_never_comes_is_told(third: Family) -> None:
+def test_an_attention_that_never_comes_is_told(third):
     model, inputs = Third(SilentProcessor()), {"hidden_states": torch.randn(1, 4, 3, 16, 24), "timestep": torch.ones(1)}
     with apply_psa(model, SPARSE, min_tokens=0) as handle:
         run(model, inputs)
     assert [record.reason for record in handle.stats().records] == ["no call of scaled_dot_product_attention"]
 
 
-def test_a_pattern_that_names_nothing_is_an_error(third: Family) -> None:
+def test_a_pattern_that_names_nothing_is_an_error(third):
     register_family("Third", Family(attentions=("blocks.*.attn",), grids=latent_grid()))
     with pytest.raises(ValueError, match=r"attentions: expected 'blocks\.\*\.attn' to name attention modules.*none"):
         apply_psa(Third(TheirProcessor()), SPARSE)

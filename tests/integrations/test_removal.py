@@ -1,14 +1,10 @@
 """`remove_psa`, and copies: attached as a whole, independent of the original, detached without a handle."""
 
-from __future__ import annotations
-
 import copy
 import io
 import pickle
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import small_language_models as small
@@ -17,6 +13,7 @@ from diffusers import AutoencoderKLWan
 from small_language_models import logits
 from small_pipelines import (
     SPARSE,
+    is_clean,
     make_cogvideox_inputs,
     make_cogvideox_pipeline,
     make_cogvideox_transformer,
@@ -27,17 +24,14 @@ from small_pipelines import (
     make_wan_transformer,
 )
 
-import psa_triton
-import psa_triton.integrations.transformers  # makes the name `psa` valid
 from psa_triton import apply_psa, remove_psa
-from psa_triton.integrations.diffusers import LevelRecord
 
 WARM = SPARSE.replace(warmup_steps=1)
 CAUSAL = SPARSE.replace(use_rearrange=False)
 PIPELINES = pytest.mark.parametrize("make", [make_wan_pipeline, make_cogvideox_pipeline], ids=["wan", "cogvideox"])
 
 
-def reloaded(model: torch.nn.Module) -> torch.nn.Module:
+def reloaded(model):
     """Saved by torch and loaded."""
     file = io.BytesIO()
     torch.save(model, file)
@@ -50,22 +44,12 @@ COPIES = pytest.mark.parametrize(
 )
 
 
-def is_clean(model: torch.nn.Module) -> bool:
-    """Whether no part of it has hooks or anything of this package."""
-    return not any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or any(type(value).__module__.startswith("psa_triton") for value in vars(module).values())
-        for module in model.modules()
-    )
-
-
 @PIPELINES
-def test_a_copied_pipeline(make: Callable) -> None:
+def test_a_copied_pipeline(make):
     """It makes the same videos, at its own steps; it counts for itself, and each is detached alone."""
     pipe = make()
     dense = make_video(pipe)
-    told: list[LevelRecord] = []
+    told = []
     handle = apply_psa(pipe, WARM, on_levels=told.append)
     sparse = make_video(pipe)
     before, heard = handle.stats(), len(told)
@@ -83,49 +67,41 @@ def test_a_copied_pipeline(make: Callable) -> None:
     assert torch.equal(make_video(twin), dense)
 
 
-def test_the_other_way_round_the_original_stays_attached() -> None:
-    pipe = make_wan_pipeline(two_transformers=True)
-    handle = apply_psa(pipe, WARM)
-    sparse = make_video(pipe)
-    twin = copy.deepcopy(pipe)
-    remove_psa(twin)
-    assert is_clean(twin.transformer) and is_clean(twin.transformer_2)
-    handle.reset()
-    assert torch.equal(make_video(pipe), sparse)
-    assert handle.stats().summary.sparse_calls == 2 * 2
-    with apply_psa(twin, WARM) as other:
-        assert torch.equal(make_video(twin), sparse)
-        assert other.stats().summary == handle.stats().summary
+COPIED = {
+    "wan": (make_wan_transformer, lambda model: model(**make_wan_inputs()).sample),
+    "cogvideox": (make_cogvideox_transformer, lambda model: model(**make_cogvideox_inputs()).sample),
+    "llama": (lambda: small.make_model(small.llama), logits),
+    "qwen2.5-vl": (lambda: small.make_model(small.qwen2_5_vl), logits),
+}
 
 
 @COPIES
-@pytest.mark.parametrize(
-    ("make", "inputs"),
-    [(make_wan_transformer, make_wan_inputs), (make_cogvideox_transformer, make_cogvideox_inputs)],
-    ids=["wan", "cogvideox"],
-)
+@pytest.mark.parametrize(("make", "run"), COPIED.values(), ids=COPIED)
 @torch.no_grad()
-def test_a_copied_transformer(make: Callable, inputs: Callable, copied: Callable) -> None:
-    transformer = make()
-    dense = transformer(**inputs()).sample
-    with apply_psa(transformer, SPARSE, on_levels=lambda record: None) as handle:
-        sparse = transformer(**inputs()).sample
-        handle.reset()
-        twin = copied(transformer)
-        assert torch.equal(twin(**inputs()).sample, sparse)
-        assert handle.stats().summary.forwards == 0
-        with pytest.raises(ValueError, match=r"attached to its transformer already; call remove\(\) .*remove_psa"):
-            apply_psa(twin, SPARSE)
-    assert torch.equal(twin(**inputs()).sample, sparse)
+def test_a_copied_model(make, run, copied):
+    """It is attached, counts for itself, and each of the two is detached alone."""
+    model = make()
+    dense = run(model)
+    with apply_psa(model, CAUSAL) as handle:
+        sparse = run(model)
+        before = handle.stats()
+        twin, other = copied(model), copied(model)
+        assert torch.equal(run(twin), sparse)
+        assert handle.stats() == before
+        with pytest.raises(ValueError, match=r"attached to it.* already; call remove\(\) .*remove_psa"):
+            apply_psa(twin, CAUSAL)
+        remove_psa(other)
+        assert is_clean(other) and torch.equal(run(model), sparse)
+    assert torch.equal(run(twin), sparse)
     again = copied(twin)
     remove_psa(twin)
-    assert is_clean(twin)
-    assert torch.equal(twin(**inputs()).sample, dense)
-    assert torch.equal(again(**inputs()).sample, sparse)
+    assert is_clean(twin) and is_clean(model)
+    assert torch.equal(run(twin), dense) and torch.equal(run(again), sparse)
+    assert twin.config == model.config
 
 
 @COPIES
-def test_a_copied_transformer_follows_the_pipeline_that_runs_it(copied: Callable) -> None:
+def test_a_copied_transformer_follows_the_pipeline_that_runs_it(copied):
     """And copies no pipeline: it would be large."""
     pipe = make_wan_pipeline()
     apply_psa(pipe, WARM)
@@ -135,7 +111,7 @@ def test_a_copied_transformer_follows_the_pipeline_that_runs_it(copied: Callable
     assert torch.equal(make_video(other), sparse)
 
 
-def test_a_transformer_from_a_file_outside_of_a_pipeline_knows_no_schedule() -> None:
+def test_a_transformer_from_a_file_outside_of_a_pipeline_knows_no_schedule():
     pipe = make_wan_pipeline()
     apply_psa(pipe, WARM)
     pipe.scheduler.set_timesteps(3)
@@ -147,27 +123,7 @@ def test_a_transformer_from_a_file_outside_of_a_pipeline_knows_no_schedule() -> 
             loaded(**inputs)
 
 
-@COPIES
-@pytest.mark.parametrize("make", [small.llama, small.qwen2_5_vl], ids=["llama", "qwen2.5-vl"])
-def test_a_copied_language_model(make: Callable, copied: Callable) -> None:
-    model = small.make_model(make)
-    dense = logits(model)
-    with apply_psa(model, CAUSAL) as handle:
-        sparse = logits(model)
-        before = handle.stats()
-        twin = copied(model)
-        assert torch.equal(logits(twin), sparse)
-        assert handle.stats() == before
-        with pytest.raises(ValueError, match=r"attached to it already; call remove\(\) .*remove_psa"):
-            apply_psa(twin, CAUSAL)
-    assert torch.equal(logits(twin), sparse)
-    remove_psa(twin)
-    assert is_clean(twin) and is_clean(model)
-    assert torch.equal(logits(twin), dense)
-    assert twin.config.to_dict() == model.config.to_dict()
-
-
-def test_language_models_count_every_call_of_every_thread() -> None:
+def test_language_models_count_every_call_of_every_thread():
     model = small.make_model(small.llama)
     with apply_psa(model, CAUSAL) as handle, ThreadPoolExecutor(4) as threads:
         expected = logits(model)
@@ -178,12 +134,12 @@ def test_language_models_count_every_call_of_every_thread() -> None:
 class TestRemoving:
     @pytest.mark.parametrize("by_handle", [True, False], ids=["by the handle", "without"])
     @PIPELINES
-    def test_nothing_is_left_behind(self, make: Callable, by_handle: bool) -> None:
+    def test_nothing_is_left_behind(self, make, by_handle):
         pipe = make()
         dense, processors = make_video(pipe), pipe.transformer.attn_processors
         handle = apply_psa(pipe, SPARSE)
         make_video(pipe)
-        handle.remove() if by_handle else psa_triton.remove_psa(pipe)
+        handle.remove() if by_handle else remove_psa(pipe)
         assert is_clean(pipe.transformer)
         assert all(pipe.transformer.attn_processors[name] is processors[name] for name in processors)
         assert torch.equal(make_video(pipe), dense)
@@ -193,14 +149,14 @@ class TestRemoving:
             assert not is_clean(pipe.transformer)
         assert is_clean(pipe.transformer)
 
-    def test_nothing_attached_is_fine(self) -> None:
+    def test_nothing_attached_is_fine(self):
         for model in (make_wan_pipeline(), make_cogvideox_transformer(), small.make_model(small.llama)):
             remove_psa(model)
             remove_psa(model)
         remove_psa(make_wan_modular_pipeline({}))
         remove_psa(torch.nn.Linear(1, 1))
 
-    def test_an_attention_that_was_named_stays(self) -> None:
+    def test_an_attention_that_was_named_stays(self):
         model = small.make_model(small.llama)
         model.set_attn_implementation("psa")
         remove_psa(model)
@@ -209,7 +165,7 @@ class TestRemoving:
         remove_psa(model)
         assert model.config._attn_implementation == "psa"
 
-    def test_a_language_model_by_a_part_or_a_whole(self) -> None:
+    def test_a_language_model_by_a_part_or_a_whole(self):
         model = small.make_model(small.qwen2_5_vl)
         for attached, removed in [(model, model.model), (model.model.language_model, model)]:
             apply_psa(attached, CAUSAL)
@@ -218,7 +174,7 @@ class TestRemoving:
             assert is_clean(model)
             assert model.config.text_config._attn_implementation == "sdpa"
 
-    def test_after_processors_were_replaced(self) -> None:
+    def test_after_processors_were_replaced(self):
         pipe = make_cogvideox_pipeline()
         apply_psa(pipe, SPARSE)
         pipe.transformer.fuse_qkv_projections()
@@ -230,7 +186,7 @@ class TestRemoving:
         assert is_clean(pipe.transformer)
         make_video(pipe)
 
-    def test_a_second_pipeline_over_the_same_transformer(self) -> None:
+    def test_a_second_pipeline_over_the_same_transformer(self):
         pipe = make_wan_pipeline()
         other = type(pipe).from_pipe(pipe)
         apply_psa(pipe, SPARSE)
@@ -239,14 +195,14 @@ class TestRemoving:
         remove_psa(other)
         assert is_clean(pipe.transformer)
 
-    def test_other_parts_of_a_pipeline_are_looked_through(self) -> None:
+    def test_other_parts_of_a_pipeline_are_looked_through(self):
         model = small.make_model(small.llama)
         apply_psa(model, CAUSAL)
         remove_psa(SimpleNamespace(text_encoder=model, vae=AutoencoderKLWan))
         assert is_clean(model)
 
     @pytest.mark.parametrize("target", [None, "pipe", SimpleNamespace(a=1)], ids=["none", "text", "object"])
-    def test_what_holds_no_model(self, target: Any) -> None:
+    def test_what_holds_no_model(self, target):
         with pytest.raises(
             TypeError, match="model: expected a model or pipeline .* got .* without any torch.nn.Module"
         ):

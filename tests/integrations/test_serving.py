@@ -4,8 +4,6 @@
 a checkout of LightX2V in LIGHTX2V, the names are looked for there.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import importlib.metadata
@@ -14,7 +12,6 @@ import logging
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
 from dataclasses import field, make_dataclass
 from enum import Enum
 from pathlib import Path
@@ -23,21 +20,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations import lightx2v, serving
-from psa_triton.integrations.serving import ServedAttention
 from psa_triton.presets import load_preset
 
 CONTRACTS = json.loads((Path(__file__).parent / "serving_contracts.json").read_text(encoding="utf-8"))
 GRID = (4, 8, 8)
 
 
-def names_in(file: Path) -> dict[str, list[str]]:
+def names_in(file):
     """Fields and methods of the classes of a file."""
-    found: dict[str, list[str]] = {}
+    found = {}
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
             fields = [part.target.id for part in node.body if isinstance(part, ast.AnnAssign)]
@@ -46,7 +41,7 @@ def names_in(file: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("server", CONTRACTS)
-def test_the_servers_source_has_the_names_of_the_contract(server: str) -> None:
+def test_the_servers_source_has_the_names_of_the_contract(server):
     folder = os.environ.get(server.upper())
     if folder is None:
         pytest.skip(f"{server.upper()} names no copy of it")
@@ -63,14 +58,12 @@ BUDGET = load_preset("general", "psa_budget").replace(block_m=32, block_n=32, wa
 FULL = PSAConfig(mask_ratios={1: (0.0, 1.0)}, block_m=32, block_n=32)
 """Sparse attention that reads every block in full."""
 
-Serve = Callable[[PSAConfig], None]
-
 
 @pytest.fixture(autouse=True)
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+def serve(monkeypatch):
     """Chooses the preset that is served; by default one with a budget."""
 
-    def choose(config: PSAConfig) -> None:
+    def choose(config):
         monkeypatch.setattr(serving, "resolve", lambda name: SimpleNamespace(config=config, name=name))
 
     choose(BUDGET)
@@ -80,18 +73,18 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Callable[[ServedAttention], str]:
+def told(caplog):
     """What an attention logs of the calls so far."""
     caplog.set_level(logging.INFO, "psa_triton")
 
-    def tell(attention: ServedAttention) -> str:
+    def tell(attention):
         attention._host.tell()
         return caplog.text
 
     return tell
 
 
-def tensors(*shape: int) -> list[Tensor]:
+def tensors(*shape):
     draw = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=draw) for _ in range(3)]
 
@@ -102,12 +95,12 @@ class Slot(Enum):
 
 
 @pytest.fixture
-def omni(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def omni(monkeypatch):
     """vLLM-Omni, as far as a backend sees it."""
     contract = CONTRACTS["vllm_omni"]
     made = SimpleNamespace(registered={}, parallel=SimpleNamespace(), step=5, steps=10, npu=False, dense=[])
 
-    def module(name: str, **content: Any) -> None:
+    def module(name, **content):
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
             path = ".".join(parts[:end])
@@ -122,10 +115,10 @@ def omni(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     impl = type("AttentionImpl", (), {"forward": lambda self, *args: self.forward_cuda(*args)})
 
     class Dense:
-        def __init__(self, **arguments: Any) -> None:
+        def __init__(self, **arguments):
             assert arguments.keys() == set(contract["impl_arguments"]) - {"backend_kwargs"}
 
-        def forward(self, query: Tensor, key: Tensor, value: Tensor, metadata: Any) -> Tensor:
+        def forward(self, query, key, value, metadata):
             made.dense.append(metadata)
             q, k, v = (x.transpose(1, 2) for x in (query, key, value))
             return scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -165,7 +158,7 @@ def omni(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     sys.modules.pop("psa_triton.integrations.vllm_omni.backend", None)
 
 
-def layer(omni: SimpleNamespace, **changes: Any) -> Any:
+def layer(omni, **changes):
     arguments = {
         **{"num_heads": 2, "head_size": 16, "softmax_scale": 0.25, "prefix": "blocks.3.attn1", "qkv_layout": "BSND"},
         **{"backend_kwargs": {"sparsity": 0.6, "start_step": 0, "end_step": 0, "precision": "bf16"}, "role": "self"},
@@ -174,7 +167,7 @@ def layer(omni: SimpleNamespace, **changes: Any) -> Any:
     return omni.backend.get_impl_cls()(**{**arguments, **changes})
 
 
-def test_the_slot_is_taken_but_for_the_hardware_that_uses_it(omni: SimpleNamespace) -> None:
+def test_the_slot_is_taken_but_for_the_hardware_that_uses_it(omni):
     omni.register()  # again
     assert omni.registered == {Slot.RAINFUSION_ATTN: "psa_triton.integrations.vllm_omni.backend.PSABackend"}
     assert omni.backend.get_name() == "RAINFUSION_ATTN"
@@ -187,7 +180,7 @@ def test_the_slot_is_taken_but_for_the_hardware_that_uses_it(omni: SimpleNamespa
     assert omni.registered == {}
 
 
-def layouts(omni: SimpleNamespace) -> dict[str, tuple[int, Any]]:
+def layouts(omni):
     """Tokens of a sequence, and what models of 0.30 publish of it."""
     span = omni.VideoTokenSpan
     two = (span(8, (2, 4, 4), "reference"), span(48, GRID, "target"))
@@ -199,7 +192,7 @@ def layouts(omni: SimpleNamespace) -> dict[str, tuple[int, Any]]:
 
 
 @pytest.mark.parametrize("model", ["Wan 2.2", "MiniMax H3", "references"])
-def test_video_is_sparse_where_its_grid_is_published(omni: SimpleNamespace, serve: Serve, model: str) -> None:
+def test_video_is_sparse_where_its_grid_is_published(omni, serve, model):
     serve(FULL)
     tokens, video = layouts(omni)[model]
     q, k, v = tensors(1, tokens, 2, 16)
@@ -211,7 +204,7 @@ def test_video_is_sparse_where_its_grid_is_published(omni: SimpleNamespace, serv
     torch.testing.assert_close(out[:, :used], exact)
 
 
-def test_options_of_the_server_become_a_configuration(omni: SimpleNamespace) -> None:
+def test_options_of_the_server_become_a_configuration(omni):
     options = {"sparsity": 0.7, "start_step": 3, "end_step": 2, "skip_layers": [0, 4]}
     rules = layer(omni, backend_kwargs=options)._psa._rules
     assert rules.config.budget == pytest.approx(0.3)
@@ -227,9 +220,7 @@ def test_options_of_the_server_become_a_configuration(omni: SimpleNamespace) -> 
         ("other tokens behind the video", {"extra": {"max_seqlen_q": 300}}),
     ],
 )
-def test_metadata_that_runs_dense(
-    omni: SimpleNamespace, told: Callable[[ServedAttention], str], reason: str, change: dict[str, Any]
-) -> None:
+def test_metadata_that_runs_dense(omni, told, reason, change):
     impl, metadata = layer(omni), omni.AttentionMetadata(video_layout=layouts(omni)["Wan 2.2"][1])
     vars(metadata).update(change)
     impl.forward(*tensors(1, 256, 2, 16), metadata)
@@ -250,21 +241,14 @@ def test_metadata_that_runs_dense(
         (None, {"start_step": 1}, 5, None),
     ],
 )
-def test_steps_and_layers(
-    omni: SimpleNamespace,
-    told: Callable[[ServedAttention], str],
-    reason: str | None,
-    options: dict[str, Any],
-    step: int | None,
-    steps: int | None,
-) -> None:
+def test_steps_and_layers(omni, told, reason, options, step, steps):
     omni.step, omni.steps = step, steps
     impl = layer(omni, backend_kwargs=options)
     impl.forward(*tensors(1, 256, 2, 16), omni.AttentionMetadata(video_layout=layouts(omni)["Wan 2.2"][1]))
     assert f"calls dense: {reason}" in told(impl._psa) if reason else omni.dense == []
 
 
-def test_other_attention_runs_dense(omni: SimpleNamespace) -> None:
+def test_other_attention_runs_dense(omni):
     metadata = omni.AttentionMetadata(video_layout=layouts(omni)["Wan 2.2"][1])
     q, k, v = tensors(1, 256, 2, 16)
     layer(omni, causal=True).forward(q, k, v, metadata)
@@ -274,27 +258,27 @@ def test_other_attention_runs_dense(omni: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("name", ["allgather_degree", "ring_degree"])
-def test_sequences_shared_between_processes_are_refused(omni: SimpleNamespace, name: str) -> None:
+def test_sequences_shared_between_processes_are_refused(omni, name):
     setattr(omni.parallel, name, 2)
     with pytest.raises(ValueError, match=f"{name}: expected 1 with PSA"):
         layer(omni)
 
 
-def test_other_precisions_are_refused(omni: SimpleNamespace) -> None:
+def test_other_precisions_are_refused(omni):
     with pytest.raises(ValueError, match=r"block_sparse\.precision: expected bf16, got 'fp8'"):
         layer(omni, backend_kwargs={"precision": "fp8"})
 
 
 # ---------------------------------------------------------------- LightX2V
 @pytest.fixture
-def weight(monkeypatch: pytest.MonkeyPatch) -> Any:
+def weight(monkeypatch):
     """An attention as LightX2V makes it from `self_attn_1_type: psa`, whose own records its calls."""
 
     class OwnAttention:
-        def __init__(self) -> None:
-            self.calls: list[dict[str, Any]] = []
+        def __init__(self):
+            self.calls = []
 
-        def apply(self, q: Tensor, k: Tensor, v: Tensor, **call: Any) -> Tensor:
+        def apply(self, q, k, v, **call):
             self.calls.append(call)
             return q.flatten(1)
 
@@ -311,7 +295,7 @@ def weight(monkeypatch: pytest.MonkeyPatch) -> Any:
     lightx2v._weight_class.cache_clear()
 
 
-def call(**changes: Any) -> dict[str, Any]:
+def call(**changes):
     """What Wan's self-attention hands over."""
     lengths = torch.tensor([0, 256], dtype=torch.int32)
     return {
@@ -323,7 +307,7 @@ def call(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("grid", [GRID, SimpleNamespace(tuple=GRID)])
-def test_self_attention_of_lightx2v_is_sparse(weight: Any, serve: Serve, grid: Any) -> None:
+def test_self_attention_of_lightx2v_is_sparse(weight, serve, grid):
     serve(FULL)
     q, k, v = tensors(256, 2, 16)
     out = weight.apply(q=q, k=k, v=v, **call(grid_sizes=grid))
@@ -335,13 +319,13 @@ def test_self_attention_of_lightx2v_is_sparse(weight: Any, serve: Serve, grid: A
 @pytest.mark.parametrize(
     "change", [{"block_idx": None}, {"grid_sizes": None}, {"attn_mask": torch.ones(1)}, {"causal": True}]
 )
-def test_what_runs_lightx2vs_own(weight: Any, change: dict[str, Any]) -> None:
+def test_what_runs_lightx2vs_own(weight, change):
     given = call(**change)
     weight.apply(*tensors(256, 2, 16), **given)
     assert [seen.items() for seen in weight.calls] == [given.items()]
 
 
-def test_warm_up_goes_by_lightx2vs_step(weight: Any, serve: Serve) -> None:
+def test_warm_up_goes_by_lightx2vs_step(weight, serve):
     serve(BUDGET.replace(warmup_steps=5))
     for step in (4, 5):
         weight.apply(*tensors(256, 2, 16), **call(scheduler=SimpleNamespace(step_index=step, infer_steps=10)))
@@ -349,13 +333,13 @@ def test_warm_up_goes_by_lightx2vs_step(weight: Any, serve: Serve) -> None:
 
 
 # ---------------------------------------------------------------- both
-def test_presets_that_need_a_whole_run_are_refused(serve: Serve) -> None:
+def test_presets_that_need_a_whole_run_are_refused(serve):
     serve(load_preset("Wan2.1_14b", "psa_refresh"))
     with pytest.raises(ValueError, match="PSA_PRESET: expected a preset without reuse and budget_table"):
         serving.served_config()
 
 
-def test_the_entry_points_lead_to_the_integrations() -> None:
+def test_the_entry_points_lead_to_the_integrations():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for group, server in (("vllm_omni.general_plugins", "vllm_omni"), ("lightx2v.platform_plugins", "lightx2v")):
         module, _, function = project["entry-points"][group]["psa_triton"].partition(":")

@@ -1,13 +1,9 @@
 """The masks that models make for `psa`: none where the lengths say it all, padding by key, else SDPA's."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, StaticCache
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import create_causal_mask
 
 from psa_triton.integrations.transformers import register
 from psa_triton.integrations.transformers.masks import causal_mask, filled_keys
@@ -15,20 +11,18 @@ from psa_triton.integrations.transformers.masks import causal_mask, filled_keys
 register()
 
 
-def config(implementation: str, **more: Any) -> LlamaConfig:
+def config(implementation, **more):
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 16}
     return LlamaConfig(**shape, **more, attn_implementation=implementation)
 
 
-def filled(cache: Any, tokens: int) -> Any:
+def filled(cache, tokens):
     if tokens:
         cache.update(torch.zeros(1, 1, tokens, 16), torch.zeros(1, 1, tokens, 16), 0)
     return cache
 
 
-def make_mask(
-    implementation: str, queries: int, past: int, *, room: int | None = None, padding: torch.Tensor | None = None
-) -> torch.Tensor | None:
+def make_mask(implementation, queries, past, *, room=None, padding=None):
     """The mask of a forward of `queries` tokens on a cache of `past` ones, with `room` for so many if it is static."""
     used = config(implementation)
     cache = DynamicCache() if room is None else StaticCache(config=used, max_cache_len=room)
@@ -38,13 +32,13 @@ def make_mask(
 
 @pytest.mark.parametrize(("queries", "past"), [(20, 0), (20, 30), (1, 30)], ids=["whole", "chunk", "decode"])
 @pytest.mark.parametrize("padded", [False, True], ids=["no-mask", "mask-of-ones"])
-def test_plain_prefill_needs_none(queries: int, past: int, padded: bool) -> None:
+def test_plain_prefill_needs_none(queries, past, padded):
     ones = torch.ones(1, queries + past, dtype=torch.long) if padded else None
     assert make_mask("psa", queries, past, padding=ones) is None
 
 
 @pytest.mark.parametrize(("queries", "past"), [(20, 0), (20, 30)], ids=["whole", "chunk"])
-def test_static_cache_tells_how_far_it_is_filled_without_memory(queries: int, past: int) -> None:
+def test_static_cache_tells_how_far_it_is_filled_without_memory(queries, past):
     mask = make_mask("psa", queries, past, room=64)
     assert mask is not None
     assert mask.shape == (1, 1, queries, queries + past)
@@ -52,7 +46,7 @@ def test_static_cache_tells_how_far_it_is_filled_without_memory(queries: int, pa
     assert make_mask("psa", queries, past, room=queries + past) is None
 
 
-def test_decoding_on_a_static_cache_has_a_mask_of_its_own() -> None:
+def test_decoding_on_a_static_cache_has_a_mask_of_its_own():
     mask, expected = (make_mask(name, 1, 30, room=64) for name in ("psa", "sdpa"))
     assert mask is not None and expected is not None
     assert torch.equal(mask, expected) and mask.sum() == 31
@@ -60,17 +54,17 @@ def test_decoding_on_a_static_cache_has_a_mask_of_its_own() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("queries", "past", "room"), [(20, 0, None), (20, 30, None), (20, 30, 64), (1, 30, 64)])
-def test_padding_is_told_key_by_key(side: str, queries: int, past: int, room: int | None) -> None:
+def test_padding_is_told_key_by_key(side, queries, past, room):
     padding = torch.ones(2, queries + past, dtype=torch.long)
     padding[1, slice(0, 3) if side == "left" else slice(-3, None)] = 0
     assert_same_keys_seen(queries, past, room, padding)
 
 
-def test_a_mask_shorter_than_the_tokens_counts_the_rest_as_padding() -> None:
+def test_a_mask_shorter_than_the_tokens_counts_the_rest_as_padding():
     assert_same_keys_seen(20, 30, None, torch.ones(1, 20, dtype=torch.long))
 
 
-def assert_same_keys_seen(queries: int, past: int, room: int | None, padding: torch.Tensor) -> None:
+def assert_same_keys_seen(queries, past, room, padding):
     """What `psa` makes of a mask, and of the lengths, is what SDPA's mask says."""
     mask, expected = (make_mask(name, queries, past, room=room, padding=padding) for name in ("psa", "sdpa"))
     assert mask is not None and expected is not None
@@ -87,20 +81,7 @@ def assert_same_keys_seen(queries: int, past: int, room: int | None, padding: to
     assert not expected[..., queries + past :].any()
 
 
-@pytest.mark.parametrize(("queries", "past"), [(5, 0), (20, 0), (3, 3), (1, 3), (1, 30)])
-def test_windows_are_masked_as_for_sdpa(queries: int, past: int) -> None:
-    embeddings = torch.zeros(1, queries, 16)
-    masks = []
-    for name in ("psa", "sdpa"):
-        used = config(name, sliding_window=8)
-        cache = filled(DynamicCache(config=used), past)
-        masks.append(create_sliding_window_causal_mask(used, embeddings, None, cache))
-    mask, expected = masks
-    assert (mask is None) == (expected is None)
-    assert mask is None or torch.equal(mask, expected)
-
-
-def test_bidirectional_spans_are_masked_as_for_sdpa() -> None:
+def test_bidirectional_spans_are_masked_as_for_sdpa():
     spans = torch.tensor([[-1] * 4 + [0] * 6 + [-1] * 4])
     mask, expected = (
         create_causal_mask(config(name), torch.zeros(1, 14, 16), None, None, block_sequence_ids=spans)

@@ -1,14 +1,11 @@
 """Padded batches: the padding is left out of each prompt by itself, as if that ran alone."""
 
-from __future__ import annotations
-
 from functools import cache
-from typing import Any
 
 import pytest
 import small_language_models as small
 import torch
-from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers import DynamicCache, StaticCache
 
 from psa_triton import PSAConfig, apply_psa
 
@@ -21,15 +18,15 @@ SIDES = pytest.mark.parametrize("side", ["left", "right"])
 
 
 @cache
-def model(family: str) -> PreTrainedModel:
+def model(family):
     return small.make_model(getattr(small, family))
 
 
-def prompts(lengths: tuple[int, ...] = LENGTHS) -> list[torch.Tensor]:
+def prompts(lengths=LENGTHS):
     return [small.text_inputs(tokens, seed=i)["input_ids"] for i, tokens in enumerate(lengths)]
 
 
-def padded(side: str, lengths: tuple[int, ...] = LENGTHS) -> dict[str, torch.Tensor]:
+def padded(side, lengths=LENGTHS):
     ids, masks = [], []
     for prompt in prompts(lengths):
         room = max(lengths) - prompt.shape[1]
@@ -40,11 +37,11 @@ def padded(side: str, lengths: tuple[int, ...] = LENGTHS) -> dict[str, torch.Ten
 
 
 @torch.no_grad()
-def logits(inputs: dict[str, Any], family: str = "llama", **options: Any) -> torch.Tensor:
+def logits(inputs, family="llama", **options):
     return model(family)(**inputs, **options).logits
 
 
-def assert_each_as_alone(found: torch.Tensor, mask: torch.Tensor, family: str = "llama") -> None:
+def assert_each_as_alone(found, mask, family="llama"):
     """`found` are the logits of the prompts: those of tokens are what SDPA gives each prompt by itself."""
     for prompt, ours, is_token in zip(prompts(), found, mask.bool(), strict=True):
         alone = logits({"input_ids": prompt}, family)[0]
@@ -53,7 +50,7 @@ def assert_each_as_alone(found: torch.Tensor, mask: torch.Tensor, family: str = 
 
 @SIDES
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_each_prompt_is_as_it_is_alone(side: str, family: str) -> None:
+def test_each_prompt_is_as_it_is_alone(side, family):
     inputs = padded(side)
     with apply_psa(model(family), FULL) as handle:
         found = logits(inputs, family)
@@ -65,7 +62,7 @@ def test_each_prompt_is_as_it_is_alone(side: str, family: str) -> None:
 
 @SIDES
 @pytest.mark.parametrize("make_cache", [DynamicCache, StaticCache], ids=["dynamic", "static"])
-def test_prefill_in_chunks(side: str, make_cache: Any) -> None:
+def test_prefill_in_chunks(side, make_cache):
     inputs = padded(side)
     room = {"max_cache_len": 384} if make_cache is StaticCache else {}
     past, found, end = make_cache(config=model("llama").config, **room), [], 0
@@ -90,7 +87,7 @@ def test_prefill_in_chunks(side: str, make_cache: Any) -> None:
     ids=lambda options: next(iter(options), "plain"),
 )
 @torch.no_grad()
-def test_generate(options: dict[str, Any]) -> None:
+def test_generate(options):
     length = {"min_new_tokens": 4, "max_new_tokens": 4, "do_sample": False}
     inputs = padded("left")
     with apply_psa(model("qwen2"), FULL) as handle:
@@ -103,7 +100,7 @@ def test_generate(options: dict[str, Any]) -> None:
         assert torch.equal(ours, alone)
 
 
-def test_levels_and_logits_are_those_of_the_prompt_alone_where_blocks_are() -> None:
+def test_levels_and_logits_are_those_of_the_prompt_alone_where_blocks_are():
     """The second prompt is padded by 96 tokens, three blocks, on the left."""
     inputs = padded("left", (300, 204))
     with apply_psa(model("llama"), SPARSE) as handle:
@@ -119,12 +116,12 @@ def test_levels_and_logits_are_those_of_the_prompt_alone_where_blocks_are() -> N
     assert density == pytest.approx(sum(density_alone) / len(density_alone), rel=1e-5)
 
 
-def test_gradients_are_those_of_sdpa() -> None:
+def test_gradients_are_those_of_sdpa():
     inputs = padded("right")
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     trained = small.make_model(small.llama).train()
 
-    def gradients() -> list[torch.Tensor]:
+    def gradients():
         trained.zero_grad()
         trained(**inputs, labels=labels).loss.backward()
         return [p.grad.clone() for p in trained.parameters() if p.grad is not None]
@@ -137,7 +134,7 @@ def test_gradients_are_those_of_sdpa() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_continuous_batching_is_refused() -> None:
+def test_continuous_batching_is_refused():
     """By transformers, which knows what can work on its paged cache."""
     with apply_psa(model("llama"), FULL), pytest.raises(ValueError, match="psa.* is not supported"):
         model("llama").generate_batch([prompt[0].tolist() for prompt in prompts()])

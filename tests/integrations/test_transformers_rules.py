@@ -1,16 +1,11 @@
 """What runs dense though the model names `psa`: with SDPA's results, and a reason that can be read."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import small_language_models as small
 import torch
 from small_language_models import logits
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from psa_triton import PSAConfig
@@ -21,7 +16,7 @@ SPARSE = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.2), 0: (0.2, 1)
 NOTHING = SPARSE.replace(mask_ratios={0: (0, 1)}, mask_mode="topk")
 
 
-def reasons(model: PreTrainedModel, inputs: small.Inputs, **options: Any) -> dict[str, int]:
+def reasons(model, inputs, **options):
     """Why what ran dense, where it all did and gave the same bits as before."""
     dense = logits(model, inputs)
     with apply_psa(model, SPARSE, **options) as handle:
@@ -40,16 +35,14 @@ def reasons(model: PreTrainedModel, inputs: small.Inputs, **options: Any) -> dic
     ],
     ids=["mistral", "gemma2", "gpt-oss"],
 )
-def test_attention_that_psa_has_no_equivalent_of(
-    make: Callable[..., PreTrainedModel], expected: dict[str, int]
-) -> None:
+def test_attention_that_psa_has_no_equivalent_of(make, expected):
     assert reasons(small.make_model(make), small.text_inputs()) == expected
 
 
 @pytest.mark.parametrize("make", [small.mistral, small.gemma2, small.gpt_oss], ids=["mistral", "gemma2", "gpt-oss"])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @torch.no_grad()
-def test_such_attention_on_a_cache(make: Callable[..., PreTrainedModel], kind: str) -> None:
+def test_such_attention_on_a_cache(make, kind):
     """The masks of windows, and the frontier of chunks, are those that the model makes for its own attention."""
     model = small.make_model(make)
     options = {"min_new_tokens": 4, "max_new_tokens": 4, "do_sample": False}
@@ -61,7 +54,7 @@ def test_such_attention_on_a_cache(make: Callable[..., PreTrainedModel], kind: s
         assert handle.stats().summary.sparse_calls == 0
 
 
-def test_layers_without_a_window_run_sparse_beside_those_with_one() -> None:
+def test_layers_without_a_window_run_sparse_beside_those_with_one():
     layers = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64, "use_sliding_window": True}
     model = small.make_model(lambda: small.qwen2(**layers))
     with apply_psa(model, SPARSE) as handle:
@@ -80,16 +73,14 @@ def test_layers_without_a_window_run_sparse_beside_those_with_one() -> None:
     ],
     ids=["llama", "gemma2", "gpt-oss"],
 )
-def test_padded_batch_that_runs_dense(
-    side: str, make: Callable[..., PreTrainedModel], options: dict[str, Any], expected: dict[str, int]
-) -> None:
+def test_padded_batch_that_runs_dense(side, make, options, expected):
     inputs = small.text_inputs(batch=2)
     mask = torch.ones_like(inputs["input_ids"])
     mask[1, slice(0, 40) if side == "left" else slice(-40, None)] = 0
     assert reasons(small.make_model(make), inputs | {"attention_mask": mask}, **options) == expected
 
 
-def test_a_mask_of_ones_own_runs_dense() -> None:
+def test_a_mask_of_ones_own_runs_dense():
     """Also one that hides the same keys from all queries: it says nothing of a causal one."""
     model, inputs = small.make_model(small.llama), small.text_inputs()
     full = torch.ones(1, 1, 300, 300, dtype=torch.bool)
@@ -97,13 +88,13 @@ def test_a_mask_of_ones_own_runs_dense() -> None:
         assert reasons(model, inputs | {"attention_mask": mask}) == {"attention mask": 2}
 
 
-def test_packed_sequences() -> None:
+def test_packed_sequences():
     positions = torch.cat([torch.arange(150), torch.arange(150)])[None]
     inputs = small.text_inputs() | {"position_ids": positions, "use_cache": False}
     assert reasons(small.make_model(small.llama), inputs) == {"attention mask": 2}
 
 
-def test_dropout_in_training() -> None:
+def test_dropout_in_training():
     model = small.make_model(lambda: small.llama(attention_dropout=0.5)).train()
     with apply_psa(model, SPARSE) as handle:
         logits(model, small.text_inputs())
@@ -127,7 +118,7 @@ def test_dropout_in_training() -> None:
     ],
     ids=lambda x: str(x),
 )
-def test_short_prompts_and_chosen_layers(tokens: int, options: dict[str, Any], expected: dict[str, int]) -> None:
+def test_short_prompts_and_chosen_layers(tokens, options, expected):
     model = small.make_model(small.llama)
     with apply_psa(model, SPARSE, **options) as handle:
         logits(model, small.text_inputs(tokens))
@@ -137,7 +128,7 @@ def test_short_prompts_and_chosen_layers(tokens: int, options: dict[str, Any], e
 
 
 @torch.no_grad()
-def test_decode_steps_are_those_of_sdpa_bit_for_bit() -> None:
+def test_decode_steps_are_those_of_sdpa_bit_for_bit():
     model = small.make_model(small.qwen3)
     cache = DynamicCache(config=model.config)
     model(**small.text_inputs(), **small.on_cache(model, cache))
@@ -153,43 +144,43 @@ class TestOneCall:
     """Calls that none of the models above makes, to the registered function itself."""
 
     @staticmethod
-    def tensors(queries: int = 128, keys: int = 128, dim: int = 16, value_dim: int = 16) -> list[torch.Tensor]:
+    def tensors(queries=128, keys=128, dim=16, value_dim=16):
         generator = torch.Generator().manual_seed(0)
         shapes = ((1, 4, queries, dim), (1, 2, keys, dim), (1, 2, keys, value_dim))
         return [torch.randn(shape, generator=generator) for shape in shapes]
 
     @staticmethod
-    def module(**attributes: Any) -> nn.Module:
+    def module(**attributes):
         module = nn.Module()
         for name, value in {"is_causal": True, "num_key_value_groups": 2, "training": False, **attributes}.items():
             setattr(module, name, value)
         return module
 
-    def same_as_sdpa(self, tensors: list[torch.Tensor], mask: torch.Tensor | None = None, **options: Any) -> bool:
+    def same_as_sdpa(self, tensors, mask=None, **options):
         module = self.module()
         ours, weights = psa_attention_forward(module, *tensors, mask, psa_config=NOTHING, **options)
         assert weights is None
         return torch.equal(ours, sdpa_attention_forward(module, *tensors, mask, **options)[0])
 
-    def test_heads_that_the_operator_cannot_do(self) -> None:
+    def test_heads_that_the_operator_cannot_do(self):
         assert self.same_as_sdpa(self.tensors(512, 512, dim=12, value_dim=12))
         assert self.same_as_sdpa(self.tensors(512, 512, value_dim=24))
 
-    def test_not_causal(self) -> None:
+    def test_not_causal(self):
         assert self.same_as_sdpa(self.tensors(512, 512), is_causal=False)
         assert self.same_as_sdpa(self.tensors(512, 700), is_causal=False)
 
-    def test_position_bias(self) -> None:
+    def test_position_bias(self):
         bias = torch.randn(1, 4, 512, 512, generator=torch.Generator().manual_seed(1))
         assert self.same_as_sdpa(self.tensors(512, 512), position_bias=bias)
 
-    def test_additive_mask(self) -> None:
+    def test_additive_mask(self):
         bias = torch.randn(1, 1, 512, 512, generator=torch.Generator().manual_seed(1))
         assert self.same_as_sdpa(self.tensors(512, 512), bias)
 
-    def test_otherwise_it_would_have_been_sparse(self) -> None:
+    def test_otherwise_it_would_have_been_sparse(self):
         assert not self.same_as_sdpa(self.tensors(512, 512))
 
-    def test_softcap_of_a_model_without_eager_attention(self) -> None:
+    def test_softcap_of_a_model_without_eager_attention(self):
         with pytest.raises(ValueError, match="leaves softcaps and attention sinks to a model's eager attention, and"):
             psa_attention_forward(self.module(), *self.tensors(), softcap=50.0)

@@ -1,13 +1,10 @@
 """The kernels as launched, compiled for GPUs that are not there: nothing spills, products run on tensor cores."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,10 +27,8 @@ NVIDIA = tuple(target for target in TENSOR_CORE if target.startswith("sm"))
 
 QUICK = ("sm_86", "sm_90", "gfx942")
 
-Kernels = list[dict[str, Any]]
 
-
-def compile_kernels(folder: Path, *arguments: str) -> Kernels:
+def compile_kernels(folder, *arguments):
     """What `benchmarks/compiled_kernels.py` writes, run where kernels are not for the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT / "src")
@@ -44,7 +39,7 @@ def compile_kernels(folder: Path, *arguments: str) -> Kernels:
     return json.loads(result.read_text())["kernels"]
 
 
-def of_target(kernels: Kernels, target: str, dtypes: tuple[str, ...] = ("bf16", "fp16")) -> Kernels:
+def of_target(kernels, target, dtypes=("bf16", "fp16")):
     """The kernels for inputs of `dtypes`, all of which must have compiled."""
     found = [k for k in kernels if k["case"]["target"] == target and k["case"]["dtype"] in dtypes]
     assert [(k["kernel"], k["case"], k["error"]) for k in found if k["error"]] == []
@@ -52,11 +47,11 @@ def of_target(kernels: Kernels, target: str, dtypes: tuple[str, ...] = ("bf16", 
     return found
 
 
-def check_no_spills(kernels: Kernels) -> None:
+def check_no_spills(kernels):
     assert [(k["kernel"], k["case"], k["local"]) for k in kernels if k["local"]] == []
 
 
-def check_tensor_cores(kernels: Kernels, target: str) -> None:
+def check_tensor_cores(kernels, target):
     """Every product runs on tensor cores, and those of full tiles by the target's own instruction.
 
     float32 tiles are too small for it: three products of TF32 take the registers.
@@ -70,23 +65,23 @@ def check_tensor_cores(kernels: Kernels, target: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+def quick(tmp_path_factory):
     """bf16 at D = 128 and, for NVIDIA, fp16 at D = 64, on the targets that `make test` has time for."""
     return compile_kernels(tmp_path_factory.mktemp("quick"), "--quick", "--target", *QUICK)
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
+def everything(tmp_path_factory):
     """Every dtype and head dimension, other blocks, causal masks."""
     return compile_kernels(tmp_path_factory.mktemp("everything"))
 
 
 @pytest.mark.parametrize("target", [target for target in QUICK if target in NVIDIA])
-def test_nothing_spills(quick: Kernels, target: str) -> None:
+def test_nothing_spills(quick, target):
     check_no_spills(of_target(quick, target))
 
 
-def test_full_tiles_of_the_forward_on_hopper(quick: Kernels) -> None:
+def test_full_tiles_of_the_forward_on_hopper(quick):
     """A tile has 128 keys; what its instructions take to issue is less than the matrix unit takes."""
     (attend,) = (k for k in of_target(quick, "sm_90") if k["kernel"] == "attend" and k["case"]["dtype"] == "bf16")
     assert attend["loops"][0]["instructions"] <= 2 * 330
@@ -94,18 +89,18 @@ def test_full_tiles_of_the_forward_on_hopper(quick: Kernels) -> None:
 
 
 @pytest.mark.parametrize("target", QUICK)
-def test_products_run_on_tensor_cores(quick: Kernels, target: str) -> None:
+def test_products_run_on_tensor_cores(quick, target):
     check_tensor_cores(of_target(quick, target), target)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", NVIDIA)
-def test_nothing_spills_at_any_size(everything: Kernels, target: str) -> None:
+def test_nothing_spills_at_any_size(everything, target):
     check_no_spills(of_target(everything, target))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("target", TENSOR_CORE)
-def test_products_run_on_tensor_cores_at_any_size(everything: Kernels, target: str, dtype: str) -> None:
+def test_products_run_on_tensor_cores_at_any_size(everything, target, dtype):
     check_tensor_cores(of_target(everything, target, (dtype,)), target)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import DTYPES, assert_as_good_as_eager, oracle, random_levels, tensors
+from accuracy import DTYPES, assert_as_good_as_eager, check, oracle, random_levels, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,84 +46,60 @@ class TestOracle:
         torch.testing.assert_close(out, v.mean(2, keepdim=True).expand_as(out))
         torch.testing.assert_close(lse, math.log(130) + (q * k[:, :, :1]).sum(-1) * 64**-0.5)
 
-    def test_is_differentiable(self):
-        q, k, v = (
-            x[..., :8].clone().requires_grad_()
-            for x in tensors(queries=9, keys=19, heads=1, key_heads=1, dtype=torch.float64)
-        )
-        levels = torch.tensor([[[[1, 2, 8], [0, 4, 1]]]], dtype=torch.int8)
-        assert torch.autograd.gradcheck(
-            lambda *x: pyramid_attention(*x, levels, block_m=8, block_n=8, impl="reference"), (q, k, v)
-        )
 
-
+ALL_LEVELS = (0, 1, 2, 4, 8, 16, 32, 64)
 SHAPES = [
-    *((1, 1, 64, 64), (7, 5, 128, 128), (64, 64, 64, 64), (100, 333, 32, 32), (333, 100, 128, 32)),
+    *((2, 3, 64, 64), (7, 5, 128, 128), (64, 64, 64, 64), (100, 333, 32, 32), (333, 100, 128, 32)),
     *((257, 257, 128, 64), (300, 300, 64, 128), (129, 40, 16, 8)),
 ]
+# The interpreter takes long.
+INTERPRETED = [(20, 35, 64, 64), (70, 133, 32, 32), (133, 70, 128, 32), (130, 257, 64, 128), (41, 20, 16, 8)]
+causal = pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 
 
-@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize(
-    ("impl", "dtype", "queries", "keys", "m", "n"),
-    [
-        (impl, dtype, *shape)
-        for impl in ("cpu", "triton")
-        for shape in SHAPES
-        for dtype in (DTYPES if impl == "cpu" or shape[0] == 100 else DTYPES[:1])  # the interpreter takes long
-    ],
-    ids=str,
-)
-def test_shapes(impl, dtype, is_causal, queries, keys, m, n):
-    heads = (2, 4, 2) if impl == "cpu" else (1, 2, 1)
-    q, k, v = tensors(*heads, queries, keys, dtype=dtype)
-    levels = random_levels(q, k, m, n)
-    kwargs = dict(block_m=m, block_n=n, is_causal=is_causal)
-    assert_as_good_as_eager(pyramid_attention(q, k, v, levels, impl=impl, **kwargs), q, k, v, levels, **kwargs)
+@pytest.mark.usefixtures("bfloat16_is_rounded", "poisoned")
+class TestAsGoodAsEager:
+    @causal
+    @pytest.mark.parametrize("correction", ["none", "isotropic"])
+    @pytest.mark.parametrize(
+        ("impl", "queries", "keys", "m", "n", "dtype"),
+        [
+            *(("cpu", *shape, dtype) for shape in SHAPES for dtype in (*DTYPES, torch.float64)),
+            *(("triton", *shape, torch.float32) for shape in INTERPRETED),
+            *(("triton", *INTERPRETED[1], dtype) for dtype in DTYPES if dtype != torch.float32),
+        ],
+        ids=str,
+    )
+    def test_shapes(self, impl, queries, keys, m, n, dtype, correction, is_causal):
+        sizes, dim = ((2, 4, 2), 64) if impl == "cpu" else ((1, 2, 1), 16)
+        q, k, v = tensors(*sizes, queries, keys, dim=dim, dtype=dtype)
+        among = [level for level in ALL_LEVELS if level <= n]
+        levels = random_levels(q, k, m, n, among) if keys > n else torch.ones(*q.shape[:2], 1, 1, dtype=torch.int8)
+        check(impl, q, k, v, levels, block_m=m, block_n=n, is_causal=is_causal, pool_correction=correction)
+
+    @pytest.mark.parametrize(
+        ("impl", "dim", "dtype"),
+        [
+            *(("cpu", dim, dtype) for dim in (8, 24, 96, 256) for dtype in DTYPES),
+            *(("triton", dim, torch.float32) for dim in (24, 64, 80, 96, 128, 256)),
+            *(("triton", 128, dtype) for dtype in DTYPES[1:]),
+        ],
+        ids=str,
+    )
+    def test_head_dimensions(self, impl, dim, dtype):
+        q, k, v = tensors(heads=1, key_heads=1, queries=40, keys=50, dim=dim, dtype=dtype)
+        levels = random_levels(q, k, 32, 32, among=(1, 2, 8))
+        check(impl, q, k, v, levels, block_m=32, block_n=32, is_causal=True)
+
+    @pytest.mark.parametrize("impl", ["cpu", "triton"])
+    @pytest.mark.parametrize("among", [(1, 2), (0, 4), (8,), (64,), (8, 16)], ids=lambda x: "-".join(map(str, x)))
+    def test_whatever_levels_there_are(self, impl, among):
+        q, k, v = tensors(heads=3, key_heads=1, queries=40, keys=200, dim=16)
+        levels = random_levels(q, k, 32, 64, among)
+        check(impl, q, k, v, levels, block_m=32, block_n=64, is_causal=True, pool_correction="isotropic")
 
 
-@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-@pytest.mark.parametrize("impl", ["cpu", "triton"])
-class TestFast:
-    def test_levels_coarser_than_8(self, impl, dtype, is_causal):
-        q, k, v = tensors(heads=1, key_heads=1, queries=200, keys=300, dtype=dtype)
-        kwargs = dict(block_m=64, block_n=64, is_causal=is_causal)
-        for among in ((0, 1, 16, 32, 64), (64,), (8, 16)):
-            levels = random_levels(q, k, 64, 64, among=among)
-            assert_as_good_as_eager(pyramid_attention(q, k, v, levels, impl=impl, **kwargs), q, k, v, levels, **kwargs)
-
-    @pytest.mark.parametrize("dim", [8, 24, 40, 96, 256], ids=lambda d: f"dim{d}")
-    def test_head_dimensions(self, impl, dtype, is_causal, dim):
-        q, k, v = tensors(queries=70, keys=90, dim=dim, dtype=dtype)
-        levels = random_levels(q, k, 32, 32)
-        kwargs = dict(block_m=32, block_n=32, is_causal=is_causal)
-        assert_as_good_as_eager(pyramid_attention(q, k, v, levels, impl=impl, **kwargs), q, k, v, levels, **kwargs)
-
-    def test_transposed_views_give_the_same_and_keep_their_layout(self, impl, dtype, is_causal):
-        q, k, v = tensors(queries=100, keys=140, dtype=dtype)
-        levels = random_levels(q, k, 32, 32)
-        views = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
-        kwargs = dict(block_m=32, block_n=32, is_causal=is_causal, impl=impl)
-        out = pyramid_attention(*views, levels, **kwargs)
-        assert out.stride() == views[0].stride()
-        assert torch.equal(out, pyramid_attention(q, k, v, levels, **kwargs))
-
-    def test_rows_without_a_key_are_zero(self, impl, dtype, is_causal):
-        q, k, v = tensors(queries=96, keys=64, dtype=dtype)
-        levels = random_levels(q, k, 32, 32)
-        levels[:, :, 1] = 0
-        out, lse = pyramid_attention(
-            q, k, v, levels, block_m=32, block_n=32, is_causal=is_causal, impl=impl, return_lse=True
-        )
-        assert (out[:, :, 32:64] == 0).all()
-        assert (lse[:, :, 32:64] == -math.inf).all()
-        assert not out.isnan().any()
-        if is_causal:  # 96 queries, 64 keys: the first 32 queries see nothing
-            assert (out[:, :, :32] == 0).all()
-
-
-@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@causal
 @pytest.mark.parametrize("level", [1, 2, 4, 8, 16, 32, 64], ids=lambda level: f"level{level}")
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
 def test_the_ragged_last_block_where_whole_ones_would_fill_tiles(impl, level, is_causal):

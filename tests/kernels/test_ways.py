@@ -1,7 +1,5 @@
 """Every way of the gathered attention, on any machine, against the oracle; and which way is taken on which."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from accuracy import (
@@ -23,15 +21,20 @@ from psa_triton.kernels.reading import Reading
 ALL_DTYPES = [*DTYPES, torch.float64]
 
 
-@pytest.fixture(params=["as here", "wide vectors"])
+@pytest.fixture(params=["as here", "wide vectors", "tiles"])
 def processor(request, monkeypatch):
-    """This processor, and the choices that one with AVX-512 and bfloat16 makes: slow here, and as right."""
-    if request.param == "wide vectors":
-        monkeypatch.setattr(products, "has_wide_vectors", lambda: True)
-        monkeypatch.setattr(products, "multiplies", lambda dtype: dtype != torch.float16)
-        monkeypatch.setattr(ways, "has_wide_vectors", lambda: True)
-        monkeypatch.setattr(ways, "multiplies", lambda dtype: dtype != torch.float16)
+    """This processor, and the choices that one with AVX-512 or AMX for bfloat16 makes: slow here, and as right."""
+    if request.param != "as here":
+        pretend(monkeypatch, wide=True, bfloat16=True, tiles=request.param == "tiles")
     return request.param
+
+
+def pretend(monkeypatch, wide, bfloat16, tiles):
+    """That the processor has these."""
+    monkeypatch.setattr(products, "has_wide_vectors", lambda: wide)
+    for module in (products, ways):
+        monkeypatch.setattr(module, "has_tiles", lambda: tiles)
+        monkeypatch.setattr(module, "multiplies", lambda dtype: bfloat16 and dtype != torch.float16)
 
 
 @pytest.mark.parametrize("want_lse", [False, True], ids=["out", "lse"])
@@ -81,21 +84,22 @@ def test_what_is_hidden_does_not_spoil(way):
 
 
 @pytest.mark.parametrize(
-    ("wide", "bfloat16", "dtype", "work", "way"),
+    ("wide", "bfloat16", "tiles", "dtype", "work", "way"),
     [
-        (False, False, torch.float32, 1 << 20, FUSED),
-        (False, False, torch.bfloat16, 1 << 20, FUSED),
-        (True, False, torch.float32, 1 << 20, FUSED),
-        (True, False, torch.bfloat16, 1 << 20, FUSED),
-        (True, True, torch.bfloat16, 1 << 24, STACKS),
-        (True, True, torch.bfloat16, 1 << 25, BLOCKS),
-        (True, True, torch.float16, 1 << 20, FUSED),
-        (False, False, torch.bfloat16, 1 << 25, BLOCKS),
-        (True, True, torch.float16, 1 << 25, BLOCKS),
+        (False, False, False, torch.float32, 1 << 20, FUSED),
+        (False, False, False, torch.bfloat16, 1 << 20, FUSED),
+        (True, False, False, torch.float32, 1 << 20, FUSED),
+        (True, False, False, torch.bfloat16, 1 << 20, FUSED),
+        (True, True, False, torch.bfloat16, 1 << 24, STACKS),
+        (True, True, False, torch.bfloat16, 1 << 25, BLOCKS),
+        (True, True, False, torch.float16, 1 << 20, FUSED),
+        (False, False, False, torch.bfloat16, 1 << 25, BLOCKS),
+        (True, True, False, torch.float16, 1 << 25, BLOCKS),
+        (True, True, True, torch.bfloat16, 1 << 25, FUSED),
+        (True, True, True, torch.float32, 1 << 25, FUSED),
     ],
 )
-def test_the_way_follows_from_the_processor_and_the_work(wide, bfloat16, dtype, work, way, monkeypatch):
-    monkeypatch.setattr(ways, "has_wide_vectors", lambda: wide)
-    monkeypatch.setattr(ways, "multiplies", lambda dtype: bfloat16)
+def test_the_way_follows_from_the_processor_and_the_work(wide, bfloat16, tiles, dtype, work, way, monkeypatch):
+    pretend(monkeypatch, wide, bfloat16, tiles)
     assert choose_way(dtype, torch.device("cpu"), work) is way
     assert choose_way(dtype, torch.device("meta"), work) is FUSED

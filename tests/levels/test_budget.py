@@ -1,7 +1,5 @@
 """Levels by a budget: the best choice there is, within the budget, whatever must be read in full."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest
@@ -24,11 +22,11 @@ CPU = torch.device("cpu")
 BUDGET = PSAConfig(mask_mode="budget", block_m=32, block_n=32, use_rearrange=False)
 
 
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+def draw(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def tensors(count: int = 700, heads: int = 4, key_heads: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
+def tensors(count=700, heads=4, key_heads=2, seed=0):
     """Heads from flat to peaked attention over keys and values that change slowly, some of them faster than others."""
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(1, h, count, 16, generator=generator) for h in (heads, key_heads, key_heads))
@@ -37,18 +35,18 @@ def tensors(count: int = 700, heads: int = 4, key_heads: int = 2, seed: int = 0)
     return q * torch.linspace(0.5, 4, heads)[:, None, None], k, v
 
 
-def errors_of(q, k, v, block_n: int = 32, scale: float = 0.25, impl: str = "cpu") -> torch.Tensor:
+def errors_of(q, k, v, block_n=32, scale=0.25, impl="cpu"):
     return expected_errors(q, k, v, Blocks.of(q, k, 32, block_n), scale=scale, impl=impl)
 
 
-def random_errors(blocks: int, levels: int, seed: int) -> torch.Tensor:
+def random_errors(blocks, levels, seed):
     """Of `[1, 1, blocks, levels]`, falling with the level and 0 at level 1, but with no other shape."""
     errors = draw(1, 1, blocks, levels, seed=seed).sort(-1, descending=True).values
     errors[..., -1] = 0
     return errors
 
 
-def spent(steps: torch.Tensor, prices: torch.Tensor) -> torch.Tensor:
+def spent(steps, prices):
     totals = torch.nn.functional.pad(prices[0].T.cumsum(-1), (1, 0))
     return totals.expand(*steps.shape, -1).gather(-1, steps.long()[..., None]).sum((-2, -1))
 
@@ -125,7 +123,7 @@ class TestAllocate:
         assert allocate(weights, rates, self.PRICES, torch.tensor([[[32]]]).int()).tolist() == [[[[0, 3, 0, 3]]]]
 
 
-def chosen(budget: float, *, scope: str = "row", is_causal: bool = False, prefix: int = 0, first: bool = False):
+def chosen(budget, *, scope="row", is_causal=False, prefix=0, first=False):
     """Levels of `tensors()` at a budget, and their density in each head with the estimate of importance."""
     q, k, v = tensors()
     config = BUDGET.replace(budget=budget, budget_scope=scope, keep_first_block=first)
@@ -135,7 +133,7 @@ def chosen(budget: float, *, scope: str = "row", is_causal: bool = False, prefix
     return levels, density + estimation_cost(config.importance, 32, 32)
 
 
-def allot(importance, errors, blocks, budget: float, scope: str, impl: str = "cpu") -> torch.Tensor:
+def allot(importance, errors, blocks, budget, scope, impl="cpu"):
     return budget_levels(importance, errors, blocks, budget, keep_first_block=False, scope=scope, impl=impl)
 
 

@@ -1,7 +1,5 @@
 """Density, by hand and by counting the groups of every query."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

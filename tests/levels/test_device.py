@@ -3,8 +3,6 @@
 Tensors on the `meta` device stand for a GPU's: their values cannot be read, and a copy would start at a CPU tensor.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,11 +28,11 @@ class StaysOnDevice(TorchDispatchMode):
         return result
 
 
-def levels() -> torch.Tensor:
+def levels():
     return torch.empty(1, 4, 5, 11, dtype=torch.int8, device="meta")
 
 
-def keys() -> torch.Tensor:
+def keys():
     return torch.empty(1, 2, 170, 32, device="meta")
 
 

@@ -1,7 +1,5 @@
 """Exempt tokens, causal frontier and future, by hand and against loops over token pairs."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,10 +1,7 @@
 """Few blocks: shares of them floor to nothing, and a row that may see anything reads something all the same."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from torch import Tensor
 
 from psa_triton import PSAConfig, load_preset, psa_attention, select_levels
 from psa_triton.attention import sparse_attention
@@ -34,21 +31,21 @@ OTHERS = {
 }
 
 
-def draw(tokens: int, keys: int, seed: int = 0, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def draw(tokens, keys, seed=0, batch=1):
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(batch, 2, tokens, 16, generator=generator)
     k, v = torch.randn(2, batch, 2, keys, 16, generator=generator)
     return q, k + k.cumsum(-2) / 8, v
 
 
-def finest(config: PSAConfig) -> int:
+def finest(config):
     """The finest level that has a share; in a budget every level has."""
     if config.mask_mode != "topk":
         return 1
     return next(level for level, (low, high) in config.mask_ratios.items() if low < high)
 
 
-def check(config: PSAConfig, queries: int, keys: int, *, is_causal: bool, impl: str, seed: int = 0) -> None:
+def check(config, queries, keys, *, is_causal, impl, seed=0):
     config = config.replace(use_rearrange=False, attn_impl="auto")
     q, k, v = draw(queries, keys, seed)
     out, levels = sparse_attention(q, k, v, config, is_causal=is_causal, impl=impl)
@@ -66,7 +63,7 @@ def check(config: PSAConfig, queries: int, keys: int, *, is_causal: bool, impl: 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("name", [*CONFIGS, *OTHERS])
-def test_the_most_important_block_is_read(name: str, is_causal: bool) -> None:
+def test_the_most_important_block_is_read(name, is_causal):
     config = CONFIGS.get(name) or OTHERS[name]
     for blocks in (1, 2, 3, 4, 5):
         for keys in (blocks * config.block_n, (blocks - 1) * config.block_n + 1 + config.block_n // 3):
@@ -76,12 +73,12 @@ def test_the_most_important_block_is_read(name: str, is_causal: bool) -> None:
 
 @pytest.mark.parametrize("tokens", [16, 64, 77, 128])
 @pytest.mark.parametrize("impl", ["cpu", "reference", "triton"])
-def test_the_call_of_the_readme(tokens: int, impl: str) -> None:
+def test_the_call_of_the_readme(tokens, impl):
     q, k, v = draw(tokens, tokens)
     assert (psa_attention(q, k, v, impl=impl) != 0).any(-1).all()
 
 
-def test_nothing_else_gets_more_than_its_share() -> None:
+def test_nothing_else_gets_more_than_its_share():
     importance = torch.tensor([[[[0.1, 0.6, 0.3]]]])
     shares = {1: (0, 0.1), 2: (0.1, 0.2), 8: (0.2, 0.7), 0: (0.7, 1)}
     # Of three blocks, level 8 ends at floor(2.1): one block is level 1 anyway, and one level 8.
@@ -89,12 +86,12 @@ def test_nothing_else_gets_more_than_its_share() -> None:
     assert select_levels(importance, {1: (0, 0), 4: (0, 0.1), 0: (0.1, 1)}, mode="topk").tolist() == [[[[0, 4, 0]]]]
 
 
-def test_shares_of_nothing_but_level_0_read_nothing() -> None:
+def test_shares_of_nothing_but_level_0_read_nothing():
     q, k, v = draw(60, 60)
     assert not psa_attention(q, k, v, PSAConfig(mask_ratios={0: (0, 1)})).any()
 
 
-def test_a_first_query_that_would_read_nothing_reads_its_last_block() -> None:
+def test_a_first_query_that_would_read_nothing_reads_its_last_block():
     # 16 queries in blocks of 8 after 15 keys: their first sees keys 0 to 15, two whole blocks of 8, the other 24.
     levels = torch.tensor([[0, 0, 1, 0], [0, 2, 0, 1]], dtype=torch.int8)
     serve_first_queries(levels, Blocks(8, 8, 16, 31, is_causal=True))

@@ -1,7 +1,5 @@
 """Importance to levels, by hand and against the definition."""
 
-from __future__ import annotations
-
 import math
 from fractions import Fraction
 

@@ -1,7 +1,5 @@
 """The GPU kernel, interpreted, against the torch code: the same levels, bit for bit."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +19,7 @@ def assert_same(importance, ratios=FIVE, **options):
     assert torch.equal(found, expected)
 
 
-def rows(*shape: int) -> torch.Tensor:
+def rows(*shape):
     return (3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).softmax(-1)
 
 

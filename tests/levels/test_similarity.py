@@ -1,7 +1,5 @@
 """Similarity caps, by hand and against loops over token pairs."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -15,7 +13,7 @@ from psa_triton.levels import cap_levels, similarity_caps
 THRESHOLDS = SimThresholds()
 
 
-def signs(pattern: str) -> torch.Tensor:
+def signs(pattern):
     """Keys of one channel from a string of + and -: `[1, 1, N, 1]`."""
     return torch.tensor([1.0 if sign == "+" else -1.0 for sign in pattern])[None, None, :, None]
 
@@ -41,7 +39,7 @@ def test_non_finite_key_forbids_pooling_of_its_block(bad):
     assert similarity_caps(k, 8, THRESHOLDS).tolist() == [[[8, 8, 8], [8, 1, 8]]]
 
 
-def brute_force(k: torch.Tensor, block_n: int, thresholds: SimThresholds) -> list[int]:
+def brute_force(k, block_n, thresholds):
     caps = []
     for block in k.split(block_n):
         cap = 1

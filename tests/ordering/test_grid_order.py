@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import time
 from math import prod
 
@@ -17,11 +15,11 @@ sizes = st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9))
 
 
 @pytest.fixture
-def cold_cache() -> None:
+def cold_cache():
     grid_module._grid_order.cache_clear()
 
 
-def test_methods_are_the_curve_and_the_tiles() -> None:
+def test_methods_are_the_curve_and_the_tiles():
     grid = (3, 5, 7)
     assert torch.equal(grid_order("Gilbert", grid).permutation, gilbert_order(grid))
     assert torch.equal(grid_order("STA", grid).permutation, tile_order(grid, (2, 8, 8)))
@@ -29,21 +27,21 @@ def test_methods_are_the_curve_and_the_tiles() -> None:
 
 
 @pytest.mark.parametrize("grid", [(21, 24, 40), (21, 45, 80)], ids=["20,160 tokens", "75,600 tokens"])
-def test_made_in_under_a_second(cold_cache: None, grid: tuple[int, int, int]) -> None:
+def test_made_in_under_a_second(cold_cache, grid):
     start = time.perf_counter()
     order = grid_order("Gilbert", grid, prefix_tokens=512)
     assert time.perf_counter() - start < 1.0
     assert order.tokens == 512 + grid[0] * grid[1] * grid[2]
 
 
-def test_cached(cold_cache: None) -> None:
+def test_cached(cold_cache):
     order = grid_order("Gilbert", (3, 4, 5))
     assert grid_order("Gilbert", (3, 4, 5), tile_size=(1, 1, 1), device=torch.device("cpu")) is order
     assert grid_order("Gilbert", (3, 4, 5), prefix_tokens=1) is not order
     assert grid_order("STA", (3, 4, 5), tile_size=(1, 2, 2)) is not grid_order("STA", (3, 4, 5), tile_size=(2, 2, 2))
 
 
-def test_an_order_made_in_inference_mode_serves_training_too(cold_cache: None) -> None:
+def test_an_order_made_in_inference_mode_serves_training_too(cold_cache):
     with torch.inference_mode():
         grid_order("Gilbert", (2, 3, 4))
     x = torch.randn(24, 2, requires_grad=True)
@@ -51,7 +49,7 @@ def test_an_order_made_in_inference_mode_serves_training_too(cold_cache: None) -
     assert torch.equal(x.grad, torch.ones(24, 2))
 
 
-def test_device() -> None:
+def test_device():
     order = grid_order("Gilbert", (2, 3, 4), prefix_tokens=3, device="meta")
     assert order.permutation.device == order.inverse.device == torch.device("meta")
 
@@ -71,13 +69,13 @@ def test_device() -> None:
     ],
     ids=["ragged width", "tiles in time", "ragged time", "tiles of one token", "one tile"],
 )
-def test_tiles_by_hand(grid: tuple[int, int, int], tile_size: tuple[int, int, int], expected: list[int]) -> None:
+def test_tiles_by_hand(grid, tile_size, expected):
     assert tile_order(grid, tile_size).tolist() == expected
 
 
 @settings(deadline=None, max_examples=60)
 @given(sizes, sizes)
-def test_tiles_match_nested_loops(grid: tuple[int, int, int], tile_size: tuple[int, int, int]) -> None:
+def test_tiles_match_nested_loops(grid, tile_size):
     index = torch.arange(prod(grid)).view(grid)
     rows = [
         tile.flatten()

@@ -1,34 +1,29 @@
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from psa_triton.ordering import TokenOrder, grid_order, semantic, semantic_order
+from psa_triton.ordering import grid_order, semantic, semantic_order
 
 
-def blobs(centres: Tensor, label: Tensor, noise: float = 0.1, seed: int = 0) -> Tensor:
+def blobs(centres, label, noise=0.1, seed=0):
     """Tokens around the centre that their label names: [B, H, N, D] of [K, D] and [B, H, N]."""
     generator = torch.Generator().manual_seed(seed)
     return centres[label] + noise * torch.randn(*label.shape, centres.shape[1], generator=generator)
 
 
-def pooling_error(x: Tensor, group: int = 8) -> float:
+def pooling_error(x, group=8):
     """Mean squared distance of tokens from the mean of their group of neighbours."""
     return x.unflatten(2, (-1, group)).var(dim=3, correction=0).sum(-1).mean().item()
 
 
-def assert_permutation(order: TokenOrder) -> None:
+def assert_permutation(order):
     places = torch.arange(order.tokens).expand_as(order.permutation)
     assert torch.equal(order.permutation.gather(-1, order.inverse), places)
     assert torch.equal(order.inverse.gather(-1, order.permutation), places)
 
 
-def test_clusters_stand_together_and_along_a_line() -> None:
+def test_clusters_stand_together_and_along_a_line():
     # Four blobs on a line, 512 tokens: four clusters, whose seeds are the tokens 64, 192, 320, 448.
     centres = torch.tensor([[0.0, 0.0], [10.0, 20.0], [20.0, 40.0], [30.0, 60.0]])
     label = torch.randint(4, (1, 1, 512), generator=torch.Generator().manual_seed(0))
@@ -43,7 +38,7 @@ def test_clusters_stand_together_and_along_a_line() -> None:
 
 
 @pytest.mark.parametrize("method", ["SemanticAware", "Hybrid"])
-def test_heads_have_orders_of_their_own_that_pool_better(method: Any) -> None:
+def test_heads_have_orders_of_their_own_that_pool_better(method):
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(24, (2, 3, 4096), generator=generator)
     x = blobs(3 * torch.randn(24, 32, generator=generator), label, noise=0.3)
@@ -54,7 +49,7 @@ def test_heads_have_orders_of_their_own_that_pool_better(method: Any) -> None:
     assert pooling_error(order.apply(x)) < 0.2 * pooling_error(x)
 
 
-def test_a_head_does_not_depend_on_others_of_its_item_or_another() -> None:
+def test_a_head_does_not_depend_on_others_of_its_item_or_another():
     x = (
         torch.randn(2, 3, 300, 8, generator=torch.Generator().manual_seed(0))
         * torch.tensor([1e3, 1])[:, None, None, None]
@@ -63,7 +58,7 @@ def test_a_head_does_not_depend_on_others_of_its_item_or_another() -> None:
     assert torch.equal(semantic_order(x, method="SemanticAware").permutation[1:, 2:], alone)
 
 
-def test_hybrid_follows_the_curve_inside_a_cluster() -> None:
+def test_hybrid_follows_the_curve_inside_a_cluster():
     # 128 tokens are one cluster, so only the curve is left.
     x = torch.randn(1, 2, 128, 8)
     permutation = semantic_order(x, method="Hybrid", grid=(2, 8, 8)).permutation
@@ -85,7 +80,7 @@ def test_hybrid_follows_the_curve_inside_a_cluster() -> None:
     st.sampled_from(["SemanticAware", "Hybrid"]),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
 )
-def test_any_grid_and_prefix(grid: tuple[int, int, int], prefix: int, method: Any, dtype: torch.dtype) -> None:
+def test_any_grid_and_prefix(grid, prefix, method, dtype):
     tokens = prefix + grid[0] * grid[1] * grid[2]
     x = torch.randn(1, 2, tokens, 8, dtype=dtype)
     order = semantic_order(x, method=method, grid=grid, prefix_tokens=prefix)
@@ -95,13 +90,13 @@ def test_any_grid_and_prefix(grid: tuple[int, int, int], prefix: int, method: An
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 2, 129])
-def test_few_tokens_behind_a_prefix(tokens: int) -> None:
+def test_few_tokens_behind_a_prefix(tokens):
     order = semantic_order(torch.randn(1, 2, tokens + 3, 8), method="SemanticAware", prefix_tokens=3)
     assert_permutation(order)
     assert order.permutation.shape == (1, 2, tokens + 3)
 
 
-def test_same_input_same_order_whatever_the_random_state() -> None:
+def test_same_input_same_order_whatever_the_random_state():
     x = torch.randn(1, 2, 1000, 16)
     orders = []
     for seed in (0, 1):
@@ -114,7 +109,7 @@ def test_same_input_same_order_whatever_the_random_state() -> None:
 
 @pytest.mark.parametrize("kind", ["noise", "smooth", "still"])
 @pytest.mark.parametrize("method", ["SemanticAware", "Hybrid"])
-def test_rounding_of_the_input_changes_nothing(method: Any, kind: str) -> None:
+def test_rounding_of_the_input_changes_nothing(method, kind):
     changed = 0
     for seed in range(20):
         for grid in ((2, 8, 10), (4, 8, 8), (4, 10, 16)):
@@ -131,7 +126,7 @@ def test_rounding_of_the_input_changes_nothing(method: Any, kind: str) -> None:
     assert changed <= 1
 
 
-def test_two_clusters_keep_the_order_of_the_sequence() -> None:
+def test_two_clusters_keep_the_order_of_the_sequence():
     # They are equally far from their mean, whichever way one looks: what stands first stays first.
     centres = torch.tensor([[3.0, -1.0], [-2.0, 4.0]])
     for first in (0, 1):
@@ -141,28 +136,28 @@ def test_two_clusters_keep_the_order_of_the_sequence() -> None:
         assert torch.equal(order.permutation.flatten(), torch.arange(200))
 
 
-def test_of_equal_tokens_the_order_is_that_of_the_sequence() -> None:
+def test_of_equal_tokens_the_order_is_that_of_the_sequence():
     x = torch.ones(1, 1, 700, 8) * torch.tensor([1.0, 1e-3, 7.0, 0.1, 3.3, 0.7, 1e3, 0.0])
     noise = 1 + 1e-7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     for y in (x, x * noise):
         assert torch.equal(semantic_order(y, method="SemanticAware").permutation.flatten(), torch.arange(700))
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(monkeypatch):
     x = torch.randn(1, 2, 1000, 16, generator=torch.Generator().manual_seed(0))
     whole = semantic_order(x, method="SemanticAware").permutation
     monkeypatch.setattr(semantic, "_DISTANCES", 2 * 8 * 300)
     assert torch.equal(semantic_order(x, method="SemanticAware").permutation, whole)
 
 
-def test_no_gradient_is_recorded() -> None:
+def test_no_gradient_is_recorded():
     x = torch.randn(1, 1, 300, 8, requires_grad=True)
     assert not semantic_order(x, method="SemanticAware").permutation.requires_grad
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e38, 0.0], ids=str)
 @pytest.mark.parametrize("where", [slice(None), slice(0, None, 3), slice(64, 65)], ids=["all", "every third", "a seed"])
-def test_extreme_values_still_give_permutations(value: float, where: slice) -> None:
+def test_extreme_values_still_give_permutations(value, where):
     clean = torch.randn(1, 2, 600, 8, generator=torch.Generator().manual_seed(0))
     x = clean.clone()
     x[0, 1, where] = value

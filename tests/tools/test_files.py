@@ -1,31 +1,27 @@
 """Files whole or not at all, folders looked at first, names that one process has at a time."""
 
-from __future__ import annotations
-
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from programs import ENVIRONMENT, python
 
 from psa_triton.tools.files import TakenError, check_room, held, json_bytes, output_folder, staged, write_file
 
-SOURCE = str(Path(__file__).parents[2] / "src")
 
-
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
 
 
 @pytest.fixture
-def small_disk(mount_disk: Callable[[str], Path]) -> Path:
+def small_disk(mount_disk):
     return mount_disk("64k")
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_whole(tmp_path):
     file = tmp_path / "new" / "folder" / "a.txt"
     write_file(file, b"one")
     write_file(file, b"two")
@@ -33,7 +29,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["new", "new/folder", "new/folder/a.txt"]
 
 
-def test_a_link_stays_one(tmp_path: Path) -> None:
+def test_a_link_stays_one(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "file")
     write_file(tmp_path / "link", b"content")
@@ -42,7 +38,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_what_is_left_unfinished_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
+def test_what_is_left_unfinished_leaves_nothing(error, tmp_path):
     (tmp_path / "a").write_bytes(b"before")
     with pytest.raises(error), staged() as files:
         files.write(tmp_path / "a", b"after")
@@ -52,13 +48,13 @@ def test_what_is_left_unfinished_leaves_nothing(error: type[BaseException], tmp_
     assert (tmp_path / "a").read_bytes() == b"before"
 
 
-def test_of_several_files_the_last_appears_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_files_the_last_appears_last(tmp_path, monkeypatch):
     """Whoever sees the last one, which tells that all are done, sees files of one kind."""
     for name in ("a", "last"):
         (tmp_path / name).write_bytes(b"before")
     placed = []
 
-    def replace(part: str, path: str) -> None:
+    def replace(part, path):
         placed.append((Path(path).name, (tmp_path / "last").exists()))
         os.rename(part, path)
 
@@ -70,7 +66,7 @@ def test_of_several_files_the_last_appears_last(tmp_path: Path, monkeypatch: pyt
     assert placed == [("a", False), ("last", False)]
 
 
-def test_a_full_disk_leaves_nothing_and_tells_how_much_is_needed(small_disk: Path) -> None:
+def test_a_full_disk_leaves_nothing_and_tells_how_much_is_needed(small_disk):
     message = r"b could not be written: no room: it needs 40 KiB, \d+ KiB are free; free some"
     with pytest.raises(OSError, match=message), staged() as files:
         files.write(small_disk / "folder" / "a", bytes(40 << 10))
@@ -78,7 +74,7 @@ def test_a_full_disk_leaves_nothing_and_tells_how_much_is_needed(small_disk: Pat
     assert names(small_disk) == []
 
 
-def test_room_is_looked_at_before(small_disk: Path) -> None:
+def test_room_is_looked_at_before(small_disk):
     with output_folder(small_disk / "out", room=30 << 10):
         write_file(small_disk / "out" / "a", bytes(30 << 10))
     message = r"output_dir: expected about 50 KiB of room for the results in \S+/new, found \d+ KiB; free some, or name"
@@ -100,9 +96,7 @@ def test_room_is_looked_at_before(small_disk: Path) -> None:
     ],
     ids=["full", "read-only", "file", "file above", "long name"],
 )
-def test_a_folder_that_cannot_be_written_is_told_before(
-    prepare: str, folder: str, message: str, small_disk: Path
-) -> None:
+def test_a_folder_that_cannot_be_written_is_told_before(prepare, folder, message, small_disk):
     if prepare == "full":
         with pytest.raises(OSError):
             (small_disk / "ballast").write_bytes(bytes(1 << 20))
@@ -116,7 +110,7 @@ def test_a_folder_that_cannot_be_written_is_told_before(
     assert names(small_disk) == before
 
 
-def test_folders_made_in_vain_go_and_others_stay(tmp_path: Path) -> None:
+def test_folders_made_in_vain_go_and_others_stay(tmp_path):
     (tmp_path / "mine").mkdir()
     for folder in ("mine", "new/er"):
         with output_folder(tmp_path / folder, room=0):
@@ -127,7 +121,7 @@ def test_folders_made_in_vain_go_and_others_stay(tmp_path: Path) -> None:
     assert names(tmp_path) == ["mine", "new", "new/er", "new/er/a"]
 
 
-def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+def test_a_limit_on_the_size_of_files(tmp_path):
     script = f"""if True:
         import resource
         from pathlib import Path
@@ -138,18 +132,18 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
         except OSError as error:
             print(error)
         """
-    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": SOURCE}, capture_output=True, text=True)
+    done = python("-c", script)
     assert done.stdout == f"{tmp_path / 'a'} could not be written: file too large; name another folder\n", done.stderr
     assert names(tmp_path) == []
 
 
-def test_json_has_no_infinity() -> None:
+def test_json_has_no_infinity():
     with pytest.raises(ValueError, match="JSON"):
         json_bytes({"psnr": math.inf})
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_a_name_is_held_by_one_process_and_goes_with_it(kind: str, tmp_path: Path) -> None:
+def test_a_name_is_held_by_one_process_and_goes_with_it(kind, tmp_path):
     path = tmp_path / "place"
     if kind == "folder":
         path.mkdir()
@@ -162,7 +156,7 @@ def test_a_name_is_held_by_one_process_and_goes_with_it(kind: str, tmp_path: Pat
             sys.stdin.readline()
         """
     command, pipes = [sys.executable, "-c", script], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, env={"PYTHONPATH": SOURCE}, text=True, **pipes) as other:
+    with subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes) as other:
         assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(TakenError, match=rf"place is being written by process {other.pid} on \S+, since ") as taken,
@@ -176,7 +170,7 @@ def test_a_name_is_held_by_one_process_and_goes_with_it(kind: str, tmp_path: Pat
     assert names(tmp_path) == (["place"] if kind == "folder" else [])
 
 
-def test_a_name_can_be_held_again(tmp_path: Path) -> None:
+def test_a_name_can_be_held_again(tmp_path):
     with held(tmp_path / "a"), held(tmp_path / "b"), pytest.raises(TakenError), held(tmp_path / "a"):
         raise AssertionError("not reached")
     with held(tmp_path / "a"):

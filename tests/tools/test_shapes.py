@@ -1,10 +1,8 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
 from psa_triton.tools.bench.inputs import local_inputs
-from psa_triton.tools.shapes import SHAPES, AttentionShape, find_shape
+from psa_triton.tools.shapes import SHAPES, find_shape
 
 # name: (section, heads, key heads, dim, grid, text)
 KNOWN = {
@@ -22,17 +20,17 @@ KNOWN = {
 }
 
 
-def described(shape: AttentionShape) -> tuple[object, ...]:
+def described(shape):
     return shape.section, shape.heads, shape.key_heads, shape.dim, shape.grid, shape.prefix_tokens
 
 
-def test_shapes_are_those_of_the_models() -> None:
+def test_shapes_are_those_of_the_models():
     assert {name: described(find_shape(name)) for name in SHAPES} == KNOWN
     assert find_shape("wan21-480p").video == "832x480, 81 frames, 1.3B"
     assert find_shape("qwen25vl-32k").is_causal and find_shape("qwen25vl-32k").tokens == 32_768
 
 
-def test_an_unknown_shape_is_told_with_the_nearest() -> None:
+def test_an_unknown_shape_is_told_with_the_nearest():
     with pytest.raises(ValueError, match="wan21-720p"):
         find_shape("wan21-720")
 
@@ -49,7 +47,7 @@ def test_an_unknown_shape_is_told_with_the_nearest() -> None:
         ("HunyuanVideo1.5", "hunyuan_video_1.5_480p"),
     ],
 )
-def test_a_model_stands_for_its_largest_shape(model: str, shape: str) -> None:
+def test_a_model_stands_for_its_largest_shape(model, shape):
     assert find_shape(model).name == shape
 
 
@@ -63,29 +61,29 @@ def test_a_model_stands_for_its_largest_shape(model: str, shape: str) -> None:
         ("z-image-turbo", 30, 128, (1, 64, 64)),
     ],
 )
-def test_other_models_have_their_default_size(model: str, heads: int, dim: int, grid: tuple[int, int, int]) -> None:
+def test_other_models_have_their_default_size(model, heads, dim, grid):
     shape = find_shape(model)
     assert (shape.heads, shape.dim, shape.grid) == (heads, dim, grid)
 
 
-def test_a_model_without_one_is_told_those_that_have() -> None:
+def test_a_model_without_one_is_told_those_that_have():
     with pytest.raises(ValueError, match=r"unknown shape 'minimax_h3'\. Known: .*wan21_i2v_14b") as told:
         find_shape("minimax_h3")
     known = str(told.value).partition("Known: ")[2].rstrip(".").split(", ")
     assert all(find_shape(name) for name in known)
 
 
-def test_shrinking_keeps_the_text_and_the_proportions() -> None:
+def test_shrinking_keeps_the_text_and_the_proportions():
     small = find_shape("cogvideo-480p").shrunk(226 + 13 * 30 * 45 // 27)
     assert small.grid == (4, 10, 15)  # 13, 30, 45 over three
     assert small.tokens == 4 * 10 * 15 + 226
 
 
-def test_fewer_key_heads_keep_their_query_heads() -> None:
+def test_fewer_key_heads_keep_their_query_heads():
     assert find_shape("qwen25vl-32k").with_heads(1).heads == 7
 
 
-def test_tokens_attend_to_their_surroundings() -> None:
+def test_tokens_attend_to_their_surroundings():
     shape = find_shape("wan21-480p").shrunk(2000).with_heads(1)
     q, k, v = local_inputs(shape, device=torch.device("cpu"), dtype=torch.float32)
     assert q.shape == k.shape == v.shape == (1, 1, shape.tokens, 128)
@@ -95,7 +93,7 @@ def test_tokens_attend_to_their_surroundings() -> None:
     assert (mass.argmax(-1) == torch.arange(shape.tokens)).float().mean() > 0.9
 
 
-def test_inputs_are_the_same_every_time_and_in_model_layout() -> None:
+def test_inputs_are_the_same_every_time_and_in_model_layout():
     shape = find_shape("qwen25vl-32k").shrunk(512)
     first, again = (local_inputs(shape, device=torch.device("cpu"), dtype=torch.bfloat16) for _ in range(2))
     for x, y in zip(first, again, strict=True):

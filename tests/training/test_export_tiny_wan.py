@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import WanPipeline
@@ -12,16 +8,14 @@ from psa_triton.tools.generation import find_source
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
+def weights():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = make_text_encoder(len(make_tokenizer()))
         return torch.nn.ModuleDict({"transformer": make_transformer(), "text_encoder": encoder}).state_dict()
 
 
-def test_a_checkpoint_becomes_a_folder_that_wan_pipeline_loads(
-    weights: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_a_checkpoint_becomes_a_folder_that_wan_pipeline_loads(weights, tmp_path):
     torch.save({"average": weights, "step": 1}, tmp_path / "checkpoint.pt")
     folder = tmp_path / "made" / "tiny-wan"
     folder.mkdir(parents=True)
@@ -43,13 +37,13 @@ def test_a_checkpoint_becomes_a_folder_that_wan_pipeline_loads(
         assert torch.equal(tensor, weights[f"transformer.{name}"]), name
 
 
-def test_names_of_a_compiled_model_are_refused(weights: dict[str, torch.Tensor]) -> None:
+def test_names_of_a_compiled_model_are_refused(weights):
     wrapped = {name.replace("transformer.", "transformer._orig_mod."): value for name, value in weights.items()}
     with pytest.raises(ValueError, match="compiled wrapper"):
         build_pipeline(wrapped, shift=3.0)
 
 
-def test_weights_of_another_recipe_are_refused(weights: dict[str, torch.Tensor]) -> None:
+def test_weights_of_another_recipe_are_refused(weights):
     with pytest.raises(RuntimeError, match=r"transformer.proj_out.bias"):
         build_pipeline(
             {name: value for name, value in weights.items() if name != "transformer.proj_out.bias"}, shift=3.0

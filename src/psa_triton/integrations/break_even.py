@@ -15,6 +15,7 @@ import torch
 
 from psa_triton.config import PSAConfig
 from psa_triton.kernels.gathered.ways import products_outrun_attention
+from psa_triton.products import has_tiles
 
 _SHARED: Final = 32
 """Queries of a block that a gathered row costs as much as."""
@@ -36,8 +37,10 @@ PLAIN: Final = Cost(row=1.3, overhead=800)
 """Torch's own attention over gathered rows."""
 NARROW_PRODUCTS: Final = Cost(row=0.85, overhead=540)
 """bfloat16 with instructions for it, which torch's dense attention makes little of."""
+TILES: Final = Cost(row=2.5, overhead=2500)
+"""bfloat16 with AMX, of which torch's dense attention makes the most."""
 SLOW_DENSE: Final = Cost(row=0.9, overhead=480)
-"""float16 on a CPU, which is computed in float32 here and in torch's dense attention is not."""
+"""float16, which is computed in float32 here and in torch's dense attention is not, without AMX."""
 
 
 def break_even(
@@ -79,6 +82,8 @@ def typical_density(config: PSAConfig) -> float:
 
 
 def _cost(dtype: torch.dtype) -> Cost:
+    if has_tiles():
+        return TILES if dtype == torch.bfloat16 else PLAIN
     if dtype == torch.float16:
         return SLOW_DENSE
     return NARROW_PRODUCTS if dtype == torch.bfloat16 and products_outrun_attention(dtype) else PLAIN

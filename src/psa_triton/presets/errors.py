@@ -8,18 +8,12 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from psa_triton.config import BudgetRow, Reuse, SimThresholds
+from psa_triton.config import NESTED
 from psa_triton.mistakes import keys, mistake
 from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, VideoScale
 
 _PRESETS: dict[int | str, type[BaseModel]] = {"psa": PsaPreset, "dense": DensePreset}
-_PARENTS: dict[int | str, type[BaseModel]] = {
-    **_PRESETS,
-    "video_scale": VideoScale,
-    "sim_thresholds": SimThresholds,
-    "budget_table": BudgetRow,
-    "reuse": Reuse,
-}
+_PARENTS: dict[int | str, type[BaseModel]] = {**_PRESETS, **NESTED, "video_scale": VideoScale}
 
 
 class PresetError(ValueError):

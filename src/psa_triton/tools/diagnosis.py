@@ -73,13 +73,12 @@ def find_packages(requirements: list[str] | None = None) -> Iterator[Finding]:
     yield Finding("package", "python", "ok", platform.python_version())
     for requirement in map(Requirement, wanted):
         extra = _extra_of(requirement)
-        if extra == "dev" or not _applies(requirement, extra):
-            continue
-        yield _find_package(requirement, extra)
+        if extra not in ("dev", None):
+            yield _find_package(requirement, extra)
 
 
-def _find_package(requirement: Requirement, extra: str | None) -> Finding:
-    needed = extra is None or (extra == "triton" and torch.cuda.is_available())
+def _find_package(requirement: Requirement, extra: str) -> Finding:
+    needed = not extra or (extra == "triton" and torch.cuda.is_available())
     missing: State = "problem" if needed else "optional"
     asked = f"{requirement.name}{requirement.specifier}"
     remedy = f"pip install '{_DISTRIBUTION}[{extra}]'" if extra else f"pip install '{asked}'"
@@ -94,17 +93,10 @@ def _find_package(requirement: Requirement, extra: str | None) -> Finding:
 
 
 def _extra_of(requirement: Requirement) -> str | None:
-    """The extra whose requirement this is: metadata say it as a marker `extra == "NAME"`."""
-    if requirement.marker is None:
-        return None
-    names = importlib.metadata.metadata(_DISTRIBUTION).get_all("Provides-Extra") or []
-    if requirement.marker.evaluate({"extra": ""}):
-        return None
-    return next((name for name in names if requirement.marker.evaluate({"extra": name})), "dev")
-
-
-def _applies(requirement: Requirement, extra: str | None) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra or ""})
+    """The extra whose requirement this is, as a marker `extra == "NAME"` says; "" for all; None: of no use here."""
+    names = ["", *(importlib.metadata.metadata(_DISTRIBUTION).get_all("Provides-Extra") or [])]
+    marker = requirement.marker
+    return next((name for name in names if marker is None or marker.evaluate({"extra": name})), None)
 
 
 def find_devices() -> Iterator[Finding]:
@@ -206,15 +198,9 @@ def find_memory() -> Iterator[Finding]:
             config = preset.config()
             if config is None or config.reuse is None:
                 continue
-            kept = kept_bytes(
-                config.reuse,
-                layers=int(spec.transformer["num_layers"] or 0),
-                passes=1 if spec.guidance_scale == 1 else 2,
-                tokens=shape.tokens,
-                heads=shape.heads,
-                head_size=shape.dim,
-                itemsize=2,
-            )
+            calls = {"layers": int(spec.transformer["num_layers"] or 0), "passes": 1 if spec.guidance_scale == 1 else 2}
+            size = {"tokens": shape.tokens, "heads": shape.heads, "head_size": shape.dim, "itemsize": 2}
+            kept = kept_bytes(config.reuse, **calls, **size)
             place = "in the memory of the machine" if config.reuse.keep_on == "host" else "on the device"
             detail = f"keeps {kept / 2**30:.1f} GiB {place} from step to step, in 16 bits and with guidance"
             yield Finding("presets", f"{name} at {shape.name}", "ok", detail)

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,12 @@ def check_room(folder: Path, room: int, option: str = "output_dir") -> None:
         )
 
 
+@dataclass
 class Staging:
     """Files that belong together: each is written under a temporary name, then all get their own; see `staged`."""
 
-    def __init__(self) -> None:
-        self._parts: dict[Path, Path] = {}
-        self._made: list[Path] = []
+    _parts: dict[Path, Path]
+    _made: list[Path]
 
     def write(self, path: Path, data: bytes) -> None:
         """Write a file's content; the folder is made where it does not exist.
@@ -91,30 +92,25 @@ class Staging:
                 part.unlink()
             raise OSError(f"{path} could not be written: {_reason(error, target.parent, len(data))}") from error
 
-    def put_in_place(self) -> None:
-        """Give all files their names. Meanwhile the last of several is absent: where it is, all are of one kind."""
-        if len(self._parts) > 1:
-            next(reversed(self._parts)).unlink(missing_ok=True)
-        for path, part in self._parts.items():
-            os.replace(part, path)
-        self._parts.clear()
-
-    def discard(self) -> None:
-        """Remove what is not in place, and folders that were made for it."""
-        for part in self._parts.values():
-            part.unlink(missing_ok=True)
-        _remove_empty(self._made)
-
 
 @contextmanager
 def staged() -> Iterator[Staging]:
-    """Files that appear together when the block ends, and not at all when it is left by an error or an interrupt."""
-    staging = Staging()
+    """Files that appear together when the block ends, and not at all when it is left by an error or an interrupt.
+
+    While they get their names the last of several is absent: where it is, all are of one kind.
+    """
+    parts: dict[Path, Path] = {}
+    made: list[Path] = []
     try:
-        yield staging
-        staging.put_in_place()
+        yield Staging(parts, made)
+        if len(parts) > 1:
+            next(reversed(parts)).unlink(missing_ok=True)
+        for path, part in parts.items():
+            os.replace(part, path)
     finally:
-        staging.discard()
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+        _remove_empty(made)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -23,7 +21,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_kernel_and_choice_of_levels_together_are_the_operator(config: PSAConfig) -> None:
+def test_kernel_and_choice_of_levels_together_are_the_operator(config):
     """What is timed apart must be what runs together: no setting is lost on the way."""
     causal = config.importance == "antidiagonal" or config.keep_first_block
     shape = find_shape("qwen25vl-32k" if causal else "cogvideo-480p").with_heads(1).shrunk(1000)

@@ -1,10 +1,7 @@
 """Tuning the tiles of the GPU kernels, in Triton's interpreter with a clock of the test's own."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +14,7 @@ from psa_triton.tools.bench.tiles import candidates, only, try_tiles, write_best
 from psa_triton.tools.shapes import find_shape
 
 
-def chosen(kernel: str, **how: object) -> Tiles:
+def chosen(kernel, **how):
     q = torch.empty(1, 1, 8, how.pop("dim", 128), dtype=how.pop("dtype", torch.bfloat16))
     return choose_tiles(kernel, q, *(how.get(name, default) for name, default in CASE.items()))
 
@@ -25,12 +22,12 @@ def chosen(kernel: str, **how: object) -> Tiles:
 CASE = {"block_m": 128, "rows": 64, "is_causal": False, "is_corrected": False}
 
 
-def test_the_fastest_that_runs_is_written_and_then_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fastest_that_runs_is_written_and_then_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("PSA_TILES", str(tmp_path / "new" / "tiles.json"))
     shape = replace(find_shape("tiny-wan"), heads=1, key_heads=1, dim=64, grid=(1, 4, 8), prefix_tokens=0)
     calls = 0
 
-    def measure(call) -> float:
+    def measure(call):
         nonlocal calls
         calls += 1
         if calls == 1:
@@ -48,7 +45,7 @@ def test_the_fastest_that_runs_is_written_and_then_taken(tmp_path: Path, monkeyp
     assert chosen("attend", dim=64, rows=32) == best
 
 
-def test_a_smaller_tile_has_fewer_warps_and_a_table_comes_before_the_defaults() -> None:
+def test_a_smaller_tile_has_fewer_warps_and_a_table_comes_before_the_defaults():
     with only(Tiles(128, 64, 32, 8, 5), "attend"):
         assert chosen("attend") == Tiles(128, 64, 32, 8, 5)
         assert chosen("attend", block_m=32) == Tiles(32, 64, 32, 4, 5)
@@ -66,16 +63,16 @@ def test_a_smaller_tile_has_fewer_warps_and_a_table_comes_before_the_defaults() 
         ("gfx950", "gfx942"),
     ],
 )
-def test_a_gpu_that_the_table_does_not_know_is_taken_for_a_smaller_one(target: str, nearest: str) -> None:
+def test_a_gpu_that_the_table_does_not_know_is_taken_for_a_smaller_one(target, nearest):
     assert tiles._nearest(target, {"sm_86", "sm_90", "sm_100", "sm_120", "gfx942"}) == nearest
 
 
-def test_128_keys_are_for_gpus_whose_instructions_take_them_whole() -> None:
+def test_128_keys_are_for_gpus_whose_instructions_take_them_whole():
     assert candidates("sm_90", "attend", 2, 128)[0].n == 128
     assert all(t.n < 128 for t in candidates("sm_86", "attend", 2, 128))
 
 
-def test_a_table_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_is_none_is_named(tmp_path, monkeypatch):
     file = tmp_path / "mine.json"
     file.write_text('[{"for": {}}]')
     monkeypatch.setenv("PSA_TILES", str(file))

@@ -1,12 +1,10 @@
-from __future__ import annotations
-
 import pytest
 
 from psa_triton.tools.bench.measure import Case
 from psa_triton.tools.bench.report import judge
 
 
-def case(tokens: int, dense: float, sparse: float) -> Case:
+def case(tokens, dense, sparse):
     return Case(tokens, density=0.1, estimation_share=0.01, seconds={"sdpa": dense, "psa": sparse})
 
 
@@ -22,9 +20,7 @@ def case(tokens: int, dense: float, sparse: float) -> Case:
         pytest.param([(1000, 1, 1), (2000, 100, 2)], 4000, 1000, 100, "100.0 times", id="at-most-squares"),
     ],
 )
-def test_where_it_pays(
-    cases: list[tuple[int, float, float]], tokens: int, pays_from: int | None, speedup: float, words: str
-) -> None:
+def test_where_it_pays(cases, tokens, pays_from, speedup, words):
     verdict = judge([case(*each) for each in cases], tokens)
     assert verdict.pays_from == pays_from
     assert verdict.speedup == pytest.approx(speedup)
@@ -32,11 +28,11 @@ def test_where_it_pays(
     assert words in verdict.sentence()
 
 
-def test_a_lucky_short_length_is_not_where_it_pays() -> None:
+def test_a_lucky_short_length_is_not_where_it_pays():
     cases = [case(1000, 1, 0.9), case(2000, 4, 5), case(4000, 16, 8)]
     assert 2000 < (judge(cases, 4000).pays_from or 0) < 4000
 
 
-def test_no_case_is_an_error() -> None:
+def test_no_case_is_an_error():
     with pytest.raises(ValueError, match="cases: expected at least one"):
         judge([], 1000)

@@ -1,18 +1,15 @@
 """The built-in model shows what its prompt asks for, dense and with PSA; every clip is read back from its pixels."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from clips import HELD_OUT, SUBJECTS, TRAINED, Subject, make_clips
+from clips import HELD_OUT, SUBJECTS, TRAINED, make_clips
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from score import Score, generate, score
 
 from psa_triton import apply_psa
-from psa_triton.models import MODELS, ModelSpec
+from psa_triton.models import MODELS
 from psa_triton.tools.builtin import FrameWanTransformer3DModel, LinearVideoCodec, tiny_wan_path
 
 SEEDS = (11, 12)
@@ -20,23 +17,23 @@ PROMPTS = [*HELD_OUT, *TRAINED[::5], *TRAINED[2::5], *TRAINED[4::5]]
 
 
 @pytest.fixture(scope="module")
-def pipe() -> WanPipeline:
+def pipe():
     return WanPipeline.from_pretrained(tiny_wan_path())
 
 
-def settings(spec: ModelSpec) -> dict[str, object]:
+def settings(spec):
     names = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale")
     return {name: getattr(spec, name) for name in names}
 
 
-def test_the_folder_is_small_and_holds_no_pickles() -> None:
+def test_the_folder_is_small_and_holds_no_pickles():
     files = [f for f in tiny_wan_path().rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 16 * 2**20
     assert {f.suffix for f in files} <= {".json", ".safetensors", ".md"}
     assert (tiny_wan_path() / "README.md").is_file()
 
 
-def test_it_is_a_pipeline_of_real_classes(pipe: WanPipeline, tmp_path: Path) -> None:
+def test_it_is_a_pipeline_of_real_classes(pipe, tmp_path):
     assert type(pipe.transformer) is FrameWanTransformer3DModel
     assert type(pipe.scheduler) is UniPCMultistepScheduler
     assert type(pipe.vae) is LinearVideoCodec
@@ -48,7 +45,7 @@ def test_it_is_a_pipeline_of_real_classes(pipe: WanPipeline, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("key", ["tiny-wan", "tiny-wan-1k", "tiny-wan-16k"])
-def test_positions_are_fractions_of_a_frame(pipe: WanPipeline, key: str) -> None:
+def test_positions_are_fractions_of_a_frame(pipe, key):
     """At the smallest size they are Wan's own; at twice its sides every second one is."""
     own = WanTransformer3DModel.from_config(pipe.transformer.config).rope
     spec = MODELS[key]
@@ -62,7 +59,7 @@ def test_positions_are_fractions_of_a_frame(pipe: WanPipeline, key: str) -> None
         torch.testing.assert_close(table[:, :: step[0], :: step[0]], plain[:, :: step[1], :: step[1]])
 
 
-def test_the_codec_keeps_what_it_encodes(pipe: WanPipeline) -> None:
+def test_the_codec_keeps_what_it_encodes(pipe):
     clip = make_clips(list(SUBJECTS[:6]), 13, 96, 96, torch.Generator().manual_seed(3))
     decoded = pipe.vae.decode(pipe.vae.encode(clip)).sample
     assert decoded.shape == clip.shape
@@ -70,7 +67,7 @@ def test_the_codec_keeps_what_it_encodes(pipe: WanPipeline) -> None:
     assert psnr > 30
 
 
-def test_clips_are_read_right() -> None:
+def test_clips_are_read_right():
     clips = make_clips(list(SUBJECTS), 13, 96, 96, torch.Generator().manual_seed(4))
     truth = score(list(SUBJECTS), list((clips / 2 + 0.5).permute(0, 2, 3, 4, 1)))
     assert truth == Score(1.0, 1.0, 1.0, 72)
@@ -87,13 +84,11 @@ def test_clips_are_read_right() -> None:
         pytest.param("tiny-wan", ["psa_balanced", "psa_budget"], PROMPTS, SEEDS, id="large", marks=pytest.mark.slow),
     ],
 )
-def test_videos_show_what_was_asked_for_dense_and_with_psa(
-    pipe: WanPipeline, key: str, presets: list[str], prompts: list[Subject], seeds: tuple[int, ...]
-) -> None:
+def test_videos_show_what_was_asked_for_dense_and_with_psa(pipe, key, presets, prompts, seeds):
     assert len(set(prompts)) == len(prompts)
     assert set(prompts) & set(HELD_OUT)
 
-    def scores() -> dict[str, float]:
+    def scores():
         each = [score(prompts, generate(pipe, prompts, seed, **settings(MODELS[key]))) for seed in seeds]
         return {name: sum(getattr(s, name) for s in each) / len(each) for name in ("colour", "shape", "direction")}
 

@@ -1,15 +1,11 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
-import pytest
 from command_line import psa
 
 from psa_triton.tools.bench.measure import CHOICE, DENSE, FLEX, FLEX_SPARSE, KERNEL, PSA, Case
 
 
-def test_times_a_shape_and_gives_a_verdict(tmp_path: Path) -> None:
+def test_times_a_shape_and_gives_a_verdict(tmp_path):
     result = psa("bench", "--shape", "tiny-wan-1k", "--no-flex", "--repeats", "1", "--output_dir", tmp_path)
     assert result.exit_code == 0, result.output
     assert "1,152" in result.stdout
@@ -28,12 +24,12 @@ def test_times_a_shape_and_gives_a_verdict(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bench.json", "bench.png"]
 
 
-def test_the_widest_table_fits_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_widest_table_fits_80_columns(tmp_path, monkeypatch):
     """Every column, and numbers as long as they get."""
     seconds = {DENSE: 87654.3, FLEX: 7654.32, FLEX_SPARSE: 654.321, KERNEL: 54.3219, CHOICE: 4.32198, PSA: 5432.19}
     case = Case(75_600, 0.12345, 0.01, seconds, {DENSE: 98765 << 20, PSA: 1234 << 18})
     short = Case(1024, 0.5, 0.01, {name: 0.00012 for name in seconds}, {DENSE: 0, PSA: 3 << 18})
-    monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", lambda *_: iter([short, case]))
+    monkeypatch.setattr("psa_triton.tools.bench.measure.measure_scaling", lambda *_: iter([short, case]))
     result = psa("bench", "--model", "wan21_1.3b", "--output-dir", tmp_path, columns=80)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -47,10 +43,10 @@ def test_the_widest_table_fits_80_columns(tmp_path: Path, monkeypatch: pytest.Mo
     assert "…" not in result.stdout
 
 
-def test_columns_that_would_be_empty_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_that_would_be_empty_are_left_out(tmp_path, monkeypatch):
     times = dict.fromkeys((DENSE, KERNEL, CHOICE, PSA), 0.5)
     cases = [Case(1152, 0.25, 0.01, times, {DENSE: None, PSA: None})]
-    monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", lambda *_: iter(cases))
+    monkeypatch.setattr("psa_triton.tools.bench.measure.measure_scaling", lambda *_: iter(cases))
     result = psa("bench", "--shape", "tiny-wan-1k", "--output-dir", tmp_path, columns=80)
     row = next(line for line in result.stdout.splitlines() if "1,152" in line)
     assert row.split() == ["1,152", "0.250", "0.5000", "0.5000", "0.5000", "0.5000", "1.00"]

@@ -1,11 +1,7 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 from command_line import psa
-from typer.testing import Result
 
 from psa_triton.tools.understanding import read_media
 
@@ -15,21 +11,21 @@ FAST = ("--no-warm-up", "--ceiling", "none", "--steps", "6")
 
 
 @pytest.fixture
-def compare(pipeline_folder: Path, tmp_path: Path):
+def compare(pipeline_folder, tmp_path):
     """Runs `psa compare` on the small pipeline, into `tmp_path / "out"`."""
 
-    def run(*options: str) -> Result:
+    def run(*options):
         small = ["--width", "64", "--height", "64", "--num_frames", "5", "--guidance-scale", "1"]
         return psa("compare", "--model", pipeline_folder, "--output_dir", tmp_path / "out", *small, *options)
 
     return run
 
 
-def summary_of(folder: Path) -> dict:
+def summary_of(folder):
     return json.loads((folder / "comparison.json").read_text())
 
 
-def test_dense_and_sparse_are_made_from_one_noise_and_reported(compare, tmp_path: Path) -> None:
+def test_dense_and_sparse_are_made_from_one_noise_and_reported(compare, tmp_path):
     result = compare("--prompt", "a red square moving left", "--attention_preset", OTHER, "--steps", "6")
     assert result.exit_code == 0, result.output
     out = tmp_path / "out"
@@ -59,7 +55,7 @@ def test_dense_and_sparse_are_made_from_one_noise_and_reported(compare, tmp_path
         assert words in result.output
 
 
-def test_prompts_times_seeds_have_folders_of_their_own_and_a_mean(compare, tmp_path: Path) -> None:
+def test_prompts_times_seeds_have_folders_of_their_own_and_a_mean(compare, tmp_path):
     prompts = ("--prompt", "a red square", "--prompt", "a blue ring", "--seed", "7", "--num-seeds", "2")
     bound = ("--max-error", "0.4")
     result = compare(*prompts, "--attention_preset", PRESET, "--attention_preset", OTHER, *bound, *FAST)
@@ -81,7 +77,7 @@ def test_prompts_times_seeds_have_folders_of_their_own_and_a_mean(compare, tmp_p
     assert " ± " in (out / "comparison.md").read_text()
 
 
-def test_started_again_it_keeps_what_is_done(compare, tmp_path: Path) -> None:
+def test_started_again_it_keeps_what_is_done(compare, tmp_path):
     options = ("--prompt", "a red square", "--attention_preset", OTHER, *FAST)
     assert compare(*options).exit_code == 0
     made = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("*.mp4")}
@@ -96,7 +92,7 @@ def test_started_again_it_keeps_what_is_done(compare, tmp_path: Path) -> None:
     assert compare(*options, "--fps", "9", "--overwrite").exit_code == 0
 
 
-def test_one_prompt_that_fails_costs_no_other(compare, tmp_path: Path, failing_prompt: str) -> None:
+def test_one_prompt_that_fails_costs_no_other(compare, tmp_path, failing_prompt):
     prompts = ("--prompt", failing_prompt, "--prompt", "a blue ring")
     result = compare(*prompts, "--attention_preset", PRESET, *FAST)
     assert result.exit_code == 1
@@ -105,10 +101,3 @@ def test_one_prompt_that_fails_costs_no_other(compare, tmp_path: Path, failing_p
     saved = summary_of(tmp_path / "out")
     assert [case["name"] for case in saved["cases"]] == ["prompt_0001_seed_42"]
     assert [entry["name"] for entry in saved["failed"]] == ["prompt_0000_seed_42"]
-
-
-def test_dense_layers_and_last_steps_are_taken(compare, tmp_path: Path) -> None:
-    options = ("--attention_preset", PRESET, "--dense_layers", "0", "--dense_last_steps", "2")
-    assert compare("--prompt", "a red square", *options, *FAST).exit_code == 0
-    (case,) = summary_of(tmp_path / "out")["cases"]
-    assert {"dense layer", "last steps"} & set(case["candidates"][0]["cost"]["dense_reasons"])

@@ -1,26 +1,23 @@
-from __future__ import annotations
-
 import json
 
-import pytest
 from command_line import psa
 
 from psa_triton.tools.diagnosis import Finding
 
 
-def test_shows_what_runs_and_succeeds() -> None:
+def test_shows_what_runs_and_succeeds():
     result = psa("doctor")
     assert result.exit_code == 0, result.output
     assert "cpu, bfloat16, head dimension 128" in result.stdout
     assert "All that is needed works." in result.stdout
 
 
-def test_json_for_scripts() -> None:
+def test_json_for_scripts():
     findings = json.loads(psa("doctor", "--json").stdout)
     assert {"topic": "device", "name": "cpu"}.items() <= next(f for f in findings if f["topic"] == "device").items()
 
 
-def test_a_problem_shows_its_remedy_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_problem_shows_its_remedy_and_fails(monkeypatch):
     problem = Finding("package", "av", "problem", "not installed, wanted av>=14", "pip install 'av>=14'")
     monkeypatch.setattr("psa_triton.tools.cli.doctor.diagnose", lambda: [problem])
     result = psa("doctor")
@@ -31,13 +28,13 @@ def test_a_problem_shows_its_remedy_and_fails(monkeypatch: pytest.MonkeyPatch) -
     assert psa("doctor", "--json").exit_code == 1
 
 
-def test_what_is_optional_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_optional_does_not_fail(monkeypatch):
     missing = Finding("package", "lpips", "optional", "not installed", "pip install 'psa-triton[lpips]'")
     monkeypatch.setattr("psa_triton.tools.cli.doctor.diagnose", lambda: [missing])
     assert psa("doctor").exit_code == 0
 
 
-def test_at_80_columns_commands_are_whole_and_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_80_columns_commands_are_whole_and_nothing_is_cut(monkeypatch):
     remedy = "pip install --force-reinstall --only-binary av --index-url https://an.index.of.packages/simple 'av>=14'"
     detail = "something that takes more words to say than there is room for in one line of eighty columns"
     findings = [Finding("package", "av", "problem", detail, remedy), Finding("device", "cpu", "ok", "a processor")]

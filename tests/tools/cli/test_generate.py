@@ -1,15 +1,11 @@
-from __future__ import annotations
-
 import json
 import re
-import subprocess
-import sys
+import shutil
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 from command_line import psa
-from typer.testing import Result
+from programs import TWO_PROCESSES, python
 
 from psa_triton.tools.generation.processes import Processes
 from psa_triton.tools.understanding import read_media
@@ -19,10 +15,10 @@ NO_WARM_UP = "CogVideo_5b/psa_4steps"
 
 
 @pytest.fixture
-def generate(pipeline_folder: Path, tmp_path: Path):
+def generate(pipeline_folder, tmp_path):
     """Runs `psa generate` on the small pipeline, into `tmp_path / "out" / "small-wan"`."""
 
-    def run(*options: str, min_tokens: str | None = "0") -> Result:
+    def run(*options, min_tokens="0"):
         size = ["--width", "64", "--height", "64", "--num_frames", "5", "--steps", "6", "--guidance-scale", "1"]
         few = [] if min_tokens is None else ["--min_tokens", min_tokens]
         return psa("generate", "--model", pipeline_folder, "--output_dir", tmp_path / "out", *size, *few, *options)
@@ -30,11 +26,11 @@ def generate(pipeline_folder: Path, tmp_path: Path):
     return run
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
 
 
-def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> None:
+def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path):
     result = generate("--prompt", "a red square moving left", "--attention_preset", PRESET, "--seed", "5")
     assert result.exit_code == 0, result.output
     assert names(tmp_path / "out" / "small-wan") == ["video_0000.json", "video_0000.mp4"]
@@ -51,7 +47,7 @@ def test_a_prompt_becomes_a_video_with_its_sidecar(generate, tmp_path: Path) -> 
     assert "density" in result.output
 
 
-def test_steps_and_layers_that_run_dense_are_in_the_sidecar(generate, tmp_path: Path) -> None:
+def test_steps_and_layers_that_run_dense_are_in_the_sidecar(generate, tmp_path):
     options = ("--prompt", "a red square", "--attention_preset", NO_WARM_UP)
     result = generate(*options, "--dense_last_steps", "2", "--dense_layers", "1", "--max-error", "0.4")
     assert result.exit_code == 0, result.output
@@ -71,16 +67,14 @@ def test_steps_and_layers_that_run_dense_are_in_the_sidecar(generate, tmp_path: 
 @pytest.mark.parametrize(
     ("min_tokens", "least"), [(None, 1024), ("129", 129)], ids=["break-even of a CPU", "--min_tokens"]
 )
-def test_short_sequences_run_dense(min_tokens: str | None, least: int, generate, tmp_path: Path) -> None:
+def test_short_sequences_run_dense(min_tokens, least, generate, tmp_path):
     result = generate("--prompt", "a red square", "--attention_preset", NO_WARM_UP, min_tokens=min_tokens)
     assert result.exit_code == 0, result.output
     assert f"all of it dense (fewer than {least} tokens)" in result.output
 
 
-def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
-    generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_weights(*_: object, **__: object) -> None:
+def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(generate, tmp_path, monkeypatch):
+    def no_weights(*_, **__):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr("psa_triton.tools.cli.generate.launched_processes", lambda: nullcontext(Processes(count=2)))
@@ -97,30 +91,7 @@ def test_a_process_that_cannot_load_its_model_does_not_stop_the_others(
     ]
 
 
-def test_a_second_run_makes_only_what_is_missing(generate, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red square\n# no\n\na blue ring\n")
-    options = ("--prompt-file", prompts, "--attention-preset", PRESET)
-    assert generate(*options).exit_code == 0
-    out = tmp_path / "out" / "small-wan"
-    before = {name: (out / name).stat().st_mtime_ns for name in names(out)}
-    assert len(before) == 4
-    (out / "video_0001.mp4").unlink()
-
-    again = generate(*options)
-    assert again.exit_code == 0
-    assert "video_0000.mp4: finished before, skipped" in again.output
-    assert (out / "video_0000.mp4").stat().st_mtime_ns == before["video_0000.mp4"]
-    assert read_media(out / "video_0001.mp4", "video").total_frames == 5
-
-    third = generate("--prompt", "a red square", "--prompt", "a blue ring", *options[2:])
-    assert third.output.count("finished before, skipped") == 2
-    assert f"0 made, 2 skipped, 0 failed; 0.0 s; files in {out}" in third.output
-    seeds = [json.loads((out / f"video_000{i}.json").read_text())["settings"]["seed"] for i in (0, 1)]
-    assert seeds == [42, 43]
-
-
-def test_new_requests_get_the_next_number_and_the_same_one_is_found_again(generate, tmp_path: Path) -> None:
+def test_new_requests_get_the_next_number_and_the_same_one_is_found_again(generate, tmp_path):
     """The second command of a newcomer: another prompt, and no other folder."""
     out = tmp_path / "out" / "small-wan"
     for number, options in enumerate((("a red square",), ("a blue ring",), ("a red square", "--seed", "7"))):
@@ -141,31 +112,11 @@ def test_new_requests_get_the_next_number_and_the_same_one_is_found_again(genera
     assert len(names(out)) == 6
 
 
-def test_a_prompt_that_fails_is_reported_and_the_rest_is_made(generate, tmp_path: Path, failing_prompt: str) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text(f"a red square\n{failing_prompt}\na blue ring\n")
-    result = generate("--prompt-file", prompts, "--dense")
-    assert result.exit_code == 1
-    assert "1 of 3 videos failed:" in result.output
-    assert f"video_0001.mp4 ({failing_prompt}): IndexError" in result.output
-    made = names(tmp_path / "out" / "small-wan")
-    assert made == ["video_0000.json", "video_0000.mp4", "video_0002.json", "video_0002.mp4"]
-    assert "2 made, 0 skipped, 1 failed; " in result.output
-
-
-def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline_folder, tmp_path):
     options = ["--width", "64", "--height", "64", "--num-frames", "5", "--steps", "1", "--prompt", "a red square"]
-    command = [sys.executable, "-m", "psa_triton", "generate", "--model", str(pipeline_folder), "--dense"]
-    source = str(Path(__file__).parents[3] / "src")
-    done = subprocess.run(
-        [*command, *options, "--output_dir", "out"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
+    command = ["-m", "psa_triton", "generate", "--model", pipeline_folder, "--dense", "--output_dir", "out"]
+    done = python(*command, *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
     line, summary = done.stdout.splitlines()
     assert line.startswith("out/small-wan/video_0000.mp4: ")
     assert line.endswith("dense (dense preset)")
@@ -173,3 +124,49 @@ def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline
         r"1 made, 0 skipped, 0 failed; \d+\.\d s, mean density .* 100.0%; files in out/small-wan", summary
     )
     assert read_media(tmp_path / "out" / "small-wan" / "video_0000.mp4", "video").total_frames == 5
+
+
+@pytest.fixture
+def five_prompts(pipeline_folder, failing_prompt, tmp_path):
+    """Five prompts, of which the fourth fails; sparse from the first step on."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"a red square\na blue ring\na green cross\n{failing_prompt}\na red ring\n", encoding="utf-8")
+    small = ["--width", "64", "--height", "64", "--num_frames", "5", "--steps", "2", "--guidance-scale", "1"]
+    attention = ["--attention_preset", "CogVideo_5b/psa_4steps", "--min_tokens", "0"]
+    return ["generate", "--model", str(pipeline_folder), "--prompt_file", str(prompts), *small, *attention]
+
+
+def test_two_processes_share_the_prompts_and_make_what_one_makes(five_prompts, tmp_path):
+    alone, shared = tmp_path / "alone" / "small-wan", tmp_path / "shared" / "small-wan"
+    assert psa(*five_prompts, "--output_dir", alone.parent).exit_code == 1
+    shared.mkdir(parents=True)
+    for name in ("video_0001.mp4", "video_0001.json"):
+        shutil.copy2(alone / name, shared / name)
+
+    command = (*TWO_PROCESSES, "-m", "psa_triton.tools.cli.app", *five_prompts, "--output_dir", shared.parent)
+    done = python(*command, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"{shared / 'video_0001.mp4'}: finished before, skipped"
+    assert sum("finished before" in line for line in lines) == 1, "only the main process tells"
+    for index in (0, 2, 4):
+        assert sum(line.startswith(f"{shared / f'video_000{index}.mp4'}: ") for line in lines) == 1, "each made once"
+    assert lines[-3] == "1 of 4 videos failed:"
+    assert lines[-2].startswith("  video_0003.mp4 (a red square going left): IndexError")
+    assert lines[-1].startswith("3 made, 1 skipped, 1 failed; ")
+
+    videos = sorted(file.name for file in alone.glob("*.mp4"))
+    assert videos == [f"video_000{index}.mp4" for index in (0, 1, 2, 4)]
+    assert sorted(file.name for file in shared.iterdir()) == sorted(file.name for file in alone.iterdir())
+    for name in videos:
+        assert (shared / name).read_bytes() == (alone / name).read_bytes()
+        settings = [
+            json.loads((folder / name).with_suffix(".json").read_text())["settings"] for folder in (alone, shared)
+        ]
+        assert settings[0] == settings[1]
+        assert settings[0]["seed"] == 42 + int(name[-5])
+
+    again = psa(*five_prompts, "--output_dir", shared.parent)
+    assert again.output.count("finished before, skipped") == 4
+    assert "0 made, 4 skipped, 1 failed; " in again.output

@@ -1,25 +1,20 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from command_line import psa
 from safetensors.torch import save_file
-from typer.testing import Result
 
 PRESET = "tiny-wan/psa_balanced"  # five steps of warm-up
 SMALL = ("--width", "64", "--height", "64", "--num-frames", "17", "--guidance-scale", "1")
 
 
-def data_of(folder: Path) -> dict[str, Any]:
+def data_of(folder):
     return json.loads((folder / "inspect.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def generated(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def generated(pipeline_folder, tmp_path_factory):
     """Both layers and the second head of the small pipeline, in one step of two sparse ones, with q, k, v."""
     out = tmp_path_factory.mktemp("inspect") / "out"
     options = ("--num-inference-steps", "7", "--layers", "0-1", "--heads", "1", "--steps", "6", "--save_qkv")
@@ -27,7 +22,7 @@ def generated(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return out, psa("inspect", *model, *SMALL, *options, "--output_dir", out)
 
 
-def test_layers_of_a_generation_become_pictures_numbers_and_tensors(generated: tuple[Path, Result]) -> None:
+def test_layers_of_a_generation_become_pictures_numbers_and_tensors(generated):
     out, result = generated
     assert result.exit_code == 0, result.output
     places = [f"layer_0{layer}_step_06" for layer in (0, 1)]
@@ -44,7 +39,7 @@ def test_layers_of_a_generation_become_pictures_numbers_and_tensors(generated: t
     assert "% of pairs at 1/2/4/8/0" in result.output and "recall" in result.output
 
 
-def test_saved_tensors_show_the_same(generated: tuple[Path, Result], tmp_path: Path) -> None:
+def test_saved_tensors_show_the_same(generated, tmp_path):
     """The preset and the grid come from the file."""
     out, _ = generated
     saved = out / "qkv_layer_01_step_06.safetensors"
@@ -61,7 +56,7 @@ def test_saved_tensors_show_the_same(generated: tuple[Path, Result], tmp_path: P
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path):
     """A batch of two over 96 tokens, without values."""
     generator = torch.Generator().manual_seed(3)
     path = tmp_path / "made.safetensors"
@@ -69,7 +64,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_entry_of_a_batch_is_looked_at(file: Path, tmp_path: Path) -> None:
+def test_every_entry_of_a_batch_is_looked_at(file, tmp_path):
     options = ("--preset", PRESET, "--grid", "3,4,8", "--heads", "0")
     result = psa("inspect", "--qkv", file, *options, "--output_dir", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -1,9 +1,6 @@
 """Mistakes on the command line: each is told in one line that says what is wrong, and nothing is written."""
 
-from __future__ import annotations
-
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -88,7 +85,7 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def places(pipeline_folder: Path, qwen_folder: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory):
+def places(pipeline_folder, qwen_folder, clips, tmp_path_factory):
     """What the words in capitals stand for."""
     home = tmp_path_factory.mktemp("given")
     (home / "empty").mkdir()
@@ -101,7 +98,7 @@ def places(pipeline_folder: Path, qwen_folder: Path, clips: Path, tmp_path_facto
 
 
 @pytest.mark.parametrize(("command", "options", "message"), MISTAKES, ids=lambda words: words[:60])
-def test_a_mistake_is_one_line_and_writes_nothing(command, options, message, places, tmp_path) -> None:
+def test_a_mistake_is_one_line_and_writes_nothing(command, options, message, places, tmp_path):
     known = {**places, "OUT": tmp_path / "out", "OUT.yaml": tmp_path / "my.yaml"}
     result = psa(*(known.get(word, word) for word in shlex.split(f"{COMMANDS[command]} {options}")))
     assert result.exit_code == 1

@@ -3,8 +3,6 @@
 Each loads the small pipeline, most in this process; what is true of two processes is tried with two.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -12,21 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 
 import pytest
 from command_line import psa
+from programs import ENVIRONMENT
 from rich.console import Console
 
 from psa_triton.tools.cli.console import VideoProgress
 from psa_triton.tools.files import held
-from psa_triton.tools.generation import OnStep
 from psa_triton.tools.understanding import read_media
 
-SOURCE = Path(__file__).parents[3] / "src"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
 SIZE = ("--width", "64", "--height", "64", "--guidance-scale", "1")
 SPARSE = ("--attention-preset", "CogVideo_5b/psa_4steps")
 WRITING = {
@@ -44,41 +38,43 @@ WRITING = {
 """The commands that load a model and write, with what makes them quick."""
 
 
-def line(command: str, model: Path, out: Path, *more: str, frames: int = 5) -> list[str]:
+def line(command, model, out, *more, frames=5):
     """A command line that writes into the folder `out`."""
     to = ["--output", str(out / "my.yaml")] if command == "tune" else ["--output-dir", str(out)]
     return [command, "--model", str(model), *to, *SIZE, "--num-frames", str(frames), *WRITING[command], *more]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
+def start(arguments):
     command = [sys.executable, "-m", "psa_triton", *arguments]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=ENVIRONMENT | {"COLUMNS": "80"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
 
 
 @pytest.fixture
-def disk(mount_disk: Callable[[str], Path]) -> Path:
+def disk(mount_disk):
     return mount_disk("8m")
 
 
-def fill(disk: Path, *, leave: int) -> None:
+def fill(disk, *, leave):
     (disk / "ballast").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize - leave))
 
 
-def no_model(*_: object, **__: object) -> None:
+def no_model(*_, **__):
     raise AssertionError("the model was loaded")
 
 
 @pytest.mark.parametrize("fault", ["full", "file", "read-only"])
 @pytest.mark.parametrize("command", [*WRITING, "bench"])
 def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
-    command: str, fault: str, pipeline_folder: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    command, fault, pipeline_folder, disk, monkeypatch
+):
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
-    monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", no_model)
+    monkeypatch.setattr("psa_triton.tools.bench.measure.measure_scaling", no_model)
     out = disk if command == "tune" else disk / "out"
     if fault == "full":
         fill(disk, leave=8 << 10)
@@ -100,12 +96,10 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
 
 
 @pytest.mark.parametrize("command", WRITING)
-def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(
-    command: str, pipeline_folder: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(command, pipeline_folder, disk, monkeypatch):
     """Wherever it is full: each time a little more fits, until all does."""
     out = disk if command == "tune" else disk / "out"
-    whole: list[str] = []
+    whole = []
     for module in ("psa_triton.tools.files", "psa_triton.tools.generation.batch", "psa_triton.tools.cli.compare"):
         monkeypatch.setattr(f"{module}.check_room", lambda *_, **__: None)
     for room in (8, 100, 4000):
@@ -124,7 +118,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(
     assert room > 8, "some runs were short of room"
 
 
-def test_two_processes_with_two_prompts_lose_no_video(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_with_two_prompts_lose_no_video(pipeline_folder, tmp_path):
     prompts = ("a red square", "a blue ring")
     commands = [line("generate", pipeline_folder, tmp_path) for _ in prompts]
     for command, prompt in zip(commands, prompts, strict=True):
@@ -139,11 +133,9 @@ def test_two_processes_with_two_prompts_lose_no_video(pipeline_folder: Path, tmp
 
 
 @pytest.mark.parametrize("command", ["compare", "inspect", "tune", "bench"])
-def test_a_second_one_is_told_who_writes(
-    command: str, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_one_is_told_who_writes(command, pipeline_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("psa_triton.tools.cli.target.load_pipeline", no_model)
-    monkeypatch.setattr("psa_triton.tools.cli.bench.measure_scaling", no_model)
+    monkeypatch.setattr("psa_triton.tools.bench.measure.measure_scaling", no_model)
     bench = ["bench", "--shape", "tiny-wan-1k", "--output-dir", str(tmp_path)]
     with held(tmp_path / "my.yaml" if command == "tune" else tmp_path):
         second = psa(*(bench if command == "bench" else line(command, pipeline_folder, tmp_path)))
@@ -152,7 +144,7 @@ def test_a_second_one_is_told_who_writes(
     assert names(tmp_path) == []
 
 
-def test_the_bar_shows_the_error_measured_so_far() -> None:
+def test_the_bar_shows_the_error_measured_so_far():
     screen = io.StringIO()
     with VideoProgress(Console(file=screen, force_terminal=True, width=120), 1) as progress:
         on_step = progress.start_video("video_0000.mp4", 4)
@@ -162,16 +154,16 @@ def test_the_bar_shows_the_error_measured_so_far() -> None:
 
 
 @pytest.fixture
-def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals, int], None]:
+def interrupted(monkeypatch):
     """Sends this process a signal at the end of a denoising step, counted over all videos of a run."""
 
-    def at(stop: signal.Signals, step: int) -> None:
+    def at(stop, step):
         begin, ended = VideoProgress.start_video, count(1)
 
-        def start_video(progress: VideoProgress, name: str, steps: int) -> OnStep:
+        def start_video(progress, name, steps):
             on_step = begin(progress, name, steps)
 
-            def end_step(done: int, error: float | None) -> None:
+            def end_step(done, error):
                 on_step(done, error)
                 if next(ended) == step:
                     signal.raise_signal(stop)
@@ -184,9 +176,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[signal.Signals, in
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda stop: stop.name)
-def test_an_interrupted_batch_says_what_is_made_and_goes_on(
-    stop: signal.Signals, pipeline_folder: Path, tmp_path: Path, interrupted: Callable[[signal.Signals, int], None]
-) -> None:
+def test_an_interrupted_batch_says_what_is_made_and_goes_on(stop, pipeline_folder, tmp_path, interrupted):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red square\na blue ring\na green cross\n")
     command = line("generate", pipeline_folder, tmp_path)
@@ -208,9 +198,7 @@ def test_an_interrupted_batch_says_what_is_made_and_goes_on(
 
 
 @pytest.mark.parametrize("command", ["compare", "inspect", "tune"])
-def test_an_interrupt_leaves_nothing(
-    command: str, pipeline_folder: Path, tmp_path: Path, interrupted: Callable[[signal.Signals, int], None]
-) -> None:
+def test_an_interrupt_leaves_nothing(command, pipeline_folder, tmp_path, interrupted):
     interrupted(signal.SIGINT, 3 if command == "inspect" else 1)  # inspect has drawn what it looks at by then
     result = psa(*line(command, pipeline_folder, tmp_path if command == "tune" else tmp_path / "out"))
     assert result.exit_code == 130, result.output
@@ -220,7 +208,7 @@ def test_an_interrupt_leaves_nothing(
     assert names(tmp_path) == []
 
 
-def test_ctrl_c_on_a_program(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_on_a_program(pipeline_folder, tmp_path):
     process = start(line("generate", pipeline_folder, tmp_path, "--steps", "2000"))
     lock = tmp_path / pipeline_folder.name / ".video_0000.mp4.lock"
     for _ in range(1200):

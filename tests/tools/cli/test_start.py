@@ -1,16 +1,10 @@
 """How the command starts: what `--help` and a slip wait for, and the ways to call it."""
 
-from __future__ import annotations
-
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from programs import ROOT, python
 
-CHECKOUT = Path(__file__).parents[3]
 HEAVY = "('torch', 'diffusers', 'transformers', 'accelerate', 'numpy', 'av', 'yaml')"
 # Runs command lines as a program would, in one process, and tells their exit codes and what was imported for them.
 REPORT = f"""if True:
@@ -44,13 +38,8 @@ SCRIPT = f"""if True:
 """
 
 
-def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(CHECKOUT / "src"), "COLUMNS": "80"}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
-
-
-def test_help_and_slips_import_nothing_heavy() -> None:
-    done = start("-c", REPORT, json.dumps([*HELPS, *SLIPS]))
+def test_help_and_slips_import_nothing_heavy():
+    done = python("-c", REPORT, json.dumps([*HELPS, *SLIPS]))
     codes, imported = json.loads(done.stdout.splitlines()[-1])
     assert codes == [0] * len(HELPS) + [2] * len(SLIPS)
     assert imported == []
@@ -59,13 +48,13 @@ def test_help_and_slips_import_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "script", ["examples/inference/wan21/wan21_1.3b.py", "qwen2.5-vl-example/src/inference.py"], ids=["video", "answer"]
 )
-def test_help_of_the_scripts_neither(script: str) -> None:
-    done = start("-c", SCRIPT, str(CHECKOUT / script), "--help")
+def test_help_of_the_scripts_neither(script):
+    done = python("-c", SCRIPT, ROOT / script, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split() == ["imported:"]
 
 
-def test_the_package_runs_as_a_module() -> None:
-    done = start("-m", "psa_triton", "--version")
+def test_the_package_runs_as_a_module():
+    done = python("-m", "psa_triton", "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("psa-triton ")

@@ -1,12 +1,8 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 from command_line import psa
 from PIL import Image
-from typer.testing import Result
 
 from psa_triton.presets import load_preset, load_presets_file, shipped_presets
 
@@ -17,16 +13,16 @@ FAST = ("--parts", "2", "--query-blocks", "2", "--warmup-steps", "1")
 
 
 @pytest.fixture
-def tune(pipeline_folder: Path, tmp_path: Path):
+def tune(pipeline_folder, tmp_path):
     """Runs `psa tune` on the small pipeline, whose presets are the built-in model's, into `tmp_path / "my.yaml"`."""
 
-    def run(*options: str, output: Path = tmp_path / "my.yaml") -> Result:
+    def run(*options, output=tmp_path / "my.yaml"):
         return psa("tune", "--model", pipeline_folder, "--attention-preset", BASE, "--output", output, *options)
 
     return run
 
 
-def test_from_prompts_to_a_preset_to_a_video(tune, pipeline_folder: Path, tmp_path: Path) -> None:
+def test_from_prompts_to_a_preset_to_a_video(tune, pipeline_folder, tmp_path):
     result = tune(*PROMPT, "--prompt", "a blue ring", "--budget", "0.3", *SMALL, *FAST)
     assert result.exit_code == 0, result.output
     for words in ("Error by budget", "layer 1", "one budget of 0.", "1 of 4 steps dense", " s in all"):
@@ -52,7 +48,7 @@ def test_from_prompts_to_a_preset_to_a_video(tune, pipeline_folder: Path, tmp_pa
     assert config["budget_table"][1]["budgets"] == list(tuned.budget_table[1].budgets)
 
 
-def test_saved_tensors_are_tuned_on(tune, pipeline_folder: Path, tmp_path: Path) -> None:
+def test_saved_tensors_are_tuned_on(tune, pipeline_folder, tmp_path):
     look = ["inspect", "--model", pipeline_folder, "--preset", "tiny-wan/psa_timing", *PROMPT, *SMALL]
     saved = tmp_path / "inspect"
     choice = ("--layers", "0-1", "--steps", "1,3", "--heads", "0", "--query-blocks", "0", "--save-qkv")
@@ -73,14 +69,14 @@ def test_saved_tensors_are_tuned_on(tune, pipeline_folder: Path, tmp_path: Path)
     assert load_preset("tiny-wan", "psa_tuned", tmp_path / "my.yaml") == tuned
 
 
-def test_a_check_makes_the_video(tune) -> None:
+def test_a_check_makes_the_video(tune):
     result = tune(*PROMPT, "--target-speedup", "1.8", "--check", *SMALL, *FAST)
     assert result.exit_code == 0, result.output
     assert "1.80 times less work" in result.output
     assert "PSNR to dense, dB" in result.output
 
 
-def test_the_shipped_file_is_refused_before_the_work_starts(tune) -> None:
+def test_the_shipped_file_is_refused_before_the_work_starts(tune):
     before = shipped_presets().read_bytes()
     result = tune(*PROMPT, *SMALL, *FAST, output=shipped_presets())
     assert result.exit_code == 1

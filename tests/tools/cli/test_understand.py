@@ -1,57 +1,43 @@
 """`psa understand` and the script of `qwen2.5-vl-example`, on a small model and real files."""
 
-from __future__ import annotations
-
-import importlib.util
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import typer
 import yaml
 from command_line import psa
-from typer.testing import CliRunner, Result
+from programs import ROOT, load_script, python
+from typer.testing import CliRunner
 
 from psa_triton.presets import shipped_presets
 from psa_triton.tools.understanding import read_media
 
-CHECKOUT = Path(__file__).parents[3]
-SCRIPT = CHECKOUT / "qwen2.5-vl-example" / "src" / "inference.py"
+SCRIPT = ROOT / "qwen2.5-vl-example" / "src" / "inference.py"
 NUMBER = r"\d+\.\d+"
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")
-def script() -> typer.Typer:
-    spec = importlib.util.spec_from_file_location("inference", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.app
+def script():
+    return load_script(SCRIPT).app
 
 
 @pytest.fixture
-def understand(qwen_folder: Path) -> Run:
+def understand(qwen_folder):
     """Runs `psa understand` with a question to the small model."""
 
-    def run(*options: str) -> Result:
+    def run(*options):
         return psa("understand", "--model", qwen_folder, "--prompt", "What moves?", "--max-tokens", 8, *options)
 
     return run
 
 
 @pytest.fixture
-def video(clips: Path) -> tuple[str, ...]:
+def video(clips):
     """Options for 600 visual tokens of a real clip: five query blocks."""
     return ("--type", "video", "--input", str(clips / "carphone_pristine.mp4"), "--preprocess-frames", "40")
 
 
 @pytest.fixture
-def picture(clips: Path, tmp_path: Path) -> str:
+def picture(clips, tmp_path):
     from PIL import Image
 
     Image.fromarray(read_media(clips / "bikes.mp4", "video", num_frames=1).frames[0]).save(tmp_path / "picture.png")
@@ -59,7 +45,7 @@ def picture(clips: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def presets(tmp_path: Path) -> str:
+def presets(tmp_path):
     """A presets file of the user's own, with a preset that reads less than the shipped one."""
     sections = yaml.safe_load(shipped_presets().read_text(encoding="utf-8"))
     attentions = sections["Qwen2.5-VL"]["attention_configs"]
@@ -73,13 +59,13 @@ def presets(tmp_path: Path) -> str:
     return str(path)
 
 
-def summary(result: Result) -> list[str]:
+def summary(result):
     """The lines under the answer."""
     assert result.exit_code == 0, result.output
     return result.output.rstrip("\n").split("\n")[-4:]
 
 
-def test_a_question_about_a_video(understand: Run, video: tuple[str, ...], presets: str) -> None:
+def test_a_question_about_a_video(understand, video, presets):
     result = understand(*video, "--config", presets, "--attention-preset", "sparse")
     seen, prompt, answer, attention = summary(result)
     assert seen == "video: 40 of 120 frames, 20x10x12 patches, 600 visual tokens"
@@ -94,7 +80,7 @@ def test_a_question_about_a_video(understand: Run, video: tuple[str, ...], prese
     assert 50 < without < with_estimation < 100
 
 
-def test_a_question_about_an_image(understand: Run, picture: str) -> None:
+def test_a_question_about_an_image(understand, picture):
     seen, prompt, _, attention = summary(understand("--input", picture))
     assert seen == "image: 1 image, 1x10x24 patches, 60 visual tokens"
     assert prompt.startswith("prompt: 92 tokens, ")
@@ -103,7 +89,7 @@ def test_a_question_about_an_image(understand: Run, picture: str) -> None:
     assert attention == "attention: Qwen2.5-VL/psa_balanced; all of the prefill was dense: fewer than 384 tokens"
 
 
-def test_the_default_preset_is_sparse_and_changes_nothing_that_matters(understand: Run, video: tuple[str, ...]) -> None:
+def test_the_default_preset_is_sparse_and_changes_nothing_that_matters(understand, video):
     """Keys of random weights are unlike, so that the similarity cap keeps every block at level 1."""
     sparse, dense = understand(*video), understand(*video, "--dense")
     assert summary(sparse)[3].startswith("attention: Qwen2.5-VL/psa_balanced; sparse in 2 of 2 layers")
@@ -111,9 +97,7 @@ def test_the_default_preset_is_sparse_and_changes_nothing_that_matters(understan
     assert sparse.output.split("\n\nvideo: ")[0] == dense.output.split("\n\nvideo: ")[0]
 
 
-def test_the_script_is_dense_unless_asked(
-    script: typer.Typer, qwen_folder: Path, video: tuple[str, ...], presets: str
-) -> None:
+def test_the_script_is_dense_unless_asked(script, qwen_folder, video, presets):
     few = ("--model", str(qwen_folder), "--prompt", "What moves?", "--max_tokens", "2", *video)
     names = {
         (): "dense",
@@ -125,19 +109,10 @@ def test_the_script_is_dense_unless_asked(
         assert summary(CliRunner().invoke(script, [*few, *options]))[3].startswith(f"attention: {name}")
 
 
-def test_the_script_runs_as_a_program_and_prints_nothing_but_its_lines(
-    qwen_folder: Path, video: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_the_script_runs_as_a_program_and_prints_nothing_but_its_lines(qwen_folder, video, tmp_path):
     options = ("--model", str(qwen_folder), "--prompt", "What moves?", "--use-psa", "--max-tokens", "8")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options, *video],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stderr == ""
+    done = python(SCRIPT, *options, *video, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
     answer, _, lines = done.stdout.partition("\n\nvideo: ")
     assert answer
     assert len(lines.splitlines()) == 4

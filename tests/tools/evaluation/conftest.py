@@ -1,25 +1,14 @@
 """A comparison of the small pipeline's videos, made once."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from psa_triton.config import PSAConfig
 
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from psa_triton.tools.evaluation.case import Case
-    from psa_triton.tools.evaluation.compare import Comparison
-    from psa_triton.tools.generation import Attention, VideoRequest
-
 
 @pytest.fixture(scope="session")
-def sparse() -> Attention:
+def sparse():
     """Of ten key blocks two are read in full and three in pairs: a density of .2 + .3 / 2."""
     from psa_triton.tools.generation import Attention
 
@@ -28,7 +17,7 @@ def sparse() -> Attention:
 
 
 @pytest.fixture(scope="session")
-def full() -> Attention:
+def full():
     """Reads everything."""
     from psa_triton.tools.generation import Attention
 
@@ -36,7 +25,7 @@ def full() -> Attention:
 
 
 @pytest.fixture(scope="session")
-def comparison(pipe: DiffusionPipeline, request_320: VideoRequest, sparse: Attention, full: Attention) -> Comparison:
+def comparison(pipe, request_320, sparse, full):
     """Dense, dense in bfloat16, `sparse` and `full`; `sparse` as if it had been the fastest."""
     import torch
 
@@ -53,27 +42,19 @@ def comparison(pipe: DiffusionPipeline, request_320: VideoRequest, sparse: Atten
 
 
 @pytest.fixture(scope="session")
-def model() -> dict[str, Any]:
+def model():
     """Settings of a model, for a case."""
     return {"model": "small", "weights": "small-wan", "lora": None, "device": "cpu", "dtype": "float32"}
 
 
 @pytest.fixture(scope="session")
-def described() -> dict[str, Any]:
+def described():
     """What else a file holds."""
     return {"versions": {"torch": "2"}, "hardware": {"cpu": "a CPU"}, "command": "psa compare", "date": "today"}
 
 
 @pytest.fixture(scope="session")
-def run_folder(
-    tmp_path_factory: pytest.TempPathFactory,
-    comparison: Comparison,
-    request_320: VideoRequest,
-    sparse: Attention,
-    full: Attention,
-    model: dict[str, Any],
-    described: dict[str, Any],
-) -> Path:
+def run_folder(tmp_path_factory, comparison, request_320, sparse, full, model, described):
     """A run of two seeds, and of a prompt that failed; the report of a case is in its folder."""
     from psa_triton.tools.evaluation.case import plan_cases, write_case, write_summary
 
@@ -85,7 +66,7 @@ def run_folder(
 
 
 @pytest.fixture
-def case(tmp_path: Path, request_320: VideoRequest, sparse: Attention, full: Attention, model: dict[str, Any]) -> Case:
+def case(tmp_path, request_320, sparse, full, model):
     """The only case of a run, into `tmp_path / "out"`."""
     from psa_triton.tools.evaluation.case import plan_cases
 

@@ -1,23 +1,16 @@
 """Cases as folders: what is written, and what a run that is started again keeps."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from psa_triton.tools.evaluation.case import Case, read_finished, write_case
-from psa_triton.tools.evaluation.compare import Comparison
+from psa_triton.tools.evaluation.case import read_finished, write_case
 from psa_triton.tools.understanding import read_media
 
 
-def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
-    case: Case, comparison: Comparison, described: dict[str, Any]
-) -> None:
+def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(case, comparison, described):
     data = write_case(case, comparison, described)
     assert sorted(file.name for file in case.folder.iterdir()) == [
         *("case.json", "dense.mp4", "frames.png", "full.mp4", "half.mp4", "report.html", "side_by_side.mp4")
@@ -37,7 +30,7 @@ def test_a_case_has_videos_a_sheet_a_report_and_all_numbers(
     assert data["ceiling"]["label"] == "dense in bfloat16"
 
 
-def test_a_case_that_lacks_a_video_is_done_again(case: Case, comparison: Comparison, described: dict[str, Any]) -> None:
+def test_a_case_that_lacks_a_video_is_done_again(case, comparison, described):
     missing = {"full": RuntimeError("out of memory")}
     partly = replace(comparison, candidates=comparison.candidates[:1], missing=missing)
     data = write_case(case, partly, described)
@@ -46,14 +39,12 @@ def test_a_case_that_lacks_a_video_is_done_again(case: Case, comparison: Compari
     assert read_finished(case) is None
 
 
-def test_a_case_cut_short_changes_nothing(
-    tmp_path: Path, case: Case, comparison: Comparison, described: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_case_cut_short_changes_nothing(tmp_path, case, comparison, described, monkeypatch):
     write_case(case, comparison, described)
     before = read_finished(case)
     assert before is not None
 
-    def stop(*_: object) -> None:
+    def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("psa_triton.tools.evaluation.case.case_report", stop)
@@ -63,7 +54,7 @@ def test_a_case_cut_short_changes_nothing(
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_the_summary_of_a_run(run_folder: Path) -> None:
+def test_the_summary_of_a_run(run_folder):
     saved = json.loads((run_folder / "comparison.json").read_text())
     assert saved["schema_version"] == 2
     assert [failed["name"] for failed in saved["failed"]] == ["prompt_0001_seed_1"]

@@ -1,15 +1,12 @@
-from __future__ import annotations
-
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from torch.nn.attention import SDPBackend
 
-from psa_triton.tools.evaluation.ceiling import Ceiling, CeilingKind, choose_ceiling
-from psa_triton.tools.generation import DENSE, VideoRequest, generate_video
+from psa_triton.tools.evaluation.ceiling import CeilingKind, choose_ceiling
+from psa_triton.tools.generation import DENSE, generate_video
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -26,21 +23,19 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ],
     ids=str,
 )
-def test_the_other_way_is_named(kind: CeilingKind, device: torch.device, dtype: torch.dtype, label: str) -> None:
+def test_the_other_way_is_named(kind, device, dtype, label):
     assert choose_ceiling(kind, device, dtype).label == label
 
 
-def test_none_is_none() -> None:
+def test_none_is_none():
     assert choose_ceiling("none", CPU, torch.float32) is None
     assert set(get_args(CeilingKind)) == {"auto", "backend", "dtype", "none"}
 
 
-def test_another_dtype_changes_the_video_and_leaves_the_weights(
-    pipe: DiffusionPipeline, request_320: VideoRequest
-) -> None:
+def test_another_dtype_changes_the_video_and_leaves_the_weights(pipe, request_320):
     before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
     first = generate_video(pipe, request_320, DENSE).frames
-    with Ceiling("dtype", "cpu", torch.float32).entered(pipe):
+    with choose_ceiling("dtype", CPU, torch.float32).entered(pipe):
         assert pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
         assert pipe.transformer.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
         second = generate_video(pipe, request_320, DENSE).frames
@@ -51,14 +46,14 @@ def test_another_dtype_changes_the_video_and_leaves_the_weights(
     np.testing.assert_array_equal(generate_video(pipe, request_320, DENSE).frames, first)
 
 
-def test_weights_come_back_after_an_error(pipe: DiffusionPipeline) -> None:
-    with pytest.raises(RuntimeError, match="stop"), Ceiling("dtype", "cpu", torch.float32).entered(pipe):
+def test_weights_come_back_after_an_error(pipe):
+    with pytest.raises(RuntimeError, match="stop"), choose_ceiling("dtype", CPU, torch.float32).entered(pipe):
         raise RuntimeError("stop")
     assert pipe.transformer.dtype == torch.float32
 
 
-def test_another_backend_is_the_one_that_runs(pipe: DiffusionPipeline) -> None:
+def test_another_backend_is_the_one_that_runs(pipe):
     q = torch.rand(1, 1, 4, 8)
-    with Ceiling("backend", "cpu", torch.float32).entered(pipe):
+    with choose_ceiling("backend", CPU, torch.float32).entered(pipe):
         assert torch._fused_sdp_choice(q, q, q) == SDPBackend.MATH.value
     assert torch._fused_sdp_choice(q, q, q) != SDPBackend.MATH.value

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import importlib
 import math
 import sys
@@ -18,7 +16,7 @@ from psa_triton.tools.evaluation.measures.score import NotMeasured
 needs_weights = pytest.mark.skipif(find_weights() is None, reason="stlpips-pytorch, which holds weights, is missing")
 
 
-def has_vmaf() -> bool:
+def has_vmaf():
     try:
         vmaf(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
     except NotMeasured:
@@ -29,26 +27,26 @@ def has_vmaf() -> bool:
 needs_vmaf = pytest.mark.skipif(not has_vmaf(), reason="no ffmpeg with libvmaf (pip install imageio-ffmpeg)")
 
 
-def grey(*values: float) -> torch.Tensor:
+def grey(*values):
     """One frame a value."""
     return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 16, 24, 3).clone()
 
 
-def pictures(*shape: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+def pictures(*shape, noise=0.1):
     """Frames `shape` of noise, and the same with a little more of it."""
     generator = torch.Generator().manual_seed(0)
     first = torch.rand(shape, generator=generator)
     return first, (first + noise * torch.randn(shape, generator=generator)).clamp(0, 1)
 
 
-def test_psnr_by_hand_frame_by_frame() -> None:
+def test_psnr_by_hand_frame_by_frame():
     # Errors of .1 and .01 everywhere, mean squares of 1e-2 and 1e-4; equal frames do not swallow the others.
     scores = fidelity(grey(0.5, 0.5, 0.5), grey(0.6, 0.49, 0.5))
     assert scores["psnr"].frames == pytest.approx((20.0, 40.0, PSNR_CAP), abs=1e-3)
     assert scores["psnr"].mean == pytest.approx((60 + PSNR_CAP) / 3, abs=1e-3)
 
 
-def test_ssim_of_plain_frames_by_hand() -> None:
+def test_ssim_of_plain_frames_by_hand():
     # Without variance SSIM is its luminance term, with c1 = (.01)^2.
     scores = fidelity(grey(0.5, 0.2), grey(0.6, 0.2))
     expected = (2 * 0.5 * 0.6 + 1e-4) / (0.5**2 + 0.6**2 + 1e-4)
@@ -56,21 +54,21 @@ def test_ssim_of_plain_frames_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("side", "scales"), [(44, 3), (98, 3), (99, 4), (175, 4), (176, 5)])
-def test_ms_ssim_takes_as_many_scales_as_fit(side: int, scales: int) -> None:
+def test_ms_ssim_takes_as_many_scales_as_fit(side, scales):
     score = ms_ssim(*pictures(2, 3, side, side))
     assert len(score.frames) == 2
     assert 0.5 < score.mean < 1
     assert score.note == (None if scales == 5 else f"{scales} scales instead of 5, as frames are small")
 
 
-def test_ms_ssim_weights_sum_to_one() -> None:
+def test_ms_ssim_weights_sum_to_one():
     """Of plain frames only the coarsest scale differs from 1: its luminance to the power of its weight."""
     luminance = (2 * 0.5 * 0.6 + 1e-4) / (0.5**2 + 0.6**2 + 1e-4)
     score = ms_ssim(torch.full((1, 3, 64, 64), 0.5), torch.full((1, 3, 64, 64), 0.6))
     assert score.mean == pytest.approx(luminance ** (0.3001 / (0.0448 + 0.2856 + 0.3001)), abs=1e-4)
 
 
-def test_a_measure_that_cannot_be_taken_says_why_and_stops_no_other() -> None:
+def test_a_measure_that_cannot_be_taken_says_why_and_stops_no_other():
     scores = fidelity(grey(0.5), grey(0.6))
     assert scores["ms_ssim"] == Score((), "frames of 16 pixels are too small for 3 scales")
     assert scores["ms_ssim"].mean is None
@@ -79,7 +77,7 @@ def test_a_measure_that_cannot_be_taken_says_why_and_stops_no_other() -> None:
 
 
 @needs_weights
-def test_st_lpips_is_that_of_its_authors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_st_lpips_is_that_of_its_authors(monkeypatch):
     """Their code runs with stand-ins for three packages that it imports and does not use here."""
     for name in ("torchvision", "torchvision.models", "IPython", "torchsummary"):
         module = ModuleType(name)
@@ -97,14 +95,14 @@ def test_st_lpips_is_that_of_its_authors(monkeypatch: pytest.MonkeyPatch) -> Non
     assert st_lpips(reference, reference).mean == 0
 
 
-def test_without_weights_st_lpips_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_weights_st_lpips_says_what_to_install(monkeypatch):
     monkeypatch.setattr("psa_triton.tools.evaluation.measures.perceptual.find_spec", lambda _: None)
     with pytest.raises(NotMeasured, match=r"psa-triton\[lpips\]"):
         st_lpips(*pictures(1, 3, 32, 32))
 
 
 @needs_vmaf
-def test_vmaf_falls_with_noise() -> None:
+def test_vmaf_falls_with_noise():
     reference, little = pictures(3, 3, 64, 80, noise=0.02)
     _, much = pictures(3, 3, 64, 80, noise=0.3)
     same, near, far = (vmaf(reference, video) for video in (reference, little, much))
@@ -114,7 +112,7 @@ def test_vmaf_falls_with_noise() -> None:
     assert "1080" in same.note
 
 
-def test_without_ffmpeg_vmaf_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ffmpeg_vmaf_says_what_to_install(monkeypatch):
     from psa_triton.tools.evaluation.measures.ffmpeg_vmaf import _ffmpeg
 
     _ffmpeg.cache_clear()
@@ -134,8 +132,6 @@ def test_without_ffmpeg_vmaf_says_what_to_install(monkeypatch: pytest.MonkeyPatc
         pytest.param(grey(0.5)[:, :8], grey(0.5)[:, :8], ValueError, "11 pixels", id="smaller-than-window"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(
-    reference: torch.Tensor, video: torch.Tensor, error: type[Exception], message: str
-) -> None:
+def test_what_cannot_be_scored_is_refused(reference, video, error, message):
     with pytest.raises(error, match=message):
         fidelity(reference, video)

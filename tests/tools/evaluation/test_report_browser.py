@@ -1,22 +1,13 @@
 """The report in a real browser, opened from disk."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from psa_triton.tools.evaluation.case import Case, write_case
-from psa_triton.tools.evaluation.compare import Comparison
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+from psa_triton.tools.evaluation.case import write_case
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (apt install chromium)")
@@ -29,7 +20,7 @@ READY = "body[data-ready]"
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -38,16 +29,16 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def report(run_folder: Path) -> Path:
+def report(run_folder):
     return run_folder / "prompt_0000_seed_1" / "report.html"
 
 
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Any]:
+def open_page(browser):
     """Opens a file; when the test ends nothing may have been fetched, and nothing may have gone wrong."""
-    faults: list[str] = []
+    faults = []
 
-    def opened(file: Path, *, width: int = 1100, **settings: Any) -> Page:
+    def opened(file, *, width=1100, **settings):
         page = browser.new_page(viewport={"width": width, "height": 800}, **settings)
         page.on("console", lambda message: faults.append(message.text))
         page.on("pageerror", lambda error: faults.append(str(error)))
@@ -62,12 +53,12 @@ def open_page(browser: Browser) -> Iterator[Any]:
     assert faults == []
 
 
-def pixels(page: Page, canvas: str) -> str:
+def pixels(page, canvas):
     """What a canvas shows."""
     return page.eval_on_selector(canvas, "canvas => canvas.toDataURL()")
 
 
-def test_it_plays_and_pauses(open_page: Any, report: Path) -> None:
+def test_it_plays_and_pauses(open_page, report):
     page = open_page(report)
     before = page.locator("#frame-value").inner_text()
     page.get_by_role("button", name="Play").click()
@@ -78,9 +69,7 @@ def test_it_plays_and_pauses(open_page: Any, report: Path) -> None:
     assert page.locator("#frame-value").inner_text() == stopped
 
 
-def test_every_frame_of_both_videos_is_the_one_that_was_made(
-    open_page: Any, report: Path, comparison: Comparison
-) -> None:
+def test_every_frame_of_both_videos_is_the_one_that_was_made(open_page, report, comparison):
     page = open_page(report)
     page.get_by_role("slider", name="Frame", exact=True).fill("3")
     page.locator("#divider").press("Home")
@@ -92,7 +81,7 @@ def test_every_frame_of_both_videos_is_the_one_that_was_made(
         assert [red, green, blue] == (frames[3, 0, 0] * 255).round().astype(int).tolist()
 
 
-def test_the_divider_is_dragged_and_moved_by_keys(open_page: Any, report: Path) -> None:
+def test_the_divider_is_dragged_and_moved_by_keys(open_page, report):
     page = open_page(report)
     divider = page.get_by_role("slider", name="Divider")
     assert divider.get_attribute("aria-valuenow") == "50"
@@ -108,7 +97,7 @@ def test_the_divider_is_dragged_and_moved_by_keys(open_page: Any, report: Path) 
     assert divider.get_attribute("aria-valuenow") == "78"
 
 
-def test_difference_and_its_scale(open_page: Any, report: Path) -> None:
+def test_difference_and_its_scale(open_page, report):
     page = open_page(report)
     page.get_by_role("radio", name="Difference").check()
     assert page.locator("#ramp-high").inner_text() == "32 of 255"
@@ -120,7 +109,7 @@ def test_difference_and_its_scale(open_page: Any, report: Path) -> None:
     assert page.eval_on_selector("#stage-canvas", "c => c.width") > 2 * 64
 
 
-def test_a_query_block_is_chosen_by_click_and_by_keys(open_page: Any, report: Path, comparison: Comparison) -> None:
+def test_a_query_block_is_chosen_by_click_and_by_keys(open_page, report, comparison):
     """The levels told are those that the run recorded of the block that holds the token."""
     page = open_page(report)
     page.get_by_role("slider", name="Frame", exact=True).fill("0")
@@ -142,9 +131,7 @@ def test_a_query_block_is_chosen_by_click_and_by_keys(open_page: Any, report: Pa
     assert pixels(page, "#blocks") != before or position // 64 == 4
 
 
-def test_clusters_are_shown_without_a_place(
-    open_page: Any, case: Case, comparison: Comparison, described: dict[str, Any]
-) -> None:
+def test_clusters_are_shown_without_a_place(open_page, case, comparison, described):
     first = comparison.candidates[0]
     recording = copy(first.recording)
     recording.layout = {**recording.layout, "order": None, "in_place": False}
@@ -156,7 +143,7 @@ def test_clusters_are_shown_without_a_place(
     assert "no fixed place on the frame" in page.locator("#reads-value").inner_text()
 
 
-def test_layer_head_and_step_are_chosen_in_the_map_of_densities(open_page: Any, report: Path) -> None:
+def test_layer_head_and_step_are_chosen_in_the_map_of_densities(open_page, report):
     page = open_page(report)
     heat = page.locator("#heat")
     assert page.locator("#heat-value").inner_text() == "Layer 0, head 0, step 1: density 35.0%"
@@ -170,7 +157,7 @@ def test_layer_head_and_step_are_chosen_in_the_map_of_densities(open_page: Any, 
     assert not page.locator("#reads-body").is_visible()
 
 
-def test_the_keyboard_reaches_everything_and_focus_is_seen(open_page: Any, report: Path) -> None:
+def test_the_keyboard_reaches_everything_and_focus_is_seen(open_page, report):
     page = open_page(report)
     reached = []
     for _ in range(60):
@@ -189,7 +176,7 @@ def test_the_keyboard_reaches_everything_and_focus_is_seen(open_page: Any, repor
     assert wanted <= set(reached)
 
 
-def test_it_opens_at_the_worst_frame_and_leads_back_to_it(open_page: Any, report: Path, comparison: Comparison) -> None:
+def test_it_opens_at_the_worst_frame_and_leads_back_to_it(open_page, report, comparison):
     page = open_page(report)
     best = page.locator("#track").input_value()
     scores = next(c for c in comparison.candidates if c.label == best).fidelity["psnr"].frames
@@ -200,7 +187,7 @@ def test_it_opens_at_the_worst_frame_and_leads_back_to_it(open_page: Any, report
     assert page.locator("#frame-value").inner_text().startswith(worst)
 
 
-def test_without_scripts_it_says_what_is_missing(browser: Browser, report: Path) -> None:
+def test_without_scripts_it_says_what_is_missing(browser, report):
     page = browser.new_context(java_script_enabled=False).new_page()
     page.goto(report.as_uri())
     assert page.locator("h1").inner_text()
@@ -208,7 +195,7 @@ def test_without_scripts_it_says_what_is_missing(browser: Browser, report: Path)
     assert not page.locator("main").is_visible()
 
 
-def test_a_phone_shows_what_came_out(open_page: Any, report: Path) -> None:
+def test_a_phone_shows_what_came_out(open_page, report):
     page = open_page(report, width=390)
     page.locator("#table").scroll_into_view_if_needed()
     best, cell = page.locator("#track").input_value(), page.locator("#table thead th").nth(1)
@@ -218,13 +205,13 @@ def test_a_phone_shows_what_came_out(open_page: Any, report: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_sideways_scrolling(open_page: Any, report: Path, run_folder: Path, scheme: str) -> None:
+def test_a_phone_needs_no_sideways_scrolling(open_page, report, run_folder, scheme):
     for file in (report, run_folder / "report.html"):
         page = open_page(file, width=375, color_scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
-def test_the_report_of_a_run_leads_to_those_of_its_cases(open_page: Any, run_folder: Path) -> None:
+def test_the_report_of_a_run_leads_to_those_of_its_cases(open_page, run_folder):
     page = open_page(run_folder / "report.html")
     assert page.locator("#case-table tbody tr").count() == 2
     assert not page.locator("#frames").is_visible()
@@ -233,9 +220,7 @@ def test_the_report_of_a_run_leads_to_those_of_its_cases(open_page: Any, run_fol
     assert page.locator("#frames").is_visible()
 
 
-def test_a_case_with_dense_alone_shows_its_numbers(
-    open_page: Any, case: Case, comparison: Comparison, described: dict[str, Any]
-) -> None:
+def test_a_case_with_dense_alone_shows_its_numbers(open_page, case, comparison, described):
     write_case(case, replace(comparison, candidates=(), ceiling=None), described)
     page = open_page(case.folder / "report.html")
     assert page.locator("#table").is_visible()

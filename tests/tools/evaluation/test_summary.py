@@ -1,14 +1,11 @@
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 
 from psa_triton.tools.evaluation.summary import markdown, notes, sentence, summarise
 
 
-def cost(attention: float, total: float = 10.0, density: float | None = None) -> dict[str, Any]:
+def cost(attention, total=10.0, density=None):
     return {
         "sparse_attention_seconds": attention if density else 0.0,
         "dense_attention_seconds": 0.0 if density else attention,
@@ -21,7 +18,7 @@ def cost(attention: float, total: float = 10.0, density: float | None = None) ->
     }
 
 
-def scores(psnr: float, ssim: float = 0.9) -> dict[str, Any]:
+def scores(psnr, ssim=0.9):
     return {
         "psnr": {"mean": psnr, "frames": [psnr], "note": None},
         "ssim": {"mean": ssim, "frames": [ssim], "note": None},
@@ -29,7 +26,7 @@ def scores(psnr: float, ssim: float = 0.9) -> dict[str, Any]:
     }
 
 
-def make_case(psnr: float, attention: float = 2.0, ceiling: bool = True) -> dict[str, Any]:
+def make_case(psnr, attention=2.0, ceiling=True):
     return {
         "dense": {"cost": cost(4.0)},
         "ceiling": {"label": "dense again", "cost": cost(4.0), "fidelity": scores(50.0)} if ceiling else None,
@@ -37,7 +34,7 @@ def make_case(psnr: float, attention: float = 2.0, ceiling: bool = True) -> dict
     }
 
 
-def test_means_and_standard_errors_by_hand() -> None:
+def test_means_and_standard_errors_by_hand():
     columns = summarise([make_case(30.0), make_case(34.0), make_case(38.0)])
     assert [(column.label, column.role) for column in columns] == [
         *(("dense", "dense"), ("dense again", "ceiling"), ("half", "psa"))
@@ -48,21 +45,21 @@ def test_means_and_standard_errors_by_hand() -> None:
     assert summarise([make_case(30.0)])[2].averages["psnr"].standard_error is None
 
 
-def test_speedups_are_means_of_ratios() -> None:
+def test_speedups_are_means_of_ratios():
     columns = summarise([make_case(30.0, attention=2.0), make_case(30.0, attention=4.0)])
     assert columns[2].mean("attention_speedup") == pytest.approx((2 + 1) / 2)
     assert columns[2].mean("total_speedup") == pytest.approx(10 / 8)
     assert columns[0].mean("attention_speedup") is None
 
 
-def test_a_video_that_is_missing_in_a_case_is_left_out_of_its_mean() -> None:
+def test_a_video_that_is_missing_in_a_case_is_left_out_of_its_mean():
     broken = {**make_case(0.0, ceiling=False), "candidates": []}
     columns = summarise([make_case(30.0), broken])
     assert columns[0].averages["total_seconds"].count == 2
     assert columns[1].averages["psnr"].count == columns[2].averages["psnr"].count == 1
 
 
-def test_the_table_in_markdown() -> None:
+def test_the_table_in_markdown():
     columns = summarise([make_case(30.0), make_case(34.0)])
     text = markdown(columns, cases=2)
     lines = text.splitlines()
@@ -80,7 +77,7 @@ def test_the_table_in_markdown() -> None:
 @pytest.mark.parametrize(
     ("attention", "pace"), [(2.0, "2.00 times as fast"), (4.0, "as fast"), (8.0, "2.00 times as slow")]
 )
-def test_the_sentence_says_how_much_was_read_how_close_it_is_and_how_long_it_took(attention: float, pace: str) -> None:
+def test_the_sentence_says_how_much_was_read_how_close_it_is_and_how_long_it_took(attention, pace):
     columns = summarise([make_case(30.0, attention)])
     assert sentence(columns, columns[2]) == (
         "half did 35.0% of the attention work in its sparse layers (45.0% over the whole run, with estimation) and "
@@ -89,12 +86,12 @@ def test_the_sentence_says_how_much_was_read_how_close_it_is_and_how_long_it_too
     )
 
 
-def test_the_sentence_of_the_same_frames() -> None:
+def test_the_sentence_of_the_same_frames():
     columns = summarise([make_case(100.0, ceiling=False)])
     assert "made the same frames as dense attention; self-attention" in sentence(columns, columns[1])
 
 
-def test_the_sentence_of_a_run_that_never_was_sparse() -> None:
+def test_the_sentence_of_a_run_that_never_was_sparse():
     case = make_case(30.0)
     case["candidates"][0]["cost"] = cost(4.0)
     columns = summarise([case])

@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -9,7 +6,7 @@ from psa_triton.tools.evaluation.summary import QUANTITIES, Average, Column
 from psa_triton.tools.evaluation.verdict import judge, judge_alone
 
 
-def column(role: str, label: str = "it", **means: float) -> Column:
+def column(role, label="it", **means):
     averages = dict.fromkeys(QUANTITIES)
     return Column(label, role, averages | {name: Average(value, None, 1) for name, value in means.items()}, {})
 
@@ -17,7 +14,7 @@ def column(role: str, label: str = "it", **means: float) -> Column:
 DENSE = column("dense", attention_seconds=6.0, total_seconds=10.0)
 
 
-def candidate(label: str = "it", **means: float) -> Column:
+def candidate(label="it", **means):
     usual = {"total_speedup": 1.5, "attention_speedup": 2.0, "psnr": 35.0, "tokens": 30_000.0}
     densities = {"run_density_with_estimation": 0.36, "attention_density_with_estimation": 0.2}
     return column("psa", label, **{**usual, **densities, **means})
@@ -47,13 +44,13 @@ VERDICTS = {
 
 
 @pytest.mark.parametrize(("means", "answer", "cause", "advice"), list(VERDICTS.values()), ids=list(VERDICTS))
-def test_an_answer_its_cause_and_what_to_try(means: dict[str, float], answer: str, cause: str, advice: str) -> None:
+def test_an_answer_its_cause_and_what_to_try(means, answer, cause, advice):
     ((_, verdict),) = judge([DENSE, candidate(**means)])
     assert answer in verdict.answer and cause in verdict.cause and advice in verdict.advice
     assert str(verdict) == f"{verdict.answer} Why: {verdict.cause}. Try: {verdict.advice}."
 
 
-def test_the_best_is_first_and_another_video_is_never_best() -> None:
+def test_the_best_is_first_and_another_video_is_never_best():
     columns = [
         DENSE,
         candidate("fast", psnr=12.0, total_speedup=3.0),
@@ -63,7 +60,7 @@ def test_the_best_is_first_and_another_video_is_never_best() -> None:
     assert [found.label for found, _ in judge(columns)] == ["good", "slow", "fast"]
 
 
-def test_a_run_that_never_was_sparse() -> None:
+def test_a_run_that_never_was_sparse():
     dense = Column("it", "psa", column("psa").averages, {"attention_density": "it ran dense throughout (warm-up)"})
     ((_, verdict),) = judge([DENSE, dense])
     assert verdict.answer == "Nothing was saved: it ran dense throughout." and "warm-up" in verdict.cause
@@ -78,7 +75,7 @@ def test_a_run_that_never_was_sparse() -> None:
         (0.3, 0.4, ("warm-up",), None),
     ],
 )
-def test_of_videos_without_dense_ones(density: Any, run: float, reasons: tuple[str, ...], words: str | None) -> None:
+def test_of_videos_without_dense_ones(density, run, reasons, words):
     cost = SimpleNamespace(attention_density=density, run_density_with_estimation=run, dense_reasons=reasons)
     told = judge_alone([cost])
     assert told is None if words is None else told.startswith(words)

@@ -1,28 +1,19 @@
 """The scripts of `examples/inference`, run as a user would, on small checkpoints."""
 
-from __future__ import annotations
-
-import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
+from programs import ROOT, load_script, python
 from typer.main import get_command
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from psa_triton.presets import shipped_presets
 from psa_triton.tools.cli.app import app as psa
 from psa_triton.tools.understanding import read_media
 from psa_triton.tools.video import encode_video
 
-CHECKOUT = Path(__file__).parents[3]
 SCRIPTS = ["cogvideo/cogvideo_5b.py", "wan21/wan21_1.3b.py", "wan21/wan21_14b.py", "wan22/wan22_5b.py"]
 SCRIPTS += ["wan22/wan22_a14b.py"]
 PROMPT = ("--prompt", "a red square moving left")
@@ -48,43 +39,36 @@ ROWS = {
 COGVIDEO = ROWS["cogvideo_5b"][0]
 
 
-def load_script(file: Path) -> typer.Typer:
-    spec = importlib.util.spec_from_file_location(file.stem.replace(".", "_"), file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.app
-
-
-def size(width: int, height: int, num_frames: int) -> tuple[str, ...]:
+def size(width, height, num_frames):
     return ("--width", str(width), "--height", str(height), "--num_frames", str(num_frames))
 
 
 @pytest.fixture
-def run(tmp_path: Path):
+def run(tmp_path):
     """Runs a script with a prompt, into `tmp_path / "out"`."""
 
-    def invoke(script: str, *options: str, prompt: tuple[str, ...] = PROMPT, examples: Path | None = None) -> Result:
-        app = load_script((examples or CHECKOUT / "examples") / "inference" / script)
+    def invoke(script, *options, prompt=PROMPT, examples=None):
+        app = load_script((examples or ROOT / "examples") / "inference" / script).app
         return CliRunner().invoke(app, [*prompt, "--output_dir", str(tmp_path / "out"), *options])
 
     return invoke
 
 
 @pytest.fixture
-def quick_lora(checkpoint: Callable[[str], Path], lora_file: Path) -> tuple[str, ...]:
+def quick_lora(checkpoint, lora_file):
     """Options for the 4-step model on small weights: no warm-up of any kind, sparse though there are few tokens."""
     weights = ("--model_path", str(checkpoint("cogvideo_5b")), "--lora_path", str(lora_file.parents[1]))
     how = ("--min_tokens", "0", "--no_warmup", "--no_timestamp")
     return ("--model", "cogvideo_5b_lora", *weights, *size(96, 96, 9), *how)
 
 
-def sidecar(video: Path) -> dict:
+def sidecar(video):
     return json.loads(video.with_suffix(".json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_option_can_be_written_with_a_dash_and_an_underscore(script: str) -> None:
-    app = load_script(CHECKOUT / "examples" / "inference" / script)
+def test_every_option_can_be_written_with_a_dash_and_an_underscore(script):
+    app = load_script(ROOT / "examples" / "inference" / script).app
     known = {name for option in get_command(app).params for name in (*option.opts, *option.secondary_opts)}
     assert {option.replace("_", "-") for option in OPTIONS} <= known
     for option in ("--no-timestamp", "--no_timestamp"):
@@ -95,9 +79,7 @@ def test_every_option_can_be_written_with_a_dash_and_an_underscore(script: str) 
 
 
 @pytest.mark.parametrize("key", ROWS)
-def test_a_script_makes_its_models_videos_with_psa(
-    key: str, run, checkpoint: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_script_makes_its_models_videos_with_psa(key, run, checkpoint, tmp_path):
     script, small, preset, guidance, fps, pixels, steps = ROWS[key]
     weights = ("--model", key, "--model_path", str(checkpoint(small)))
     how = ("--num_inference_steps", str(steps), "--use_psa", "--min_tokens", "0", "--no_warmup")
@@ -118,7 +100,7 @@ def test_a_script_makes_its_models_videos_with_psa(
     assert result.output.endswith(f"files in {folder}\n")
 
 
-def test_a_folder_alone_is_run_with_the_scripts_own_settings(run, checkpoint: Callable[[str], Path], tmp_path: Path):
+def test_a_folder_alone_is_run_with_the_scripts_own_settings(run, checkpoint, tmp_path):
     options = (*size(64, 64, 5), "--num_inference_steps", "1", "--no_timestamp")
     result = run("wan21/wan21_14b.py", "--model", str(checkpoint("wan21")), *options)
     assert result.exit_code == 0, result.output
@@ -128,15 +110,9 @@ def test_a_folder_alone_is_run_with_the_scripts_own_settings(run, checkpoint: Ca
     assert found["cost"]["dense_reasons"] == ["dense preset"]
 
 
-def test_the_4_step_lora_as_a_program(quick_lora: tuple[str, ...], lora_file: Path, tmp_path: Path) -> None:
-    script = CHECKOUT / "examples" / "inference" / COGVIDEO
-    done = subprocess.run(
-        [sys.executable, str(script), *PROMPT, *quick_lora, "--use_psa"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(CHECKOUT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+def test_the_4_step_lora_as_a_program(quick_lora, lora_file, tmp_path):
+    script = ROOT / "examples" / "inference" / COGVIDEO
+    done = python(script, *PROMPT, *quick_lora, "--use_psa", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     line, summary = done.stdout.splitlines()
     assert line.startswith("outputs/cogvideo_5b_lora/video_0000.mp4: ")
@@ -148,12 +124,10 @@ def test_the_4_step_lora_as_a_program(quick_lora: tuple[str, ...], lora_file: Pa
     assert found["cost"]["dense_reasons"] == [], "the 4-step preset has no dense warm-up"
 
 
-def test_psa_generate_is_the_same_thing(
-    run, quick_lora: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_psa_generate_is_the_same_thing(run, quick_lora, tmp_path, monkeypatch):
     made = []
 
-    def encode(frames: np.ndarray, fps: float, audio: None) -> bytes:
+    def encode(frames, fps, audio):
         made.append(frames)
         return encode_video(frames, fps=fps)
 
@@ -167,9 +141,9 @@ def test_psa_generate_is_the_same_thing(
 
 
 def test_a_lora_path_edited_into_model_configs_works_for_script_and_command(
-    run, quick_lora: tuple[str, ...], lora_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    examples = shutil.copytree(CHECKOUT / "examples", tmp_path / "checkout" / "examples")
+    run, quick_lora, lora_file, tmp_path, monkeypatch
+):
+    examples = shutil.copytree(ROOT / "examples", tmp_path / "checkout" / "examples")
     file = examples / "configs" / "model_configs.py"
     before = '"GYP666/BLADE/cogvideox-5b-psa-lora/pytorch_lora_weights.safetensors"'
     text = file.read_text(encoding="utf-8")
@@ -179,7 +153,7 @@ def test_a_lora_path_edited_into_model_configs_works_for_script_and_command(
     options = quick_lora[:lora] + quick_lora[lora + 2 :]
 
     assert run(COGVIDEO, *options, examples=examples).exit_code == 0
-    monkeypatch.setattr("psa_triton.tools.generation.model_configs._CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr("psa_triton.tools.generation.model_configs._ROOT", tmp_path / "checkout")
     result = CliRunner().invoke(psa, ["generate", *PROMPT, *options, "--output_dir", str(tmp_path / "psa")])
     assert result.exit_code == 0, result.output
     for folder in ("out", "psa"):
@@ -200,9 +174,7 @@ MY_PRESET = """
 
 
 @pytest.mark.parametrize("how", ["edited in place", "--config"])
-def test_a_preset_added_to_the_yaml_is_used(
-    how: str, run, quick_lora: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preset_added_to_the_yaml_is_used(how, run, quick_lora, tmp_path, monkeypatch):
     head, section, rest = shipped_presets().read_text(encoding="utf-8").partition("\nCogVideo_5b:\n")
     above, key, below = rest.partition("  attention_configs:\n")
     file = tmp_path / "attention_config.yaml"
@@ -219,7 +191,7 @@ def test_a_preset_added_to_the_yaml_is_used(
     assert found["cost"]["dense_reasons"] == ["warm-up"]
 
 
-def test_prompts_of_a_file_in_batches_with_a_seed_each(run, quick_lora: tuple[str, ...], tmp_path: Path) -> None:
+def test_prompts_of_a_file_in_batches_with_a_seed_each(run, quick_lora, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red square\n\na blue square\na square moving left\n", encoding="utf-8")
     options = (*quick_lora[:-2], "--no_timestamp", "--batch_size", "2", "--seed", "7", "--negative_prompt", "blue")
@@ -232,7 +204,7 @@ def test_prompts_of_a_file_in_batches_with_a_seed_each(run, quick_lora: tuple[st
     assert "3 made, 0 skipped, 0 failed; " in result.output
 
 
-def test_verbose_tells_of_every_sparse_call_and_settings_stay_the_same(run, quick_lora: tuple[str, ...]) -> None:
+def test_verbose_tells_of_every_sparse_call_and_settings_stay_the_same(run, quick_lora):
     result = run(COGVIDEO, *quick_lora, "--use_psa", "--verbose")
     assert result.exit_code == 0, result.output
     told = [line for line in result.output.splitlines() if line.startswith("transformer layer ")]
@@ -249,16 +221,14 @@ def test_verbose_tells_of_every_sparse_call_and_settings_stay_the_same(run, quic
     ],
     ids=["a model of another script", "dense"],
 )
-def test_a_mistake_is_one_line(options: tuple[str, ...], message: str, run) -> None:
+def test_a_mistake_is_one_line(options, message, run):
     result = run(COGVIDEO, *options)
     assert result.exit_code == 1 and message in result.output
     assert result.output.startswith("error: ") and result.output.count("\n") == 1
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_without_weights_and_network_a_script_says_what_to_get(
-    script: str, run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_weights_and_network_a_script_says_what_to_get(script, run, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     result = run(script)

@@ -1,8 +1,5 @@
 """Loading each row of the model table, on a small checkpoint of the same classes and config keys."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from small_pipelines import TEXT_DIM
 
 from psa_triton.models import MODELS
 from psa_triton.tools.generation import find_source, load_pipeline
-from psa_triton.tools.generation.lora import Lora, find_lora
+from psa_triton.tools.generation.lora import find_lora
 
 CPU = torch.device("cpu")
 # key: (small checkpoint, class and settings of the scheduler at the default size)
@@ -32,10 +29,10 @@ ROWS = {
 
 
 @pytest.fixture
-def load(checkpoint: Callable[[str], Path]):
+def load(checkpoint):
     """Loads the small checkpoint of a row."""
 
-    def run(key: str, *, dtype: torch.dtype = torch.float32, device: torch.device = CPU, lora: Lora | None = None):
+    def run(key, *, dtype=torch.float32, device=CPU, lora=None):
         source = find_source(key, weights=str(checkpoint(ROWS[key][0])))
         spec = MODELS[key]
         return load_pipeline(source, device=device, dtype=dtype, width=spec.width, height=spec.height, lora=lora)
@@ -44,7 +41,7 @@ def load(checkpoint: Callable[[str], Path]):
 
 
 @pytest.mark.parametrize("key", ROWS)
-def test_types_scheduler_and_memory_settings_are_those_of_the_table(key: str, load) -> None:
+def test_types_scheduler_and_memory_settings_are_those_of_the_table(key, load):
     pipe = load(key, dtype=torch.bfloat16)
     spec = MODELS[key]
     assert type(pipe) is getattr(diffusers, spec.pipeline)
@@ -58,9 +55,7 @@ def test_types_scheduler_and_memory_settings_are_those_of_the_table(key: str, lo
 
 
 @pytest.mark.parametrize("key", ROWS)
-def test_an_accelerator_gets_the_whole_model_or_the_part_at_work(
-    key: str, load, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_accelerator_gets_the_whole_model_or_the_part_at_work(key, load, monkeypatch):
     moved = {}
     for name in ("enable_model_cpu_offload", "to"):
         monkeypatch.setattr(
@@ -73,7 +68,7 @@ def test_an_accelerator_gets_the_whole_model_or_the_part_at_work(
     assert moved == {"enable_model_cpu_offload" if key.startswith("cogvideo") else "to": (cuda,)}
 
 
-def forward(pipe: diffusers.CogVideoXPipeline) -> torch.Tensor:
+def forward(pipe):
     generator = torch.Generator().manual_seed(0)
     rotary = pipe._prepare_rotary_positional_embeddings(64, 64, 2, CPU)
     with torch.no_grad():
@@ -86,7 +81,7 @@ def forward(pipe: diffusers.CogVideoXPipeline) -> torch.Tensor:
         )[0]
 
 
-def test_a_lora_adds_the_product_of_its_two_matrices_to_each_layer(load, lora_file: Path) -> None:
+def test_a_lora_adds_the_product_of_its_two_matrices_to_each_layer(load, lora_file):
     with_lora = forward(load("cogvideo_5b_lora", lora=find_lora(str(lora_file))))
     plain = load("cogvideo_5b")
     without = forward(plain)
@@ -100,13 +95,13 @@ def test_a_lora_adds_the_product_of_its_two_matrices_to_each_layer(load, lora_fi
     torch.testing.assert_close(with_lora, forward(plain), atol=1e-5, rtol=1e-4)
 
 
-def test_a_lora_runs_in_the_type_of_the_weights(load, lora_file: Path) -> None:
+def test_a_lora_runs_in_the_type_of_the_weights(load, lora_file):
     pipe = load("cogvideo_5b_lora", dtype=torch.bfloat16, lora=find_lora(str(lora_file)))
     assert {weight.dtype for name, weight in pipe.transformer.named_parameters() if "lora" in name} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("given", ["file", "folder", "folder above"])
-def test_a_lora_is_found_by_its_file_or_a_folder(given: str, lora_file: Path) -> None:
+def test_a_lora_is_found_by_its_file_or_a_folder(given, lora_file):
     path = {"file": lora_file, "folder": lora_file.parent, "folder above": lora_file.parents[1]}[given]
     lora = find_lora(str(path))
     assert lora.file == lora_file.resolve()
@@ -114,9 +109,7 @@ def test_a_lora_is_found_by_its_file_or_a_folder(given: str, lora_file: Path) ->
     assert len(lora.sha256) == 64
 
 
-def test_a_lora_on_the_hub_is_fetched_and_named_by_its_place_there(
-    lora_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lora_on_the_hub_is_fetched_and_named_by_its_place_there(lora_file, monkeypatch):
     asked = []
     monkeypatch.setattr("psa_triton.tools.generation.lora.model_info", asked.append)
     monkeypatch.setattr(
@@ -127,19 +120,19 @@ def test_a_lora_on_the_hub_is_fetched_and_named_by_its_place_there(
     assert asked[:2] == ["GYP666/BLADE", ("GYP666/BLADE", "some/file.safetensors")]
 
 
-def test_without_network_a_lora_fetched_before_is_used(lora_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_a_lora_fetched_before_is_used(lora_file, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("psa_triton.tools.generation.lora.try_to_load_from_cache", lambda *args: str(lora_file))
     assert find_lora("some/where").file == lora_file
 
 
-def test_a_lora_that_cannot_be_fetched_comes_with_the_command_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lora_that_cannot_be_fetched_comes_with_the_command_that_does(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"hf download nobody/nothing a/b\.safetensors --local-dir weights"):
         find_lora("nobody/nothing/a/b.safetensors")
 
 
-def test_a_lora_for_another_model_is_refused(load, tmp_path: Path) -> None:
+def test_a_lora_for_another_model_is_refused(load, tmp_path):
     none = save_lora(tmp_path / "none")
     foreign = {name.replace("transformer.", "unet."): weight for name, weight in load_file(none).items()}
     save_file(foreign, none)
@@ -147,7 +140,7 @@ def test_a_lora_for_another_model_is_refused(load, tmp_path: Path) -> None:
         load("cogvideo_5b_lora", lora=find_lora(str(none)))
 
 
-def test_weights_of_another_class_are_refused(checkpoint: Callable[[str], Path]) -> None:
+def test_weights_of_another_class_are_refused(checkpoint):
     folder = str(checkpoint("wan21"))
     with pytest.raises(ValueError, match="expected a CogVideoXPipeline as cogvideo_5b is, got a WanPipeline"):
         find_source("cogvideo_5b", weights=folder)

@@ -1,22 +1,18 @@
 """Pipelines of any family by their folder: images, audio along with video, a picture to start from."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import av
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from small_models import make_flux, make_ltx2
 from small_pipelines import make_wan_image_pipeline, make_wan_modular_pipeline, make_wan_pipeline
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from psa_triton.tools.cli.app import app
 from psa_triton.tools.generation import choose_attention, find_source, make_requests
@@ -31,13 +27,13 @@ needs_parts = pytest.mark.skipif(not HAS_LTX2, reason="diffusers 0.36 saves a mo
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory):
     made = {"flux": make_flux, "wan-image": lambda: make_wan_image_pipeline(two_transformers=True)}
     made |= {"ltx2": make_ltx2} if HAS_LTX2 else {}
     made["wan-modular"] = lambda: make_wan_modular_pipeline(make_wan_pipeline().components)
     home = tmp_path_factory.mktemp("models")
     for name, make in made.items():
-        pipe: DiffusionPipeline = make()
+        pipe = make()
         # Whether the index of a modular pipeline names the folder: the default of diffusers changes.
         modular = {"overwrite_modular_index": True} if name == "wan-modular" else {}
         pipe.save_pretrained(str(home / name), **modular)
@@ -46,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: home / name for name in (*made, "picture.png")}
 
 
-def psa(command: str, folder: Path, out: Path, *more: str, size: int = 64) -> Result:
+def psa(command, folder, out, *more, size=64):
     sizes = ["--width", str(size), "--height", str(size), "--num-inference-steps", "2"]
     options = ["--model", str(folder), "--output_dir", str(out), "--prompt", "a red square", *sizes, *more]
     result = CliRunner().invoke(app, [command, *options, "--attention_preset", PRESET])
@@ -54,11 +50,11 @@ def psa(command: str, folder: Path, out: Path, *more: str, size: int = 64) -> Re
     return result
 
 
-def cost_of(sidecar: Path) -> dict[str, Any]:
+def cost_of(sidecar):
     return json.loads(sidecar.read_text())["cost"]
 
 
-def test_an_image_is_a_png_and_made_once(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_image_is_a_png_and_made_once(folders, tmp_path):
     first = psa("generate", folders["flux"], tmp_path, "--min_tokens", "0", size=256)
     with Image.open(tmp_path / "flux" / "image_0000.png") as image:
         assert (image.size, image.mode) == ((256, 256), "RGB")
@@ -66,7 +62,7 @@ def test_an_image_is_a_png_and_made_once(folders: dict[str, Path], tmp_path: Pat
     assert "1 skipped" in psa("generate", folders["flux"], tmp_path, "--min_tokens", "0", size=256).output
 
 
-def test_images_are_compared_and_looked_at(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_images_are_compared_and_looked_at(folders, tmp_path):
     psa("compare", folders["flux"], tmp_path / "compare", "--min_tokens", "0", "--ceiling", "none", size=256)
     made = {file.name for file in (tmp_path / "compare").iterdir()}
     assert {"dense.png", "psa.png", "side_by_side.png", "case.json", "report.html"} <= made
@@ -76,7 +72,7 @@ def test_images_are_compared_and_looked_at(folders: dict[str, Path], tmp_path: P
 
 
 @needs_ltx2
-def test_audio_is_in_the_file(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_audio_is_in_the_file(folders, tmp_path):
     psa("generate", folders["ltx2"], tmp_path, "--num_frames", "9", "--fps", "8", "--min_tokens", "0", size=32)
     with av.open(tmp_path / "ltx2" / "video_0000.mp4") as file:
         (video,), (audio,) = file.streams.video, file.streams.audio
@@ -86,7 +82,7 @@ def test_audio_is_in_the_file(folders: dict[str, Path], tmp_path: Path) -> None:
     assert cost_of(tmp_path / "ltx2" / "video_0000.json")["attention_density"] < 1
 
 
-def test_a_video_from_a_picture(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_video_from_a_picture(folders, tmp_path):
     picture = ["--image", str(folders["picture.png"]), "--num_frames", "5", "--guidance_scale", "1"]
     psa("generate", folders["wan-image"], tmp_path, *picture, "--min_tokens", "0")
     settings = json.loads((tmp_path / "wan-image" / "video_0000.json").read_text())["settings"]
@@ -94,7 +90,7 @@ def test_a_video_from_a_picture(folders: dict[str, Path], tmp_path: Path) -> Non
 
 
 @needs_parts
-def test_a_modular_pipeline(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_modular_pipeline(folders, tmp_path):
     """Made, compared and looked at; guidance, which its guider holds, acts; the folder may be moved."""
     frames = ["--num_frames", "5"]
     more = [*frames, "--min_tokens", "0"]
@@ -137,7 +133,7 @@ def test_a_modular_pipeline(folders: dict[str, Path], tmp_path: Path) -> None:
         ),
     ],
 )
-def test_tuning(name: str, more: tuple[str, ...], budget: float, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_tuning(name, more, budget, folders, tmp_path):
     """A preset of the model's own layers, that a generation then takes; half of an image's tokens here are text."""
     model = ["--model", str(folders[name]), "--prompt", "a red square", "--num-inference-steps", "2", *more]
     out = tmp_path / "my.yaml"
@@ -153,7 +149,7 @@ def test_tuning(name: str, more: tuple[str, ...], budget: float, folders: dict[s
     assert cost_of(sidecar)["attention_density"] < 1
 
 
-def test_sound_is_kept_as_it_is() -> None:
+def test_sound_is_kept_as_it_is():
     """A tone comes back from the file, and two encodings are the same bytes."""
     wave = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000, dtype=np.float32)[None] * 0.5
     frames = np.zeros((8, 32, 32, 3), dtype=np.uint8)
@@ -168,7 +164,7 @@ def test_sound_is_kept_as_it_is() -> None:
 
 
 @needs_ltx2
-def test_defaults_are_the_pipelines_own(folders: dict[str, Path]) -> None:
+def test_defaults_are_the_pipelines_own(folders):
     (image,) = make_requests(find_source(str(folders["flux"])), ["x"], seed=0, settings={})
     assert image.is_image and (image.num_inference_steps, image.guidance_scale, image.width) == (28, 3.5, None)
     (video,) = make_requests(find_source(str(folders["ltx2"])), ["x"], seed=0, settings={})
@@ -187,14 +183,12 @@ def test_defaults_are_the_pipelines_own(folders: dict[str, Path]) -> None:
     ],
     ids=["frames", "no image taken", "other guidance", "no image", "no file"],
 )
-def test_mistakes_are_told_before_loading(
-    name: str, settings: dict[str, Any], message: str, folders: dict[str, Path]
-) -> None:
+def test_mistakes_are_told_before_loading(name, settings, message, folders):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         make_requests(find_source(str(folders[name])), ["x"], seed=0, settings=settings)
 
 
-def test_a_pipeline_that_needs_more_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_pipeline_that_needs_more_is_refused(folders, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanAnimatePipeline"}))
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text("{}")

@@ -1,10 +1,6 @@
-from __future__ import annotations
-
 import json
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +14,10 @@ from psa_triton.tools.understanding import read_media
 
 COST = Cost(**dict.fromkeys((field.name for field in fields(Cost)), 0.5) | {"dense_reasons": ("warm-up",)})
 SMALL = {"width": 32, "height": 32, "num_frames": 5, "guidance_scale": 1, "fps": 8}
-Make = Callable[[Sequence[Job]], Sequence[GeneratedVideo]]
 NOTHING_RAN = Recorder(PSAStats.of, timed=False).stats()
 
 
-def make_jobs(folder: Path, *prompts: str, steps: int = 4) -> list[Job]:
+def make_jobs(folder, *prompts, steps=4):
     jobs = []
     for index, prompt in enumerate(prompts):
         request = VideoRequest(prompt=prompt, seed=index, num_inference_steps=steps, **SMALL)
@@ -30,14 +25,14 @@ def make_jobs(folder: Path, *prompts: str, steps: int = 4) -> list[Job]:
     return jobs
 
 
-def paint(batch: Sequence[Job]) -> list[GeneratedVideo]:
+def paint(batch):
     """Grey videos, quickly; the prompt `bad` fails all that are made with it."""
     if any(job.request.prompt == "bad" for job in batch):
         raise RuntimeError("no such paint")
     return [GeneratedVideo(np.full((5, 32, 32, 3), 0.5, np.float32), COST, NOTHING_RAN) for _ in batch]
 
 
-def plan(jobs: list[Job], *, overwrite: bool = False) -> list[str]:
+def plan(jobs, *, overwrite=False):
     """Names of the videos that are left to do."""
     requests, settings = [job.request for job in jobs], [job.settings for job in jobs]
     todo, done = plan_jobs(jobs[0].path.parent, requests, settings, overwrite=overwrite)
@@ -45,11 +40,11 @@ def plan(jobs: list[Job], *, overwrite: bool = False) -> list[str]:
     return [job.path.name for job in todo]
 
 
-def run(jobs: list[Job], batch_size: int = 1, make: Make = paint) -> tuple[list[tuple[Job, Exception]], list[str]]:
+def run(jobs, batch_size=1, make=paint):
     """The failures, and the order of what was done and told."""
-    told: list[str] = []
+    told = []
 
-    def tell(batch: Sequence[Job]) -> Sequence[GeneratedVideo]:
+    def tell(batch):
         told.append(f"start {' '.join(job.path.name for job in batch)}")
         return make(batch)
 
@@ -61,7 +56,7 @@ def run(jobs: list[Job], batch_size: int = 1, make: Make = paint) -> tuple[list[
     return failures, told
 
 
-def test_a_failed_batch_is_made_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_batch_is_made_one_by_one(tmp_path, caplog):
     jobs = make_jobs(tmp_path, "one", "bad", "three", "four", "five")
     with caplog.at_level(logging.WARNING, logger="psa_triton"):
         failures, told = run(jobs, batch_size=2)
@@ -76,14 +71,14 @@ def test_a_failed_batch_is_made_one_by_one(tmp_path: Path, caplog: pytest.LogCap
     assert caplog.messages == ["a batch of 2 videos failed (no such paint); they are made one by one"]
 
 
-def test_other_requests_get_the_next_numbers_that_are_free(tmp_path: Path) -> None:
+def test_other_requests_get_the_next_numbers_that_are_free(tmp_path):
     run(make_jobs(tmp_path, "one", "bad", "three"))
     (tmp_path / "video_0003.mp4").write_bytes(b"somebody's video")
     assert plan(make_jobs(tmp_path, "three", "four", "five", "one")) == ["video_0001.mp4", "video_0004.mp4"]
     assert plan(make_jobs(tmp_path, "one", steps=8)) == ["video_0001.mp4"], "one setting more makes another video"
 
 
-def test_what_a_run_cut_short_leaves_is_done_again_by_the_same_request_alone(tmp_path: Path) -> None:
+def test_what_a_run_cut_short_leaves_is_done_again_by_the_same_request_alone(tmp_path):
     (job,) = make_jobs(tmp_path, "one")
     run([job])
     job.path.unlink()  # cut short between sidecar and video
@@ -95,7 +90,7 @@ def test_what_a_run_cut_short_leaves_is_done_again_by_the_same_request_alone(tmp
     assert sorted(file.name for file in tmp_path.iterdir()) == ["video_0000.json", "video_0000.mp4"]
 
 
-def test_a_name_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
+def test_a_name_that_another_process_has_is_left_to_it(tmp_path):
     jobs = make_jobs(tmp_path, "one", "two")
     with held(jobs[0].path, "another request"):
         failures, told = run(jobs)
@@ -105,10 +100,10 @@ def test_a_name_that_another_process_has_is_left_to_it(tmp_path: Path) -> None:
         assert json.loads((tmp_path / f"video_000{number}.json").read_text())["settings"]["prompt"] == prompt
 
 
-def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
     (job,) = make_jobs(tmp_path, "one")
 
-    def slowly(batch: Sequence[Job]) -> list[GeneratedVideo]:
+    def slowly(batch):
         job.path.write_bytes(b"somebody's video")
         return paint(batch)
 
@@ -118,12 +113,12 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert names == ["video_0000.mp4", "video_0001.json", "video_0001.mp4"]
 
 
-def test_the_same_video_is_not_made_by_two(tmp_path: Path) -> None:
+def test_the_same_video_is_not_made_by_two(tmp_path):
     """The second is told who makes it; once it is there, that it is."""
     (job,) = make_jobs(tmp_path, "one")
-    waiting: list[tuple[Job, Exception]] = []
+    waiting = []
 
-    def meanwhile(batch: Sequence[Job]) -> list[GeneratedVideo]:
+    def meanwhile(batch):
         waiting.extend(run([job])[0])
         return paint(batch)
 
@@ -134,12 +129,10 @@ def test_the_same_video_is_not_made_by_two(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["video_0000.json", "video_0000.mp4"]
 
 
-def test_a_video_that_cannot_be_saved_fails_alone_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_video_that_cannot_be_saved_fails_alone_and_leaves_nothing(tmp_path, monkeypatch):
     jobs = make_jobs(tmp_path, "one", "two")
 
-    def full(frames: object, fps: float, audio: None) -> bytes:
+    def full(frames, fps, audio):
         raise OSError("no room")
 
     monkeypatch.setattr("psa_triton.tools.generation.batch.encode", full)
@@ -149,7 +142,7 @@ def test_a_video_that_cannot_be_saved_fails_alone_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_room_no_video_is_made(tmp_path: Path) -> None:
+def test_without_room_no_video_is_made(tmp_path):
     (job,) = make_jobs(tmp_path, "one")
     huge = replace(job, request=replace(job.request, num_frames=1 << 40))
     failures, told = run([huge])
@@ -157,10 +150,10 @@ def test_without_room_no_video_is_made(tmp_path: Path) -> None:
     assert told == ["failed video_0000.mp4"]
 
 
-def test_an_interrupt_stops_the_run(tmp_path: Path) -> None:
+def test_an_interrupt_stops_the_run(tmp_path):
     jobs = make_jobs(tmp_path, "one", "two")
 
-    def interrupted(batch: Sequence[Job]) -> list[GeneratedVideo]:
+    def interrupted(batch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

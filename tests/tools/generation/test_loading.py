@@ -1,34 +1,29 @@
-from __future__ import annotations
-
 import logging
 import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from unittest.mock import MagicMock
 
 import diffusers
 import pytest
 import torch
 import transformers
-from diffusers import DiffusionPipeline, WanPipeline
+from diffusers import WanPipeline
 
 from psa_triton.models import MODELS
 from psa_triton.tools.builtin import LinearVideoCodec
-from psa_triton.tools.generation import ModelSource, choose_dtype, find_source, load_pipeline
+from psa_triton.tools.generation import choose_dtype, find_source, load_pipeline
 from psa_triton.tools.generation.loading import choose_device
 
 CPU = torch.device("cpu")
 
 
-def load(source: ModelSource, **changes: object) -> DiffusionPipeline:
+def load(source, **changes):
     settings = {"device": CPU, "dtype": torch.float32, "width": 64, "height": 64}
     return load_pipeline(source, **settings | changes)
 
 
-def test_a_folder_with_the_linear_codec_loads_and_saves_without_warnings(
-    source: ModelSource, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_with_the_linear_codec_loads_and_saves_without_warnings(source, tmp_path, caplog, monkeypatch):
     for library in ("diffusers", "transformers"):
         monkeypatch.setattr(logging.getLogger(library), "propagate", True)
     first = load(source)
@@ -43,7 +38,7 @@ def test_a_folder_with_the_linear_codec_loads_and_saves_without_warnings(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_the_vae_keeps_float32_where_the_registry_says_so(source: ModelSource) -> None:
+def test_the_vae_keeps_float32_where_the_registry_says_so(source):
     known = replace(source, spec=MODELS["tiny-wan"])
     assert known.spec.vae_dtype == "float32"
     pipe = load(known, dtype=torch.bfloat16)
@@ -53,17 +48,17 @@ def test_the_vae_keeps_float32_where_the_registry_says_so(source: ModelSource) -
 
 
 @pytest.mark.parametrize(("width", "height", "shift"), [(1280, 720, 5.0), (832, 480, 3.0)])
-def test_the_noise_schedule_follows_the_size(source: ModelSource, width: int, height: int, shift: float) -> None:
+def test_the_noise_schedule_follows_the_size(source, width, height, shift):
     pipe = load(replace(source, spec=MODELS["wan21_1.3b"]), width=width, height=height)
     assert type(pipe.scheduler).__name__ == "UniPCMultistepScheduler"
     assert pipe.scheduler.config.flow_shift == shift
     assert pipe.scheduler.config.use_flow_sigmas is True, "the rest is the checkpoint's"
 
 
-def test_parts_come_from_their_repositories_and_branches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: dict[str, tuple[str, dict[str, object]]] = {}
+def test_parts_come_from_their_repositories_and_branches(monkeypatch, tmp_path):
+    asked = {}
 
-    def record(where: str, *, name: str, **options: object) -> MagicMock:
+    def record(where, *, name, **options):
         asked[name] = (where, options)
         return MagicMock()
 
@@ -86,14 +81,14 @@ def test_parts_come_from_their_repositories_and_branches(monkeypatch: pytest.Mon
     assert (elsewhere.hub_id, elsewhere.parts) == (str(tmp_path), {}), "a folder has everything"
 
 
-def test_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched_are_an_error_that_says_how_to_get_them(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     source = replace(find_source("wan21_1.3b"), location="nobody-here/no-such-model")
     with pytest.raises(OSError, match=r"hf download nobody-here/no-such-model.*--model PATH"):
         load(source)
 
 
-def test_a_damaged_folder_is_an_error_that_names_it(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_an_error_that_names_it(pipeline_folder, tmp_path):
     folder = shutil.copytree(pipeline_folder, tmp_path / "damaged")
     for file in (folder / "transformer").glob("*.safetensors"):
         file.unlink()
@@ -105,16 +100,16 @@ def test_a_damaged_folder_is_an_error_that_names_it(pipeline_folder: Path, tmp_p
     ("asked", "device", "expected"),
     [("auto", "cpu", torch.float32), ("auto", "cuda", torch.bfloat16), ("float16", "cpu", torch.float16)],
 )
-def test_types(asked: str, device: str, expected: torch.dtype) -> None:
+def test_types(asked, device, expected):
     assert choose_dtype(asked, torch.device(device)) == expected
 
 
-def test_an_unknown_type_is_refused() -> None:
+def test_an_unknown_type_is_refused():
     with pytest.raises(ValueError, match="dtype: expected auto or one of float32, bfloat16, float16, got 'int8'"):
         choose_dtype("int8", CPU)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+def test_a_device_that_is_not_there_is_refused(device):
     with pytest.raises(ValueError, match=f"device: '{device}' cannot be used here"):
         choose_device(device)

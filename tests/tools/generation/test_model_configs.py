@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +12,10 @@ SHIPPED = Path(__file__).parents[3] / "examples" / "configs" / "model_configs.py
 
 
 @pytest.fixture
-def written(tmp_path: Path):
+def written(tmp_path):
     """Writes a `model_configs.py`."""
 
-    def write(text: str) -> Path:
+    def write(text):
         file = tmp_path / "model_configs.py"
         file.write_text(text, encoding="utf-8")
         return file
@@ -25,17 +23,17 @@ def written(tmp_path: Path):
     return write
 
 
-def test_the_file_that_comes_along_changes_nothing_and_names_every_checkpoint() -> None:
+def test_the_file_that_comes_along_changes_nothing_and_names_every_checkpoint():
     assert configured_models(SHIPPED) == MODELS
     text = SHIPPED.read_text(encoding="utf-8")
     assert all(f'"{key}"' in text for key, spec in MODELS.items() if spec.hub_id is not None)
 
 
-def test_the_file_of_the_checkout_is_found() -> None:
+def test_the_file_of_the_checkout_is_found():
     assert checkout_model_configs() == SHIPPED
 
 
-def test_a_file_beside_an_installed_package_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_beside_an_installed_package_is_not_run(monkeypatch, tmp_path):
     file = tmp_path / "examples" / "configs" / "model_configs.py"
     file.parent.mkdir(parents=True)
     file.write_text("MODEL_CONFIGS = {}\n")
@@ -45,17 +43,17 @@ def test_a_file_beside_an_installed_package_is_not_run(monkeypatch: pytest.Monke
     assert checkout_model_configs() is None
 
 
-def test_without_a_file_the_registry_is_used() -> None:
+def test_without_a_file_the_registry_is_used():
     assert configured_models(None) == MODELS
 
 
-def test_an_edited_setting_replaces_that_of_the_registry_and_no_other(written) -> None:
+def test_an_edited_setting_replaces_that_of_the_registry_and_no_other(written):
     file = written('WEIGHTS = "w"\nMODEL_CONFIGS = {"cogvideo_5b_lora": {"lora_path": WEIGHTS, "fps": 12}}\n')
     changed = replace(MODELS["cogvideo_5b_lora"], lora_path="w", fps=12)
     assert configured_models(file) == {**MODELS, "cogvideo_5b_lora": changed}
 
 
-def test_the_command_line_comes_before_the_file_and_the_file_before_the_registry(written) -> None:
+def test_the_command_line_comes_before_the_file_and_the_file_before_the_registry(written):
     file = written('MODEL_CONFIGS = {"cogvideo_5b_lora": {"lora_path": "edited", "model_id": "some/where"}}\n')
     edited = choose_source(ModelOptions(model="cogvideo_5b_lora"), configs=file)
     assert (edited.spec.lora_path, edited.location) == ("edited", "some/where")
@@ -79,6 +77,6 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_the_registry
     ],
     ids=["syntax", "raises", "no-dict", "model", "setting", "type", "range", "row"],
 )
-def test_a_mistake_in_the_file_is_named(text: str, message: str, written) -> None:
+def test_a_mistake_in_the_file_is_named(text, message, written):
     with pytest.raises(ValueError, match=rf"model_configs\.py: {message}"):
         configured_models(written(text))

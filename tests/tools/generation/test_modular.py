@@ -1,9 +1,6 @@
 """Modular pipelines of diffusers: every one with a transformer of a known family, by role and by its folder."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import diffusers
 import pytest
@@ -25,7 +22,7 @@ MODELS = {small.class_name: name for name, small in reversed(SMALL.items()) if s
 
 
 @pytest.mark.parametrize("name", MODULAR)
-def test_it_makes_files(name: str, tmp_path: Path) -> None:
+def test_it_makes_files(name, tmp_path):
     folder = tmp_path / "model"
     save_modular(make_modular(name), folder)
     size = [f"--{setting}={value}" for setting, value in MODULAR[name][1].items()]
@@ -39,7 +36,7 @@ def test_it_makes_files(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_transformers_are_found_by_role_or_named_in_the_error(name: str) -> None:
+def test_transformers_are_found_by_role_or_named_in_the_error(name):
     pipe = getattr(diffusers, name)()
     kinds = {
         part: spec.type_hint

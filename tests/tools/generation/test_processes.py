@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -17,13 +15,13 @@ WORKER = Path(__file__).with_name("processes_worker.py")
 SOURCE = Path(__file__).parents[3] / "src"
 
 
-def free_port() -> int:
+def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def test_two_processes_agree_and_one_notices_that_the_other_died() -> None:
+def test_two_processes_agree_and_one_notices_that_the_other_died():
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(SOURCE)}
     running = [
         subprocess.Popen(
@@ -46,7 +44,7 @@ def test_two_processes_agree_and_one_notices_that_the_other_died() -> None:
     ]
 
 
-def test_without_a_launcher_a_process_is_alone() -> None:
+def test_without_a_launcher_a_process_is_alone():
     with launched_processes() as processes:
         assert processes == ALONE
         assert processes.is_main
@@ -60,9 +58,7 @@ def test_without_a_launcher_a_process_is_alone() -> None:
     ("device", "count", "expected"),
     [("auto", 1, "cuda"), ("auto", 4, "cuda:2"), ("cuda", 4, "cuda:2"), ("cuda:1", 4, "cuda:1"), ("cpu", 4, "cpu")],
 )
-def test_each_process_has_an_accelerator_of_its_own(
-    device: str, count: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_process_has_an_accelerator_of_its_own(device, count, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("psa_triton.tools.generation.loading.torch.empty", lambda *_, device: None)
     assert choose_device(device, Processes(count, 2, 2) if count > 1 else ALONE) == torch.device(expected)

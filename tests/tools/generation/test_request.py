@@ -1,20 +1,16 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from psa_triton.tools.generation import find_source, make_requests
 from psa_triton.tools.generation.request import read_prompts_file
 
 
-def test_prompts_are_read_one_a_line_without_blanks_and_comments(tmp_path: Path) -> None:
+def test_prompts_are_read_one_a_line_without_blanks_and_comments(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("\ufeffa red square\n\n  # a comment\n  a blue ring \nten # cats\n", encoding="utf-8")
     assert read_prompts_file(file) == ["a red square", "a blue ring", "ten # cats"]
 
 
-def test_requests_have_the_models_defaults_where_nothing_is_given_and_a_seed_each() -> None:
+def test_requests_have_the_models_defaults_where_nothing_is_given_and_a_seed_each():
     settings = {"width": 832, "height": 480, "num_frames": None, "guidance_scale": 3.0, "negative_prompt": None}
     first, second = make_requests(find_source("wan21_14b"), ["one", "two"], seed=7, settings=settings)
     assert (first.prompt, first.seed, second.prompt, second.seed) == ("one", 7, "two", 8)
@@ -22,7 +18,7 @@ def test_requests_have_the_models_defaults_where_nothing_is_given_and_a_seed_eac
     assert (first.guidance_scale, first.num_inference_steps, first.fps) == (3.0, 50, 16)
 
 
-def test_two_transformers_have_a_guidance_each() -> None:
+def test_two_transformers_have_a_guidance_each():
     (request,) = make_requests(find_source("wan22_a14b"), ["one"], seed=0, settings={})
     assert (request.guidance_scale, request.guidance_scale_2) == (4.0, 3.0)
 
@@ -43,12 +39,12 @@ def test_two_transformers_have_a_guidance_each() -> None:
         pytest.param("  ", {}, "prompt: expected some text", id="prompt"),
     ],
 )
-def test_bad_settings_are_refused_before_anything_is_loaded(prompt: str, settings: dict, message: str) -> None:
+def test_bad_settings_are_refused_before_anything_is_loaded(prompt, settings, message):
     with pytest.raises(ValueError, match=message):
         make_requests(find_source("wan21_14b"), [prompt], seed=0, settings=settings)
 
 
 @pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64 - 1], ids=["first", "second"])
-def test_seeds_that_no_generator_takes_are_refused(seed: int) -> None:
+def test_seeds_that_no_generator_takes_are_refused(seed):
     with pytest.raises(ValueError, match="seed: expected a number of 64 bits"):
         make_requests(find_source("wan21_14b"), ["one", "two"], seed=seed, settings={})

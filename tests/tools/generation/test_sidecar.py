@@ -1,17 +1,14 @@
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
 import torch
 
 import psa_triton
 from psa_triton.config import PSAConfig
 from psa_triton.tools.files import json_bytes
-from psa_triton.tools.generation import DENSE, Attention, ModelSource, VideoRequest, choose_attention, find_source
+from psa_triton.tools.generation import DENSE, Attention, choose_attention, find_source
 from psa_triton.tools.generation.loading import Target
 from psa_triton.tools.generation.lora import Lora
 from psa_triton.tools.generation.sidecar import command_line, differences, settings_of, surroundings
@@ -19,9 +16,7 @@ from psa_triton.tools.generation.sidecar import command_line, differences, setti
 CPU = torch.device("cpu")
 
 
-def test_settings_name_everything_that_determines_a_video_and_survive_json(
-    source: ModelSource, request_320: VideoRequest
-) -> None:
+def test_settings_name_everything_that_determines_a_video_and_survive_json(source, request_320):
     attention = choose_attention(source, "tiny-wan/psa_balanced")
     settings = settings_of(Target(source, CPU, torch.bfloat16), request_320, attention)
     assert settings["model"] == settings["weights"] == source.location
@@ -31,8 +26,8 @@ def test_settings_name_everything_that_determines_a_video_and_survive_json(
     assert differences(json.loads(json_bytes(settings)), settings) == ""
 
 
-def test_a_changed_seed_attention_or_type_is_a_difference(source: ModelSource, request_320: VideoRequest) -> None:
-    def settings(request: VideoRequest, dtype: torch.dtype) -> dict:
+def test_a_changed_seed_attention_or_type_is_a_difference(source, request_320):
+    def settings(request, dtype):
         return settings_of(Target(source, CPU, dtype), request, DENSE)
 
     before = settings(request_320, torch.float32)
@@ -40,9 +35,7 @@ def test_a_changed_seed_attention_or_type_is_a_difference(source: ModelSource, r
     assert differences(before, after) == "seed: 42 -> 1, dtype: 'float32' -> 'float16'"
 
 
-def test_the_built_in_model_and_a_lora_are_named_the_same_on_every_machine(
-    request_320: VideoRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_built_in_model_and_a_lora_are_named_the_same_on_every_machine(request_320, monkeypatch):
     path = "GYP666/BLADE/x.safetensors"
     fetched = Lora(path=path, file=Path("/here/x.safetensors"), sha256="ab")
     monkeypatch.setattr("psa_triton.tools.generation.loading.find_lora", {path: fetched}.get)
@@ -53,18 +46,18 @@ def test_the_built_in_model_and_a_lora_are_named_the_same_on_every_machine(
     assert settings["lora"] == {"path": "GYP666/BLADE/x.safetensors", "sha256": "ab"}
 
 
-def test_verbose_is_no_part_of_what_determines_a_video() -> None:
+def test_verbose_is_no_part_of_what_determines_a_video():
     quiet, loud = (Attention(name="a/b", config=PSAConfig(verbose=verbose)) for verbose in (False, True))
     assert quiet.as_dict() == loud.as_dict()
 
 
-def test_differences_are_found_in_nested_added_and_removed_settings() -> None:
+def test_differences_are_found_in_nested_added_and_removed_settings():
     assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}) == (
         "a.c: 2 -> 5, d: 3 -> None, e: None -> 4"
     )
 
 
-def test_surroundings_name_versions_hardware_command_and_date() -> None:
+def test_surroundings_name_versions_hardware_command_and_date():
     found = surroundings(CPU)
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["psa_triton"] == psa_triton.__version__
@@ -74,7 +67,7 @@ def test_surroundings_name_versions_hardware_command_and_date() -> None:
     assert found["command"]
 
 
-def test_the_command_is_psa_however_its_module_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_is_psa_however_its_module_was_started(monkeypatch):
     monkeypatch.setattr("sys.argv", ["src/psa_triton/tools/cli/app.py", "generate", "--prompt", "a red ring"])
     assert command_line() == "psa generate --prompt 'a red ring'"
     monkeypatch.setattr("sys.argv", ["examples/wan21_14b.py", "--use_psa"])

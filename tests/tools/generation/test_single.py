@@ -1,14 +1,11 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 from psa_triton.config import PSAConfig
-from psa_triton.tools.generation import DENSE, Attention, VideoRequest, generate_video, generate_videos
+from psa_triton.tools.generation import DENSE, Attention, generate_video, generate_videos
 from psa_triton.tools.generation.single import warm_up
 
 # Two of ten key blocks, read in full.
@@ -17,7 +14,7 @@ FIFTH = Attention(
 )
 
 
-def test_dense_frames_are_those_of_the_plain_pipeline(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
+def test_dense_frames_are_those_of_the_plain_pipeline(pipe, request_320):
     video = generate_video(pipe, request_320, DENSE)
     plain = pipe(
         prompt=request_320.prompt,
@@ -33,16 +30,14 @@ def test_dense_frames_are_those_of_the_plain_pipeline(pipe: DiffusionPipeline, r
     assert video.frames.dtype == np.float32
 
 
-def test_a_seed_gives_the_same_video_again_and_another_seed_another(
-    pipe: DiffusionPipeline, request_320: VideoRequest
-) -> None:
+def test_a_seed_gives_the_same_video_again_and_another_seed_another(pipe, request_320):
     first, again = (generate_video(pipe, request_320, FIFTH).frames for _ in range(2))
     other = generate_video(pipe, replace(request_320, seed=43), FIFTH).frames
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_videos_made_together_are_those_made_alone(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
+def test_videos_made_together_are_those_made_alone(pipe, request_320):
     requests = [
         replace(request_320, guidance_scale=2.0, negative_prompt="blue"),
         replace(request_320, guidance_scale=2.0, negative_prompt="blue", prompt="a blue ring", seed=7),
@@ -56,21 +51,13 @@ def test_videos_made_together_are_those_made_alone(pipe: DiffusionPipeline, requ
     assert together[0].cost == together[1].cost, "they share one cost"
 
 
-def test_videos_made_together_differ_in_prompt_and_seed_alone(
-    pipe: DiffusionPipeline, request_320: VideoRequest
-) -> None:
+def test_videos_made_together_differ_in_prompt_and_seed_alone(pipe, request_320):
     with pytest.raises(ValueError, match="differ in prompt and seed alone"):
         generate_videos(pipe, [request_320, replace(request_320, num_inference_steps=3)], DENSE)
 
 
 @pytest.mark.parametrize(("attention", "expected"), [(DENSE, [False]), (FIFTH, [False, True])], ids=["dense", "psa"])
-def test_a_warm_up_is_a_step_of_each_attention_that_will_run(
-    attention: Attention,
-    expected: list[bool],
-    pipe: DiffusionPipeline,
-    request_320: VideoRequest,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_warm_up_is_a_step_of_each_attention_that_will_run(attention, expected, pipe, request_320, monkeypatch):
     sparse = []
 
     def record(pipe, requests, attention):
@@ -83,7 +70,7 @@ def test_a_warm_up_is_a_step_of_each_attention_that_will_run(
     assert sparse == expected
 
 
-def test_cost_of_a_sparse_video_by_hand(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
+def test_cost_of_a_sparse_video_by_hand(pipe, request_320):
     cost = generate_video(pipe, request_320, FIFTH).cost
     assert cost.attention_density == pytest.approx(0.2)
     assert cost.run_density == pytest.approx(0.6), "the first of two steps is dense"
@@ -93,7 +80,7 @@ def test_cost_of_a_sparse_video_by_hand(pipe: DiffusionPipeline, request_320: Vi
     assert cost.attention_seconds == cost.sparse_attention_seconds + cost.dense_attention_seconds
 
 
-def test_cost_of_a_dense_video(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
+def test_cost_of_a_dense_video(pipe, request_320):
     cost = generate_video(pipe, request_320, DENSE).cost
     assert cost.attention_density is None
     assert (cost.run_density, cost.run_density_with_estimation) == (1, 1)
@@ -101,9 +88,9 @@ def test_cost_of_a_dense_video(pipe: DiffusionPipeline, request_320: VideoReques
     assert cost.dense_reasons == ("dense preset",)
 
 
-def test_steps_are_told_and_the_pipeline_is_left_as_it_came(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
+def test_steps_are_told_and_the_pipeline_is_left_as_it_came(pipe, request_320):
     processors = [block.attn1.processor for block in pipe.transformer.blocks]
-    told: list[tuple[int, float | None]] = []
+    told = []
     generate_video(pipe, replace(request_320, num_inference_steps=3), FIFTH, on_step=lambda *step: told.append(step))
     assert told == [(1, None), (2, None), (3, None)]
     assert [block.attn1.processor for block in pipe.transformer.blocks] == processors
@@ -111,18 +98,16 @@ def test_steps_are_told_and_the_pipeline_is_left_as_it_came(pipe: DiffusionPipel
     assert not pipe.transformer._forward_pre_hooks
 
 
-def test_steps_come_with_the_error_measured_so_far(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
+def test_steps_come_with_the_error_measured_so_far(pipe, request_320):
     assert FIFTH.config is not None
     probed = replace(FIFTH, config=FIFTH.config.replace(probe=0.05))
-    errors: list[float | None] = []
+    errors = []
     video = generate_video(pipe, request_320, probed, on_step=lambda _, error: errors.append(error))
     assert len(set(errors)) == request_320.num_inference_steps > 1
     assert errors[-1] == video.cost.measured_error
 
 
-def test_a_failure_leaves_the_pipeline_as_it_came(
-    pipe: DiffusionPipeline, request_320: VideoRequest, failing_prompt: str
-) -> None:
+def test_a_failure_leaves_the_pipeline_as_it_came(pipe, request_320, failing_prompt):
     with pytest.raises(IndexError):
         generate_video(pipe, replace(request_320, prompt=failing_prompt), FIFTH)
     assert not pipe.transformer._forward_hooks
@@ -138,14 +123,12 @@ def test_a_failure_leaves_the_pipeline_as_it_came(
     ],
     ids=["size", "positions", "setting"],
 )
-def test_what_the_pipeline_cannot_do_is_refused(
-    change: dict, message: str, pipe: DiffusionPipeline, request_320: VideoRequest
-) -> None:
+def test_what_the_pipeline_cannot_do_is_refused(change, message, pipe, request_320):
     with pytest.raises(ValueError, match=message):
         generate_video(pipe, replace(request_320, **change), DENSE)
 
 
-def test_values_that_are_not_finite_are_an_error(pipe: DiffusionPipeline, request_320: VideoRequest) -> None:
+def test_values_that_are_not_finite_are_an_error(pipe, request_320):
     bias = pipe.transformer.proj_out.bias.data
     before = bias.clone()
     bias.fill_(float("nan"))

@@ -1,17 +1,14 @@
-from __future__ import annotations
-
 import json
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from diffusers import AllegroPipeline, DiffusionPipeline
+from diffusers import AllegroPipeline
 from small_families import SMALL
 
 from psa_triton.integrations.diffusers import pipeline_scale
 from psa_triton.presets import VideoScale
-from psa_triton.tools.generation import ModelSource, find_source, make_requests
+from psa_triton.tools.generation import find_source, make_requests
 from psa_triton.tools.generation.calls import pipeline_call
 from psa_triton.tools.generation.single import _check_size
 from psa_triton.tools.generation.source import check_size, video_scale
@@ -19,7 +16,7 @@ from psa_triton.tools.generation.source import check_size, video_scale
 SIXTEEN = VideoScale(width_divisor=16, height_divisor=16, depth_divisor=4)
 
 
-def write_folder(folder: Path, index: dict, transformer: dict) -> Path:
+def write_folder(folder, index, transformer):
     """What tells a pipeline folder's model, without weights."""
     (folder / "transformer").mkdir(parents=True)
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -27,14 +24,14 @@ def write_folder(folder: Path, index: dict, transformer: dict) -> Path:
     return folder
 
 
-def test_a_key_brings_its_repository_and_defaults() -> None:
+def test_a_key_brings_its_repository_and_defaults():
     source = find_source("wan21_1.3b")
     assert source.location == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     assert (source.default("width"), source.default("height"), source.default("fps")) == (1280, 720, 16)
     assert not source.is_folder
 
 
-def test_a_folder_with_a_known_model_gets_that_models_settings(tmp_path: Path) -> None:
+def test_a_folder_with_a_known_model_gets_that_models_settings(tmp_path):
     transformer = {
         "_class_name": "WanTransformer3DModel",
         "num_attention_heads": 12,
@@ -50,7 +47,7 @@ def test_a_folder_with_a_known_model_gets_that_models_settings(tmp_path: Path) -
     assert video_scale(source) == SIXTEEN
 
 
-def test_a_folder_with_an_unknown_model_gets_its_pipelines_defaults(source: ModelSource, pipeline_folder: Path) -> None:
+def test_a_folder_with_an_unknown_model_gets_its_pipelines_defaults(source, pipeline_folder):
     assert source.spec is None
     assert source.name == str(pipeline_folder)
     assert (source.default("num_frames"), source.default("num_inference_steps")) == (81, 50)
@@ -58,22 +55,22 @@ def test_a_folder_with_an_unknown_model_gets_its_pipelines_defaults(source: Mode
     assert video_scale(source) is None
 
 
-def test_what_an_unknown_pipeline_finds_itself_has_no_default(tmp_path: Path) -> None:
+def test_what_an_unknown_pipeline_finds_itself_has_no_default(tmp_path):
     source = find_source(str(write_folder(tmp_path / "cog", {"_class_name": "CogVideoXPipeline"}, {"num_layers": 1})))
     assert (source.default("width"), source.default("guidance_scale")) == (None, 6)
 
 
-def test_a_name_that_is_neither_key_nor_folder_is_told_the_nearest() -> None:
+def test_a_name_that_is_neither_key_nor_folder_is_told_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean 'wan21_14b'.*nor is it the path of a folder"):
         find_source("wan21_14")
 
 
-def test_scale_of_a_loaded_pipeline(pipe: DiffusionPipeline) -> None:
+def test_scale_of_a_loaded_pipeline(pipe):
     assert pipeline_scale(pipe) == VideoScale(width_divisor=8, height_divisor=8, depth_divisor=4)
 
 
 @pytest.mark.parametrize("size", [(16, 32, 1), (1280, 720, 81), (48, 16, 5)])
-def test_whole_tokens_are_accepted(size: tuple[int, int, int]) -> None:
+def test_whole_tokens_are_accepted(size):
     check_size(*size, SIXTEEN, positions=1024)
 
 
@@ -92,12 +89,12 @@ def test_whole_tokens_are_accepted(size: tuple[int, int, int]) -> None:
     ],
     ids=["width", "height", "zero", "frames", "negative", "wide", "high", "long", "memory"],
 )
-def test_other_sizes_are_refused_with_the_nearest_that_fits(size: tuple[int, int, int], message: str) -> None:
+def test_other_sizes_are_refused_with_the_nearest_that_fits(size, message):
     with pytest.raises(ValueError, match=message):
         check_size(*size, SIXTEEN, positions=1024)
 
 
-def test_allegro_has_no_first_frame_of_its_own() -> None:
+def test_allegro_has_no_first_frame_of_its_own():
     """Before loading, and again by the pipeline."""
     request = make_requests(find_source("allegro"), ["x"], seed=0, settings={})[0]
     pipe = SimpleNamespace(

@@ -1,9 +1,6 @@
 """Pictures, frames and files of an inspection."""
 
-from __future__ import annotations
-
 from io import BytesIO
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +9,7 @@ from safetensors.torch import save_file
 
 from psa_triton.config import PSAConfig
 from psa_triton.tools.inspection.inputs import AttentionInputs
-from psa_triton.tools.inspection.inspect import Inspection, inspect_attention
+from psa_triton.tools.inspection.inspect import inspect_attention
 from psa_triton.tools.inspection.numbers import call_data, table
 from psa_triton.tools.inspection.picture import draw, frame_map
 from psa_triton.tools.inspection.qkv_file import qkv_bytes, read_qkv
@@ -22,18 +19,18 @@ GRID = (3, 8, 8)
 CONFIG = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.4), 8: (0.4, 0.7), 0: (0.7, 1)})
 
 
-def make_inputs(prefix: int = 0) -> AttentionInputs:
+def make_inputs(prefix=0):
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(1, 2, 192 + prefix, 16, generator=generator) for _ in "qkv")
     return AttentionInputs(q=q, k=k, v=v, grid=GRID, prefix_tokens=prefix)
 
 
 @pytest.fixture(scope="module")
-def inspection() -> Inspection:
+def inspection():
     return inspect_attention(make_inputs(prefix=32), CONFIG)
 
 
-def test_a_map_has_levels_and_queries_in_their_places() -> None:
+def test_a_map_has_levels_and_queries_in_their_places():
     """In raster order block 2 of 32 tokens is the first half of frame 1."""
     levels = torch.zeros(1, 2, 6, 6, dtype=torch.int8)
     levels[..., 2, :] = torch.tensor([1, 2, 4, 8, 0, 16])
@@ -45,7 +42,7 @@ def test_a_map_has_levels_and_queries_in_their_places() -> None:
     assert shown.frames == (1, 2), "its own frame in the place of the nearest"
 
 
-def test_in_another_order_the_same_keys_are_read(inspection: Inspection) -> None:
+def test_in_another_order_the_same_keys_are_read(inspection):
     head = inspection.heads[0]
     shown = frame_map(inspection, head, 3, frames=3)
     levels, own = shown.levels.flatten(), shown.queries.flatten().nonzero().flatten()
@@ -55,7 +52,7 @@ def test_in_another_order_the_same_keys_are_read(inspection: Inspection) -> None
 
 
 @pytest.mark.parametrize("variant", ["frames and prefix", "no grid", "nothing exact"])
-def test_a_picture_is_drawn_complete(variant: str, inspection: Inspection) -> None:
+def test_a_picture_is_drawn_complete(variant, inspection):
     if variant == "no grid":
         inputs = make_inputs()
         inspection = inspect_attention(AttentionInputs(q=inputs.q, k=inputs.k), CONFIG)
@@ -67,7 +64,7 @@ def test_a_picture_is_drawn_complete(variant: str, inspection: Inspection) -> No
     assert {(0x08, 0x30, 0x6B), (0xC6, 0xDB, 0xEF), (0xEE, 0xEE, 0xEE)} <= colours, "levels 1, 8 and 0"
 
 
-def test_numbers_of_a_call(inspection: Inspection) -> None:
+def test_numbers_of_a_call(inspection):
     place = {"layer": 2, "step": 11}
     data = call_data(place, inspection)
     assert (data["query_tokens"], data["key_blocks"], data["prefix_tokens"]) == (224, 7, 32)
@@ -82,7 +79,7 @@ def test_numbers_of_a_call(inspection: Inspection) -> None:
     assert lines[1][:3] == ["2", "11", "1"]
 
 
-def test_saved_tensors_come_back_with_grid_and_prefix(tmp_path: Path) -> None:
+def test_saved_tensors_come_back_with_grid_and_prefix(tmp_path):
     inputs, path = make_inputs(prefix=5), tmp_path / "qkv.safetensors"
     path.write_bytes(qkv_bytes(inputs, {"preset": "tiny-wan/psa_balanced"}))
     file = read_qkv(path, CPU)
@@ -95,7 +92,7 @@ def test_saved_tensors_come_back_with_grid_and_prefix(tmp_path: Path) -> None:
     assert (told.grid, told.prefix_tokens) == ((197, 1, 1), 0)
 
 
-def test_files_that_hold_no_q_and_k(tmp_path: Path) -> None:
+def test_files_that_hold_no_q_and_k(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_qkv(tmp_path / "absent.safetensors", CPU)
     (tmp_path / "text").write_text("q k v")

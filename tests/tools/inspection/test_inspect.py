@@ -1,14 +1,11 @@
-from __future__ import annotations
-
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
 from psa_triton.tools.inspection.inputs import AttentionInputs
-from psa_triton.tools.inspection.inspect import Inspection, inspect_attention
+from psa_triton.tools.inspection.inspect import inspect_attention
 from psa_triton.tools.inspection.numbers import level_shares, levels_in_use
 
 GRID = (3, 5, 7)
@@ -17,7 +14,7 @@ ALL = 100
 PYRAMID = PSAConfig(block_m=32, block_n=32, mask_ratios={1: (0, 0.3), 4: (0.3, 0.6), 0: (0.6, 1)})
 
 
-def make_inputs(prefix: int = 0, heads: int = 4, key_heads: int = 2, causal: bool = False) -> AttentionInputs:
+def make_inputs(prefix=0, heads=4, key_heads=2, causal=False):
     generator = torch.Generator().manual_seed(1)
     tokens = 105 + prefix
     q = torch.randn(1, heads, tokens, 16, generator=generator) * 2
@@ -25,7 +22,7 @@ def make_inputs(prefix: int = 0, heads: int = 4, key_heads: int = 2, causal: boo
     return AttentionInputs(q=q, k=k, v=v, grid=None if causal else GRID, prefix_tokens=prefix, is_causal=causal)
 
 
-def dense(inputs: AttentionInputs) -> Tensor:
+def dense(inputs):
     return scaled_dot_product_attention(inputs.q, inputs.k, inputs.v, enable_gqa=True, is_causal=inputs.is_causal)
 
 
@@ -39,7 +36,7 @@ def dense(inputs: AttentionInputs) -> Tensor:
         pytest.param(make_inputs(causal=True), PYRAMID.replace(use_rearrange=False), id="causal"),
     ],
 )
-def test_error_and_levels_are_those_of_psa_attention(inputs: AttentionInputs, config: PSAConfig) -> None:
+def test_error_and_levels_are_those_of_psa_attention(inputs, config):
     found = inspect_attention(inputs, config, query_blocks=ALL)
     marks = {"grid": inputs.grid, "prefix_tokens": inputs.prefix_tokens, "is_causal": inputs.is_causal}
     out, levels = sparse_attention(inputs.q, inputs.k, inputs.v, config, **marks)
@@ -53,7 +50,7 @@ def test_error_and_levels_are_those_of_psa_attention(inputs: AttentionInputs, co
 
 
 @pytest.mark.parametrize("method", ["Gilbert", "SemanticAware"])
-def test_mass_and_places_are_of_the_same_tokens(method: str) -> None:
+def test_mass_and_places_are_of_the_same_tokens(method):
     """Mass of each key block, added up token by token from the attention matrix in the tokens' own order."""
     inputs = make_inputs()
     found = inspect_attention(inputs, PYRAMID.replace(rearrange_method=method), heads=[3], query_blocks=2)
@@ -66,7 +63,7 @@ def test_mass_and_places_are_of_the_same_tokens(method: str) -> None:
         assert head.mass[place].tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_heads_alone_are_what_they_are_among_all() -> None:
+def test_heads_alone_are_what_they_are_among_all():
     inputs = make_inputs()
     every = inspect_attention(inputs, PYRAMID.replace(mask_mode="budget", budget=0.4, budget_scope="layer"))
     (one,) = inspect_attention(
@@ -77,7 +74,7 @@ def test_heads_alone_are_what_they_are_among_all() -> None:
     assert one.error == pytest.approx(same.error)
 
 
-def test_levels_that_were_read_are_taken() -> None:
+def test_levels_that_were_read_are_taken():
     inputs = make_inputs()
     levels = torch.ones(1, 4, 4, 4, dtype=torch.int8)
     for head in inspect_attention(inputs, PYRAMID, levels=levels).heads:
@@ -85,7 +82,7 @@ def test_levels_that_were_read_are_taken() -> None:
         assert head.error < 1e-5
 
 
-def test_without_values_or_samples_there_is_no_error() -> None:
+def test_without_values_or_samples_there_is_no_error():
     inputs = make_inputs()
     keys_alone = AttentionInputs(q=inputs.q, k=inputs.k, grid=GRID)
     (head, *_) = inspect_attention(keys_alone, PYRAMID).heads
@@ -97,7 +94,7 @@ def test_without_values_or_samples_there_is_no_error() -> None:
     assert all(share.mass is None and share.best_so_far is None for share in shares)
 
 
-def hand_made() -> Inspection:
+def hand_made():
     """Two query blocks, four key blocks; of the second query block mass is known."""
     inputs = AttentionInputs(q=torch.randn(1, 1, 64, 8), k=torch.randn(1, 1, 128, 8))
     levels = torch.tensor([[[[1, 0, 2, 0], [0, 1, 8, 2]]]], dtype=torch.int8)
@@ -109,7 +106,7 @@ def hand_made() -> Inspection:
     return found
 
 
-def test_shares_by_hand() -> None:
+def test_shares_by_hand():
     found = hand_made()
     (head,) = found.heads
     assert levels_in_use([head]) == (1, 2, 4, 8, 0)
@@ -122,7 +119,7 @@ def test_shares_by_hand() -> None:
     assert skipped.mass_so_far == pytest.approx(1) == skipped.best_so_far
 
 
-def test_pairs_behind_a_causal_mask_do_not_count() -> None:
+def test_pairs_behind_a_causal_mask_do_not_count():
     inputs = make_inputs(causal=True)
     everything = PYRAMID.replace(use_rearrange=False, mask_ratios={1: (0, 1)})
     found = inspect_attention(inputs, everything)
@@ -143,13 +140,13 @@ def test_pairs_behind_a_causal_mask_do_not_count() -> None:
         ),
     ],
 )
-def test_inputs_that_do_not_fit(changes: dict, message: str) -> None:
+def test_inputs_that_do_not_fit(changes, message):
     inputs = make_inputs()
     with pytest.raises(ValueError, match=message):
         AttentionInputs(**{"q": inputs.q, "k": inputs.k, "v": inputs.v, "grid": GRID, **changes})
 
 
-def test_calls_that_do_not_fit() -> None:
+def test_calls_that_do_not_fit():
     inputs = make_inputs()
     with pytest.raises(ValueError, match="heads: expected indexes from 0 to 3, got 4, 9"):
         inspect_attention(inputs, PYRAMID, heads=[0, 4, 9])

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -12,11 +10,11 @@ from psa_triton.tools.understanding import find_checkpoint
 
 
 @pytest.fixture
-def copy(qwen_folder: Path, tmp_path: Path) -> Path:
+def copy(qwen_folder, tmp_path):
     return Path(shutil.copytree(qwen_folder, tmp_path / "copy"))
 
 
-def test_a_folder(qwen_folder: Path) -> None:
+def test_a_folder(qwen_folder):
     checkpoint = find_checkpoint(str(qwen_folder))
     assert (checkpoint.name, checkpoint.folder) == (str(qwen_folder), qwen_folder)
     assert checkpoint.context == CONTEXT
@@ -25,7 +23,7 @@ def test_a_folder(qwen_folder: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_a_chat_template_in_a_file_of_its_own(copy: Path) -> None:
+def test_a_chat_template_in_a_file_of_its_own(copy):
     (copy / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match="has no chat template"):
         find_checkpoint(str(copy))
@@ -33,13 +31,13 @@ def test_a_chat_template_in_a_file_of_its_own(copy: Path) -> None:
     assert find_checkpoint(str(copy)).tokenizer.chat_template == CHAT_TEMPLATE
 
 
-def test_no_folder() -> None:
+def test_no_folder():
     with pytest.raises(FileNotFoundError, match="model: there is no folder /no/such/folder, nor is it"):
         find_checkpoint("/no/such/folder")
 
 
 @pytest.mark.parametrize("model", ["qwen2.5-vl-7b", "some/model"])
-def test_a_hub_model_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str) -> None:
+def test_a_hub_model_without_network(monkeypatch, tmp_path, model):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     hub_id = "Qwen/Qwen2.5-VL-7B-Instruct" if model == "qwen2.5-vl-7b" else model
@@ -47,7 +45,7 @@ def test_a_hub_model_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         find_checkpoint(model)
 
 
-def test_a_hub_model_from_the_cache(monkeypatch: pytest.MonkeyPatch, qwen_folder: Path, tmp_path: Path) -> None:
+def test_a_hub_model_from_the_cache(monkeypatch, qwen_folder, tmp_path):
     """As `hf download some/model` leaves it: files under the commit that `main` names."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -74,9 +72,7 @@ def test_a_hub_model_from_the_cache(monkeypatch: pytest.MonkeyPatch, qwen_folder
         ("model.safetensors", "half", "copy cannot be loaded: "),
     ],
 )
-def test_a_part_that_is_missing_damaged_or_of_another_model(
-    copy: Path, file: str, content: str | None, message: str
-) -> None:
+def test_a_part_that_is_missing_damaged_or_of_another_model(copy, file, content, message):
     (copy / file).unlink()
     if content is not None:
         (copy / file).write_text(content)

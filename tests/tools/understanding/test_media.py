@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import struct
-from pathlib import Path
 
 import av
 import numpy as np
@@ -12,12 +9,12 @@ from psa_triton.tools.understanding import read_media
 from psa_triton.tools.video import encode_video
 
 
-def write_gif(path: Path, frames: int) -> None:
+def write_gif(path, frames):
     images = [Image.new("RGB", (16, 8), (40 * i, 0, 0)) for i in range(frames)]
     images[0].save(path, save_all=True, append_images=images[1:], duration=100)
 
 
-def turn(path: Path, degrees: int) -> None:
+def turn(path, degrees):
     """Writes a rotation into an mp4, as a telephone does: into the matrix of its track header."""
     data = bytearray(path.read_bytes())
     matrix = data.index(b"tkhd") + 4 + 40
@@ -32,7 +29,7 @@ def turn(path: Path, degrees: int) -> None:
     [(1, [0]), (2, [0, 119]), (5, [0, 30, 60, 89, 119]), (None, [0, 17, 34, 51, 68, 85, 102, 119])],
     ids=["one", "ends", "five", "two-a-second"],
 )
-def test_frames_of_a_real_clip_are_evenly_spread(clips: Path, num_frames: int | None, places: list[int]) -> None:
+def test_frames_of_a_real_clip_are_evenly_spread(clips, num_frames, places):
     with av.open(clips / "carphone_pristine.mp4") as container:
         everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         fps = float(container.streams.video[0].average_rate)
@@ -42,14 +39,14 @@ def test_frames_of_a_real_clip_are_evenly_spread(clips: Path, num_frames: int | 
     assert media.fps == pytest.approx(len(places) / 120 * fps)
 
 
-def test_a_clip_with_fewer_frames_than_asked_for_gives_all(tmp_path: Path) -> None:
+def test_a_clip_with_fewer_frames_than_asked_for_gives_all(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
     (tmp_path / "short.mp4").write_bytes(encode_video(pixels, fps=10))
     media = read_media(tmp_path / "short.mp4", "video", num_frames=64)
     assert (len(media.frames), media.total_frames, media.fps) == (3, 3, 10)
 
 
-def test_a_clip_that_was_filmed_on_its_side_is_put_upright(tmp_path: Path) -> None:
+def test_a_clip_that_was_filmed_on_its_side_is_put_upright(tmp_path):
     pixels = np.zeros((2, 16, 32, 3), dtype=np.uint8)
     pixels[:, :, :16] = 255  # the left half is white
     (tmp_path / "turned.mp4").write_bytes(encode_video(pixels, fps=10))
@@ -61,14 +58,14 @@ def test_a_clip_that_was_filmed_on_its_side_is_put_upright(tmp_path: Path) -> No
     assert frames[:, 18:].mean() < 15
 
 
-def test_an_animation_is_a_video(tmp_path: Path) -> None:
+def test_an_animation_is_a_video(tmp_path):
     write_gif(tmp_path / "a.gif", 5)
     media = read_media(tmp_path / "a.gif", "video", num_frames=3)
     assert [round(frame[0, 0, 0] / 40) for frame in media.frames] == [0, 2, 4]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
-def test_an_image_of_any_kind_becomes_rgb(tmp_path: Path, mode: str) -> None:
+def test_an_image_of_any_kind_becomes_rgb(tmp_path, mode):
     Image.new("RGB", (20, 10), "white").convert(mode).save(tmp_path / "image.png")
     media = read_media(tmp_path / "image.png", "image")
     assert media.frames.shape == (1, 10, 20, 3)
@@ -76,7 +73,7 @@ def test_an_image_of_any_kind_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert (media.frames == 255).all()
 
 
-def test_an_image_is_put_upright(tmp_path: Path) -> None:
+def test_an_image_is_put_upright(tmp_path):
     image = Image.new("RGB", (20, 10))
     exif = image.getexif()
     exif[0x0112] = 6  # to be turned clockwise
@@ -84,7 +81,7 @@ def test_an_image_is_put_upright(tmp_path: Path) -> None:
     assert read_media(tmp_path / "photo.jpg", "image").frames.shape == (1, 20, 10, 3)
 
 
-def test_files_with_nothing_in_them(tmp_path: Path) -> None:
+def test_files_with_nothing_in_them(tmp_path):
     with av.open(str(tmp_path / "empty.avi"), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width = stream.height = 16
@@ -101,7 +98,7 @@ def test_files_with_nothing_in_them(tmp_path: Path) -> None:
         read_media(tmp_path / "sound.wav", "video")
 
 
-def test_damaged_files(clips: Path, tmp_path: Path) -> None:
+def test_damaged_files(clips, tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "image.png")
     for name, source, kind in (("a.png", tmp_path / "image.png", "image"), ("a.mp4", clips / "bikes.mp4", "video")):
         data = source.read_bytes()
@@ -123,9 +120,7 @@ def test_damaged_files(clips: Path, tmp_path: Path) -> None:
         ("bikes.mp4", "sound", None, "type: expected one of image, video, got 'sound'"),
     ],
 )
-def test_other_files_and_bad_arguments(
-    name: str, kind, num_frames: int | None, message: str, clips: Path, tmp_path: Path
-) -> None:
+def test_other_files_and_bad_arguments(name, kind, num_frames, message, clips, tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to see")
     Image.new("RGB", (20, 10)).save(tmp_path / "image.png")
     with pytest.raises((FileNotFoundError, ValueError), match=message):

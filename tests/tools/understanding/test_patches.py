@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +12,12 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 
-def video(frames: int, height: int = 56, width: int = 84) -> Media:
+def video(frames, height=56, width=84):
     pixels = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
     return Media("video", pixels, fps=2.0, total_frames=frames)
 
 
-def test_an_image_becomes_what_transformers_makes_of_it(qwen_folder: Path, clips: Path) -> None:
+def test_an_image_becomes_what_transformers_makes_of_it(qwen_folder, clips):
     frame = read_media(clips / "bikes.mp4", "video", num_frames=1).frames
     expected = Qwen2VLImageProcessorPil.from_pretrained(qwen_folder)(frame[0], return_tensors="pt")
     patches = Patcher(qwen_folder).cut(Media("image", frame, fps=0.0, total_frames=1))
@@ -30,7 +27,7 @@ def test_an_image_becomes_what_transformers_makes_of_it(qwen_folder: Path, clips
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4])
-def test_a_patch_of_a_video_holds_two_frames(qwen_folder: Path, frames: int) -> None:
+def test_a_patch_of_a_video_holds_two_frames(qwen_folder, frames):
     """Frames of 4x6 patches, which are read as they are: every patch is looked up in the pixels."""
     media = video(frames)
     patches = Patcher(qwen_folder).cut(media)
@@ -49,7 +46,7 @@ def test_a_patch_of_a_video_holds_two_frames(qwen_folder: Path, frames: int) -> 
     assert row == len(patches.values)
 
 
-def copy_with(folder: Path, tmp_path: Path, settings: dict[str, dict]) -> Path:
+def copy_with(folder, tmp_path, settings):
     """A copy of the image settings alone, some files changed."""
     shutil.copy(folder / "preprocessor_config.json", tmp_path)
     for name, content in settings.items():
@@ -70,27 +67,25 @@ def copy_with(folder: Path, tmp_path: Path, settings: dict[str, dict]) -> Path:
         ),
     ],
 )
-def test_how_many_tokens_a_frame_has_at_most(
-    qwen_folder: Path, tmp_path: Path, settings: dict[str, dict], frames: int, tokens: int
-) -> None:
+def test_how_many_tokens_a_frame_has_at_most(qwen_folder, tmp_path, settings, frames, tokens):
     patcher = Patcher(copy_with(qwen_folder, tmp_path, settings))
     assert patcher.frame_size(video(frames, 1, 1))["longest_edge"] == tokens * 784
     if frames == 2:
         assert patcher.cut(video(2, 1400, 1400)).tokens == int(tokens**0.5) ** 2
 
 
-def test_small_frames_are_enlarged_as_the_model_was_trained(qwen_folder: Path, tmp_path: Path) -> None:
+def test_small_frames_are_enlarged_as_the_model_was_trained(qwen_folder, tmp_path):
     patches = Patcher(copy_with(qwen_folder, tmp_path, {})).cut(video(2, 144, 176))
     assert patches.tokens >= 128
 
 
-def test_max_pixels(qwen_folder: Path) -> None:
+def test_max_pixels(qwen_folder):
     patcher = Patcher(qwen_folder, max_pixels=6 * 784)
     assert patcher.cut(video(4, 280, 420)).grid == (2, 4, 6)
     with pytest.raises(ValueError, match="max_pixels: expected at least 784"):
         Patcher(qwen_folder, max_pixels=783)
 
 
-def test_a_frame_that_is_too_long(qwen_folder: Path) -> None:
+def test_a_frame_that_is_too_long(qwen_folder):
     with pytest.raises(ValueError, match="aspect ratio"):
         Patcher(qwen_folder).cut(video(2, 1, 300))

@@ -1,26 +1,23 @@
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_qwen import CONTEXT
 
-from psa_triton.tools.understanding import Checkpoint, Media, find_checkpoint, make_prompt, read_media
+from psa_triton.tools.understanding import Media, find_checkpoint, make_prompt, read_media
 
 
 @pytest.fixture(scope="module")
-def checkpoint(qwen_folder: Path) -> Checkpoint:
+def checkpoint(qwen_folder):
     return find_checkpoint(str(qwen_folder))
 
 
-def image(height: int = 56, width: int = 84) -> Media:
+def image(height=56, width=84):
     return Media("image", np.zeros((1, height, width, 3), dtype=np.uint8), fps=0.0, total_frames=1)
 
 
-def test_the_conversation_about_an_image(checkpoint: Checkpoint) -> None:
+def test_the_conversation_about_an_image(checkpoint):
     prompt = make_prompt(checkpoint, image(), "What is it?", max_tokens=8)
     text = checkpoint.tokenizer.decode(prompt.inputs["input_ids"][0])
     assert text == (
@@ -36,7 +33,7 @@ def test_the_conversation_about_an_image(checkpoint: Checkpoint) -> None:
     assert prompt.inputs["pixel_values"].shape == (24, 3 * 2 * 14 * 14)
 
 
-def test_the_conversation_about_a_video_keeps_its_time(checkpoint: Checkpoint, clips: Path) -> None:
+def test_the_conversation_about_a_video_keeps_its_time(checkpoint, clips):
     media = read_media(clips / "bikes.mp4", "video", num_frames=10)
     prompt = make_prompt(checkpoint, media, "What moves?", max_tokens=8)
     kinds = prompt.inputs["mm_token_type_ids"]
@@ -49,7 +46,7 @@ def test_the_conversation_about_a_video_keeps_its_time(checkpoint: Checkpoint, c
     assert (seen - seen[0]).tolist() == [0, 4, 8, 12, 16]
 
 
-def _positions(checkpoint: Checkpoint, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _positions(checkpoint, inputs):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     with torch.device("meta"):
@@ -65,19 +62,19 @@ def _positions(checkpoint: Checkpoint, inputs: dict[str, torch.Tensor]) -> tuple
         ("What is <|image_pad|>?", r"prompt: expected one <\|image_pad\|> in the conversation, got 2"),
     ],
 )
-def test_no_question(checkpoint: Checkpoint, question: str, message: str) -> None:
+def test_no_question(checkpoint, question, message):
     with pytest.raises(ValueError, match=message):
         make_prompt(checkpoint, image(), question, max_tokens=8)
 
 
-def test_a_chat_template_without_a_place_for_images(checkpoint: Checkpoint) -> None:
+def test_a_chat_template_without_a_place_for_images(checkpoint):
     tokenizer = type(checkpoint.tokenizer).from_pretrained(checkpoint.folder)
     tokenizer.chat_template = "{{ messages[0]['content'][1]['text'] }}"
     with pytest.raises(ValueError, match="got 0: .* chat template has to put it"):
         make_prompt(replace(checkpoint, tokenizer=tokenizer), image(), "What is it?", max_tokens=8)
 
 
-def test_question_and_answer_have_to_fit_into_the_context(checkpoint: Checkpoint) -> None:
+def test_question_and_answer_have_to_fit_into_the_context(checkpoint):
     tokens = make_prompt(checkpoint, image(), "What?", max_tokens=1).tokens
     room = CONTEXT - tokens
     assert make_prompt(checkpoint, image(), "What?", max_tokens=room).tokens == tokens

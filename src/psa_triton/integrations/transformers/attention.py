@@ -103,15 +103,8 @@ def _attend(
     reason = dense_reason(call, config, rules, layer)
     if config is None or reason is not None:
         return call.attend_dense(), Tally(), reason
-    answer = attend_in_order(
-        call.query,
-        call.key,
-        call.value,
-        config,
-        Layout(key_mask=call.key_mask, is_causal=True),
-        scale=call.scaling,
-        impl=rules.impl,
-    )
+    layout = Layout(key_mask=call.key_mask, is_causal=True)
+    answer = attend_in_order(call.query, call.key, call.value, config, layout, scale=call.scaling, impl=rules.impl)
     return answer.out.transpose(1, 2).contiguous(), answer.tally, None
 
 

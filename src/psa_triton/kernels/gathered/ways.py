@@ -7,12 +7,14 @@ from typing import Final
 
 import torch
 
-from psa_triton.products import has_wide_vectors, multiplies
+from psa_triton.products import has_tiles, multiplies
 
 _LARGE_BLOCK: Final = 1 << 24
 """Multiply-adds of a block's product with its list from which on it is worth a task of its own in Python."""
 _CACHE: Final = 8 << 20
 """Bytes of a stack on a CPU, its weights included: few calls, whose operands stay in the cache."""
+_CACHE_WITH_TILES: Final = 4 * _CACHE
+"""The same where products are so fast that what surrounds a call is dear."""
 _LEAST: Final = 4 << 20
 """Bytes of a stack that are little whatever else there is; beyond them a stack is a part of its pyramid."""
 _DEVICE: Final = 256 << 20
@@ -35,10 +37,10 @@ class Way:
 
 
 FUSED: Final = Way("fused", stacks=True, threads=False, fused=True)
-"""Few large calls of torch's own attention, on any device; on a CPU it is as fast as products in float32."""
+"""Few large calls of torch's own attention, on any device; on a CPU as fast as products in float32, or with AMX."""
 
 STACKS: Final = Way("stacks", stacks=True, threads=False, fused=False)
-"""Batched products and a softmax: faster where a CPU has instructions for bfloat16, which torch's attention wastes."""
+"""Batched products and a softmax: faster where a CPU has AVX-512 for bfloat16, which torch's attention wastes."""
 
 BLOCKS: Final = Way("blocks", stacks=False, threads=True, fused=False)
 """Products and a softmax of single blocks: best for long lists."""
@@ -55,19 +57,19 @@ def choose_way(dtype: torch.dtype, device: torch.device, work: float) -> Way:
         work: multiply-adds of a query block's product with the rows that it reads, on average; inf for the longest
             lists.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or has_tiles():
         return FUSED
-    if dtype == torch.bfloat16 and products_outrun_attention(dtype):
+    if products_outrun_attention(dtype):
         return BLOCKS if work >= 2 * _LARGE_BLOCK else STACKS
     return BLOCKS if work >= _LARGE_BLOCK else FUSED
 
 
 def products_outrun_attention(dtype: torch.dtype) -> bool:
-    """Whether this CPU has products far above the rate of torch's attention.
+    """Whether this CPU's products of `dtype` run far above the rate of torch's attention.
 
-    So it is with AVX-512: in float32 through oneDNN, and in bfloat16 where there are instructions for it.
+    So it is with bfloat16 in AVX-512. With AMX both are fast.
     """
-    return has_wide_vectors() and (dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies(dtype)))
+    return dtype == torch.bfloat16 and multiplies(dtype) and not has_tiles()
 
 
 def stack_rows(way: Way, keys: torch.Tensor, block_m: int) -> int:
@@ -77,7 +79,8 @@ def stack_rows(way: Way, keys: torch.Tensor, block_m: int) -> int:
     if keys.device.type != "cpu":
         return _DEVICE // _row_bytes(keys)
     weights = 4 * block_m
-    return min(_CACHE, max(keys.nbytes // 2, _LEAST)) // (_row_bytes(keys) + weights)
+    most, part = (_CACHE_WITH_TILES, 2 * keys.nbytes) if has_tiles() else (_CACHE, keys.nbytes // 2)
+    return min(most, max(part, _LEAST)) // (_row_bytes(keys) + weights)
 
 
 def gradient_rows(way: Way, keys: torch.Tensor) -> int:

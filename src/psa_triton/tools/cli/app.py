@@ -13,11 +13,9 @@ from psa_triton.tools.cli.errors import errors_in_one_line
 from psa_triton.tools.cli.options import command
 from psa_triton.tools.cli.presets import presets
 
-DASH_OR_UNDERSCORE = {
-    "help_option_names": ["-h", "--help"],
-    "token_normalize_func": lambda name: name.replace("_", "-"),
-}
-"""Settings of every command: option names may be written with - or _."""
+_NAMES = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
+SETTINGS: Any = {"add_completion": False, "pretty_exceptions_show_locals": False, "context_settings": _NAMES}
+"""Of every command: option names may be written with - or _."""
 
 
 class CommandGroup(TyperGroup):
@@ -37,14 +35,7 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(
-    name="psa",
-    cls=CommandGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_show_locals=False,
-    context_settings=DASH_OR_UNDERSCORE,
-)
+app = typer.Typer(name="psa", cls=CommandGroup, no_args_is_help=True, **SETTINGS)
 for options in (Generate(), Compare(), Understand(), Bench(), Inspect(), Tune(), Models(), Doctor()):
     name = type(options).__name__.lower()
     app.command(name)(command(options, run=name))

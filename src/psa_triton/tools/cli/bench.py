@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from rich.table import Table
 
 from psa_triton.config import PSAConfig
 from psa_triton.presets import resolve
-from psa_triton.tools.bench.measure import (
-    CHOICE,
-    DENSE,
-    FLEX,
-    FLEX_SPARSE,
-    KERNEL,
-    PSA,
-    Case,
-    Settings,
-    measure_scaling,
-)
+from psa_triton.tools.bench import measure
 from psa_triton.tools.bench.report import judge, plot, report
 from psa_triton.tools.cli.commands import Bench
 from psa_triton.tools.cli.console import make_console, make_table
@@ -44,40 +36,26 @@ def run(options: Bench) -> None:
         raise ValueError(f"attention_preset: expected a sparse one to hold against dense attention, got {preset.name}")
     device = choose_device(options.machine.device)
     measured = shape.with_heads(_heads(shape, options.heads, device))
+    dtype = choose_dtype(options.machine.dtype, device)
     if options.tune_kernels:
-        _tune_kernels(measured, config, device, choose_dtype(options.machine.dtype, device))
+        _tune_kernels(measured, config, device, dtype)
         return
-    settings = Settings(
-        config=config,
-        device=device,
-        dtype=choose_dtype(options.machine.dtype, device),
-        impl=options.preset.impl,
-        repeats=options.repeats,
-        flex=options.flex,
-        seconds=options.seconds,
-    )
-    dtype = str(settings.dtype).removeprefix("torch.")
-    title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {dtype}, {preset.name}"
+    limits: dict[str, Any] = {"repeats": options.repeats, "flex": options.flex, "seconds": options.seconds}
+    settings = measure.Settings(config=config, device=device, dtype=dtype, impl=options.preset.impl, **limits)
+    type_name = str(dtype).removeprefix("torch.")
+    title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {type_name}, {preset.name}"
     console = make_console()
-    cases: list[Case] = []
+    cases: list[measure.Case] = []
     with output_folder(folder, room=_ROOM), held(folder):
         with console.status("measuring 1,024 tokens") as status:
-            for case in measure_scaling(measured, settings):
+            for case in measure.measure_scaling(measured, settings):
                 cases.append(case)
                 status.update(f"measured {case.tokens:,} tokens: {case.speedup:.2f} times as fast as dense")
         console.print(_table(cases, title))
         verdict = judge(cases, measured.tokens)
         console.print(verdict.sentence())
-        data = report(
-            measured,
-            cases,
-            verdict,
-            preset=preset.name,
-            config=config.model_dump(mode="json"),
-            dtype=dtype,
-            repeats=options.repeats,
-            **surroundings(device),
-        )
+        how = {"preset": preset.name, "config": config.model_dump(mode="json"), "dtype": type_name}
+        data = report(measured, cases, verdict, **how, repeats=options.repeats, **surroundings(device))
         with staged() as files:
             files.write(folder / "bench.png", plot(cases, title))
             files.write(folder / "bench.json", json_bytes(data))
@@ -104,34 +82,32 @@ def _tune_kernels(shape: AttentionShape, config: PSAConfig, device: torch.device
 
 
 def _heads(shape: AttentionShape, asked: int | None, device: torch.device) -> int:
-    if asked is None:
-        return 1 if device.type == "cpu" else shape.key_heads
-    if asked > shape.key_heads:
+    if asked is not None and asked > shape.key_heads:
         raise ValueError(f"heads: expected 1 to {shape.key_heads}, the key heads of {shape.name}, got {asked}")
-    return asked
+    return asked or (1 if device.type == "cpu" else shape.key_heads)
 
 
-def _table(cases: list[Case], title: str) -> Table:
-    """A row a length: density, seconds of everything, speed-up and memory; fits 80 columns."""
-    headings = {
-        DENSE: "sdpa\ns",
-        FLEX: "flex\ns",
-        FLEX_SPARSE: "flex\nsparse\ns",
-        KERNEL: "psa\nkernel\ns",
-        CHOICE: "psa\nlevels\ns",
-        PSA: "psa\ns",
+def _table(cases: list[measure.Case], title: str) -> Table:
+    """A row a length: density, seconds of everything, speed-up and memory, as far as measured; fits 80 columns."""
+    timed = {
+        "sdpa\ns": measure.DENSE,
+        "flex\ns": measure.FLEX,
+        "flex\nsparse\ns": measure.FLEX_SPARSE,
+        "psa\nkernel\ns": measure.KERNEL,
+        "psa\nlevels\ns": measure.CHOICE,
+        "psa\ns": measure.PSA,
     }
-    memory = {DENSE: "sdpa\nextra\nMiB", PSA: "psa\nextra\nMiB"}
-    timed = [name for name in headings if any(name in case.seconds for case in cases)]
-    known = [name for name in memory if any(case.scratch[name] is not None for case in cases)]
-    rows = []
-    for case in cases:
-        seconds = (_seconds(case.seconds.get(name)) for name in timed)
-        extra = (_mebibytes(case.scratch[name]) for name in known)
-        rows.append([f"{case.tokens:,}", f"{case.density:.3f}", *seconds, f"{case.speedup:.2f}", *extra])
-    times, sizes = (headings[name] for name in timed), (memory[name] for name in known)
-    columns = ("tokens", "density", *times, "speed-\nup", *sizes)
-    return make_table(columns, rows, title=title, column={"no_wrap": True}, padding=0, show_edge=False)
+    columns = {
+        "tokens": [f"{case.tokens:,}" for case in cases],
+        "density": [f"{case.density:.3f}" for case in cases],
+        **{heading: [_seconds(case.seconds.get(name)) for case in cases] for heading, name in timed.items()},
+        "speed-\nup": [f"{case.speedup:.2f}" for case in cases],
+        "sdpa\nextra\nMiB": [_mebibytes(case.scratch[measure.DENSE]) for case in cases],
+        "psa\nextra\nMiB": [_mebibytes(case.scratch[measure.PSA]) for case in cases],
+    }
+    shown = {heading: cells for heading, cells in columns.items() if set(cells) != {"-"}}
+    rows = zip(*shown.values(), strict=True)
+    return make_table(shown, rows, title=title, column={"no_wrap": True}, padding=0, show_edge=False)
 
 
 def _seconds(value: float | None) -> str:

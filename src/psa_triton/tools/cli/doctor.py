@@ -14,7 +14,9 @@ from psa_triton.tools.diagnosis import Finding, diagnose
 
 _MARKS = {"ok": "ok", "optional": "-", "problem": "PROBLEM"}
 _INDENT = " " * 10
-_WIDTH = 80
+_WRAPPER = textwrap.TextWrapper(
+    width=80, subsequent_indent=f"{_INDENT}  ", break_long_words=False, break_on_hyphens=False
+)
 
 
 def run(options: Doctor) -> None:
@@ -42,15 +44,7 @@ def _lines(findings: Sequence[Finding]) -> list[str]:
         if row == 0 or findings[row - 1].topic != finding.topic:
             lines += ([""] if row else []) + [finding.topic]
         mark = f"  {_MARKS[finding.state]}".ljust(len(_INDENT))
-        text = f"{finding.name}: {finding.detail}"
-        lines += textwrap.wrap(
-            text,
-            _WIDTH,
-            initial_indent=mark,
-            subsequent_indent=f"{_INDENT}  ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        lines += _WRAPPER.wrap(f"{mark}{finding.name}: {finding.detail}")
         if finding.remedy:
             lines.append(f"{_INDENT}  {finding.remedy}")
     return [*lines, ""]

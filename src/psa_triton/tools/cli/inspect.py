@@ -35,6 +35,9 @@ from psa_triton.tools.inspection.picture import draw
 from psa_triton.tools.inspection.probe import Probe
 from psa_triton.tools.inspection.qkv_file import qkv_bytes, read_grid, read_qkv
 
+Asked = Mapping[str, Sequence[int] | None]
+"""Indexes that were asked for, of layers, heads and steps."""
+
 _BY_DEFAULT = 3
 """Layers, and heads, where none are asked for."""
 _PICTURE = 128 << 10
@@ -50,30 +53,18 @@ def run(options: Inspect) -> None:
         ValueError: an option is wrong or goes with the other way; the preset is dense or cannot be used with these
             tensors; a layer, head or step does not exist, or runs dense.
     """
-    asked = {
-        name: None if (text := getattr(options, name)) is None else read_indexes(name, text)
-        for name in ("layers", "heads", "steps")
-    }
+    given = {"layers": options.layers, "heads": options.heads, "steps": options.steps}
+    asked = {name: None if text is None else read_indexes(name, text) for name, text in given.items()}
     if options.qkv is None:
-        of_file = {"grid": options.grid, "prefix_tokens": options.prefix_tokens, "causal": options.causal or None}
-        refuse(of_file, "saved tensors: give --qkv FILE")
+        refuse(options, ("grid", "prefix_tokens", "causal"), "saved tensors: give --qkv FILE")
         _look_at_generation(options, asked)
         return
-    of_generation = {
-        "prompt": options.prompt,
-        "layers": options.layers,
-        "steps": options.steps,
-        "save_qkv": options.save_qkv or None,
-        "model_path": options.model.model_path,
-        "lora_path": options.model.lora_path,
-        "dtype": None if options.machine.dtype == "auto" else options.machine.dtype,
-        **asdict(options.video),
-    }
-    refuse(of_generation, "a generation, and --qkv looks at a file")
+    of_generation = ("prompt", "layers", "steps", "save_qkv", "model_path", "lora_path", "dtype", "video")
+    refuse(options, of_generation, "a generation, and --qkv looks at a file")
     _look_at_file(options, options.qkv, asked)
 
 
-def _look_at_file(options: Inspect, path: Path, asked: Mapping[str, Sequence[int] | None]) -> None:
+def _look_at_file(options: Inspect, path: Path, asked: Asked) -> None:
     device = choose_device(options.machine.device)
     file = read_qkv(path, device)
     inputs = file.inputs(
@@ -84,9 +75,9 @@ def _look_at_file(options: Inspect, path: Path, asked: Mapping[str, Sequence[int
     preset = options.attention_preset or file.header.get("preset")
     attention = attention_for_files(preset, options.preset, files="the file does not tell its model")
     inputs.check(_sparse(attention))
-    heads = _choose("heads", asked, inputs.q.shape[1])
-    entries = inputs.q.shape[0]
-    with _Look.into(options, path.stem, attention, heads, pictures=entries * len(heads)) as look:
+    entries, heads = inputs.q.shape[:2]
+    pictures = entries * len(_choose("heads", asked, heads))
+    with _Look.into(options, path.stem, attention, asked, pictures=pictures) as look:
         for entry in range(entries):
             with look.console.status(f"looking at {path.name}"):
                 look.at(inputs.batch_entry(entry), {"entry": entry} if entries > 1 else {})
@@ -94,7 +85,7 @@ def _look_at_file(options: Inspect, path: Path, asked: Mapping[str, Sequence[int
     look.show()
 
 
-def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | None]) -> None:
+def _look_at_generation(options: Inspect, asked: Asked) -> None:
     prompts = read_prompts(PromptsOptions(prompt=None if options.prompt is None else [options.prompt]))
     if model_key(options.model.model) == QWEN2_5_VL.key:
         raise ValueError(
@@ -107,13 +98,13 @@ def _look_at_generation(options: Inspect, asked: Mapping[str, Sequence[int] | No
     steps = _sparse_steps(_sparse(attention), request.num_inference_steps, asked["steps"])
     chosen = [_BY_DEFAULT if (indexes := asked[name]) is None else len(indexes) for name in ("layers", "heads")]
     pictures = math.prod((*chosen, len(steps)))
-    with _Look.into(options, source.short_name, attention, (), pictures=pictures) as look, logging_to(look.console):
+    with _Look.into(options, source.short_name, attention, asked, pictures=pictures) as look, logging_to(look.console):
         pipe = load(target, request, look.console)
         layers = _choose("layers", asked, layer_count(next(iter(transformers_of(pipe).values()))))
 
         def on_call(site: CallSite, inputs: AttentionInputs, levels: Tensor) -> None:
-            place = _place(site)
-            look.heads = look.heads or _choose("heads", asked, inputs.q.shape[1])
+            second = {} if site.transformer == "transformer" else {"transformer": site.transformer}
+            place: Place = {**second, "layer": site.layer, "step": site.step}
             look.at(inputs, place, levels)
             if options.save_qkv:
                 look.save(inputs, place)
@@ -135,19 +126,19 @@ class _Look:
     files: Staging
     subject: str
     attention: Attention
-    heads: Sequence[int]
+    asked: Asked
     calls: list[dict[str, Any]] = field(default_factory=list)
     console: Console = field(default_factory=make_console)
 
     @classmethod
     @contextmanager
     def into(
-        cls, options: Inspect, subject: str, attention: Attention, heads: Sequence[int], *, pictures: int
+        cls, options: Inspect, subject: str, attention: Attention, asked: Asked, *, pictures: int
     ) -> Iterator[_Look]:
         """Files appear together at the end of the block; the folder is looked at first."""
         folder = options.output_dir
         with output_folder(folder, room=pictures * _PICTURE), held(folder), staged() as files:
-            yield cls(options=options, files=files, subject=subject, attention=attention, heads=heads)
+            yield cls(options=options, files=files, subject=subject, attention=attention, asked=asked)
 
     @property
     def folder(self) -> Path:
@@ -156,14 +147,9 @@ class _Look:
 
     def at(self, inputs: AttentionInputs, place: Place, levels: Tensor | None = None) -> None:
         """Draw one call, and keep its numbers; `levels` are those that it read, if it has been made already."""
-        found = inspect_attention(
-            inputs,
-            _sparse(self.attention),
-            heads=self.heads,
-            levels=levels,
-            query_blocks=self.options.query_blocks,
-            impl=self.attention.impl,
-        )
+        config, heads = _sparse(self.attention), _choose("heads", self.asked, inputs.q.shape[1])
+        blocks, impl = self.options.query_blocks, self.attention.impl
+        found = inspect_attention(inputs, config, heads=heads, levels=levels, query_blocks=blocks, impl=impl)
         for head in found.heads:
             title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
             self.files.write(self.folder / f"{place_name(place, head.head)}.png", draw(found, head, title))
@@ -194,7 +180,7 @@ class _Look:
         self.console.print(f"Files: {self.folder}")
 
 
-def _choose(name: str, asked: Mapping[str, Sequence[int] | None], count: int) -> list[int]:
+def _choose(name: str, asked: Asked, count: int) -> list[int]:
     """Those asked for of `count`, or a few spread evenly.
 
     Raises:
@@ -227,8 +213,3 @@ def _sparse_steps(config: PSAConfig, count: int, asked: Sequence[int] | None) ->
             f"got {', '.join(map(str, dense))}"
         )
     return chosen
-
-
-def _place(site: CallSite) -> dict[str, int | str]:
-    second = {} if site.transformer == "transformer" else {"transformer": site.transformer}
-    return {**second, "layer": site.layer, "step": site.step}

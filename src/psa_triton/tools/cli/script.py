@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from psa_triton.tools.cli.app import DASH_OR_UNDERSCORE
+from psa_triton.tools.cli.app import SETTINGS
 from psa_triton.tools.cli.commands import Generate, ModelOptions, Understand
 from psa_triton.tools.cli.errors import errors_in_one_line
 from psa_triton.tools.cli.options import command
@@ -41,6 +41,6 @@ def make_understanding_script() -> typer.Typer:
 
 
 def _script(function: Callable[..., None], *, epilog: str | None = None) -> typer.Typer:
-    app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False, context_settings=DASH_OR_UNDERSCORE)
+    app = typer.Typer(**SETTINGS)
     app.command(cls=_Script, epilog=epilog)(function)
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -93,13 +93,8 @@ def read_dense_parts(options: DenseOptions) -> DenseParts:
     Raises:
         ValueError: `dense_layers` is no list of indexes.
     """
-    layers = read_indexes("dense_layers", options.dense_layers) if options.dense_layers else []
-    return DenseParts(
-        max_error=options.max_error,
-        min_tokens=options.min_tokens,
-        dense_last_steps=options.dense_last_steps,
-        dense_layers=tuple(layers),
-    )
+    layers = read_indexes("dense_layers", options.dense_layers) if options.dense_layers else ()
+    return DenseParts(**{**asdict(options), "dense_layers": tuple(layers)})
 
 
 def wanted_attention(options: AttentionOptions, choose: Callable[..., Attention], *, sparse: bool) -> Attention:

@@ -56,9 +56,8 @@ def run(options: Tune) -> None:
         ValueError: an option is wrong or goes with the other way, the preset is in no budget mode, the goal is out of
             reach, or a file does not tell its layer or holds no values.
     """
-    goal = None
-    if (options.target_error, options.target_speedup, options.budget) != (None, None, None):
-        goal = Goal(budget=options.budget, speedup=options.target_speedup, error=options.target_error)
+    wishes = {"budget": options.budget, "speedup": options.target_speedup, "error": options.target_error}
+    goal = None if set(wishes.values()) == {None} else Goal(**wishes)
     if not options.qkv:
         prompts = read_prompts(options.prompts)
         source = choose_source(options.model)
@@ -66,16 +65,15 @@ def run(options: Tune) -> None:
         file, impl = options.preset.config, options.preset.impl
         base = choose_attention(source, options.attention_preset or _BASE, file=file, impl=impl)
         requests = make_requests(source, prompts, seed=options.seed, settings=asdict(options.video))
-        _Tuning(options, base, goal).on_model(target, requests)
+        _Tuning.of(options, base, goal).on_model(target, requests)
         return
-    of_run = {**asdict(options.prompts), "check": options.check or None}
-    of_run |= asdict(replace(options.video, num_inference_steps=None))
-    refuse(of_run, "a generation, and --qkv looks at files")
+    of_run = replace(options, video=replace(options.video, num_inference_steps=None))
+    refuse(of_run, ("prompts", "check", "video"), "a generation, and --qkv looks at files")
     device = choose_device(options.machine.device)
     files = {path: read_qkv(path, device) for path in _files(options.qkv)}
     preset = options.attention_preset or _preset_of(files.values())
     base = attention_for_files(preset, options.preset, files="the files do not tell one model")
-    _Tuning(options, base, goal).on_files(files)
+    _Tuning.of(options, base, goal).on_files(files)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -101,25 +99,35 @@ def _preset_of(files: Iterable[QKVFile]) -> str | None:
 
 @dataclass(frozen=True)
 class _Tuning:
-    """What is tuned, and towards what; `goal` None for the preset's own budget."""
+    """What is tuned, the configuration of `base`, and towards what."""
 
     options: Tune
     base: Attention
-    goal: Goal | None
+    config: PSAConfig
+    goal: Goal
     console: Console = field(default_factory=make_console)
+
+    @classmethod
+    def of(cls, options: Tune, base: Attention, goal: Goal | None) -> _Tuning:
+        """Towards the preset's own budget without a `goal`."""
+        config, steps = base.config, options.warmup_steps
+        if config is None or config.mask_mode != "budget":
+            raise ValueError(f"attention_preset: expected one with mask_mode: budget, got {base.name}")
+        config = config if steps is None else config.replace(warmup_steps=steps)
+        return cls(options, base, config, goal or Goal(budget=config.budget))
 
     def on_model(self, target: Target, requests: Sequence[VideoRequest]) -> None:
         """Tune on what the model attends with while it makes videos, densely."""
         began = time.perf_counter()
-        config, steps = self._config(), requests[0].num_inference_steps
-        chosen = parts_of_run(steps, warmup=config.warmup_steps, count=self.options.parts)
+        steps = requests[0].num_inference_steps
+        chosen = parts_of_run(steps, warmup=self.config.warmup_steps, count=self.options.parts)
         part_of = {part.measured: index for index, part in enumerate(chosen)}
         measured: Measured = defaultdict(list)
 
         def on_call(site: CallSite, inputs: AttentionInputs, _: Tensor) -> None:
-            measured[part_of[site.step], site.layer].append(self._curve(inputs, config))
+            measured[part_of[site.step], site.layer].append(self._curve(inputs))
 
-        with self._begun(config, steps) as goal, logging_to(self.console):
+        with self._begun(steps), logging_to(self.console):
             pipe = load(target, requests[0], self.console)
             dense = Attention(name="dense, tapped", config=READ_ALL, impl=self.base.impl)
             with VideoProgress(self.console, len(requests)) as progress:
@@ -129,7 +137,7 @@ class _Tuning:
                     probe = Probe(range(layer_count(transformer)), part_of, on_call)
                     generate_video(pipe, request, dense, on_step=on_step, on_levels=probe)
                     progress.end_video()
-            tuned, uniform = self._finish(make_cells(measured, chosen), chosen, goal, config, steps)
+            tuned, uniform = self._finish(make_cells(measured, chosen), chosen, steps)
             if self.options.check:
                 output = self.options.output
                 with told_if_interrupted(lambda: f"the preset is in {output}; its check was not finished"):
@@ -138,65 +146,56 @@ class _Tuning:
 
     def on_files(self, files: Mapping[Path, QKVFile]) -> None:
         """Tune on saved tensors of a run; where they are all of one step, its number of steps need not be known."""
-        config, steps = self._config(), self.options.video.num_inference_steps
+        warmup, steps = self.config.warmup_steps, self.options.video.num_inference_steps
         places = {path: _place(path, file) for path, file in files.items()}
         found = sorted({step for _, step in places.values()})
         if steps is None:
             if found != [0]:
                 raise ValueError("num_inference_steps: expected it, as the files are of denoising steps")
-            steps = 1 + config.warmup_steps
+            steps = 1 + warmup
             places, found = {path: (layer, steps - 1) for path, (layer, _) in places.items()}, [steps - 1]
-        parts = parts_around(found, steps, warmup=config.warmup_steps)
+        parts = parts_around(found, steps, warmup=warmup)
         measured: Measured = defaultdict(list)
-        with self._begun(config, steps) as goal:
+        with self._begun(steps):
             for path, file in files.items():
                 layer, step = places[path]
                 inputs = file.inputs()
                 with self.console.status(f"measuring {path.name}"):
                     for entry in range(inputs.q.shape[0]):
-                        measured[found.index(step), layer].append(self._curve(inputs.batch_entry(entry), config))
-            self._finish(make_cells(measured, parts), parts, goal, config, steps)
-
-    def _config(self) -> PSAConfig:
-        config, steps = self.base.config, self.options.warmup_steps
-        if config is None or config.mask_mode != "budget":
-            raise ValueError(f"attention_preset: expected one with mask_mode: budget, got {self.base.name}")
-        return config if steps is None else config.replace(warmup_steps=steps)
+                        measured[found.index(step), layer].append(self._curve(inputs.batch_entry(entry)))
+            self._finish(make_cells(measured, parts), parts, steps)
 
     @property
     def _section(self) -> str:
         return self.base.name.partition("/")[0]
 
     @contextmanager
-    def _begun(self, config: PSAConfig, steps: int) -> Iterator[Goal]:
+    def _begun(self, steps: int) -> Iterator[None]:
         """Everything that may go wrong is to do so before the work starts; nobody else edits the file meanwhile."""
         output = self.options.output
-        goal = self.goal or Goal(budget=config.budget)
-        goal.check(steps=steps, warmup=config.warmup_steps)
-        self._file(config)
+        self.goal.check(steps=steps, warmup=self.config.warmup_steps)
+        self._file(self.config)
         with output_folder(output.absolute().parent, room=_ROOM, option="output"), held(output):
-            yield goal
+            yield
 
     def _file(self, config: PSAConfig) -> bytes:
         base = self.options.preset.config
         return presets_with(self.options.output, self._section, self.options.preset_name, config, base=base)
 
-    def _curve(self, inputs: AttentionInputs, config: PSAConfig) -> Curve:
-        return measure_curve(inputs, config, query_blocks=self.options.query_blocks, impl=self.base.impl)
+    def _curve(self, inputs: AttentionInputs) -> Curve:
+        return measure_curve(inputs, self.config, query_blocks=self.options.query_blocks, impl=self.base.impl)
 
-    def _finish(
-        self, cells: Sequence[Cell], parts: Sequence[RunPart], goal: Goal, config: PSAConfig, steps: int
-    ) -> tuple[PSAConfig, PSAConfig]:
+    def _finish(self, cells: Sequence[Cell], parts: Sequence[RunPart], steps: int) -> tuple[PSAConfig, PSAConfig]:
         """Choose, show and write; returns the tuned configuration, and the one with one budget at the same cost."""
-        chosen = goal.reach(cells, steps=steps, warmup=config.warmup_steps)
+        chosen = self.goal.reach(cells, steps=steps, warmup=self.config.warmup_steps)
         budget, uniform = one_budget(cells, chosen.cost)
         words = (
             f"Tuned by psa tune: error {chosen.error:.4f} expected at a mean density of {chosen.cost:.3f}; "
             f"one budget for all {uniform.error:.4f}."
         )
-        tuned = tuned_config(config, cells, parts, chosen, steps=steps, words=words)
+        tuned = tuned_config(self.config, cells, parts, chosen, steps=steps, words=words)
         self._show(cells, parts, tuned)
-        self._say(chosen, budget, uniform, config.warmup_steps, steps)
+        self._say(chosen, budget, uniform, steps)
         output, preset = self.options.output, self.options.preset_name
         title = f"{self._section}/{preset}"
         picture = output.with_name(f"{output.stem}_{preset}.png")
@@ -204,7 +203,7 @@ class _Tuning:
             files.write(output, self._file(tuned))
             files.write(picture, draw(cells, parts, chosen, uniform, f"{title}, from {self.base.name}"))
         self.console.print(f"Preset {title} is in {output}, the curves in {picture}")
-        return tuned, config.replace(budget=budget, budget_table=())
+        return tuned, self.config.replace(budget=budget, budget_table=())
 
     def _show(self, cells: Sequence[Cell], parts: Sequence[RunPart], tuned: PSAConfig) -> None:
         rows = []
@@ -222,7 +221,8 @@ class _Tuning:
         rows = [[str(part), *(f"{x:.3f}" for x in budgets)] for part, budgets in zip(parts, tables, strict=True)]
         self.console.print(make_table(("steps", *columns), rows, title="Budgets chosen"))
 
-    def _say(self, chosen: Allocation, budget: float, uniform: Allocation, warmup: int, steps: int) -> None:
+    def _say(self, chosen: Allocation, budget: float, uniform: Allocation, steps: int) -> None:
+        warmup = self.config.warmup_steps
         self.console.print(
             f"Expected error {chosen.error:.4f} at a mean density of {chosen.cost:.3f}, the estimate of importance "
             f"included; one budget of {budget:.3f} for all: {uniform.error:.4f}."

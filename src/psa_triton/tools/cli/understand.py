@@ -40,14 +40,8 @@ def run(options: Understand, *, sparse: bool = True) -> None:
     console = make_console()
     with loading(options.model, console):
         model = checkpoint.load_weights(device=device, dtype=dtype)
-    answer = answer_prompt(
-        model,
-        checkpoint.tokenizer,
-        prompt,
-        attention,
-        max_tokens=options.max_tokens,
-        on_text=lambda text: console.print(text, end=""),
-    )
+    show = partial(console.print, end="")
+    answer = answer_prompt(model, checkpoint.tokenizer, prompt, attention, max_tokens=options.max_tokens, on_text=show)
     console.print(f"\n\n{_summary(media, prompt, answer, attention)}")
 
 

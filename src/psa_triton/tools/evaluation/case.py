@@ -143,7 +143,7 @@ def case_data(case: Case, comparison: Comparison, described: Mapping[str, Any]) 
         "name": case.name,
         "settings": case.settings,
         "psnr_cap": PSNR_CAP,
-        "dense": {"cost": comparison.dense.cost.as_dict()},
+        "dense": {"cost": asdict(comparison.dense.cost)},
         "ceiling": None if ceiling is None else _made(ceiling),
         "candidates": [
             {"label": candidate.label, "attention": candidate.attention.as_dict(), **_made(candidate)}
@@ -158,7 +158,7 @@ def case_data(case: Case, comparison: Comparison, described: Mapping[str, Any]) 
 
 def _made(candidate: Candidate) -> dict[str, Any]:
     fidelity = {name: score.as_dict() for name, score in candidate.fidelity.items()}
-    return {"label": candidate.label, "cost": candidate.video.cost.as_dict(), "fidelity": fidelity}
+    return {"label": candidate.label, "cost": asdict(candidate.video.cost), "fidelity": fidelity}
 
 
 def expected_room(case: Case) -> int:

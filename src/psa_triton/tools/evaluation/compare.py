@@ -101,17 +101,13 @@ def compare_attentions(
         try:
             with nullcontext() if second is None else second.entered(pipe):
                 video = make(label, attention, recording if second is None else None)
-            made.append(Candidate(label, attention, video, _closeness(pipe, dense, video), recording))
+            first, again = (torch.from_numpy(x.frames).to(pipe._execution_device) for x in (dense, video))
+            made.append(Candidate(label, attention, video, fidelity(first, again), recording))
         except Exception as error:
             logger.debug("%s failed", label, exc_info=True)
             missing[label] = error
-    again = made.pop(0) if made and made[0].attention is DENSE else None
-    return Comparison(request, dense, again, tuple(made), missing)
-
-
-def _closeness(pipe: DiffusionPipeline, dense: GeneratedVideo, video: GeneratedVideo) -> Fidelity:
-    device = pipe._execution_device
-    return fidelity(torch.from_numpy(dense.frames).to(device), torch.from_numpy(video.frames).to(device))
+    dense_again = made.pop(0) if made and made[0].attention is DENSE else None
+    return Comparison(request, dense, dense_again, tuple(made), missing)
 
 
 def label_attentions(attentions: Sequence[Attention]) -> list[str]:

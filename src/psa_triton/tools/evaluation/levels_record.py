@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -34,12 +35,6 @@ class LevelMap(NamedTuple):
 
 
 @dataclass
-class _HeadTotal:
-    calls: int
-    densities: Tensor
-
-
-@dataclass
 class LevelRecording:
     """Keeps densities of every head, layer and step, and level maps of as many as fit.
 
@@ -57,7 +52,8 @@ class LevelRecording:
     max_bytes: int = 8 << 20
     maps: dict[CallSite, LevelMap] = field(default_factory=dict, init=False)
     layout: Mapping[str, Any] | None = field(default=None, init=False)
-    _totals: dict[CallSite, _HeadTotal] = field(default_factory=dict, init=False, repr=False)
+    _calls: Counter[CallSite] = field(default_factory=Counter, init=False, repr=False)
+    _densities: dict[CallSite, Tensor] = field(default_factory=dict, init=False, repr=False)
     _strides: dict[str, int] = field(default_factory=lambda: {"step": 1, "layer": 1}, init=False, repr=False)
 
     def __call__(self, record: LevelRecord) -> None:
@@ -65,24 +61,16 @@ class LevelRecording:
         site = CallSite(record.transformer, record.layer, record.step or 0)
         if self.layout is None:
             self.layout = _layout(record)
-        density = record.densities.mean(0)
-        total = self._totals.setdefault(site, _HeadTotal(0, torch.zeros_like(density)))
-        first = total.calls == 0
-        total.calls += 1
-        total.densities = total.densities + density
-        if first and all(getattr(site, name) % stride == 0 for name, stride in self._strides.items()):
+        self._calls[site] += 1
+        self._densities[site] = self._densities.get(site, 0.0) + record.densities.mean(0)
+        if self._calls[site] == 1 and all(getattr(site, name) % stride == 0 for name, stride in self._strides.items()):
             self.maps[site] = self._map(record.levels[-1])
             self._thin()
 
     @property
     def densities(self) -> Mapping[CallSite, tuple[float, ...]]:
         """Density of each head, mean over a step's calls and batch; waits for the device."""
-        return {site: tuple((total.densities / total.calls).tolist()) for site, total in self._totals.items()}
-
-    @property
-    def calls(self) -> int:
-        """Sparse calls so far."""
-        return sum(total.calls for total in self._totals.values())
+        return {site: tuple((total / self._calls[site]).tolist()) for site, total in self._densities.items()}
 
     def _map(self, levels: Tensor) -> LevelMap:
         heads, queries, keys = levels.shape

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
-from psa_triton.integrations.diffusers import OnLevels, PSAHandle, apply_psa, check_video_scale
+from psa_triton.integrations.diffusers import PSAHandle, apply_psa, check_video_scale
 from psa_triton.models import GENERAL_SECTION
 from psa_triton.presets import DENSE as DENSE_PRESET
 from psa_triton.presets import VideoScale, resolve
@@ -58,24 +58,16 @@ class Attention:
         parts = replace(self.dense_parts, dense_last_steps=0)
         return replace(self, config=self.config.replace(warmup_steps=0), dense_parts=parts)
 
-    def attach(
-        self, pipe: DiffusionPipeline, *, time_layers: bool = False, on_levels: OnLevels | None = None
-    ) -> PSAHandle:
-        """Attach it to a pipeline as `apply_psa` does; dense attention is measured and nothing more.
+    def attach(self, pipe: DiffusionPipeline, **told: Any) -> PSAHandle:
+        """Attach it to a pipeline as `apply_psa` does, which says what else may be told; dense attention is measured.
 
         Raises:
             ValueError: `video_scale` is not the pipeline's, or `dense_parts` are out of range.
         """
         if self.video_scale is not None:
             check_video_scale(pipe, self.name.partition("/")[0], self.video_scale)
-        return apply_psa(
-            pipe,
-            DENSE_PRESET.name if self.config is None else self.config,
-            impl=self.impl,
-            **asdict(self.dense_parts),
-            time_layers=time_layers,
-            on_levels=on_levels,
-        )
+        preset = DENSE_PRESET.name if self.config is None else self.config
+        return apply_psa(pipe, preset, impl=self.impl, **asdict(self.dense_parts), **told)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a sidecar, with all of the configuration that has a part in the result."""

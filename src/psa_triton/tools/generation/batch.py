@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import count
@@ -166,7 +166,7 @@ def _save(
         # Whoever does not take names, such as a person, may have put a file there meanwhile.
         place = job if _is_open(job) else _take(replace(job, path=_following(job.path)), names)
         with staged() as files:
-            data = {"settings": place.settings, "cost": video.cost.as_dict(), **describe()}
+            data = {"settings": place.settings, "cost": asdict(video.cost), **describe()}
             files.write(place.sidecar, json_bytes(data))
             files.write(place.path, encode(video.frames, place.request.fps, video.audio))
     except Exception as error:

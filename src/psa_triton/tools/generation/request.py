@@ -148,14 +148,9 @@ def make_requests(
             "apply_psa"
         )
     if source.spec is not None and (scale := video_scale(source)) is not None:
-        check_size(
-            filled["width"],
-            filled["height"],
-            filled["num_frames"],
-            scale,
-            positions=source.spec.positions,
-            spare_frames=spare_frames(str(source.spec.transformer["_class_name"])),
-        )
+        size = filled["width"], filled["height"], filled["num_frames"]
+        spare = spare_frames(str(source.spec.transformer["_class_name"]))
+        check_size(*size, scale, positions=source.spec.positions, spare_frames=spare)
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,6 @@ class Cost:
         """In self-attention layers, sparse and dense."""
         return self.sparse_attention_seconds + self.dense_attention_seconds
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for a sidecar."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class GeneratedVideo:
@@ -82,16 +78,9 @@ class GeneratedVideo:
     audio: Audio | None = None
 
 
-def generate_video(
-    pipe: DiffusionPipeline,
-    request: VideoRequest,
-    attention: Attention,
-    *,
-    on_step: OnStep | None = None,
-    on_levels: OnLevels | None = None,
-) -> GeneratedVideo:
+def generate_video(pipe: DiffusionPipeline, request: VideoRequest, attention: Attention, **told: Any) -> GeneratedVideo:
     """Make one video; see `generate_videos`."""
-    return generate_videos(pipe, [request], attention, on_step=on_step, on_levels=on_levels)[0]
+    return generate_videos(pipe, [request], attention, **told)[0]
 
 
 def generate_videos(
@@ -196,8 +185,8 @@ def _arguments(name: str, call: Mapping[str, Any], requests: Sequence[VideoReque
 
 def _videos(output: Any) -> NDArray[np.float32]:
     """What a pipeline made, `[B, F, H, W, 3]` in [0, 1]; of images, one frame each."""
-    names = ("videos", "frames", "images", "image")  # a modular pipeline's output holds the image it began with, too
-    made = next((made for name in names if (made := getattr(output, name, None)) is not None), None)
+    # A modular pipeline's output holds the image it began with, too.
+    made = _first_of(output, "videos", "frames", "images", "image")
     if made is None:
         raise ValueError(f"expected a pipeline that makes frames or images, got {type(output).__name__}")
     pixels = np.asarray(made)
@@ -207,8 +196,7 @@ def _videos(output: Any) -> NDArray[np.float32]:
 
 def _audios(pipe: DiffusionPipeline, output: Any) -> list[Audio] | None:
     """The audio of each video, where a pipeline makes any: `[B, channels, samples]`, or `[B, samples]`."""
-    made = next((x for name in ("audio", "sound") if (x := getattr(output, name, None)) is not None), None)
-    if made is None:
+    if (made := _first_of(output, "audio", "sound")) is None:
         return None
     rates = ("output_sampling_rate", "sampling_rate", "sample_rate")
     configs = [config for part in pipe.components.values() if (config := getattr(part, "config", None)) is not None]
@@ -217,6 +205,10 @@ def _audios(pipe: DiffusionPipeline, output: Any) -> list[Audio] | None:
         raise ValueError(f"expected a {type(pipe).__name__} that tells the sampling rate of its audio, found none")
     waves = torch.as_tensor(made).float().cpu().numpy()
     return [Audio(np.atleast_2d(wave), int(rate)) for wave in waves]
+
+
+def _first_of(output: Any, *names: str) -> Any | None:
+    return next((made for name in names if (made := getattr(output, name, None)) is not None), None)
 
 
 def _cost(stats: PSAStats, total: float, transformer: float, videos: int) -> Cost:

@@ -110,9 +110,8 @@ def find_source(
             raise ValueError(f"model_path: expected it with a known model's name, got it with the folder {model}")
         return _folder_source(model, models, models[keys[0]] if keys else None)
     spec = models[model] if weights is None else models[model].with_weights(weights)
-    if spec.hub_id is None:
-        return ModelSource(name=model, location=str(tiny_wan_path()), pipeline=spec.pipeline, spec=spec)
-    return ModelSource(name=model, location=_location(spec.hub_id, spec), pipeline=spec.pipeline, spec=spec)
+    location = str(tiny_wan_path()) if spec.hub_id is None else _location(spec.hub_id, spec)
+    return ModelSource(name=model, location=location, pipeline=spec.pipeline, spec=spec)
 
 
 def _location(weights: str, spec: ModelSpec) -> str:
@@ -143,20 +142,16 @@ def _folder_source(folder: str, models: Mapping[str, ModelSpec], otherwise: Mode
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or not hasattr(diffusers, pipeline):
         raise ValueError(f"model: {file} names the pipeline {pipeline!r}, which diffusers has not")
-    spec = _recognise_folder(path, index, models)
+    second = index.get("transformer_2")
+    has_second = isinstance(second, list) and second[:1] not in ([], [None])
+    transformer = _read_json(path / "transformer" / "config.json")
+    spec = recognise(transformer, two_transformers=has_second, models=models)
     if spec is None and otherwise is not None:
         _check_pipeline(path, index, otherwise)
         spec = otherwise
     if spec is not None:
         spec = spec.with_weights(str(path))
     return ModelSource(name=str(path), location=str(path), pipeline=pipeline, spec=spec)
-
-
-def _recognise_folder(path: Path, index: dict[str, Any], models: Mapping[str, ModelSpec]) -> ModelSpec | None:
-    second = index.get("transformer_2")
-    has_second = isinstance(second, list) and second[:1] not in ([], [None])
-    transformer = _read_json(path / "transformer" / "config.json")
-    return recognise(transformer, two_transformers=has_second, models=models)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

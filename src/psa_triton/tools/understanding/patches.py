@@ -52,20 +52,13 @@ class Patcher:
     def __init__(self, folder: Path, *, max_pixels: int | None = None) -> None:
         self._processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self._patch, self._merge = self._processor.patch_size, self._processor.merge_size
-        self._temporal = self._processor.temporal_patch_size
+        self.temporal_patch = self._processor.temporal_patch_size
+        """Frames that a patch holds."""
+        self._token_pixels = (self._patch * self._merge) ** 2
         self._video_size = _video_size(folder)
         if max_pixels is not None and max_pixels < self._token_pixels:
             raise ValueError(f"max_pixels: expected at least {self._token_pixels}, one visual token, got {max_pixels}")
         self._max_pixels = max_pixels
-
-    @property
-    def temporal_patch(self) -> int:
-        """Frames that a patch holds."""
-        return self._temporal
-
-    @property
-    def _token_pixels(self) -> int:
-        return (self._patch * self._merge) ** 2
 
     def cut(self, media: Media) -> Patches:
         """Resize, normalise and cut.
@@ -76,7 +69,7 @@ class Patcher:
         size = self.frame_size(media)
         frames = [self._cut_frame(frame, size) for frame in media.frames]
         height, width = frames[0][1]
-        values = join_frames(torch.stack([patches for patches, _ in frames]), self._temporal)
+        values = join_frames(torch.stack([patches for patches, _ in frames]), self.temporal_patch)
         grid = (len(values) // (height * width), height, width)
         return Patches(values, grid, math.prod(grid) // self._merge**2)
 
@@ -85,7 +78,7 @@ class Patcher:
         done = self._processor(images=[frame], size=size, input_data_format="channels_last", return_tensors="pt")
         _, height, width = done["image_grid_thw"][0].tolist()
         # The processor repeats an image as often as a patch holds frames.
-        return done["pixel_values"].unflatten(1, (-1, self._temporal, self._patch**2))[:, :, 0], (height, width)
+        return done["pixel_values"].unflatten(1, (-1, self.temporal_patch, self._patch**2))[:, :, 0], (height, width)
 
     def frame_size(self, media: Media) -> dict[str, int]:
         """Fewest and most pixels of a frame, in the words of transformers."""
@@ -95,7 +88,7 @@ class Patcher:
         elif self._video_size is not None:
             least, most = self._video_size
         else:
-            share = _MAX_VIDEO_TOKENS * self._temporal // len(media.frames)
+            share = _MAX_VIDEO_TOKENS * self.temporal_patch // len(media.frames)
             least = _MIN_FRAME_TOKENS * self._token_pixels
             most = max(min(_MAX_FRAME_TOKENS, share) * self._token_pixels, int(least * _LEAST_SLACK))
         if self._max_pixels is not None:

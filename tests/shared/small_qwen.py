@@ -52,34 +52,15 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     Weights are large enough that the answer depends on what is seen.
     """
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in zip(_ID_NAMES, SPECIAL[3:], strict=True)}
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "initializer_range": 0.3,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": CONTEXT,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={
-            "depth": 2,
-            "initializer_range": 0.1,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "fullatt_block_indexes": [1],
-            "window_size": 112,
-            "tokens_per_second": 2,
-        },
-        **ids,
+    text = dict(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
     )
+    text |= dict(vocab_size=len(tokenizer), initializer_range=0.3, max_position_embeddings=CONTEXT)
+    text |= dict(rope_parameters={"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0})
+    text |= dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    vision = dict(depth=2, initializer_range=0.1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64)
+    vision |= dict(fullatt_block_indexes=[1], window_size=112, tokens_per_second=2)
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
 
 
 def save_small_qwen(folder: Path) -> Path:

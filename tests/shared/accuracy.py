@@ -62,6 +62,9 @@ def eager(q, k, v, levels, **kwargs):
 
 def assert_as_good_as_eager(out, q, k, v, levels, **kwargs):
     expected, _ = oracle(q, k, v, levels, **kwargs)
+    if q.dtype == torch.float64:  # the oracle's own dtype: the two differ by rounding alone
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-13)
+        return
     bound = (eager(q, k, v, levels, **kwargs).double() - expected).square().mean().sqrt()
     error = (out.double() - expected).square().mean().sqrt()
     # float32 sums in another order than eager code may come out a little above it; so may one rounding of the output.
@@ -94,7 +97,7 @@ def eager_gradients(grad_out, q, k, v, levels, *, grad_lse=None, **kwargs):
 def assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, *, slack=1.6, **kwargs):
     """Assert that gradients are as close to the oracle's as those of eager code, up to a factor of `slack`."""
     expected = oracle_gradients(grad_out, q, k, v, levels, **kwargs)
-    if q.dtype == torch.float64:  # the oracle's own dtype: the two differ by rounding alone
+    if q.dtype == torch.float64:
         torch.testing.assert_close(grads, expected, rtol=1e-12, atol=1e-13)
         return
     eager = eager_gradients(grad_out, q, k, v, levels, **kwargs)
@@ -104,3 +107,17 @@ def assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, *, slack
         # As in the forward's bound: float32 sums in another order, and one rounding of the result.
         rounding = torch.finfo(q.dtype).eps * want.square().mean().sqrt() / 4
         assert error <= slack * bound + rounding, f"grad_{name}: error {error:.2e}, eager {bound:.2e}"
+
+
+def check(impl, q, k, v, levels, **kwargs):
+    """Assert that output and gradients, those of the log-sum-exp too, are as good as eager code's, and give them."""
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    out, lse = pyramid_attention(*inputs, levels, impl=impl, return_lse=True, **kwargs)
+    assert_as_good_as_eager(out.detach(), q, k, v, levels, **kwargs)
+    grad_out, grad_lse = normal_like(out), torch.where(lse.isfinite(), normal_like(lse, seed=2), 0.0)
+    grads = torch.autograd.grad((out, lse), inputs, (grad_out, grad_lse))
+    assert all(grad.is_contiguous() for grad in grads)
+    # In float32 the rounding of the log-sum-exp, which eager code does not go through, is as large as all else.
+    slack = 3.0 if q.dtype == torch.float32 else 1.6
+    assert_gradients_as_good_as_eager(grads, grad_out, q, k, v, levels, slack=slack, grad_lse=grad_lse, **kwargs)
+    return out.detach(), grads

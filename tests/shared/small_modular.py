@@ -11,7 +11,7 @@ import torch
 import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from small_families import SMALL
-from small_models import WORDS, image_vae, make_flux, make_ltx2
+from small_models import WORDS, image_vae, make_flux, make_ltx2, small_t5
 from small_pipelines import TEXT_DIM, make_tokenizer, make_wan_pipeline
 
 Parts = dict[str, Any]
@@ -35,37 +35,22 @@ def _chat_tokenizer() -> transformers.PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _flux() -> Parts:
-    return dict(make_flux().components)
-
-
-def _ltx2() -> Parts:
-    return dict(make_ltx2().components)
-
-
 def _ltx() -> Parts:
     levels = (True, True, True, False)
-    vae = _part(
-        "AutoencoderKLLTXVideo",
-        latent_channels=4,
-        block_out_channels=(8,) * 4,
-        decoder_block_out_channels=(8,) * 4,
-        layers_per_block=(1,) * 5,
-        decoder_layers_per_block=(1,) * 5,
-        spatio_temporal_scaling=levels,
-        decoder_spatio_temporal_scaling=levels,
-        decoder_inject_noise=(False,) * 5,
-        upsample_residual=(False,) * 4,
-        upsample_factor=(1,) * 4,
-        patch_size=1,
-    )
-    transformer = _transformer("ltx", caption_channels=TEXT_DIM)
-    return {**_t5(), "vae": vae, "transformer": transformer, "scheduler": FlowMatchEulerDiscreteScheduler()}
+    vae = dict(latent_channels=4, block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, patch_size=1)
+    vae |= dict(layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5, decoder_inject_noise=(False,) * 5)
+    vae |= dict(spatio_temporal_scaling=levels, decoder_spatio_temporal_scaling=levels)
+    vae |= dict(upsample_residual=(False,) * 4, upsample_factor=(1,) * 4)
+    return {
+        **_t5(),
+        "vae": _part("AutoencoderKLLTXVideo", **vae),
+        "transformer": _transformer("ltx", caption_channels=TEXT_DIM),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
 
 
 def _t5() -> Parts:
-    config = transformers.T5Config(vocab_size=WORDS, d_model=TEXT_DIM, d_kv=8, d_ff=37, num_heads=2, num_layers=1)
-    return {"tokenizer": make_tokenizer(), "text_encoder": transformers.T5EncoderModel(config)}
+    return {"tokenizer": make_tokenizer(), "text_encoder": small_t5()}
 
 
 def _helios() -> Parts:
@@ -90,19 +75,12 @@ def _qwen25() -> Any:
 
 
 def _qwen_image() -> Parts:
+    vae = dict(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True])
+    vae |= dict(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
     return {
         "tokenizer": _chat_tokenizer(),
         "text_encoder": transformers.Qwen2_5_VLForConditionalGeneration(_qwen25()),
-        "vae": _part(
-            "AutoencoderKLQwenImage",
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
-        ),
+        "vae": _part("AutoencoderKLQwenImage", **vae),
         "transformer": _transformer("qwen-image", in_channels=16, out_channels=4, joint_attention_dim=TEXT_DIM),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
     }
@@ -143,39 +121,31 @@ def _sd3() -> Parts:
 
 
 def _klein() -> Parts:
+    vae = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+    vae |= dict(block_out_channels=(4,) * 4, layers_per_block=1, norm_num_groups=1, latent_channels=4, sample_size=32)
     return {
         "tokenizer": _chat_tokenizer(),
         "text_encoder": transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_QWEN | {"num_hidden_layers": 28})),
-        "vae": _part(
-            "AutoencoderKLFlux2",
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(4, 4, 4, 4),
-            layers_per_block=1,
-            norm_num_groups=1,
-            latent_channels=4,
-            sample_size=32,
-        ),
+        "vae": _part("AutoencoderKLFlux2", **vae),
         "transformer": _transformer("flux-2", in_channels=16, joint_attention_dim=3 * TEXT_DIM),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
     }
 
 
-def _wan22() -> Parts:
-    return dict(make_wan_pipeline(two_transformers=True).components)
-
-
 MODULAR: Mapping[str, tuple[Callable[[], Parts], dict[str, Any]]] = {
-    "FluxModularPipeline": (_flux, {"width": 256, "height": 256}),
+    "FluxModularPipeline": (lambda: make_flux().components, {"width": 256, "height": 256}),
     "LTXModularPipeline": (_ltx, {"width": 256, "height": 256, "num_frames": 9}),
-    "LTX2ModularPipeline": (_ltx2, {"width": 32, "height": 32, "num_frames": 9}),
+    "LTX2ModularPipeline": (lambda: make_ltx2().components, {"width": 32, "height": 32, "num_frames": 9}),
     "HeliosModularPipeline": (_helios, {"width": 64, "height": 64, "num_frames": 9}),
     "ZImageModularPipeline": (_z_image, {"width": 256, "height": 256}),
     "QwenImageModularPipeline": (_qwen_image, {"width": 256, "height": 256}),
     "HunyuanVideo15ModularPipeline": (_hunyuan_video_15, {"width": 256, "height": 256, "num_frames": 5}),
     "StableDiffusion3ModularPipeline": (_sd3, {"width": 256, "height": 256}),
     "Flux2KleinModularPipeline": (_klein, {"width": 256, "height": 256}),
-    "Wan22ModularPipeline": (_wan22, {"width": 160, "height": 160, "num_frames": 5}),
+    "Wan22ModularPipeline": (
+        lambda: make_wan_pipeline(two_transformers=True).components,
+        {"width": 160, "height": 160, "num_frames": 5},
+    ),
 }
 
 
@@ -185,7 +155,6 @@ def make_modular(name: str) -> Any:
     pipe = getattr(diffusers, name)()
     components = make()
     pipe.update_components(**{part: components[part] for part in pipe.components if part in components})
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -7,32 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import (
-    Cache,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GptOssConfig,
-    GptOssForCausalLM,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
+import transformers
+from transformers import Cache, PreTrainedModel
 
 Inputs = dict[str, Any]
 
@@ -53,8 +29,14 @@ _TEXT = {
     "pad_token_id": VOCABULARY - 1,
 }
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
+VISION = "ForConditionalGeneration"
 _TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 _QWEN_VISION = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": 2, "patch_size": 4}
+
+
+def _model(name: str, head: str = "ForCausalLM", **config: Any) -> PreTrainedModel:
+    """A model of a family by name."""
+    return getattr(transformers, name + head)(getattr(transformers, f"{name}Config")(**config))
 
 
 def make_model(make: Callable[[], PreTrainedModel], seed: int = 0) -> PreTrainedModel:
@@ -70,73 +52,69 @@ def make_model(make: Callable[[], PreTrainedModel], seed: int = 0) -> PreTrained
 
 
 def llama(**changes: Any) -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**_TEXT | changes))
+    return _model("Llama", **_TEXT | changes)
 
 
 def qwen2(**changes: Any) -> PreTrainedModel:
-    return Qwen2ForCausalLM(Qwen2Config(**_without_head_dim() | changes))
+    return _model("Qwen2", **_without_head_dim() | changes)
 
 
 def qwen3(**changes: Any) -> PreTrainedModel:
-    return Qwen3ForCausalLM(Qwen3Config(**_TEXT | changes))
+    return _model("Qwen3", **_TEXT | changes)
 
 
 def mistral(**changes: Any) -> PreTrainedModel:
     """Every layer has a window of 64 tokens."""
-    return MistralForCausalLM(MistralConfig(**_TEXT | {"sliding_window": 64} | changes))
+    return _model("Mistral", **_TEXT | {"sliding_window": 64} | changes)
 
 
 def gemma2(**changes: Any) -> PreTrainedModel:
     """The first layer has a window, and both a softcap, which some releases of transformers leave out under SDPA."""
     small = {"sliding_window": 64, "attn_implementation": "eager"}
-    return Gemma2ForCausalLM(Gemma2Config(**_TEXT | small | changes))
+    return _model("Gemma2", **_TEXT | small | changes)
 
 
 def gpt_oss(**changes: Any) -> PreTrainedModel:
     """The first layer has a window, and both have attention sinks."""
     small = {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 64}
-    return GptOssForCausalLM(GptOssConfig(**_TEXT | small | changes))
+    return _model("GptOss", **_TEXT | small | changes)
 
 
 def qwen2_5_vl() -> PreTrainedModel:
     vision = _QWEN_VISION | {"out_hidden_size": 64, "window_size": 16, "fullatt_block_indexes": [1]}
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(text_config=_without_head_dim() | _MROPE, vision_config=vision, **_TOKENS)
-    )
+    return _model("Qwen2_5_VL", VISION, text_config=_without_head_dim() | _MROPE, vision_config=vision, **_TOKENS)
 
 
 def qwen2_vl() -> PreTrainedModel:
     vision = {"embed_dim": 32, "hidden_size": 64, "num_heads": 2, "depth": 2, "patch_size": 4, "mlp_ratio": 1}
-    return Qwen2VLForConditionalGeneration(
-        Qwen2VLConfig(text_config=_without_head_dim() | _MROPE, vision_config=vision, **_TOKENS)
-    )
+    return _model("Qwen2VL", VISION, text_config=_without_head_dim() | _MROPE, vision_config=vision, **_TOKENS)
 
 
 def qwen3_vl() -> PreTrainedModel:
     vision = _QWEN_VISION | {"out_hidden_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
-    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=_TEXT | _MROPE, vision_config=vision, **_TOKENS))
+    return _model("Qwen3VL", VISION, text_config=_TEXT | _MROPE, vision_config=vision, **_TOKENS)
 
 
 def internvl() -> PreTrainedModel:
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    return InternVLForConditionalGeneration(
-        InternVLConfig(
-            text_config={"model_type": "qwen2", **_without_head_dim()},
-            vision_config=vision | {"image_size": [32, 32], "patch_size": [4, 4]},
-            image_token_id=IMAGE,
-        )
+    return _model(
+        "InternVL",
+        VISION,
+        text_config={"model_type": "qwen2", **_without_head_dim()},
+        vision_config=vision | {"image_size": [32, 32], "patch_size": [4, 4]},
+        image_token_id=IMAGE,
     )
 
 
 def llava_onevision() -> PreTrainedModel:
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
-    return LlavaOnevisionForConditionalGeneration(
-        LlavaOnevisionConfig(
-            text_config={"model_type": "qwen2", **_without_head_dim()},
-            vision_config={"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 4, **vision},
-            image_token_index=IMAGE,
-            video_token_index=VIDEO,
-        )
+    return _model(
+        "LlavaOnevision",
+        VISION,
+        text_config={"model_type": "qwen2", **_without_head_dim()},
+        vision_config={"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 4, **vision},
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
     )
 
 

@@ -60,17 +60,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-_SMALL_WAN = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 32,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": TEXT_DIM,
-    "freq_dim": 32,
-    "ffn_dim": 64,
-    "num_layers": 2,
-    "rope_max_seq_len": 32,
-}
+_SMALL_WAN = dict(num_attention_heads=2, attention_head_dim=32, in_channels=16, out_channels=16, num_layers=2)
+_SMALL_WAN |= dict(text_dim=TEXT_DIM, freq_dim=32, ffn_dim=64, rope_max_seq_len=32)
+_SMALL_COGVIDEOX = dict(num_attention_heads=2, attention_head_dim=32, in_channels=4, out_channels=4, num_layers=2)
+_SMALL_COGVIDEOX |= dict(time_embed_dim=16, text_embed_dim=TEXT_DIM, sample_width=14, sample_height=10, sample_frames=9)
+_SMALL_COGVIDEOX |= dict(max_text_seq_length=TEXT_TOKENS, use_rotary_positional_embeddings=True)
 
 
 def make_wan_transformer(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
@@ -87,22 +81,8 @@ def make_wan_vace_transformer(**changes: Any) -> WanVACETransformer3DModel:
 
 def make_cogvideox_transformer(**changes: Any) -> CogVideoXTransformer3DModel:
     """Two layers, two heads of 32, rotary tables, patches of 1 x 2 x 2; random weights from seed 0."""
-    config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "time_embed_dim": 16,
-        "text_embed_dim": TEXT_DIM,
-        "num_layers": 2,
-        "sample_width": 14,
-        "sample_height": 10,
-        "sample_frames": 9,
-        "max_text_seq_length": TEXT_TOKENS,
-        "use_rotary_positional_embeddings": True,
-    }
     with _seeded(0):
-        return CogVideoXTransformer3DModel(**config | changes).eval()
+        return CogVideoXTransformer3DModel(**_SMALL_COGVIDEOX | changes).eval()
 
 
 def make_wan_pipeline(
@@ -114,7 +94,7 @@ def make_wan_pipeline(
         vae = AutoencoderKLWan(
             base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
         )
-    pipe = WanPipeline(
+    return WanPipeline(
         tokenizer=make_tokenizer(),
         text_encoder=text_encoder,
         vae=vae,
@@ -124,8 +104,6 @@ def make_wan_pipeline(
         boundary_ratio=0.5 if two_transformers else None,
         expand_timesteps=expand_timesteps,
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def make_wan_modular_pipeline(components: dict[str, Any]) -> WanModularPipeline:
@@ -134,7 +112,6 @@ def make_wan_modular_pipeline(components: dict[str, Any]) -> WanModularPipeline:
     blocks = getattr(modular_pipelines, "WanBlocks", None) or modular_pipelines.WanAutoBlocks
     pipe = blocks().init_pipeline()
     pipe.update_components(**{name: components[name] for name in pipe.components if name in components})
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
@@ -151,15 +128,13 @@ def make_cogvideox_pipeline(transformer: CogVideoXTransformer3DModel | None = No
             norm_num_groups=2,
             temporal_compression_ratio=4,
         )
-    pipe = CogVideoXPipeline(
+    return CogVideoXPipeline(
         tokenizer=make_tokenizer(),
         text_encoder=text_encoder,
         vae=vae,
         transformer=transformer or make_cogvideox_transformer(),
         scheduler=CogVideoXDDIMScheduler(),
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def make_wan_image_pipeline(*, expand_timesteps: bool = False, two_transformers: bool = False) -> DiffusionPipeline:
@@ -180,22 +155,18 @@ def make_wan_image_pipeline(*, expand_timesteps: bool = False, two_transformers:
         processor = CLIPImageProcessor(size=8, crop_size=8, do_rescale=False)
     second = make_wan_transformer(seed=2, in_channels=36) if two_transformers else None
     parts = make_wan_pipeline(first).components | {"transformer_2": second}
-    pipe = WanImageToVideoPipeline(
+    return WanImageToVideoPipeline(
         **parts | {"image_encoder": encoder, "image_processor": processor},
         boundary_ratio=0.5 if two_transformers else None,
         expand_timesteps=expand_timesteps,
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def make_cogvideox_image_pipeline() -> CogVideoXImageToVideoPipeline:
     """A `CogVideoXImageToVideoPipeline`."""
-    pipe = CogVideoXImageToVideoPipeline(
+    return CogVideoXImageToVideoPipeline(
         **make_cogvideox_pipeline(make_cogvideox_transformer(in_channels=8)).components
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def make_image() -> torch.Tensor:
@@ -271,6 +242,17 @@ BOTH = pytest.mark.parametrize("make_pipe", [make_wan_pipeline, make_cogvideox_p
 
 def assert_equal_to_rounding(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.std().item())
+
+
+def is_clean(model: torch.nn.Module) -> bool:
+    """Whether no part of it has hooks or anything of PSA."""
+    return not any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or hasattr(module, "psa_layer")
+        or any(type(value).__module__.startswith("psa_triton") for value in vars(module).values())
+        for module in model.modules()
+    )
 
 
 def sparse_steps(stats: PSAStats) -> dict[int | None, bool]:
