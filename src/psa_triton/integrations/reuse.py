@@ -229,15 +229,8 @@ def check_room(reuse: Reuse, q: Tensor, layers: int) -> None:
         MemoryError: it does not.
     """
     batch, heads, tokens, head_size = q.shape
-    needed = kept_bytes(
-        reuse,
-        layers=len(reuse.layers) or layers,
-        passes=batch,
-        tokens=tokens,
-        heads=heads,
-        head_size=head_size,
-        itemsize=q.itemsize,
-    )
+    size = {"tokens": tokens, "heads": heads, "head_size": head_size, "itemsize": q.itemsize}
+    needed = kept_bytes(reuse, layers=len(reuse.layers) or layers, passes=batch, **size)
     on_device = reuse.keep_on == "device" and q.device.type == "cuda"
     room = _free_on_device(q.device) if on_device else host_memory()
     if needed > room:

@@ -146,11 +146,7 @@ class Recorder(Generic[Stats]):
 
     def clock(self, device: torch.device) -> float:
         """The time when all work of the device is done, seconds; 0 if calls are not timed."""
-        if not self.timed:
-            return 0.0
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
+        return now(device) if self.timed else 0.0
 
     def stats(self) -> Stats:
         """The statistics of this moment; waits for the device."""
@@ -191,6 +187,13 @@ class AsDict:
     def as_dict(self) -> dict[str, Any]:
         """The same as plain dicts, lists and numbers, ready for `json.dumps`."""
         return {"summary": asdict(self.summary), "records": [asdict(record) for record in self.records]}
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def mean_over_work(records: Iterable[Any], field: str) -> float | None:

@@ -129,16 +129,12 @@ def _levels(
     scale: float,
     impl: Impl,
 ) -> Tensor:
+    first = config.keep_first_block
     if config.mask_mode == "budget":
         assert v is not None
+        errors, budget = expected_errors(q, k, v, blocks, scale=scale, impl=impl), _level_budget(config)
         levels = budget_levels(
-            importance,
-            expected_errors(q, k, v, blocks, scale=scale, impl=impl),
-            blocks,
-            _level_budget(config),
-            keep_first_block=config.keep_first_block,
-            scope=config.budget_scope,
-            impl=impl,
+            importance, errors, blocks, budget, keep_first_block=first, scope=config.budget_scope, impl=impl
         )
     else:
         key_blocks = None
@@ -146,17 +142,11 @@ def _levels(
             # Behind blocks of importance 0 that have a key.
             importance = importance.masked_fill((kept == 0)[:, None, None], -1)
             key_blocks = (kept > 0).sum(-1)
-        levels = select_levels(
-            importance,
-            config.mask_ratios,
-            mode=config.mask_mode,
-            min_full_ratio=config.min_full_ratio,
-            key_blocks=key_blocks,
-            impl=impl,
-        )
+        how: dict[str, Any] = {"mode": config.mask_mode, "min_full_ratio": config.min_full_ratio, "impl": impl}
+        levels = select_levels(importance, config.mask_ratios, key_blocks=key_blocks, **how)
     if config.use_sim_mask:
         levels = cap_levels(levels, similarity_caps(k, blocks.n, config.sim_thresholds, blocks.key_mask, impl=impl))
-    levels = exempt_levels(levels, blocks, keep_first_block=config.keep_first_block)
+    levels = exempt_levels(levels, blocks, keep_first_block=first)
     if blocks.is_causal:
         serve_first_queries(levels, blocks)
     return levels

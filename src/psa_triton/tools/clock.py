@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import torch
+
+from psa_triton.integrations.stats import now
 
 
 def seconds_by_round(
@@ -39,10 +40,3 @@ def median_seconds(
     """Median of `seconds_by_round`, after a warm-up."""
     seconds = seconds_by_round(functions, rounds=repeats, device=device)
     return {name: statistics.median(each) for name, each in seconds.items()}
-
-
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

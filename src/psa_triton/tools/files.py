@@ -10,6 +10,7 @@ import secrets
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ def output_folder(folder: Path, *, room: int, option: str = "output_dir") -> Ite
     try:
         try:
             _make(folder, made)
-            _try(folder)
+            with tempfile.TemporaryFile(dir=folder) as trial:
+                trial.write(b"trial")
         except OSError as error:
             raise OSError(f"{option}: {folder} cannot be written: {_reason(error, _nearest(folder), 0)}") from error
         check_room(folder, room, option)
@@ -240,15 +242,6 @@ def _remove_empty(folders: list[Path]) -> None:
     for folder in reversed(folders):
         with suppress(OSError):  # somebody's files are in it by now
             folder.rmdir()
-
-
-def _try(folder: Path) -> None:
-    """Write and remove a small file."""
-    trial = _temporary(folder)
-    try:
-        trial.write_bytes(b"trial")
-    finally:
-        trial.unlink(missing_ok=True)
 
 
 def _reason(error: OSError, folder: Path, size: int) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -92,12 +93,8 @@ def measure_scaling(shape: AttentionShape, settings: Settings) -> Iterator[Case]
 
 def lengths(shape: AttentionShape) -> list[int]:
     """Lengths to measure: powers of two below the shape's own, and that."""
-    smaller = []
-    tokens = _FEWEST_TOKENS
-    while tokens < shape.tokens:
-        smaller.append(tokens)
-        tokens *= 2
-    return [*smaller, shape.tokens]
+    doubled = (_FEWEST_TOKENS << doublings for doublings in count())
+    return [*takewhile(lambda tokens: tokens < shape.tokens, doubled), shape.tokens]
 
 
 def measure_case(shape: AttentionShape, settings: Settings) -> Case:

@@ -21,7 +21,7 @@ from psa_triton.tools.cli.target import choose_source, find_target, load, read_d
 from psa_triton.tools.evaluation.case import Case, expected_room, plan_cases, read_finished, write_case, write_summary
 from psa_triton.tools.evaluation.ceiling import Ceiling, choose_ceiling
 from psa_triton.tools.evaluation.compare import compare_attentions
-from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
+from psa_triton.tools.evaluation.summary import notes, summarise, table_rows
 from psa_triton.tools.evaluation.verdict import judge
 from psa_triton.tools.files import check_room, held, output_folder
 from psa_triton.tools.generation.attention import DENSE, Attention, choose_attention
@@ -66,11 +66,9 @@ def run(options: Compare) -> None:
 def _all_seeds(seeds: list[int], count: int) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seed: expected each once, got {seeds}")
-    if count == 1:
-        return seeds
-    if len(seeds) > 1:
+    if count > 1 and len(seeds) > 1:
         raise ValueError("expected --num-seeds with at most one --seed, got several")
-    return [seeds[0] + index for index in range(count)]
+    return seeds if count == 1 else [seeds[0] + index for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -150,9 +148,8 @@ class _Comparison:
             table.add_column(column.heading, justify="right")
         for row in table_rows(columns):
             table.add_row(*row)
-        sentences = [sentence(columns, column) for column in columns if column.role == "psa"]
         verdicts = [str(verdict) for _, verdict in judge(columns)]
-        for what in (*verdicts, table, *notes(columns), *sentences):
+        for what in (*verdicts, table, *notes(columns)):
             self.console.print(what)
 
     def _show_failures(self, finished: Sequence[Data]) -> int:
@@ -165,8 +162,6 @@ class _Comparison:
         for data in finished:
             lost += [f"{data['name'] or 'case'}, {missing['label']}: {missing['error']}" for missing in data["missing"]]
         if lost:
-            self.console.print(f"{len(lost)} failed:")
-        for line in lost:
-            self.console.print(f"  {line}")
+            self.console.print("\n  ".join([f"{len(lost)} failed:", *lost]))
         self.console.print(f"Files: {self.cases[0].folder if len(self.cases) == 1 else self.cases[0].folder.parent}")
         return len(lost)

@@ -68,10 +68,8 @@ def try_warm_up(
         logger.warning("the untimed first step failed (%s): times hold what is done only once", reason(error))
 
 
-class VideoProgress:
+class VideoProgress(Progress):
     """Two bars, videos and the steps of the one in work, with its measured error; none where output is no terminal.
-
-    A context manager.
 
     Args:
         console: where they are drawn; lines printed to it meanwhile appear above them.
@@ -81,30 +79,23 @@ class VideoProgress:
     def __init__(self, console: Console, videos: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         measured = TextColumn("{task.fields[measured]}")
-        self._bars = Progress(*columns, measured, console=console, transient=True, disable=not console.is_terminal)
-        self._videos = self._bars.add_task("videos", total=videos, measured="")
-        self._steps = self._bars.add_task("steps", total=None, measured="")
-
-    def __enter__(self) -> VideoProgress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        super().__init__(*columns, measured, console=console, transient=True, disable=not console.is_terminal)
+        self._videos = self.add_task("videos", total=videos, measured="")
+        self._steps = self.add_task("steps", total=None, measured="")
 
     def start_video(self, name: str, steps: int) -> OnStep:
         """A video begins; what comes back is to be told of each denoising step."""
-        self._bars.reset(self._steps, total=steps, description=name, measured="")
+        self.reset(self._steps, total=steps, description=name, measured="")
 
         def step_done(done: int, error: float | None) -> None:
             measured = "" if error is None else f"measured error {error:.3f}"
-            self._bars.update(self._steps, completed=done, measured=measured)
+            self.update(self._steps, completed=done, measured=measured)
 
         return step_done
 
     def end_video(self) -> None:
         """The video is done, or has failed."""
-        self._bars.advance(self._videos)
+        self.advance(self._videos)
 
 
 class _ConsoleHandler(logging.Handler):

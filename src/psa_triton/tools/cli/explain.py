@@ -36,16 +36,20 @@ def density_bounds(config: PSAConfig) -> tuple[float, float]:
     return low, high
 
 
-def explain(config: PSAConfig) -> list[str]:
-    """The density, then each setting that is not the default with what it means: lines to be shown to people."""
+def density_in_words(config: PSAConfig | None) -> str:
+    """The density of an attention, or its bounds; None is dense."""
+    if config is None:
+        return "100%"
     low, high = density_bounds(config)
-    if config.mask_mode == "budget":
-        density = f"at most {high:.2%}, the estimate of importance and what must be read in full included"
-    elif low == high:
-        density = f"{low:.2%}, whatever the input"
-    else:
-        density = f"from {low:.2%} where importance is peaked to {high:.2%} where it is even"
-    return [f"Density: {density}.", *_settings(config)]
+    if low == high:
+        return f"{low:.1%}"
+    return f"{low:.1%} to {high:.1%}" if low else f"up to {high:.1%}"
+
+
+def explain(config: PSAConfig) -> Iterator[str]:
+    """The density, then each setting that is not the default with what it means: lines to be shown to people."""
+    yield f"Density: {density_in_words(config)}"
+    yield from _settings(config)
 
 
 def _mean_budget(config: PSAConfig) -> float:

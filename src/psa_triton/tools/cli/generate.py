@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
@@ -77,16 +77,18 @@ def run(options: Generate, *, keys: Sequence[str] = (), configs: Path | None = N
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Share:
     """How the videos of one process went.
 
     Attributes:
-        costs: one a video that was made.
-        failed: a line for each that was not.
+        made: the jobs, under the names that they got.
+        costs: one each.
+        failed: a line for each that was not made.
         seconds: from the first video to the last.
     """
 
+    made: list[Job] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -107,24 +109,22 @@ class _Batch:
         if self.processes.is_main:
             for job in done:
                 console.print(f"{job.path}: finished before, skipped")
-        mine = self.processes.share(todo)
-        made: list[Job] = []
-        with (
-            output_folder(folder, room=sum(job.room for job in mine)) if mine else nullcontext(),
-            told_if_interrupted(lambda: self._so_far(mine, made, folder)),
-            logging_to(console, verbose=self.options.verbose),
-        ):
-            share = self._make_share(mine, made, console) if mine else _Share()
+        mine, share = self.processes.share(todo), _Share()
+        if mine:
+            with (
+                output_folder(folder, room=sum(job.room for job in mine)),
+                told_if_interrupted(lambda: self._so_far(mine, share.made, folder)),
+                logging_to(console, verbose=self.options.verbose),
+            ):
+                self._make_share(mine, share, console)
         shares = self.processes.gather(share)
+        costs = [cost for share in shares for cost in share.costs]
         failed = sorted(line for share in shares for line in share.failed)
         if self.processes.is_main:
-            costs = [cost for share in shares for cost in share.costs]
             if costs and (verdict := judge_alone(costs)) is not None:
                 console.print(verdict)
             if failed:
-                console.print(f"{len(failed)} of {len(todo)} videos failed:")
-            for line in failed:
-                console.print(f"  {line}")
+                console.print("\n  ".join([f"{len(failed)} of {len(todo)} videos failed:", *failed]))
             counts = f"{len(costs)} made, {len(done)} skipped, {len(failed)} failed"
             seconds = max(share.seconds for share in shares)
             console.print(f"{counts}; {seconds:.1f} s{_mean_density(costs)}; files in {folder}")
@@ -141,7 +141,7 @@ class _Batch:
             f"files in {folder}"
         )
 
-    def _make_share(self, jobs: list[Job], made: list[Job], console: Console) -> _Share:
+    def _make_share(self, jobs: list[Job], share: _Share, console: Console) -> None:
         """Make the videos of this process."""
         try:
             pipe = load(self.target, jobs[0].request, console)
@@ -150,17 +150,18 @@ class _Batch:
             if self.processes.count == 1:
                 raise
             logger.warning("process %d makes none of its videos: %s", self.processes.index, reason(error))
-            return _Share(failed=[_failure_line(job, error) for job in jobs])
+            share.failed += [_failure_line(job, error) for job in jobs]
+            return
         if self.options.warm_up:
             try_warm_up(console, pipe, [job.request for job in jobs[: self.options.batch_size]], self.attention)
-        return self._make_all(pipe, jobs, made, console)
+        began = time.perf_counter()
+        self._make_all(pipe, jobs, share, console)
+        share.seconds = time.perf_counter() - began
 
-    def _make_all(self, pipe: DiffusionPipeline, jobs: list[Job], made: list[Job], console: Console) -> _Share:
+    def _make_all(self, pipe: DiffusionPipeline, jobs: list[Job], share: _Share, console: Console) -> None:
         attention, config = self.attention, self.attention.config
         if self.options.verbose and config is not None:
             attention = replace(attention, config=config.replace(verbose=True))
-        costs: list[Cost] = []
-        failed: list[str] = []
 
         def make(batch: Sequence[Job]) -> list[GeneratedVideo]:
             first, last = batch[0].path.name, batch[-1].path.name
@@ -168,7 +169,6 @@ class _Batch:
             on_step = progress.start_video(name, batch[0].request.num_inference_steps)
             return generate_videos(pipe, [job.request for job in batch], attention, on_step=on_step)
 
-        began = time.perf_counter()
         describe = partial(surroundings, self.target.device)
         outcomes = run_jobs(jobs, make, batch_size=self.options.batch_size, describe=describe)
         with VideoProgress(console, len(jobs)) as progress, closing(outcomes):
@@ -176,12 +176,11 @@ class _Batch:
                 progress.end_video()
                 if isinstance(outcome, Exception):
                     console.print(f"{job.path}: failed: {reason(outcome)}")
-                    failed.append(_failure_line(job, outcome))
+                    share.failed.append(_failure_line(job, outcome))
                 else:
                     console.print(f"{job.path}: {_cost_line(outcome.cost)}")
-                    costs.append(outcome.cost)
-                    made.append(job)
-        return _Share(costs, failed, time.perf_counter() - began)
+                    share.made.append(job)
+                    share.costs.append(outcome.cost)
 
 
 def _cost_line(cost: Cost) -> str:

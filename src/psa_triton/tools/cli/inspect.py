@@ -151,8 +151,9 @@ class _Look:
         blocks, impl = self.options.query_blocks, self.attention.impl
         found = inspect_attention(inputs, config, heads=heads, levels=levels, query_blocks=blocks, impl=impl)
         for head in found.heads:
-            title = f"{self.subject}, {place_title(place, head.head)}, {self.attention.name}"
-            self.files.write(self.folder / f"{place_name(place, head.head)}.png", draw(found, head, title))
+            here = {**place, "head": head.head}
+            title = f"{self.subject}, {place_title(here)}, {self.attention.name}"
+            self.files.write(self.folder / f"{place_name(here)}.png", draw(found, head, title))
         self.calls.append(call_data(place, found))
 
     def save(self, inputs: AttentionInputs, place: Place) -> None:

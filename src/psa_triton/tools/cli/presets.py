@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from psa_triton.config import PSAConfig
 
 presets = typer.Typer(no_args_is_help=True, help="List, explain and check attention presets, and begin a file of them.")
 
@@ -27,6 +24,7 @@ def list_presets(config: ConfigPath = None) -> None:
     from rich.table import Table
 
     from psa_triton.presets import load_presets_file
+    from psa_triton.tools.cli.explain import density_in_words
 
     table = Table("model", "preset", "density", "description", title="Attention presets")
     for column in table.columns[:3]:
@@ -34,7 +32,7 @@ def list_presets(config: ConfigPath = None) -> None:
     for model, section in load_presets_file(config).sections.items():
         for row, (name, preset) in enumerate(section.attention_configs.items()):
             mark = " *" if name == section.default_attention else ""
-            table.add_row("" if row else model, name + mark, _density(preset.config()), preset.description)
+            table.add_row("" if row else model, name + mark, density_in_words(preset.config()), preset.description)
         table.add_section()
     Console(markup=False).print(table)
 
@@ -96,14 +94,3 @@ def print_schema() -> None:
     from psa_triton.presets import presets_json_schema
 
     typer.echo(json.dumps(presets_json_schema(), indent=2))
-
-
-def _density(config: PSAConfig | None) -> str:
-    from psa_triton.tools.cli.explain import density_bounds
-
-    if config is None:
-        return "100%"
-    low, high = density_bounds(config)
-    if low == high:
-        return f"{low:.1%}"
-    return f"{low:.1%} to {high:.1%}" if low else f"up to {high:.1%}"

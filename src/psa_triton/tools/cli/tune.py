@@ -33,7 +33,7 @@ from psa_triton.tools.generation.single import generate_video
 from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.probe import READ_ALL, Probe
 from psa_triton.tools.inspection.qkv_file import QKVFile, read_qkv
-from psa_triton.tools.tuning.allocation import Allocation, Cell, Goal, make_cells, one_budget
+from psa_triton.tools.tuning.allocation import Cell, Goal, make_cells, one_budget
 from psa_triton.tools.tuning.curve import Curve, measure_curve, root_mean_square
 from psa_triton.tools.tuning.picture import draw
 from psa_triton.tools.tuning.plan import RunPart, parts_around, parts_of_run
@@ -191,11 +191,18 @@ class _Tuning:
         budget, uniform = one_budget(cells, chosen.cost)
         words = (
             f"Tuned by psa tune: error {chosen.error:.4f} expected at a mean density of {chosen.cost:.3f}; "
-            f"one budget for all {uniform.error:.4f}."
+            f"one budget of {budget:.3f} for all {uniform.error:.4f}."
         )
         tuned = tuned_config(self.config, cells, parts, chosen, steps=steps, words=words)
         self._show(cells, parts, tuned)
-        self._say(chosen, budget, uniform, steps)
+        warmup = self.config.warmup_steps
+        whole = (warmup + chosen.cost * (steps - warmup)) / steps
+        dense = f", {warmup} of {steps} steps dense" if warmup else ""
+        self.console.print(words)
+        self.console.print(
+            f"Whole run{dense}: density {whole:.3f}, {1 / whole:.2f} times less work in attention than dense by this "
+            "count; times depend on the machine."
+        )
         output, preset = self.options.output, self.options.preset_name
         title = f"{self._section}/{preset}"
         picture = output.with_name(f"{output.stem}_{preset}.png")
@@ -220,19 +227,6 @@ class _Tuning:
             columns, tables = ("mean", "least", "greatest"), [(fmean(x), min(x), max(x)) for x in tables]
         rows = [[str(part), *(f"{x:.3f}" for x in budgets)] for part, budgets in zip(parts, tables, strict=True)]
         self.console.print(make_table(("steps", *columns), rows, title="Budgets chosen"))
-
-    def _say(self, chosen: Allocation, budget: float, uniform: Allocation, steps: int) -> None:
-        warmup = self.config.warmup_steps
-        self.console.print(
-            f"Expected error {chosen.error:.4f} at a mean density of {chosen.cost:.3f}, the estimate of importance "
-            f"included; one budget of {budget:.3f} for all: {uniform.error:.4f}."
-        )
-        whole = (warmup + chosen.cost * (steps - warmup)) / steps
-        dense = f", {warmup} of {steps} steps dense" if warmup else ""
-        self.console.print(
-            f"Whole run{dense}: density {whole:.3f}, {1 / whole:.2f} times less work in attention than dense by this "
-            "count; times depend on the machine."
-        )
 
     def _check(self, pipe: DiffusionPipeline, request: VideoRequest, configs: Mapping[str, PSAConfig]) -> None:
         """Make one video densely and with each configuration, and show how close and how fast it is."""

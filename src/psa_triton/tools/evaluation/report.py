@@ -19,7 +19,7 @@ from psa_triton.tools.evaluation.compare import Candidate, Comparison
 from psa_triton.tools.evaluation.frames import web_frames
 from psa_triton.tools.evaluation.levels_record import CallSite, LevelMap
 from psa_triton.tools.evaluation.measures import MEASURES, Fidelity
-from psa_triton.tools.evaluation.summary import notes, sentence, summarise, table_rows
+from psa_triton.tools.evaluation.summary import notes, summarise, table_rows
 from psa_triton.tools.evaluation.verdict import judge
 from psa_triton.tools.generation import DENSE, Cost
 
@@ -47,9 +47,7 @@ def run_report(
         failed: cases that came to nothing: `name` and `error`.
         described: versions, hardware, command and date of the run.
     """
-    first = dict(cases[0]["settings"])
-    for name in ("prompt", "seed"):
-        del first[name]
+    common = {name: value for name, value in cases[0]["settings"].items() if name not in ("prompt", "seed")}
     links = [
         {
             "name": case["name"],
@@ -64,7 +62,7 @@ def run_report(
         }
         for case in cases
     ]
-    about = _about({**described, "settings": first, "missing": [m for case in cases for m in case["missing"]]})
+    about = _about({**described, "settings": common, "missing": [m for case in cases for m in case["missing"]]})
     title = f"{len(cases)} cases"
     return _page(title, {**_numbers(cases), **about, "case": None, "cases": links, "failed": list(failed)})
 
@@ -79,7 +77,6 @@ def _numbers(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "table": {"header": [column.heading for column in columns], "rows": table_rows(columns)},
         "verdicts": [{"label": column.label, **asdict(verdict)} for column, verdict in judged],
         "notes": notes(columns),
-        "sentences": [sentence(columns, column) for column in columns if column.role == "psa"],
     }
 
 

@@ -1,4 +1,4 @@
-"""Comparisons of several prompts and seeds: means and standard errors, as numbers and in words."""
+"""Comparisons of several prompts and seeds: means and standard errors, and tables of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from psa_triton.tools.evaluation.measures import MEASURES, PSNR_CAP
+from psa_triton.tools.evaluation.measures import MEASURES
 
 Entry = Mapping[str, Any]
 """A video's part of a saved case: its `cost`, and its `fidelity` to the dense one unless it is that."""
@@ -124,17 +124,13 @@ def _notes(role: str, entry: Entry) -> dict[str, str]:
 
 
 def _values(role: str, dense: Entry, entry: Entry) -> dict[str, float | None]:
-    cost, fidelity = entry["cost"], entry.get("fidelity", {})
-    scores = {name: score["mean"] for name, score in fidelity.items()}
-    if role == "ceiling":  # no competitor: how long it took says nothing of PSA
-        return {name: scores.get(name) for name in QUANTITIES}
-    seconds = {"attention_seconds": _attention_seconds(cost)}
-    reference = {**dense["cost"], "attention_seconds": _attention_seconds(dense["cost"])}
-    speedups = {
-        "attention_speedup": reference["attention_seconds"] / seconds["attention_seconds"],
-        "total_speedup": reference["total_seconds"] / cost["total_seconds"],
-    }
-    known = {**cost, **seconds, **(speedups if entry is not dense else {}), **scores}
+    known: dict[str, float | None] = {name: score["mean"] for name, score in entry.get("fidelity", {}).items()}
+    if role != "ceiling":  # which is no competitor: how long it took says nothing of PSA
+        cost, reference = ({**x["cost"], "attention_seconds": _attention_seconds(x["cost"])} for x in (entry, dense))
+        known |= cost
+        if role == "psa":
+            for part in ("attention", "total"):
+                known[f"{part}_speedup"] = reference[f"{part}_seconds"] / cost[f"{part}_seconds"]
     return {name: known.get(name) for name in QUANTITIES}
 
 
@@ -173,28 +169,6 @@ def markdown(columns: Sequence[Column], *, cases: int) -> str:
     means = f"Means over {cases} cases (prompts x seeds) ± standard error." if cases > 1 else "One prompt, one seed."
     remarks = [f"* {note}" for note in notes(columns)]
     return "\n".join([*lines, "", means, *(["", *remarks] if remarks else [])]) + "\n"
-
-
-def sentence(columns: Sequence[Column], candidate: Column) -> str:
-    """What came out for one candidate, in plain words."""
-    dense = next(column for column in columns if column.role == "dense")
-    ceiling = next((column for column in columns if column.role == "ceiling"), None)
-    density, run = candidate.mean("attention_density"), candidate.mean("run_density_with_estimation")
-    if density is None or run is None:
-        return f"{candidate.label} ran dense throughout, so there is nothing to compare."
-    psnr, ssim = candidate.mean("psnr"), candidate.mean("ssim")
-    near = (
-        "the same frames as dense attention"
-        if psnr is None or psnr >= PSNR_CAP
-        else f"frames {psnr:.1f} dB (PSNR) from dense attention's, SSIM {ssim:.3f}"
-    )
-    bound = "" if ceiling is None else f" ({ceiling.label} is {ceiling.mean('psnr'):.1f} dB from it)"
-    seconds, before = candidate.mean("attention_seconds"), dense.mean("attention_seconds")
-    return (
-        f"{candidate.label} did {density:.1%} of the attention work in its sparse layers "
-        f"({run:.1%} over the whole run, with estimation) and made {near}{bound}; self-attention layers took "
-        f"{seconds:.1f} s instead of {before:.1f} s: {pace(candidate.mean('attention_speedup') or 1)}."
-    )
 
 
 def _cell(column: Column, quantity: str) -> str:

@@ -8,12 +8,11 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
 from psa_triton.integrations.diffusers import PSAHandle, apply_psa, check_video_scale
 from psa_triton.models import GENERAL_SECTION
 from psa_triton.presets import DENSE as DENSE_PRESET
-from psa_triton.presets import VideoScale, resolve
+from psa_triton.presets import NamedAttention, resolve
 from psa_triton.tools.generation.source import ModelSource
 
 
@@ -32,19 +31,13 @@ class DenseParts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention:
-    """How the self-attention of the transformer is computed."""
+class Attention(NamedAttention):
+    """How the self-attention of the transformer is computed: as a preset says, and by what."""
 
-    name: str
-    """SECTION/PRESET, or `dense`."""
-    config: PSAConfig | None
-    """None for dense attention."""
     impl: Impl = "auto"
     """Implementation of the sparse operator."""
     dense_parts: DenseParts = DenseParts()
     """What runs dense all the same."""
-    video_scale: VideoScale | None = None
-    """What the presets file says of the model; None for another model's preset, or none."""
 
     @property
     def has_dense_steps(self) -> bool:
@@ -94,12 +87,7 @@ def choose_attention(source: ModelSource, preset: str | None = None, **how: Any)
 
 
 def named_attention(
-    preset: str | None,
-    section: str | None = None,
-    *,
-    file: Path | None = None,
-    impl: Impl = "auto",
-    dense_parts: DenseParts = DenseParts(),
+    preset: str | None, section: str | None = None, *, file: Path | None = None, **how: Any
 ) -> Attention:
     """The attention that a name stands for.
 
@@ -107,15 +95,11 @@ def named_attention(
         preset: a preset of that section; "SECTION/PRESET" for another's; `dense` for none; None for the default.
         section: of the presets file.
         file: a presets file of the user's own; None for the one that comes with the library.
-        impl: implementation of the sparse operator.
-        dense_parts: what runs dense all the same.
+        how: `impl` and `dense_parts` of the attention.
 
     Raises:
         ValueError: the file has mistakes, the preset does not exist, or no section is named.
     """
     if preset == DENSE.name:
         return DENSE
-    found = resolve(preset, section, file)
-    return Attention(
-        name=found.name, config=found.config, impl=impl, dense_parts=dense_parts, video_scale=found.video_scale
-    )
+    return Attention(**vars(resolve(preset, section, file)), **how)

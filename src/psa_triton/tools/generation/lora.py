@@ -131,14 +131,11 @@ def _check_weight(
         came = "NaN or infinity" if weight.is_floating_point() else str(weight.dtype).removeprefix("torch.")
         raise ValueError(f"lora_path: expected finite numbers in {name}, got {came} in {file}; fetch it again")
     for down, up in _HALVES:
-        if up in name and name.replace(up, down) not in names:
-            raise ValueError(f"lora_path: expected {name.replace(up, down)} beside {name}, found none in {file}")
-        if down not in name:
-            continue
-        if (other := name.replace(down, up)) not in names:
+        other = name.replace(down, up) if down in name else name.replace(up, down)
+        if other not in names:
             raise ValueError(f"lora_path: expected {other} beside {name}, found none in {file}")
         shapes = list(weight.shape), list(shape_of(other).get_shape())
-        if min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1]:
+        if down in name and (min(map(len, shapes)) < 2 or shapes[0][0] != shapes[1][1]):
             raise ValueError(
                 f"lora_path: expected shapes [rank, in] and [out, rank], got {shapes[0]} and {shapes[1]} of {name} and "
                 f"{other} in {file}"

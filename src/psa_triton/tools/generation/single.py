@@ -13,8 +13,8 @@ from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
 from psa_triton.integrations.diffusers import OnLevels, PSAStats, pipeline_scale, spare_frames, transformers_of
+from psa_triton.integrations.stats import now
 from psa_triton.integrations.wrappers import unwrap
-from psa_triton.tools.clock import now
 from psa_triton.tools.generation.attention import DENSE, Attention
 from psa_triton.tools.generation.calls import call_name, pipeline_call, run_pipeline
 from psa_triton.tools.generation.request import VideoRequest
@@ -176,10 +176,10 @@ def _arguments(name: str, call: Mapping[str, Any], requests: Sequence[VideoReque
 
     prompts = [request.prompt for request in requests]
     generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-    # Not every pipeline takes lists.
-    alone = len(requests) == 1
-    arguments |= {"prompt": prompts[0], "generator": generators[0]} if alone else {"prompt": prompts}
-    arguments |= {} if alone else {"generator": generators}
+    if len(requests) == 1:  # not every pipeline takes lists
+        arguments |= {"prompt": prompts[0], "generator": generators[0]}
+    else:
+        arguments |= {"prompt": prompts, "generator": generators}
     return {**arguments, "output_type": "np"}
 
 

@@ -196,22 +196,18 @@ def check_size(
     Raises:
         ValueError: naming the size at fault and the nearest that fit.
     """
-    for name, value, divisor in (("width", width, scale.width_divisor), ("height", height, scale.height_divisor)):
-        if value is not None and (value < 1 or value % divisor):
-            raise ValueError(
-                f"{name}: expected a multiple of {divisor}, got {value}; {_nearest(value, divisor, 0)} fits"
-            )
-    frames = scale.depth_divisor
-    if num_frames is not None and (num_frames < 1 or num_frames % frames != spare_frames % frames):
-        near = _nearest(num_frames, frames, spare_frames)
-        raise ValueError(f"num_frames: expected {spare_frames} + a multiple of {frames}, got {num_frames}; {near} fits")
-    if positions is not None:
-        most = (positions * scale.width_divisor, positions * scale.height_divisor, (positions - 1) * frames + 1)
-        for name, value, limit in zip(
-            ("width", "height", "num_frames"), (width, height, num_frames), most, strict=True
-        ):
-            if value is not None and value > limit:
-                raise ValueError(f"{name}: expected at most {limit}, where the model's positions end, got {value}")
+    for name, value, divisor, spare, some in (
+        ("width", width, scale.width_divisor, 0, "a"),
+        ("height", height, scale.height_divisor, 0, "a"),
+        ("num_frames", num_frames, scale.depth_divisor, spare_frames, f"{spare_frames} + a"),
+    ):
+        if value is None:
+            continue
+        if value < 1 or value % divisor != spare % divisor:
+            fits = max(spare or divisor, round((value - spare) / divisor) * divisor + spare)
+            raise ValueError(f"{name}: expected {some} multiple of {divisor}, got {value}; {fits} fits")
+        if positions is not None and value > (limit := (positions - spare) * divisor + spare):
+            raise ValueError(f"{name}: expected at most {limit}, where the model's positions end, got {value}")
     needed = 3 * 4 * (width or 1) * (height or 1) * (num_frames or 1)
     memory = host_memory()
     if needed > memory:
@@ -220,8 +216,3 @@ def check_size(
             f"memory, got {width} x {height} pixels and {num_frames} frames, which alone take {needed / 2**30:.1f} "
             "GiB; ask for a smaller one"
         )
-
-
-def _nearest(value: int, divisor: int, remainder: int) -> int:
-    least = remainder or divisor
-    return max(least, round((value - remainder) / divisor) * divisor + remainder)

@@ -17,19 +17,17 @@ _USUAL: Final = (1, 2, 4, 8, 0)
 
 
 Place = Mapping[str, int | str]
-"""Where a call stands: transformer, layer and step of a generation, or the batch entry of a file."""
+"""Where a call, or a head of it, stands: transformer, layer and step of a generation, or the batch entry of a file."""
 
 
-def place_name(place: Place, head: int | None = None) -> str:
+def place_name(place: Place) -> str:
     """A name for files, such as `layer_02_step_11_head_00`."""
-    named = {**place} if head is None else {**place, "head": head}
-    return "_".join(value if isinstance(value, str) else f"{key}_{value:02d}" for key, value in named.items())
+    return "_".join(value if isinstance(value, str) else f"{key}_{value:02d}" for key, value in place.items())
 
 
-def place_title(place: Place, head: int) -> str:
+def place_title(place: Place) -> str:
     """The same in words, such as `layer 2, step 11, head 0`."""
-    named = {**place, "head": head}
-    return ", ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in named.items())
+    return ", ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in place.items())
 
 
 class LevelShare(NamedTuple):
@@ -117,7 +115,7 @@ def call_data(place: Place, inspection: Inspection) -> dict[str, Any]:
                 "density_with_estimation": head.density + inspection.estimation_cost,
                 "error": head.error,
                 "levels": [share._asdict() for share in level_shares(inspection, head, levels)],
-                "picture": f"{place_name(place, head.head)}.png",
+                "picture": f"{place_name({**place, 'head': head.head})}.png",
             }
             for head in inspection.heads
         ],

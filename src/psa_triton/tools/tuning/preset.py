@@ -83,10 +83,9 @@ def presets_with(path: Path, section: str, name: str, config: PSAConfig, *, base
 
 
 def _preset(config: PSAConfig) -> dict[str, Any]:
-    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"mask_ratios", "budget"})
+    elsewhere = {"mask_ratios", "budget", "block_m", "block_n", "tile_n"}
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude=elsewhere)
     sizes = {"m": config.block_m, "n": config.block_n, "tile_n": config.tile_n}
-    for field in ("block_m", "block_n", "tile_n"):
-        settings.pop(field, None)
     words, table = settings.pop("description", ""), settings.pop("budget_table", [])
     preset = {"type": "psa", "description": words, "block_size": sizes, **settings, "budget": config.budget}
     return {**preset, "budget_table": table}

@@ -3,7 +3,6 @@ function showHeader(data) {
   const facts = [model, `${width}×${height}`, `${frames} frames`, `${steps} steps`, device, dtype];
   if (seed !== undefined) facts.push(`seed ${seed}`);
   byId("facts").textContent = [...facts, data.date].join(" · ");
-  byId("sentences").replaceChildren(...data.sentences.map((text) => el("p", { textContent: text })));
 }
 
 async function showCase(packed, best) {
