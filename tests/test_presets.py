@@ -326,14 +326,6 @@ class TestMistakes:
         with pytest.raises(PresetError, match=f"cannot be read .*{reason}"):
             load_presets_file(tmp_path / name)
 
-    def test_unknown_model(self):
-        with pytest.raises(PresetError, match=r"unknown model section 'wan2\.1_14B'; did you mean 'Wan2\.1_14b'\?"):
-            load_preset("wan2.1_14B")
-
-    def test_unknown_preset(self):
-        with pytest.raises(PresetError, match=r"CogVideo_5b\.attention_configs: .* did you mean 'psa_4steps'\?"):
-            load_preset("CogVideo_5b", "psa_4step")
-
 
 BY_LAYER_AND_STEP = PSAConfig(
     mask_mode="budget",
