@@ -145,6 +145,17 @@ def test_a_program_goes_on_with_another_tile(method, monkeypatch):
     assert_same(tokens(3, 600, 16), tokens(1, 300, 16, seed=9), method=method, is_causal=True)
 
 
+@pytest.mark.parametrize("target", ["sm_90", "sm_120"])
+def test_tiles_of_a_gpu_do_not_change_the_result(target, monkeypatch):
+    """Also where a block has more rows than the smallest tile."""
+    monkeypatch.setattr(scoring_triton, "current_target", lambda device: target)
+    q, k = tokens(1, 150, 16).bfloat16(), tokens(1, 300, 16, seed=11).bfloat16()
+    settings = dict(block_m=32, block_n=128, method="finely_sampled")
+    found = block_importance(q, k, impl="triton", **settings)
+    expected = block_importance(q.float(), k.float(), impl="reference", **settings)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
 def test_a_block_that_fits_no_tile_is_an_error():
     q = k = tokens(1, 40)
     with pytest.raises(ValueError, match="block_n: GPU kernels expect blocks that at most 64 rows stand for, got 128"):

@@ -207,10 +207,10 @@ def _tiles(dim: int, width: int, per_block: int, dtype: torch.dtype, target: str
     is_hip = current_backend() == "hip"
     if dtype == torch.float32:
         return _Tiles(64, 64, min(channels, 32), 4, 1 if is_hip else 2)
-    if width == 1 and channels <= 128:
-        n, warps = 32 if target == "sm_120" else 64, 4 if target == "sm_90" else 8
-        return _Tiles(128, max(n, per_block), channels, warps, 2 if is_hip else 4)
-    n = 256 if target == "sm_90" else 128 if target.startswith("sm_10") else 64
+    n, warps = 32 if target == "sm_120" else 64, 4 if target == "sm_90" else 8
+    if width == 1 and channels <= 128 and per_block <= n:
+        return _Tiles(128, n, channels, warps, 2 if is_hip else 4)
+    n = 256 if target == "sm_90" else 64
     return _Tiles(128, n, min(channels, 64), 8, 2 if is_hip else 4)
 
 

@@ -153,7 +153,7 @@ def test_a_lora_path_edited_into_model_configs_works_for_script_and_command(
     options = quick_lora[:lora] + quick_lora[lora + 2 :]
 
     assert run(COGVIDEO, *options, examples=examples).exit_code == 0
-    monkeypatch.setattr("psa_triton.tools.generation.model_configs._ROOT", tmp_path / "checkout")
+    monkeypatch.setattr("psa_triton.tools.generation.model_configs._CHECKOUT", tmp_path / "checkout")
     result = CliRunner().invoke(psa, ["generate", *PROMPT, *options, "--output_dir", str(tmp_path / "psa")])
     assert result.exit_code == 0, result.output
     for folder in ("out", "psa"):
