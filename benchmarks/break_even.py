@@ -26,6 +26,7 @@ from psa_triton.blocks import Blocks
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.levels import read_density
 from psa_triton.presets import load_presets_file
+from psa_triton.products import instructions
 from psa_triton.tools.bench.inputs import local_inputs
 from psa_triton.tools.clock import seconds_by_round
 from psa_triton.tools.shapes import AttentionShape, known_shapes
@@ -126,14 +127,13 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=CPU)
     parser.add_argument("--lengths", type=int, default=len(GRIDS), help="how many lengths, shortest first")
     args = parser.parse_args()
-    instructions = torch.backends.cpu.get_cpu_capability().lower()
-    run, cases = Run("break_even", args.output / instructions, args.device), []
+    run, cases = Run("break_even", args.output / instructions().lower(), args.device), []
     for preset, config, shape in shipped_presets():
         for dtype in DTYPES:
             how = (preset, config, shape, dtype, args.device, args.lengths)
             measured = run.piece(f"{preset}, {dtype}", measure_preset, *how)
             cases += [case | {"dense_because": dense_because(case, config, args.device)} for case in measured]
-    run.write({"cases": cases, "instructions": instructions}, page)
+    run.write({"cases": cases, "instructions": instructions()}, page)
 
 
 if __name__ == "__main__":

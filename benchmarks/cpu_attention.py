@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from harness import CPU, DTYPES, Report, Run, curves, heading, options, table_of
 
-from psa_triton import PSAConfig, psa_attention, pyramid_attention
+from psa_triton import PSAConfig, products, psa_attention, pyramid_attention
 from psa_triton.blocks import Blocks
 from psa_triton.integrations.break_even import break_even
 from psa_triton.levels import levels_of, read_density
@@ -39,9 +39,9 @@ ESTIMATORS = ("pooled", "sampled")
 
 def instruction_sets() -> dict[str, dict[str, str]]:
     """Of this processor: its own, and AVX2 where that is a smaller one; with the variables that choose it."""
-    own = torch.backends.cpu.get_cpu_capability()
+    own = products.instructions()
     smaller = {"AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}}
-    return {own: {}} | (smaller if own.startswith("AVX512") else {})
+    return {own: {}} | (smaller if products.has_wide_vectors() else {})
 
 
 def make_inputs(shape: str, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -47,6 +47,11 @@ def has_tiles() -> bool:
     return has_wide_vectors() and bool(_capabilities().get("amx_bf16"))
 
 
+def instructions() -> str:
+    """What this CPU multiplies by: AMX, or torch's word, such as AVX512 or AVX2."""
+    return "AMX" if has_tiles() else torch.backends.cpu.get_cpu_capability()
+
+
 def _capabilities() -> dict[str, bool]:
     return dict(torch.cpu.get_capabilities())
 

@@ -26,6 +26,7 @@ from psa_triton.kernels import pyramid_attention
 from psa_triton.kernels.gathered.ways import choose_way
 from psa_triton.models import MODELS
 from psa_triton.presets import load_presets_file
+from psa_triton.products import instructions
 from psa_triton.tools.machine import hardware
 from psa_triton.tools.shapes import find_shape
 
@@ -102,7 +103,7 @@ def _extra_of(requirement: Requirement) -> str | None:
 def find_devices() -> Iterator[Finding]:
     """The CPU and each GPU."""
     cpu = hardware(torch.device("cpu"))
-    yield Finding("device", "cpu", "ok", f"{cpu['cpu']}, {cpu['threads']} threads")
+    yield Finding("device", "cpu", "ok", f"{cpu['cpu']}, {instructions()}, {cpu['threads']} threads")
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         why = f"torch {torch.__version__} is built for {built or 'CPUs alone'}"
