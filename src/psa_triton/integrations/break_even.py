@@ -37,10 +37,12 @@ PLAIN: Final = Cost(row=1.3, overhead=800)
 """Torch's own attention over gathered rows."""
 NARROW_PRODUCTS: Final = Cost(row=0.85, overhead=540)
 """bfloat16 with instructions for it, which torch's dense attention makes little of."""
-TILES: Final = Cost(row=2.5, overhead=2500)
+TILES: Final = Cost(row=2.5, overhead=2800)
 """bfloat16 with AMX, of which torch's dense attention makes the most."""
+BESIDE_TILES: Final = Cost(row=1.3, overhead=1000)
+"""Other types on such a processor."""
 SLOW_DENSE: Final = Cost(row=0.9, overhead=480)
-"""float16, which is computed in float32 here and in torch's dense attention is not, without AMX."""
+"""float16, which is computed in float32 here and in torch's dense attention is not."""
 
 
 def break_even(
@@ -83,7 +85,7 @@ def typical_density(config: PSAConfig) -> float:
 
 def _cost(dtype: torch.dtype) -> Cost:
     if has_tiles():
-        return TILES if dtype == torch.bfloat16 else PLAIN
+        return TILES if dtype == torch.bfloat16 else BESIDE_TILES
     if dtype == torch.float16:
         return SLOW_DENSE
     return NARROW_PRODUCTS if dtype == torch.bfloat16 and products_outrun_attention(dtype) else PLAIN
