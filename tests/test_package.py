@@ -73,7 +73,7 @@ def test_the_demo_runs_from_the_installed_package(python, tmp_path):
     options = ["--model", "tiny-wan-1k", "--prompt", "a red square moving left", "--steps", "6", "--output_dir", "demo"]
     done = python("-m", "psa_triton.tools.cli.app", "compare", *options)
     assert done.returncode == 0, done.stderr
-    assert "psa_balanced did" in done.stdout
+    assert "psa_balanced was" in done.stdout
     made = {file.name for file in (tmp_path / "demo").iterdir()}
     pictures = {"dense.mp4", "psa.mp4", "side_by_side.mp4", "frames.png", "report.html"}
     assert made == pictures | {"case.json", "comparison.json", "comparison.md"}
