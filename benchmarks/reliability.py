@@ -170,10 +170,10 @@ def tune(size: int) -> Found:
             if process.returncode not in (0, 130, -signal.SIGINT):  # the last: before anything is loaded
                 wrong.append(f"{index}: exit code {process.returncode}: {err[-200:]}")
             left = sorted(path.name for path in file.parent.iterdir())
-            if left:  # also where the interrupt came when all was written
-                load_presets_file(file)
             if left not in ([], ["my.yaml", "my_psa_tuned.png"]) or (process.returncode == 0 and not left):
                 wrong.append(f"{index}: exit code {process.returncode}, left {left}")
+            elif left:  # also where the interrupt came when all was written
+                load_presets_file(file)
     return {"tried": size, "wrong": wrong}
 
 

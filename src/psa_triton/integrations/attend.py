@@ -107,9 +107,16 @@ def attend_in_order(
 
     def sparse(levels: Tensor | None) -> tuple[Tensor, Tensor]:
         if levels is None or by_content:  # clusters are others in each call, and so are the blocks
-            grid = layout.grid if by_content else None
-            exempt: dict[str, Any] = {"exempt_queries": layout.exempt_queries, "exempt_keys": layout.exempt_keys}
-            return sparse_attention(q, k, v, config, grid=grid, **exempt, **common)
+            return sparse_attention(
+                q,
+                k,
+                v,
+                config,
+                grid=layout.grid if by_content else None,
+                exempt_queries=layout.exempt_queries,
+                exempt_keys=layout.exempt_keys,
+                **common,
+            )
         return pyramid_attention(q, k, v, levels, **blocks, pool_correction=config.pool_correction, **common), levels
 
     def dense(rows: Tensor) -> Tensor:

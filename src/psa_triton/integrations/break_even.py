@@ -88,4 +88,4 @@ def _cost(dtype: torch.dtype) -> Cost:
         return TILES if dtype == torch.bfloat16 else BESIDE_TILES
     if dtype == torch.float16:
         return SLOW_DENSE
-    return NARROW_PRODUCTS if dtype == torch.bfloat16 and products_outrun_attention(dtype) else PLAIN
+    return NARROW_PRODUCTS if products_outrun_attention(dtype) else PLAIN

@@ -245,9 +245,20 @@ class ComfyAttention:
             layer += forward.first_single if options.get("block_type") == "single" else 0
             nth = forward.calls[layer]
             forward.calls[layer] += 1
-        tokens: dict[str, Any] = {"grid": grid, "prefix_tokens": prefix, "reason": reason, "scale": scale}
-        step: dict[str, Any] = {"step": forward.step, "progress": forward.progress, "reuse": forward.reuse}
-        out = self._host.attend(q, k, v, layer=layer, nth=nth, **tokens, **step)
+        out = self._host.attend(
+            q,
+            k,
+            v,
+            layer=layer,
+            grid=grid,
+            prefix_tokens=prefix,
+            reason=reason,
+            step=forward.step,
+            progress=forward.progress,
+            scale=scale,
+            reuse=forward.reuse,
+            nth=nth,
+        )
         if out is None or skip_output_reshape:
             return out
         return out.transpose(1, 2).flatten(2)

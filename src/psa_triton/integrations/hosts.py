@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -102,10 +102,20 @@ class HostAttention:
             order = grid_order(method, grid, tile_size=tile, prefix_tokens=prefix_tokens, device=q.device)
         key = ShapeKey(queries, keys, q.shape[1], q.shape[3], None, "sparse")
         prefix = as_prefix(prefix_tokens)
-        layout = Layout(grid=grid, queries=order, keys=order, exempt_queries=prefix, exempt_keys=prefix)
-        probe = config.probe or (0.0 if key in self._told and not self._verbose else DEFAULT_PROBE)
-        call: dict[str, Any] = {"layer": layer, "step": step, "nth": nth, "scale": scale, "reuse": reuse}
-        answer = attend_in_order(q, k, v, config, layout, **call, impl=self.rules.impl, probe=probe)
+        answer = attend_in_order(
+            q,
+            k,
+            v,
+            config,
+            Layout(grid=grid, queries=order, keys=order, exempt_queries=prefix, exempt_keys=prefix),
+            layer=layer,
+            step=step,
+            scale=scale,
+            impl=self.rules.impl,
+            reuse=reuse,
+            nth=nth,
+            probe=config.probe or (0.0 if key in self._told and not self._verbose else DEFAULT_PROBE),
+        )
         self._recorder.add(key._replace(way=answer.way), queries * keys, answer.tally)
         return answer.out
 

@@ -142,8 +142,14 @@ def _levels(
             # Behind blocks of importance 0 that have a key.
             importance = importance.masked_fill((kept == 0)[:, None, None], -1)
             key_blocks = (kept > 0).sum(-1)
-        how: dict[str, Any] = {"mode": config.mask_mode, "min_full_ratio": config.min_full_ratio, "impl": impl}
-        levels = select_levels(importance, config.mask_ratios, key_blocks=key_blocks, **how)
+        levels = select_levels(
+            importance,
+            config.mask_ratios,
+            mode=config.mask_mode,
+            min_full_ratio=config.min_full_ratio,
+            key_blocks=key_blocks,
+            impl=impl,
+        )
     if config.use_sim_mask:
         levels = cap_levels(levels, similarity_caps(k, blocks.n, config.sim_thresholds, blocks.key_mask, impl=impl))
     levels = exempt_levels(levels, blocks, keep_first_block=first)

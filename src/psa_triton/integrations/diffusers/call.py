@@ -104,9 +104,19 @@ class LayerCall(TorchFunctionMode):
         if config is None or isinstance(layout, str):
             self._note(max(query.shape[2], key.shape[2]), str(layout))
             return scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **options)
-        call: dict[str, Any] = {"layer": self._layer, "step": forward.step, "nth": len(self._answers)}
-        call |= {"scale": options["scale"], "reuse": forward.reuse, "impl": state.rules.impl}
-        answer = attend_in_order(query, key, value, config, layout, **call)
+        answer = attend_in_order(
+            query,
+            key,
+            value,
+            config,
+            layout,
+            layer=self._layer,
+            step=forward.step,
+            scale=options["scale"],
+            impl=state.rules.impl,
+            reuse=forward.reuse,
+            nth=len(self._answers),
+        )
         tokens = key.shape[2]
         if layout.keys is not None:
             state.recorder.count("gathers", 4)

@@ -105,16 +105,16 @@ class PSAImpl(AttentionImpl):
         """
         grid, prefix_tokens, used = _video(attn_metadata)
         context = get_forward_context() if is_forward_context_available() else None
-        tensors = (x[:, :used].transpose(1, 2) for x in (query, key, value))
-        call: dict[str, Any] = {
-            "layer": self._layer,
-            "grid": grid,
-            "prefix_tokens": prefix_tokens,
-            "scale": self._scale,
-        }
-        reason = self._never or _reason(attn_metadata, used)
-        step, steps = (getattr(context, name, None) for name in ("denoise_step_idx", "total_denoise_steps"))
-        out = self._psa.attend(*tensors, reason=reason, step=step, steps=steps, **call)
+        out = self._psa.attend(
+            *(x[:, :used].transpose(1, 2) for x in (query, key, value)),
+            layer=self._layer,
+            grid=grid,
+            prefix_tokens=prefix_tokens,
+            reason=self._never or _reason(attn_metadata, used),
+            step=getattr(context, "denoise_step_idx", None),
+            steps=getattr(context, "total_denoise_steps", None),
+            scale=self._scale,
+        )
         if out is None:
             return self._dense.forward(query, key, value, attn_metadata)
         return torch.cat([out.transpose(1, 2), query[:, out.shape[2] :]], dim=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from rich.table import Table
 
@@ -40,8 +38,15 @@ def run(options: Bench) -> None:
     if options.tune_kernels:
         _tune_kernels(measured, config, device, dtype)
         return
-    limits: dict[str, Any] = {"repeats": options.repeats, "flex": options.flex, "seconds": options.seconds}
-    settings = measure.Settings(config=config, device=device, dtype=dtype, impl=options.preset.impl, **limits)
+    settings = measure.Settings(
+        config=config,
+        device=device,
+        dtype=dtype,
+        impl=options.preset.impl,
+        repeats=options.repeats,
+        flex=options.flex,
+        seconds=options.seconds,
+    )
     type_name = str(dtype).removeprefix("torch.")
     title = f"{measured.name}, {measured.heads} of {shape.heads} heads x {shape.dim}, {type_name}, {preset.name}"
     console = make_console()

@@ -78,9 +78,16 @@ class GeneratedVideo:
     audio: Audio | None = None
 
 
-def generate_video(pipe: DiffusionPipeline, request: VideoRequest, attention: Attention, **told: Any) -> GeneratedVideo:
+def generate_video(
+    pipe: DiffusionPipeline,
+    request: VideoRequest,
+    attention: Attention,
+    *,
+    on_step: OnStep | None = None,
+    on_levels: OnLevels | None = None,
+) -> GeneratedVideo:
     """Make one video; see `generate_videos`."""
-    return generate_videos(pipe, [request], attention, **told)[0]
+    return generate_videos(pipe, [request], attention, on_step=on_step, on_levels=on_levels)[0]
 
 
 def generate_videos(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,8 +50,6 @@ def sample_exactly(
     """
     q, k, v, is_causal = inputs.q, inputs.k, inputs.v, inputs.is_causal
     heads, query_tokens, key_tokens = q.shape[1], q.shape[2], k.shape[2]
-    how: dict[str, Any] = {"block_m": config.block_m, "block_n": config.block_n, "is_causal": is_causal}
-    how |= {"pool_correction": config.pool_correction, "impl": impl}
     blocks = spread_evenly(levels.shape[2], query_blocks)
     mass = torch.zeros(heads, len(blocks), levels.shape[3])
     difference, size = torch.zeros(heads, dtype=torch.float64), torch.zeros(heads, dtype=torch.float64)
@@ -63,8 +60,17 @@ def sample_exactly(
         key_blocks = block_count(seen, config.block_n)
         queries, keys = q[:, :, rows], k[:, :, :seen]
         if v is not None:
-            read = levels[:, :, block : block + 1, :key_blocks].contiguous()
-            found = pyramid_attention(queries, keys, v[:, :, :seen], read, **how)
+            found = pyramid_attention(
+                queries,
+                keys,
+                v[:, :, :seen],
+                levels[:, :, block : block + 1, :key_blocks].contiguous(),
+                block_m=config.block_m,
+                block_n=config.block_n,
+                is_causal=is_causal,
+                pool_correction=config.pool_correction,
+                impl=impl,
+            )
         for head in range(heads):
             weights = _weights(queries[0, head].float(), keys[0, head].float(), is_causal)
             mass[head, place, :key_blocks] = _mass(weights, config.block_n).cpu()

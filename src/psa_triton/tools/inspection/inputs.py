@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,8 +96,16 @@ class AttentionInputs:
     def choose_levels(self, config: PSAConfig, impl: Impl = "auto") -> Tensor:
         """As `psa_attention` does, for tokens as they stand, exempt ones first: int8 `[B, Hq, nq, nk]`."""
         queries, keys = self.sides()
-        exempt: dict[str, Any] = {"exempt_queries": queries.front, "exempt_keys": keys.front}
-        return levels_of(self.q, self.k, self.v, config, impl=impl, is_causal=self.is_causal, **exempt)
+        return levels_of(
+            self.q,
+            self.k,
+            self.v,
+            config,
+            impl=impl,
+            is_causal=self.is_causal,
+            exempt_queries=queries.front,
+            exempt_keys=keys.front,
+        )
 
     def density(self, levels: Tensor, config: PSAConfig) -> Tensor:
         """Groups read over keys visible, float32 `[B, Hq]`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,8 +87,15 @@ def inspect_attention(
         levels = ordered.choose_levels(config, impl)
     levels = levels[:, chosen]
     some = ordered.heads(chosen)
-    how: dict[str, Any] = {"method": config.importance, "is_causal": inputs.is_causal, "impl": impl}
-    importance = block_importance(some.q, some.k, block_m=config.block_m, block_n=config.block_n, **how)
+    importance = block_importance(
+        some.q,
+        some.k,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        method=config.importance,
+        is_causal=inputs.is_causal,
+        impl=impl,
+    )
     densities = some.density(levels, config)
     exact = sample_exactly(some, levels, config, query_blocks=query_blocks, impl=impl) if query_blocks else None
     group = inputs.q.shape[1] // inputs.k.shape[1]
