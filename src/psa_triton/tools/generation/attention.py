@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from psa_triton.impl import Impl
-from psa_triton.integrations.diffusers import PSAHandle, apply_psa, check_video_scale
+from psa_triton.integrations.diffusers import OnLevels, PSAHandle, apply_psa, check_video_scale
 from psa_triton.models import GENERAL_SECTION
 from psa_triton.presets import DENSE as DENSE_PRESET
 from psa_triton.presets import NamedAttention, resolve
@@ -51,8 +51,10 @@ class Attention(NamedAttention):
         parts = replace(self.dense_parts, dense_last_steps=0)
         return replace(self, config=self.config.replace(warmup_steps=0), dense_parts=parts)
 
-    def attach(self, pipe: DiffusionPipeline, **told: Any) -> PSAHandle:
-        """Attach it to a pipeline as `apply_psa` does, which says what else may be told; dense attention is measured.
+    def attach(
+        self, pipe: DiffusionPipeline, *, time_layers: bool = False, on_levels: OnLevels | None = None
+    ) -> PSAHandle:
+        """Attach it to a pipeline as `apply_psa` does; dense attention is measured and nothing more.
 
         Raises:
             ValueError: `video_scale` is not the pipeline's, or `dense_parts` are out of range.
@@ -60,7 +62,8 @@ class Attention(NamedAttention):
         if self.video_scale is not None:
             check_video_scale(pipe, self.name.partition("/")[0], self.video_scale)
         preset = DENSE_PRESET.name if self.config is None else self.config
-        return apply_psa(pipe, preset, impl=self.impl, **asdict(self.dense_parts), **told)
+        parts = asdict(self.dense_parts)
+        return apply_psa(pipe, preset, impl=self.impl, **parts, time_layers=time_layers, on_levels=on_levels)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a sidecar, with all of the configuration that has a part in the result."""
