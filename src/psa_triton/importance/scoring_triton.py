@@ -176,7 +176,7 @@ def _normalise(mass: Tensor, spoiled: Tensor, blocks: Blocks) -> None:
             keys=blocks.keys,
         ),
         dict(BLOCK_M=blocks.m, BLOCK_N=blocks.n, CAUSAL=blocks.is_causal, WIDTH=width),
-        warps=warps_of_row(width),
+        warps=max(warps_of_row(width) // 2, 1),  # a block takes few registers here
     ).run()
 
 
@@ -326,16 +326,16 @@ def _score_kernel(
         total = tl.zeros((TILE_M, SUMS), tl.float32)
         for EDGE in tl.static_range(2):
             for first in range(plain if EDGE else 0, in_sight * PER_N if EDGE else plain, TILE_N):
-                products = _products(
-                    query_rows, q_tile, k_head + first * ROW, row, TILE_M, TILE_N, ROW, PART, PRECISION
-                )
-                factor = scale
+                products = _products(query_rows, q_tile, k_head, first, row, TILE_M, TILE_N, ROW, PART, PRECISION)
+                j = first // PER_N
+                factor, is_block = scale, None  # all blocks of a plain tile exist
                 if EDGE:
                     c = first + tl.arange(0, TILE_N)
                     products *= scale
                     products = _mask_logits(products, c, columns, of_item, last_log_count, of_item_needs, limit, CAUSAL)
                     factor = 1.0
-                top, total = _note(notes, products, factor, top, total, first, blocks, PER_N, REDUCE)
+                    is_block = (j + tl.arange(0, TILE_N // PER_N) < blocks)[None, :]
+                top, total = _note(notes + j * TILE_M, products, factor, top, total, is_block, PER_N, REDUCE)
 
         top_of_row = tl.max(top, axis=1)
         total = tl.sum(total * tl.math.exp2(top - top_of_row[:, None]), axis=1)
@@ -357,7 +357,8 @@ def _score_kernel(
 def _products(
     query_rows,
     q_tile,
-    k_tile,
+    k_head,
+    first_key,
     row,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
@@ -365,21 +366,24 @@ def _products(
     PART: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Products of a tile of query rows, which stand at `q_tile` and may be loaded, and one of key rows at `k_tile`.
+    """Products of a tile of query rows, which stand at `q_tile` and may be loaded, and the key rows from a first one on.
 
     Of a product's columns, threads hold pairs in turn, four threads a row. Key rows are multiplied in such an order
-    that each thread gets neighbouring ones, and most of the time whole blocks.
+    that each thread gets neighbouring ones, and most of the time whole blocks; it loads neighbouring ones, too.
     """
     column, d = tl.arange(0, TILE_N), tl.arange(0, PART)
-    c = column % 8 // 2 * (TILE_N // 4) + column // 8 * 2 + column % 2
+    of_keys = (column % 8 * (TILE_N // 8) + column // 8)[:, None] * ROW + d[None, :]
     products = tl.zeros((TILE_M, TILE_N), tl.float32)
-    for first in range(0, row if ROW > PART else PART, PART):  # a bound that is known would be unrolled, and spill
-        query_part = query_rows
-        if ROW > PART:
-            query_part = tl.load(q_tile + first + tl.arange(0, TILE_M)[:, None] * ROW + d[None, :])
-        key_part = tl.load(k_tile + first + c[:, None] * ROW + d[None, :])
-        products = dot(query_part, tl.trans(key_part), products, PRECISION)
-    by_thread = tl.trans(tl.reshape(products, (TILE_M, TILE_N // 8, 4, 2)), 0, 2, 1, 3)
+    if ROW == PART:  # what differs from tile to tile is added last: one address a thread
+        keys = tl.load(k_head + of_keys + first_key * ROW)
+        products = dot(query_rows, tl.trans(keys), products, PRECISION)
+    else:
+        of_queries = tl.arange(0, TILE_M)[:, None] * ROW + d[None, :]
+        for first in range(0, row, PART):  # a bound that is known would be unrolled, and spill
+            queries = tl.load(q_tile + first + of_queries)
+            keys = tl.load(k_head + first_key * ROW + first + of_keys)
+            products = dot(queries, tl.trans(keys), products, PRECISION)
+    by_thread = tl.trans(tl.reshape(products, (TILE_M, TILE_N // 8, 4, 2)), 0, 2, 3, 1)
     return tl.reshape(by_thread, (TILE_M, TILE_N))
 
 
@@ -398,7 +402,7 @@ def _mask_logits(logits, c, columns, log_count, last_log_count, needs, limit, CA
 
 
 @triton.jit
-def _note(notes, products, scale, top, total, first, blocks, PER_N: tl.constexpr, REDUCE: tl.constexpr):
+def _note(notes, products, scale, top, total, is_block, PER_N: tl.constexpr, REDUCE: tl.constexpr):
     """A number for each query row and key block of a tile, in base 2; and the online softmax of its rows.
 
     The largest logit where pairs are reduced to a maximum. Where to a sum or a norm, the sum of probabilities or of
@@ -423,9 +427,8 @@ def _note(notes, products, scale, top, total, first, blocks, PER_N: tl.constexpr
             sums = tl.sum(probabilities * probabilities, axis=3)
         exponent = sums.to(tl.int32, bitcast=True).to(tl.float32) * (1.0 / (1 << 23)) - 127.0
         noted = tl.where(sums > 0.0, exponent + power * new_top[:, :, None], _NONE)
-    j = first // PER_N + tl.arange(0, SUMS * PER_SUM)
-    of_pairs = notes + j[None, :] * TILE_M + tl.arange(0, TILE_M)[:, None]
-    tl.store(of_pairs, tl.reshape(noted, (TILE_M, SUMS * PER_SUM)), mask=j[None, :] < blocks)
+    of_tile = tl.arange(0, SUMS * PER_SUM)[None, :] * TILE_M + tl.arange(0, TILE_M)[:, None]
+    tl.store(notes + of_tile, tl.reshape(noted, (TILE_M, SUMS * PER_SUM)), mask=is_block)
     return new_top, total * tl.math.exp2(top - new_top) + added
 
 

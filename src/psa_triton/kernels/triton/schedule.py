@@ -114,7 +114,8 @@ def _list_blocks_kernel(
     j = tl.arange(0, OF_THREAD)[:, None] + tl.arange(0, THREADS)[None, :] * OF_THREAD
     first_limit = i * BLOCK_M + tokens - queries
     last_limit = tl.minimum((i + 1) * BLOCK_M, queries) - 1 + tokens - queries
-    level = tl.load(levels + j.to(tl.int64) * level_stride, mask=j < columns, other=0).to(tl.int32)
+    level = tl.load(levels + j.to(tl.int64) * level_stride, mask=j < columns, other=0)
+    level = level.to(tl.uint8).to(tl.int32)  # what is below 0 is no level, nor is it above 127
     if CAUSAL:
         level = tl.where(j * BLOCK_N <= last_limit, level, 0)
     whole = (j + 1) * BLOCK_N <= tokens
@@ -129,8 +130,9 @@ def _list_blocks_kernel(
     position = 0
     for segment in range(2 * SHIFTS):  # not unrolled, which would keep addresses of every segment on the stack
         tl.store(starts + segment, position)
-        listed = kind == (2 << (segment // 2)) + segment % 2
-        one = listed.to(tl.int32)
+        wanted = (2 << (segment // 2)) + segment % 2
+        listed = kind == wanted
+        one = tl.maximum(1 - (kind ^ wanted), 0)  # not `listed`: LLVM would pack its bits, to sum them, and unpack them
         of_thread = tl.sum(one, axis=0)
         length = tl.sum(of_thread, axis=0)
         if length > 0:  # most segments of a row are empty
