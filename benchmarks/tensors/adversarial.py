@@ -64,7 +64,7 @@ CASES: Final[dict[str, Maker]] = {
 }
 
 
-def adversarial_tensors(case: str, *, grid: Grid = GRID) -> AttentionTensors:
+def adversarial_tensors(case: str, grid: Grid = GRID) -> AttentionTensors:
     """Two heads of a case of `CASES`, D = 64, gaussian values; the same on every call.
 
     What depends on neighbourhood follows the Gilbert curve, the default order, where it does the most harm.
@@ -73,4 +73,4 @@ def adversarial_tensors(case: str, *, grid: Grid = GRID) -> AttentionTensors:
     generator = Generator().manual_seed(0)
     q, k, v = (torch.randn(1, HEADS, t * h * w, DIM, generator=generator) for _ in range(3))
     q, k = CASES[case](q, k, grid_order("Gilbert", grid).inverse)
-    return AttentionTensors(f"made/{case}", q, k, v, grid, is_causal=False, scale=DIM**-0.5)
+    return AttentionTensors(f"made/{case}", q, k, v, grid)
