@@ -72,9 +72,6 @@ SCHEDULES: Final = {
 
 SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "st_lpips": "ST-LPIPS"}
 
-CACHES: Final = ("first-block cache", "TaylorSeer", "MagCache", "Pyramid Attention Broadcast")
-"""Of diffusers."""
-
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 
 MakeCache = Callable[[WanPipeline, VideoRequest], Any]
@@ -164,10 +161,8 @@ def pyramid_broadcast(every: int, pipe: WanPipeline, request: VideoRequest) -> P
 def mag_cache(pipe: WanPipeline, request: VideoRequest) -> MagCacheConfig:
     """With ratios of the video itself, and so better than it could be for a new one."""
     steps = request.num_inference_steps
-    with (
-        cached(pipe, MagCacheConfig(calibrate=True, num_inference_steps=steps)),
-        redirect_stdout(StringIO()) as printed,
-    ):
+    calibration = MagCacheConfig(calibrate=True, num_inference_steps=steps)
+    with cached(pipe, calibration), redirect_stdout(StringIO()) as printed:
         generate_video(pipe, request, DENSE)
     ratios = next(line for line in printed.getvalue().splitlines() if line.startswith("[1.0,"))
     return MagCacheConfig(threshold=0.1, num_inference_steps=steps, mag_ratios=ast.literal_eval(ratios))
@@ -342,15 +337,15 @@ def main() -> None:
     pipe = load_pipeline(source, device=CPU, dtype=torch.float32, **size)
     weights = hashlib.sha256((tiny_wan_path() / "transformer" / WEIGHTS).read_bytes()).hexdigest()[:12]
     found: Found = {}
-    for number, request in enumerate(requests, 1):
+    for request in requests:
         dense = cache(partial(make_video, pipe, request, None))
         for method in (name for name in compared if name in (args.methods or compared)):
             for strength, setting in compared[method].items():
                 name = f"{request.prompt}, {request.seed}, {method}, {strength}"
                 scores = run.piece(name, score, pipe, request, setting, dense)
                 found.setdefault((method, strength), []).append(scores)
-        report = {"schedule": args.schedule, "weights": weights, "videos": number, "rows": rows(found)}
-        run.write(report, page, draw, last=request is requests[-1])
+    report = {"schedule": args.schedule, "weights": weights, "videos": len(requests), "rows": rows(found)}
+    run.write(report, page, draw)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,6 @@
 
 `python benchmarks/reliability.py kill=20` runs one check at a size, without names all at their full sizes. Each says
 what it tried, how often, and what was wrong; the exit code is 1 if anything was.
-
-| check | its size counts |
-|---|---|
-| `fuzz` | a random call of the operator, against the definition in float64 |
-| `inputs` | a command line or file with a mistake in it: one clear error, and nothing written |
-| `kill` | a SIGKILL at a random moment of a batch of videos, which then goes on |
-| `disk` | a full disk, at each write in turn, of each command that writes (as many writes as size) |
-| `folder` | two processes with the same prompts into one folder at once |
-| `tune` | an interrupt (SIGINT) at a random moment of `psa tune` |
-| `memory` | a video in one process |
-| `soak` | a second of attaching, running at changing sizes and presets, and detaching |
-| `seed` | a further process that makes the same videos, the last time as two that share them |
 """
 
 from __future__ import annotations
@@ -33,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from unittest import mock
 
 import torch
@@ -57,7 +45,7 @@ Extras = dict[str, Any]
 
 
 def fuzz(size: int, folder: Path, wrong: list[str]) -> Extras:
-    """Random calls of the operator."""
+    """Random calls of the operator, against the definition in float64."""
     done = python("tests/test_fuzz.py", "--cases", str(size))
     *found, last = done.stdout.splitlines() or [done.stderr[-300:]]
     wrong += found if last == f"{size} cases, {len(found)} wrong" else [*found, last]
@@ -65,7 +53,7 @@ def fuzz(size: int, folder: Path, wrong: list[str]) -> Extras:
 
 
 def inputs(size: int, folder: Path, wrong: list[str]) -> Extras:
-    """Mistakes of people: the suite has each with the words that it must be answered with."""
+    """Mistakes in commands and files: each gets one clear error, and nothing is written. The suite has them."""
     of_commands = [f"tests/tools/cli/test_{name}.py" for name in ("mistakes", "options", "presets")]
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_malformed.py", *of_commands)
     passed = re.search(r"(\d+) passed", done.stdout)
@@ -93,7 +81,7 @@ def kill(size: int, folder: Path, wrong: list[str]) -> Extras:
 
 
 def disk(size: int, folder: Path, wrong: list[str]) -> Extras:
-    """The disk is full at the first write, at the second, and so on, until the command has none left."""
+    """The disk is full at the first, the second, ... write of each command, until that has no more of them."""
     guided = ["--prompt", PROMPTS[0], *SMALL[:-4]]
     commands = {
         "generate": ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1], *SMALL, *SPARSE],
@@ -122,7 +110,7 @@ def disk(size: int, folder: Path, wrong: list[str]) -> Extras:
 
 
 def folder(size: int, folder: Path, wrong: list[str]) -> Extras:
-    """Two processes are given the same eight prompts and the same folder at the same time."""
+    """Two processes with the same eight prompts into one folder at once."""
     for index in range(size):
         out = folder / str(index)
         for process in [start(*generating(PROMPTS), str(out)) for _ in range(2)]:
@@ -140,7 +128,7 @@ def folder(size: int, folder: Path, wrong: list[str]) -> Extras:
 
 
 def tune(size: int, folder: Path, wrong: list[str]) -> Extras:
-    """Interrupts of `psa tune` leave no file, or a whole one."""
+    """Interrupts (SIGINT) at random moments of `psa tune` leave no file, or a whole one."""
     words = [*SMALL[:-4], "--steps", "4", "--warmup-steps", "0", "--query-blocks", "2"]
     draw, command = random.Random(0), ["tune", "--prompt", PROMPTS[0], *words, "--output"]
     duration = psa(*command, f"{folder}/whole.yaml")
@@ -159,7 +147,7 @@ def tune(size: int, folder: Path, wrong: list[str]) -> Extras:
 
 
 def memory(size: int, folder: Path, wrong: list[str]) -> Extras:
-    """Memory of the process after the tenth video, and after the last."""
+    """Videos in one process: its memory after the tenth, and after the last."""
     source, pipe = built_in()
     attention, sizes = choose_attention(source, "psa_refresh"), []
     for request in make_requests(source, [PROMPTS[i % 8] for i in range(size)], seed=0, settings=settings(steps=4)):
@@ -172,7 +160,7 @@ def memory(size: int, folder: Path, wrong: list[str]) -> Extras:
 
 
 def soak(size: int, folder: Path, wrong: list[str]) -> Extras:
-    """Attached and detached for some seconds, at changing sizes and presets; the model must stay what it was."""
+    """Seconds of attaching, running at changing sizes and presets, and detaching: the model stays what it was."""
     source, pipe = built_in()
     dense = choose_attention(source, "baseline")
     presets = [load_preset("tiny-wan", f"psa_{name}") for name in ("balanced", "budget", "refresh", "timing")]
@@ -206,7 +194,7 @@ def soak(size: int, folder: Path, wrong: list[str]) -> Extras:
 
 
 def seed(size: int, folder: Path, wrong: list[str]) -> Extras:
-    """The same prompts and seeds, by one process again and again, then by two that share them: the same bytes."""
+    """The same videos by further processes, the last time by two that share them: the same bytes."""
     made = []
     for index in range(size + 1):
         shared = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if index == size else []
@@ -219,18 +207,19 @@ def seed(size: int, folder: Path, wrong: list[str]) -> Extras:
     return {"videos": len(made[0])}
 
 
-CHECKS: dict[str, tuple[Callable[[int, Path, list[str]], Extras], int]] = {
-    "fuzz": (fuzz, 10_000),
-    "inputs": (inputs, 200),
-    "kill": (kill, 20),
-    "disk": (disk, 50),
-    "folder": (folder, 5),
-    "tune": (tune, 10),
-    "memory": (memory, 50),
-    "soak": (soak, 600),
-    "seed": (seed, 5),
+FULL_SIZES: Final[dict[Callable[[int, Path, list[str]], Extras], int]] = {
+    fuzz: 10_000,
+    inputs: 200,
+    kill: 20,
+    disk: 50,
+    folder: 5,
+    tune: 10,
+    memory: 50,
+    soak: 600,
+    seed: 5,
 }
-"""Each adds what is wrong to a list, given a size and an empty folder; and its full size."""
+CHECKS: Final = {check.__name__: check for check in FULL_SIZES}
+"""Each adds what was wrong to a list, given a size and an empty folder; its docstring begins with what that counts."""
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -333,19 +322,20 @@ def measure(name: str, size: int) -> dict[str, Any]:
     wrong: list[str] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        extras = CHECKS[name][0](size, Path(folder), wrong)
+        extras = CHECKS[name](size, Path(folder), wrong)
     return {"tried": size, "wrong": wrong} | extras | {"seconds": round(time.monotonic() - began)}
 
 
 def main() -> int:
-    parser = options(__doc__)
+    parser = options("\n".join([__doc__, *(f"{name:8}{check.__doc__}" for name, check in CHECKS.items())]))
     parser.add_argument("checks", nargs="*", default=list(CHECKS), metavar="CHECK[=SIZE]", help="by default all")
     args = parser.parse_args()
     asked = dict(text.partition("=")[::2] for text in args.checks)
     if unknown := asked.keys() - CHECKS.keys():
         parser.error(f"expected some of {', '.join(CHECKS)}, got {', '.join(sorted(unknown))}")
     run = Run("reliability", args.output)
-    checks = {name: run.piece(name, measure, name, int(size or CHECKS[name][1])) for name, size in asked.items()}
+    sizes = {name: int(size or FULL_SIZES[CHECKS[name]]) for name, size in asked.items()}
+    checks = {name: run.piece(name, measure, name, size) for name, size in sizes.items()}
     run.write({"checks": checks}, page)
     return int(any(found["wrong"] for found in checks.values()))
 
