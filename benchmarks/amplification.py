@@ -153,8 +153,7 @@ def main() -> None:
     source = find_source(MODEL)
     prompts, settings = (PROMPTS[:1], {"num_inference_steps": 2}) if args.quick else (PROMPTS, {})
     requests = make_requests(source, prompts, seed=SEED, settings=settings)
-    size = dict(width=requests[0].width, height=requests[0].height)
-    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, **size)
+    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=None, height=None)
     run, rows = Run("amplification", args.output), []
     with torch.no_grad():
         for guidance in (requests[0].guidance_scale, 1.0):

@@ -333,8 +333,7 @@ def main() -> None:
     requests = [
         make_requests(source, (prompt,), seed=seed, settings=changes)[0] for seed, prompt in product(seeds, prompts)
     ]
-    size = dict(width=requests[0].width, height=requests[0].height)
-    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, **size)
+    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=None, height=None)
     weights = hashlib.sha256((tiny_wan_path() / "transformer" / WEIGHTS).read_bytes()).hexdigest()[:12]
     found: Found = {}
     for request in requests:
