@@ -366,7 +366,7 @@ def _products(
     PART: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Products of a tile of query rows, which stand at `q_tile` and may be loaded, and the key rows from a first one on.
+    """Products of a tile of query rows, which stand at `q_tile` and may be loaded, and key rows from a first one on.
 
     Of a product's columns, threads hold pairs in turn, four threads a row. Key rows are multiplied in such an order
     that each thread gets neighbouring ones, and most of the time whole blocks; it loads neighbouring ones, too.
