@@ -8,18 +8,20 @@ for, and at what budget attention is that exact.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
+from statistics import mean
 from typing import Any, Final
 
 import torch
 from diffusers import WanPipeline
 from harness import CPU, Report, Run, heading, options, table_of
-from torch import Tensor, nn
+from torch import Tensor
 
-from psa_triton import PSAConfig, load_preset
+from psa_triton import load_preset
 from psa_triton.tools.generation import (
     DENSE,
     Attention,
@@ -41,16 +43,11 @@ SEED: Final = 42
 @contextmanager
 def attention_outputs(pipe: WanPipeline, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Every self-attention's output, before its projection, goes through `change`."""
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (change(inputs[0]), *inputs[1:])
-
-    handles = [block.attn1.to_out[0].register_forward_pre_hook(hook) for block in pipe.transformer.blocks]
-    try:
+    hook = lambda module, inputs: (change(inputs[0]), *inputs[1:])  # noqa: E731
+    with ExitStack() as handles:
+        for block in pipe.transformer.blocks:
+            handles.callback(block.attn1.to_out[0].register_forward_pre_hook(hook).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def with_noise(size: float) -> Callable[[Tensor], Tensor]:
@@ -70,67 +67,69 @@ def psnr(video: Any, expected: Any) -> float:
     return -10 * torch.tensor(mean_square).log10().item()
 
 
-def first_errors(pipe: WanPipeline, request: VideoRequest, attention: Attention) -> float:
-    """Relative L2 error of attention's outputs in the first denoising step, where all that came before is the same.
+def first_outputs(pipe: WanPipeline, request: VideoRequest, attention: Attention) -> list[Tensor]:
+    """Of every self-attention in the first denoising step, where all that came before it is the same.
 
     That holds for the first layer alone: later ones get what earlier ones made of it, as they do in the whole run.
     """
-    short = replace(request, num_inference_steps=1)
-    found: dict[str, list[Tensor]] = {}
-    for name, how in (("dense", DENSE), ("sparse", attention)):
-        outputs = found[name] = []
+    found: list[Tensor] = []
 
-        def keep(out: Tensor, outputs: list[Tensor] = outputs) -> Tensor:
-            outputs.append(out.detach().clone())
-            return out
+    def keep(out: Tensor) -> Tensor:
+        found.append(out.detach().clone())
+        return out
 
-        with attention_outputs(pipe, keep):
-            generate_video(pipe, short, how)
-    pairs = zip(found["sparse"], found["dense"], strict=True)
-    return statistics.mean(float((sparse - dense).norm() / dense.norm()) for sparse, dense in pairs)
+    with attention_outputs(pipe, keep):
+        generate_video(pipe, replace(request, num_inference_steps=1), attention)
+    return found
 
 
-def measure(
-    pipe: WanPipeline, requests: Sequence[VideoRequest], attentions: dict[str, Attention]
-) -> list[dict[str, Any]]:
-    """A row for each size of noise and each attention."""
+def first_error(pipe: WanPipeline, request: VideoRequest, attention: Attention) -> float:
+    """Relative L2 error of `first_outputs`, mean over layers."""
+    pairs = zip(first_outputs(pipe, request, attention), first_outputs(pipe, request, DENSE), strict=True)
+    return mean(float((sparse - dense).norm() / dense.norm()) for sparse, dense in pairs)
+
+
+def measure(pipe: WanPipeline, requests: Sequence[VideoRequest]) -> list[dict[str, Any]]:
+    """A row for each size of noise and each sparse attention."""
+    guidance = requests[0].guidance_scale
     expected = [generate_video(pipe, request, DENSE).frames for request in requests]
 
-    def row(kind: str, name: str, found: list[Any], error: float, density: float = 1.0) -> dict[str, Any]:
+    def row(kind: str, name: str, density: float, error: float, found: list[Any]) -> dict[str, Any]:
         values = [psnr(video, dense) for video, dense in zip(found, expected, strict=True)]
-        guidance = requests[0].guidance_scale
-        print(f"guidance {guidance}, {name}: error {error:.3f}, {statistics.mean(values):.1f} dB", flush=True)
+        print(f"guidance {guidance}, {name}: error {error:.3f}, {mean(values):.1f} dB", flush=True)
         return {"guidance": guidance, "kind": kind, "name": name, "density": density, "error": error, "psnr": values}
 
     rows = []
     for size in NOISE:
-        videos = []
+        frames = []
         for request in requests:
             with attention_outputs(pipe, with_noise(size)):
-                videos.append(generate_video(pipe, request, DENSE).frames)
-        rows.append(row("noise", f"noise {size}", videos, size))
-    for name, attention in attentions.items():
-        error = statistics.mean(first_errors(pipe, request, attention) for request in requests)
+                frames.append(generate_video(pipe, request, DENSE).frames)
+        rows.append(row("noise", f"noise {size}", 1.0, size, frames))
+    for attention in sparse_attentions():
+        error = mean(first_error(pipe, request, attention) for request in requests)
         videos = [generate_video(pipe, request, attention) for request in requests]
-        density = statistics.mean(video.cost.run_density_with_estimation or 1.0 for video in videos)
-        rows.append(row("psa", name, [video.frames for video in videos], error, density))
+        density = mean(video.cost.run_density_with_estimation or 1.0 for video in videos)
+        rows.append(row("psa", attention.name, density, error, [video.frames for video in videos]))
     return rows
 
 
-def sparse_attentions() -> dict[str, Attention]:
-    """Budget mode at several budgets, and the default shares, from the first step on; with a dense layer."""
+def sparse_attentions() -> list[Attention]:
+    """Budget mode at several budgets, and the default shares, from the first step on; then with a dense layer."""
     preset = load_preset(MODEL, "psa_budget")
     assert preset is not None, "a dense preset"
     base = preset.replace(warmup_steps=0)
-    configs: dict[str, PSAConfig] = {f"budget {budget:g}": base.replace(budget=budget) for budget in BUDGETS}
+    budgets = {f"budget {budget:g}": base.replace(budget=budget) for budget in BUDGETS}
     shares = {1: (0.0, 0.1), 2: (0.1, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}
-    configs["default shares"] = base.replace(mask_mode="topk", importance="sampled", mask_ratios=shares)
-    attentions = {name: Attention(name=name, config=config) for name, config in configs.items()}
+    default = base.replace(mask_mode="topk", importance="sampled", mask_ratios=shares)
     first_dense = DenseParts(dense_layers=(0,))
-    for budget in BUDGETS[:2]:
-        name = f"budget {budget:g}, first layer dense"
-        attentions[name] = Attention(name=name, config=configs[f"budget {budget:g}"], dense_parts=first_dense)
-    return attentions
+    return [
+        *(Attention(name=name, config=config) for name, config in (budgets | {"default shares": default}).items()),
+        *(
+            Attention(name=f"{name}, first layer dense", config=budgets[name], dense_parts=first_dense)
+            for name in list(budgets)[:2]
+        ),
+    ]
 
 
 def page(report: Report) -> str:
@@ -139,18 +138,10 @@ def page(report: Report) -> str:
         f"{MODEL}, {report['videos']} videos, no dense steps. Error: relative L2, of self-attention's outputs in the",
         "first step, mean over layers. PSNR to the video with dense attention, mean over videos (least to most).",
     )
+    columns = {"density": "{density:.2f}", "error": "{error:.3f}", "PSNR, dB": "{mean:.1f} ({least:.1f}-{most:.1f})"}
     lines = heading(report, "Error of attention and of videos", *words)
-    for guidance in dict.fromkeys(row["guidance"] for row in report["rows"]):
-        rows = [
-            row | {"mean": statistics.mean(row["psnr"]), "least": min(row["psnr"]), "most": max(row["psnr"])}
-            for row in report["rows"]
-            if row["guidance"] == guidance
-        ]
-        columns = {
-            "density": "{density:.2f}",
-            "error": "{error:.3f}",
-            "PSNR, dB": "{mean:.1f} ({least:.1f}-{most:.1f})",
-        }
+    for guidance, found in groupby(report["rows"], itemgetter("guidance")):
+        rows = [row | {"mean": mean(row["psnr"]), "least": min(row["psnr"]), "most": max(row["psnr"])} for row in found]
         lines += ["", *table_of(rows, {f"guidance {guidance:g}": "{name}"} | columns)]
     return "\n".join([*lines, ""])
 
@@ -162,13 +153,12 @@ def main() -> None:
     source = find_source(MODEL)
     prompts, settings = (PROMPTS[:1], {"num_inference_steps": 2}) if args.quick else (PROMPTS, {})
     requests = make_requests(source, prompts, seed=SEED, settings=settings)
-    size = dict(width=requests[0].width, height=requests[0].height)
-    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, **size)
+    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=None, height=None)
     run, rows = Run("amplification", args.output), []
     with torch.no_grad():
         for guidance in (requests[0].guidance_scale, 1.0):
             guided = [replace(request, guidance_scale=guidance) for request in requests]
-            rows += run.piece(f"guidance {guidance:g}", measure, pipe, guided, sparse_attentions())
+            rows += run.piece(f"guidance {guidance:g}", measure, pipe, guided)
     run.write({"videos": len(requests), "rows": rows}, page)
 
 

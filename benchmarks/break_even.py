@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import add, itemgetter
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from harness import CPU, DTYPES, Report, Run, heading, options, table
 
@@ -35,13 +36,12 @@ HEADS = 4
 GRIDS = [(8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 32)]
 """1,024 to 8,192 visual tokens."""
 
-
 Row = dict[str, Any]
 """One preset at one length."""
 
 
 def shipped_presets() -> Iterator[tuple[str, PSAConfig, AttentionShape]]:
-    """Each sparse preset of a video model with its head size and text; those that are alike once, by all names."""
+    """Each sparse preset of a video model with some of its heads; those that are alike once, by all names."""
     shapes = {shape.section: shape for shape in known_shapes() if not shape.is_causal}
     sections = load_presets_file().sections
     alike: dict[tuple[PSAConfig, int, int], list[str]] = {}
@@ -51,11 +51,11 @@ def shipped_presets() -> Iterator[tuple[str, PSAConfig, AttentionShape]]:
                 measured = config.replace(use_rearrange=False), shape.dim, shape.prefix_tokens
                 alike.setdefault(measured, []).append(f"{name}/{preset}")
     for (config, *_), names in alike.items():
-        yield ", ".join(names), config, shapes[names[0].split("/")[0]]
+        yield ", ".join(names), config, shapes[names[0].split("/")[0]].with_heads(HEADS)
 
 
-def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, device: torch.device) -> Row:
-    q, k, v = local_inputs(shape, device=device, dtype=DTYPES[dtype])
+def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str) -> Row:
+    q, k, v = local_inputs(shape, device=CPU, dtype=DTYPES[dtype])
     prefix = shape.prefix_tokens
     _, levels = sparse_attention(q, k, v, config, prefix_tokens=prefix)
     density = read_density(levels, Blocks.of(q, k, config.block_m, config.block_n))
@@ -64,7 +64,8 @@ def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, d
         "sparse": lambda: sparse_attention(q, k, v, config, prefix_tokens=prefix),
     }
     rounds = max(3, min(20, 20_000 // shape.tokens))
-    seconds = {name: min(each) for name, each in seconds_by_round(functions, rounds=rounds, device=device).items()}
+    dense, sparse = map(min, seconds_by_round(functions, rounds=rounds, device=CPU).values())
+    rules = DenseRules(kind="diffusion", config=config)
     return {
         "preset": preset,
         "dim": shape.dim,
@@ -72,17 +73,12 @@ def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, d
         "visual_tokens": shape.tokens - prefix,
         "prefix_tokens": prefix,
         "density": float(density.mean()),
-        "dense_seconds": seconds["dense"],
-        "sparse_seconds": seconds["sparse"],
-        "speedup": seconds["dense"] / seconds["sparse"],
+        "dense_seconds": dense,
+        "sparse_seconds": sparse,
+        "speedup": dense / sparse,
+        # None if `impl="auto"` runs it sparse.
+        "dense_because": rules.of_length(shape.tokens, config, CPU, DTYPES[dtype], prefix),
     }
-
-
-def dense_because(case: Row, config: PSAConfig, device: torch.device) -> str | None:
-    """Why `impl="auto"` runs it dense; None if it runs sparse."""
-    tokens = case["visual_tokens"] + case["prefix_tokens"]
-    rules = DenseRules(kind="diffusion", config=config)
-    return rules.of_length(tokens, config, device, DTYPES[case["dtype"]], case["prefix_tokens"])
 
 
 def least_in_auto(cases: Sequence[Row]) -> float | None:
@@ -90,49 +86,35 @@ def least_in_auto(cases: Sequence[Row]) -> float | None:
     return min((case["speedup"] for case in cases if case["dense_because"] is None), default=None)
 
 
-def measure_preset(
-    preset: str, config: PSAConfig, shape: AttentionShape, dtype: str, device: torch.device, lengths: int
-) -> list[Row]:
-    """`measure` at the shortest lengths."""
-    shapes = [replace(shape.with_heads(HEADS), grid=grid) for grid in GRIDS[:lengths]]
-    return [measure(preset, config, each, dtype, device) for each in shapes]
-
-
 def page(report: Report) -> str:
     """A row a preset and type, a column a length."""
-    runs: dict[tuple[str, str], list[Row]] = {}
-    for case in report["cases"]:
-        runs.setdefault((case["preset"], case["dtype"]), []).append(case)
-    lengths = [f"{case['visual_tokens']:,}" for case in next(iter(runs.values()))]
-    rows = []
-    for (preset, dtype), cases in runs.items():
+    rows, speeds = [], {}
+    for same, of_lengths in groupby(report["cases"], itemgetter("preset", "dim", "prefix_tokens", "dtype")):
+        cases = list(of_lengths)
+        speeds = {f"{case['visual_tokens']:,}": "{speedup:.2f} ({density:.2f})".format(**case) for case in cases}
+        dense = [" d" if case["dense_because"] else "" for case in cases]
         worst = least_in_auto(cases)
-        cells = [
-            f"{case['speedup']:.2f} ({case['density']:.2f}){'' if case['dense_because'] is None else ' d'}"
-            for case in cases
-        ]
-        first = [str(cases[0]["dim"]), str(cases[0]["prefix_tokens"]), dtype]
-        rows.append([preset, *first, *cells, "-" if worst is None else f"{worst:.2f}"])
+        rows.append([*map(str, same), *map(add, speeds.values(), dense), "-" if worst is None else f"{worst:.2f}"])
     words = (
         f"Speed of the whole sparse operator over dense attention (density), by visual tokens; {HEADS} heads;",
         f"{report['instructions']}. d: `auto` runs dense there. The last column is the worst of the others.",
         "",
     )
-    columns = ["preset", "head", "text", "type", *lengths, "worst in auto"]
+    columns = ["preset", "head", "text", "type", *speeds, "worst in auto"]
     return "\n".join([*heading(report, "Break-even lengths", *words), *table(columns, rows), ""])
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--device", type=torch.device, default=CPU)
     parser.add_argument("--lengths", type=int, default=len(GRIDS), help="how many lengths, shortest first")
     args = parser.parse_args()
-    run, cases = Run("break_even", args.output / instructions().lower(), args.device), []
-    for preset, config, shape in shipped_presets():
-        for dtype in DTYPES:
-            how = (preset, config, shape, dtype, args.device, args.lengths)
-            measured = run.piece(f"{preset}, {dtype}", measure_preset, *how)
-            cases += [case | {"dense_because": dense_because(case, config, args.device)} for case in measured]
+    run = Run("break_even", args.output / instructions().lower())
+    cases = [
+        run.piece(f"{preset}, {dtype}, {grid}", measure, preset, config, replace(shape, grid=grid), dtype)
+        for preset, config, shape in shipped_presets()
+        for dtype in DTYPES
+        for grid in GRIDS[: args.lengths]
+    ]
     run.write({"cases": cases, "instructions": instructions()}, page)
 
 

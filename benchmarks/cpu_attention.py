@@ -11,8 +11,9 @@ time multiplied by its density. Peak memory is measured in a fresh process for e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -34,63 +35,56 @@ if TYPE_CHECKING:
 SHAPES = {"2 x 128": (2, 128), "3 x 64": (3, 64)}
 """Heads and their channels: those of large models, and the built-in model's."""
 CONFIG = PSAConfig()  # m 128, n 64, shares of density .15
-ESTIMATORS = ("pooled", "sampled")
+ESTIMATORS = {name: CONFIG.replace(importance=name) for name in ("pooled", "sampled")}
 
 
 def instruction_sets() -> dict[str, dict[str, str]]:
     """Of this processor: its own, and AVX2 where that is a smaller one; with the variables that choose it."""
-    own = products.instructions()
     smaller = {"AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}}
-    return {own: {}} | (smaller if products.has_wide_vectors() else {})
+    return {products.instructions(): {}} | (smaller if products.has_wide_vectors() else {})
 
 
-def make_inputs(shape: str, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def make_inputs(shape: str, tokens: int, dtype: str) -> list[torch.Tensor]:
     generator, (heads, dim) = torch.Generator().manual_seed(tokens), SHAPES[shape]
-    q, k, v = (torch.randn(1, heads, tokens, dim, generator=generator).to(dtype) for _ in range(3))
-    return q, k, v
+    return [torch.randn(1, heads, tokens, dim, generator=generator).to(DTYPES[dtype]) for _ in range(3)]
 
 
-def measure(instructions: str, shape: str, tokens: int, dtype_name: str, repeats: int) -> dict[str, Any]:
-    variables = instruction_sets()[instructions]
-    with patch.dict(os.environ, variables):
+def measure(instructions: str, shape: str, dtype: str, tokens: int, repeats: int) -> dict[str, Any]:
+    with patch.dict(os.environ, instruction_sets()[instructions]):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            times = pool.submit(measure_times, shape, tokens, dtype_name, repeats).result()
-        memory = in_fresh_process(memory_over_kv, shape, tokens, dtype_name)
-    case = {"instructions": instructions, "shape": shape, "tokens": tokens, "dtype": dtype_name}
+            times = pool.submit(measure_times, shape, dtype, tokens, repeats).result()
+        memory = in_fresh_process(memory_over_kv, shape, dtype, tokens)
+    case = {"instructions": instructions, "shape": shape, "tokens": tokens, "dtype": dtype}
     return case | times | {"extra_memory_over_kv": memory}
 
 
-def measure_times(shape: str, tokens: int, dtype_name: str, repeats: int) -> dict[str, Any]:
-    dtype = DTYPES[dtype_name]
+def measure_times(shape: str, dtype: str, tokens: int, repeats: int) -> dict[str, Any]:
     q, k, v = make_inputs(shape, tokens, dtype)
+    levels = levels_of(q, k, v, ESTIMATORS["pooled"])
     blocks = dict(block_m=CONFIG.block_m, block_n=CONFIG.block_n)
-    levels = levels_of(q, k, v, CONFIG.replace(importance="pooled"))
-    density = float(read_density(levels, Blocks.of(q, k, CONFIG.block_m, CONFIG.block_n)).mean())
-    functions: dict[str, Callable[[], object]] = {
-        "dense": lambda: F.scaled_dot_product_attention(q, k, v),
-        "kernel": lambda: pyramid_attention(q, k, v, levels, impl="cpu", **blocks),
+    functions = {
+        "dense": partial(F.scaled_dot_product_attention, q, k, v),
+        "kernel": partial(pyramid_attention, q, k, v, levels, impl="cpu", **blocks),
+        **{name: partial(psa_attention, q, k, v, config, impl="cpu") for name, config in ESTIMATORS.items()},
     }
-    for estimator in ESTIMATORS:
-        config = CONFIG.replace(importance=estimator)
-        functions[estimator] = lambda config=config: psa_attention(q, k, v, config, impl="cpu")
     seconds = median_seconds(functions, repeats=repeats, device=CPU)
-    kernel = seconds["kernel"]
+    density = float(read_density(levels, Blocks.of(q, k, CONFIG.block_m, CONFIG.block_n)).mean())
     return {
         "density": density,
         "seconds": seconds,
-        "speedup": seconds["dense"] / kernel,
-        "kernel_in_units_of_ideal": seconds["dense"] * density / kernel,
-        "operator_speedup": {e: seconds["dense"] / seconds[e] for e in ESTIMATORS},
-        "auto_runs": "sparse" if tokens >= break_even(CONFIG, dtype, "cpu") else "dense",
+        "speedup": seconds["dense"] / seconds["kernel"],
+        "kernel_in_units_of_ideal": seconds["dense"] * density / seconds["kernel"],
+        "operator_speedup": {name: seconds["dense"] / seconds[name] for name in ESTIMATORS},
+        "auto_runs": "sparse" if tokens >= break_even(CONFIG, DTYPES[dtype], "cpu") else "dense",
     }
 
 
-def memory_over_kv(shape: str, tokens: int, dtype_name: str) -> float | None:
+def memory_over_kv(shape: str, dtype: str, tokens: int) -> float | None:
     """Extra bytes of one call, as a multiple of the bytes of K and V; None where the system does not tell."""
-    config, dtype = CONFIG.replace(importance="pooled"), DTYPES[dtype_name]
-    psa_attention(*make_inputs(shape, 1024, dtype), config, impl="cpu")  # libraries and threads have theirs now
+    attention = partial(psa_attention, config=ESTIMATORS["pooled"], impl="cpu")
+    attention(*make_inputs(shape, 1024, dtype))  # libraries and threads have theirs now
     q, k, v = make_inputs(shape, tokens, dtype)
-    scratch = scratch_bytes(lambda: psa_attention(q, k, v, config, impl="cpu"), CPU)
+    scratch = scratch_bytes(partial(attention, q, k, v), CPU)
     return None if scratch is None else scratch / (k.nbytes + v.nbytes)
 
 
@@ -117,7 +111,7 @@ def page(report: Report) -> str:
         }
         for case in report["cases"]
     ]
-    density = report["cases"][-1]["density"]
+    density = rows[-1]["density"]
     words = (
         f"m {CONFIG.block_m}, n {CONFIG.block_n}, density {density:.2f}. *kernel*: SDPA's time / the kernel's;",
         "*of ideal*: dense time x density / kernel time; *pooled*, *sampled*: SDPA's time / the whole operator's with",
@@ -130,11 +124,9 @@ def page(report: Report) -> str:
 
 def draw(report: Report) -> Figure:
     """How many times as fast as SDPA the whole operator is, over tokens; a panel an instruction set."""
+    title, label = "whole operator, pooled, {instructions}", "{shape}, {dtype}"
     points = [
-        (
-            *(f"whole operator, pooled, {case['instructions']}", f"{case['shape']}, {case['dtype']}"),
-            *(case["tokens"], case["operator_speedup"]["pooled"]),
-        )
+        (title.format(**case), label.format(**case), case["tokens"], case["operator_speedup"]["pooled"])
         for case in report["cases"]
     ]
     return curves(points, "tokens", "times as fast as SDPA", log_y=False)
@@ -149,11 +141,8 @@ def main() -> None:
     args = parser.parse_args()
     run = Run("cpu_attention", args.output)
     cases = [
-        run.piece(f"{name}, {shape}, {dtype}, {tokens} tokens", measure, name, shape, tokens, dtype, args.repeats)
-        for name in instruction_sets()
-        for shape in args.shapes
-        for dtype in args.dtypes
-        for tokens in args.tokens
+        run.piece(f"{', '.join(map(str, case))} tokens", measure, *case, args.repeats)
+        for case in product(instruction_sets(), args.shapes, args.dtypes, args.tokens)
     ]
     run.write({"cases": cases}, page, draw)
 

@@ -10,15 +10,17 @@ The cost of the whole transformer, in multiply-adds, stands beside it.
 from __future__ import annotations
 
 import ast
-import contextlib
 import hashlib
-import io
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from functools import cache, partial
+from io import StringIO
 from itertools import islice, product
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -29,7 +31,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
     WanPipeline,
 )
-from harness import CPU, Report, Run, heading, options, table
+from harness import CPU, Report, Run, curves, heading, options, table
 
 from psa_triton import PSAConfig, load_preset
 from psa_triton.config import DEFAULT_PROBE, BudgetRow, Reuse
@@ -70,9 +72,6 @@ SCHEDULES: Final = {
 
 SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "st_lpips": "ST-LPIPS"}
 
-CACHES: Final = ("first-block cache", "TaylorSeer", "MagCache", "Pyramid Attention Broadcast")
-"""Of diffusers."""
-
 WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 
 MakeCache = Callable[[WanPipeline, VideoRequest], Any]
@@ -80,6 +79,13 @@ MakeCache = Callable[[WanPipeline, VideoRequest], Any]
 
 Settings = dict[str, dict[str, PSAConfig | MakeCache]]
 """By method and strength."""
+
+AT_BOTH_ENDS: Final = {
+    4: (((0, 1), 1), ((0, 2), 2)),
+    12: (((0, 3, 9), 2), ((0, 2, 4, 10), 2), ((0, 2, 4, 10), 1), ((0, 2, 4, 7, 10), 1)),
+    48: (((0, 8, 40), 8), ((0, 8, 16, 40), 4), ((0, 4, 8, 14, 24, 40, 44), 2)),
+}
+"""By the number of steps: those that refresh, and how many others there are to a sparse one."""
 
 
 def settings(steps: int, *, guided: bool) -> Settings:
@@ -93,36 +99,31 @@ def settings(steps: int, *, guided: bool) -> Settings:
     every = list({-(-steps // n): n for n in (12, 8, 6, 4, 3, 2)}.values())
     some = every[1:4]
     usual = some[len(some) // 2]
-    ends = {
-        4: (((0, 1), 1), ((0, 2), 2)),
-        12: (((0, 3, 9), 2), ((0, 2, 4, 10), 2), ((0, 2, 4, 10), 1), ((0, 2, 4, 7, 10), 1)),
-        48: (((0, 8, 40), 8), ((0, 8, 16, 40), 4), ((0, 4, 8, 14, 24, 40, 44), 2)),
-    }[steps]
     regular = {f"every {n}": {"refresh_every": n} for n in some}
     uneven = {
-        f"{', '.join(map(str, at))}; sparse every {n}": {"refresh_steps": at, "sparse_every": n} for at, n in ends
+        f"{', '.join(map(str, at))}; sparse every {n}": {"refresh_steps": at, "sparse_every": n}
+        for at, n in AT_BOTH_ENDS[steps]
     }
 
-    def by_step(budgets: Iterable[float]) -> PSAConfig:
-        rows = (BudgetRow(start=step / steps, budgets=(share,) * LAYERS) for step, share in enumerate(budgets))
+    def by_step(budget_of: Callable[[int], float]) -> PSAConfig:
+        rows = (BudgetRow(start=step / steps, budgets=(budget_of(step),) * LAYERS) for step in range(steps))
         return budget.replace(budget_table=tuple(rows))
 
     def reusing(rhythms: Mapping[str, dict[str, Any]], config: PSAConfig = budget) -> dict[str, PSAConfig]:
-        return {
-            name: config.replace(reuse=Reuse(**how), probe=DEFAULT_PROBE if "max_error" in how else 0.0)
-            for name, how in rhythms.items()
-        }
+        return {name: config.replace(reuse=Reuse(**how)) for name, how in rhythms.items()}
+
+    def bounded(*bounds: float, **how: Any) -> dict[str, PSAConfig]:
+        rhythms = {f"{bound:g}": {"max_error": bound} | how for bound in bounds}
+        return reusing(rhythms, budget.replace(probe=DEFAULT_PROBE))
 
     found: Settings = {
         "warm-up": {f"{n} steps": budget.replace(warmup_steps=n) for n in sorted({-(-steps // k) for k in (6, 3, 2)})},
-        "refresh only": {
-            f"every {usual}": by_step(1.0 if step % usual == 0 else budget.budget for step in range(steps))
-        },
+        "refresh only": {f"every {usual}": by_step(lambda step: budget.budget if step % usual else 1.0)},
         "broadcast": reusing({f"every {n}": {"refresh_every": n, "sparse_every": 0} for n in every}),
         "difference": reusing(regular),
         "more at both ends": reusing(uneven),
         "more at both ends, budget .24, then .105": reusing(
-            dict(islice(uneven.items(), 1)), by_step(0.24 if step < steps / 4 else 0.105 for step in range(steps))
+            dict(islice(uneven.items(), 1)), by_step(lambda step: 0.24 if step < steps / 4 else 0.105)
         ),
         "block top-k, difference": reusing(regular, blocks),
         "block top-k, more at both ends": reusing(dict(islice(uneven.items(), 3)), blocks),
@@ -130,22 +131,20 @@ def settings(steps: int, *, guided: bool) -> Settings:
             {form: {"refresh_every": usual, "keep": form} for form in ("fp8", "mean2", "mean4", "mean8")}
         ),
         "psa_refresh": {"as shipped": shipped},
-        "max_error": reusing({f"{bound:g}": {"max_error": bound} for bound in (0.1, 0.2)}),
-        "max_error, 2.5 times it in the middle": reusing(
-            {f"{bound:g}": {"max_error": bound, "middle_tolerance": 2.5} for bound in (0.1, 0.15)}
-        ),
+        "max_error": bounded(0.1, 0.2),
+        "max_error, 2.5 times it in the middle": bounded(0.1, 0.15, middle_tolerance=2.5),
         "first-block cache": {"0.1": lambda pipe, request: FirstBlockCacheConfig(threshold=0.1)},
-        "TaylorSeer": {f"every {n}": taylor_seer(n) for n in every[-2:]},
+        "TaylorSeer": {f"every {n}": partial(taylor_seer, n) for n in every[-2:]},
         "MagCache": {"0.1": mag_cache},
     }
     if not guided:  # it keeps one output, whichever pass that is of
-        found["Pyramid Attention Broadcast"] = {f"every {n}": pyramid_broadcast(n) for n in every[-2:]}
+        found["Pyramid Attention Broadcast"] = {f"every {n}": partial(pyramid_broadcast, n) for n in every[-2:]}
     return found
 
 
-def taylor_seer(every: int) -> MakeCache:
+def taylor_seer(every: int, pipe: WanPipeline, request: VideoRequest) -> TaylorSeerCacheConfig:
     """First-order prediction of what attention and feed-forward of each block give."""
-    return lambda pipe, request: TaylorSeerCacheConfig(
+    return TaylorSeerCacheConfig(
         cache_interval=every,
         disable_cache_before_step=2,
         taylor_factors_dtype=torch.float32,
@@ -153,27 +152,23 @@ def taylor_seer(every: int) -> MakeCache:
     )
 
 
-def pyramid_broadcast(every: int) -> MakeCache:
+def pyramid_broadcast(every: int, pipe: WanPipeline, request: VideoRequest) -> PyramidAttentionBroadcastConfig:
     """Broadcast with projections, in the middle of the schedule."""
-    return lambda pipe, request: PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=every, current_timestep_callback=lambda: pipe.current_timestep
-    )
+    step = lambda: pipe.current_timestep  # noqa: E731
+    return PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=every, current_timestep_callback=step)
 
 
 def mag_cache(pipe: WanPipeline, request: VideoRequest) -> MagCacheConfig:
     """With ratios of the video itself, and so better than it could be for a new one."""
     steps = request.num_inference_steps
-    with io.StringIO() as printed:
-        with (
-            contextlib.redirect_stdout(printed),
-            cached(pipe, MagCacheConfig(calibrate=True, num_inference_steps=steps)),
-        ):
-            generate_video(pipe, request, DENSE)
-        ratios = next(line for line in printed.getvalue().splitlines() if line.startswith("[1.0,"))
+    calibration = MagCacheConfig(calibrate=True, num_inference_steps=steps)
+    with cached(pipe, calibration), redirect_stdout(StringIO()) as printed:
+        generate_video(pipe, request, DENSE)
+    ratios = next(line for line in printed.getvalue().splitlines() if line.startswith("[1.0,"))
     return MagCacheConfig(threshold=0.1, num_inference_steps=steps, mag_ratios=ast.literal_eval(ratios))
 
 
-@contextlib.contextmanager
+@contextmanager
 def cached(pipe: WanPipeline, config: Any) -> Iterator[None]:
     """With one of diffusers' caches in the transformer."""
     pipe.transformer.enable_cache(config)
@@ -190,101 +185,93 @@ class Work:
     attention: float = 0.0
     others: float = 0.0
 
-    @contextlib.contextmanager
+    @property
+    def whole(self) -> float:
+        return self.attention + self.others
+
+    @contextmanager
     def counted(self, pipe: WanPipeline) -> Iterator[None]:
         """Of the forwards inside, by what their linear layers are given; attention as if it were dense."""
         queries = 0
 
-        def count(name: str, layer: torch.nn.Linear, given: torch.Tensor) -> None:
+        def count(name: str, layer: torch.nn.Linear, given: tuple[torch.Tensor]) -> None:
             nonlocal queries
-            self.others += given.numel() * layer.out_features
-            tokens = given.numel() // given.shape[-1]
+            *batch, tokens, _ = given[0].shape
+            self.others += given[0].numel() * layer.out_features
             if name.endswith("to_q"):
-                queries = tokens
-            elif name.endswith("to_k"):
-                work = 2.0 * queries * tokens // given.shape[0] * layer.out_features
+                queries = tokens * math.prod(batch)
+            elif name.endswith("to_k"):  # queries against keys, and weights against values
+                work = 2.0 * queries * tokens * layer.out_features
                 if "attn1" in name:
                     self.attention += work
                 else:
                     self.others += work
 
-        hooks = [
-            layer.register_forward_pre_hook(lambda layer, given, name=name: count(name, layer, given[0]))
-            for name, layer in pipe.transformer.blocks.named_modules()
-            if isinstance(layer, torch.nn.Linear)
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name, layer in pipe.transformer.blocks.named_modules():
+                if isinstance(layer, torch.nn.Linear):
+                    hooks.callback(layer.register_forward_pre_hook(partial(count, name)).remove)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
-def measure(
-    pipe: WanPipeline, request: VideoRequest, setting: PSAConfig | MakeCache | None
-) -> tuple[Any, Work, dict[str, Any]]:
-    """A video's frames, the work that it took, and what is known of its attention; None for dense."""
+@dataclass
+class Video:
+    """One video, and what it took."""
+
+    frames: torch.Tensor
+    work: Work
+    seconds: float
+    error: float | None
+    """Of attention, measured; None of a dense run."""
+
+
+def make_video(pipe: WanPipeline, request: VideoRequest, setting: PSAConfig | MakeCache | None) -> Video:
+    """With sparse attention or a cache; without, dense."""
     work = Work()
     config = setting if isinstance(setting, PSAConfig) else None
-    cache = contextlib.nullcontext() if config or not setting else cached(pipe, setting(pipe, request))
+    cache = nullcontext() if config or not setting else cached(pipe, setting(pipe, request))
     with cache, work.counted(pipe):
         began = time.process_time()
-        video = generate_video(pipe, request, Attention(name=MODEL, config=config))
-        found: dict[str, Any] = {"seconds": time.process_time() - began}
+        made = generate_video(pipe, request, Attention(name=MODEL, config=config))
+        seconds = time.process_time() - began
     if config:
-        work.attention *= video.stats.summary.run_density_with_estimation
-        found["error"] = video.stats.summary.measured_error
-    return torch.from_numpy(video.frames), work, found
+        work.attention *= made.stats.summary.run_density_with_estimation
+    error = made.stats.summary.measured_error if config else None
+    return Video(torch.from_numpy(made.frames), work, seconds, error)
 
 
 def score(
-    request: VideoRequest, pipe: WanPipeline, setting: PSAConfig | MakeCache, dense: Callable[[], Any]
-) -> dict[str, Any]:
+    pipe: WanPipeline, request: VideoRequest, setting: PSAConfig | MakeCache, dense: Callable[[], Video]
+) -> dict[str, float | None]:
     """What a setting costs and gives in one video."""
-    reference, all_work, dense_found = dense()
-    frames, work, found = measure(pipe, request, setting)
-    scores = fidelity(reference, frames)
-    whole = (work.attention + work.others) / (all_work.attention + all_work.others)
+    reference, video = dense(), make_video(pipe, request, setting)
+    scores = fidelity(reference.frames, video.frames)
     return {
-        "cost": work.attention / all_work.attention,
-        "whole": whole,
+        "cost": video.work.attention / reference.work.attention,
+        "whole": video.work.whole / reference.work.whole,
         **{name: scores[name].mean for name in SCORES},
-        **found,
-        "seconds": found["seconds"] / dense_found["seconds"],
+        "error": video.error,
+        "seconds": video.seconds / reference.seconds,
     }
 
 
-Videos = dict[tuple[str, str], list[dict[str, Any]]]
-"""What was found of each video, by method and strength."""
+Found = dict[tuple[str, str], list[dict[str, float | None]]]
+"""Scores of each video, by method and strength."""
 
 
-def measure_all(run: Run, pipe: WanPipeline, request: VideoRequest, compared: Settings, found: Videos) -> None:
-    """All settings on one video, each a piece of the run."""
-
-    @cache
-    def dense() -> tuple[Any, Work, dict[str, Any]]:
-        return measure(pipe, request, None)
-
-    for method, strengths in compared.items():
-        for strength, setting in strengths.items():
-            name = f"{request.prompt}, {request.seed}, {method}, {strength}"
-            scores = run.piece(name, score, request, pipe, setting, dense)
-            found.setdefault((method, strength), []).append(scores)
-
-
-def rows(found: Videos) -> list[dict[str, Any]]:
+def rows(found: Found) -> list[dict[str, Any]]:
     """Means over videos, cheapest first."""
     names = ("cost", "whole", "seconds", *SCORES, "error")
     means = [
         {
             "method": method,
             "strength": strength,
-            **{name: mean([video.get(name) for video in videos]) for name in names},
+            **{name: mean([video[name] for video in videos]) for name in names},
             "psnrs": [video["psnr"] for video in videos],
         }
         for (method, strength), videos in found.items()
     ]
-    return sorted(means, key=lambda row: row["cost"])
+    return sorted(means, key=itemgetter("cost"))
 
 
 def mean(values: list[float | None]) -> float | None:
@@ -322,20 +309,9 @@ def page(report: Report) -> str:
 
 def draw(report: Report) -> Figure:
     """PSNR over the cost of attention, and over that of the transformer."""
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.5), layout="constrained")
-    for panel, cost in zip(figure.subplots(1, 2, sharey=True), ("cost", "whole"), strict=True):
-        for place, method in enumerate(dict.fromkeys(row["method"] for row in report["rows"])):
-            points = sorted((row[cost], row["psnr"]) for row in report["rows"] if row["method"] == method)
-            style = "s:" if method in CACHES else "o-"
-            panel.plot(*zip(*points, strict=True), style, color=colormaps["tab20"](place), label=method, markersize=5)
-        panel.set(xlabel=f"cost of {'attention' if cost == 'cost' else 'the transformer'}, dense = 1", xlim=(0, 1))
-        panel.grid(alpha=0.3)
-    figure.axes[0].set(ylabel="PSNR to dense, dB", title=report["schedule"])
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
-    return figure
+    costs = {"cost": "attention", "whole": "the whole transformer"}
+    points = [(costs[cost], row["method"], row[cost], row["psnr"]) for cost in costs for row in report["rows"]]
+    return curves(points, "cost, dense = 1", "PSNR to dense, dB", log_y=False)
 
 
 def main() -> None:
@@ -346,25 +322,29 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=None, help="some of the methods, by their names in the table")
     args = parser.parse_args()
     seeds, prompts = SEEDS[: args.seeds], PROMPTS[: args.prompts]
-    videos = list(product(seeds, prompts))
     mode = f"{args.schedule}, {len(prompts)}x{len(seeds)}".replace(",", "").replace(" ", "_")
     run = Run("error_control", args.output, mode=mode)
     source = find_source(MODEL)
     steps, guidance = SCHEDULES[args.schedule]
     compared = settings(steps, guided=guidance is None)
-    if args.methods is not None:
-        compared = {name: strengths for name, strengths in compared.items() if name in args.methods}
-    first = make_requests(source, PROMPTS[:1], seed=0, settings={})[0]
-    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=first.width, height=first.height)
+    if unknown := set(args.methods or ()) - compared.keys():
+        parser.error(f"--methods: expected some of {', '.join(compared)}, got {', '.join(sorted(unknown))}")
+    changes = {"num_inference_steps": steps} | ({} if guidance is None else {"guidance_scale": guidance})
+    requests = [
+        make_requests(source, (prompt,), seed=seed, settings=changes)[0] for seed, prompt in product(seeds, prompts)
+    ]
+    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=None, height=None)
     weights = hashlib.sha256((tiny_wan_path() / "transformer" / WEIGHTS).read_bytes()).hexdigest()[:12]
-    found: Videos = {}
-    for number, (seed, prompt) in enumerate(videos, 1):
-        (request,) = make_requests(source, (prompt,), seed=seed, settings={"num_inference_steps": steps})
-        if guidance is not None:
-            request = replace(request, guidance_scale=guidance)
-        measure_all(run, pipe, request, compared, found)
-        report = {"schedule": args.schedule, "weights": weights, "videos": number, "rows": rows(found)}
-        run.write(report, page, draw, last=number == len(videos))
+    found: Found = {}
+    for request in requests:
+        dense = cache(partial(make_video, pipe, request, None))
+        for method in (name for name in compared if name in (args.methods or compared)):
+            for strength, setting in compared[method].items():
+                name = f"{request.prompt}, {request.seed}, {method}, {strength}"
+                scores = run.piece(name, score, pipe, request, setting, dense)
+                found.setdefault((method, strength), []).append(scores)
+    report = {"schedule": args.schedule, "weights": weights, "videos": len(requests), "rows": rows(found)}
+    run.write(report, page, draw)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ that there are enough of these in 1,152 tokens. The presets of language models s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from statistics import fmean
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from harness import Report, Run, heading, options, table
+from tensors import Grid
 from tensors.tiny_wan import tiny_wan_cases
 from torch import Tensor
 
@@ -36,64 +38,66 @@ GRIDS: Final = {
     36: (8, 12, 12),
 }
 """Frames, height and width by the number of key blocks."""
-Case = tuple[Tensor, Tensor, Tensor]
-Grid = tuple[int, int, int]
+SEEDS: Final = range(6)
+
+Cases = Iterable[tuple[Tensor, Tensor, Tensor]]
+"""q, k and v `[1, H, N, 64]`."""
 
 
-def presets(section: str, names: tuple[str, ...]) -> dict[str, PSAConfig]:
-    loaded = {name: load_preset(section, name) for name in names}
-    changes = dict(block_m=BLOCK_M, block_n=BLOCK_N, attn_impl="auto")
-    return {name: config.replace(**changes) for name, config in loaded.items() if config is not None}
-
-
-def video_cases(grid: Grid) -> Iterator[Case]:
+def video_cases(grid: Grid) -> Iterator[tuple[Tensor, ...]]:
     """The first corner of that size of every second layer's tensors."""
     t, h, w = grid
     for case in list(tiny_wan_cases())[::2]:
-        if any(size > of for size, of in zip(grid, case.grid, strict=True)):
-            raise ValueError(f"grid: expected at most {case.grid}, that of the recorded tensors, got {grid}")
-        q, k, v = (x.unflatten(2, case.grid)[:, :, :t, :h, :w].flatten(2, 4) for x in (case.q, case.k, case.v))
-        yield q, k, v
+        yield tuple(x.unflatten(2, case.grid)[:, :, :t, :h, :w].flatten(2, 4) for x in (case.q, case.k, case.v))
 
 
-def smooth_cases(grid: Grid, seeds: int = 6) -> Iterator[Case]:
+def smooth_cases(grid: Grid) -> Iterator[tuple[Tensor, ...]]:
     """Gaussian noise on every fourth point of the grid, interpolated."""
-    for seed in range(seeds):
+    for seed in SEEDS:
         generator = torch.Generator().manual_seed(seed)
         coarse = torch.randn(1, 3 * 2 * 64, *(max(2, -(-size // 4)) for size in grid), generator=generator)
         fine = F.interpolate(coarse, size=grid, mode="trilinear", align_corners=True)[0]
-        q, k, v = (2 * x.flatten(2).mT[None] for x in fine.unflatten(0, (3, 2, 64)))
-        yield q, k, v
+        yield tuple(2 * x.flatten(2).mT[None] for x in fine.unflatten(0, (3, 2, 64)))
 
 
-def walk_cases(grid: Grid, seeds: int = 6) -> Iterator[Case]:
+def walk_cases(grid: Grid) -> Iterator[tuple[Tensor, ...]]:
     """Noise and its running sum: near tokens are alike."""
-    for seed in range(seeds):
+    for seed in SEEDS:
         noise = torch.randn(3, 1, 2, math.prod(grid), 64, generator=torch.Generator().manual_seed(seed))
-        q, k, v = noise + noise.cumsum(-2) / 8
-        yield q, k, v
+        yield tuple(noise + noise.cumsum(-2) / 8)
 
 
-def measure(cases: list[Case], config: PSAConfig, grid: Grid, is_causal: bool = False) -> tuple[float, float]:
-    """Mean relative error and mean density."""
-    errors, densities = [], []
+VIDEO: Final = ("Wan2.1_1.3b", ("psa_balanced", "psa_topk", "psa_budget"), False)
+TEXT: Final = ("Qwen2.5-VL", ("psa_balanced", "psa_budget"), True)
+INPUTS: Final = {
+    "tiny-wan": (video_cases, *VIDEO),
+    "smooth fields": (smooth_cases, *VIDEO),
+    "random walks, causal": (walk_cases, *TEXT),
+}
+"""How they are made, a section of presets, those that are measured, and whether there is a causal mask."""
+
+
+def measure(
+    make: Callable[[Grid], Cases], section: str, names: tuple[str, ...], is_causal: bool
+) -> dict[int, list[tuple[float, float]]]:
+    """Mean relative error and mean density of each preset, by number of blocks."""
+    presets = [load_preset(section, name) for name in names]
+    configs = [config.replace(block_m=BLOCK_M, block_n=BLOCK_N, attn_impl="auto") for config in presets if config]
+    return {
+        blocks: [compare(make(grid), config, None if is_causal else grid) for config in configs]
+        for blocks, grid in GRIDS.items()
+    }
+
+
+def compare(cases: Cases, config: PSAConfig, grid: Grid | None) -> tuple[float, float]:
+    """Relative error and density, means over the cases; without a grid there is a causal mask."""
+    errors, densities, is_causal = [], [], grid is None
     for q, k, v in cases:
         dense = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-        out, levels = sparse_attention(q, k, v, config, grid=None if is_causal else grid, is_causal=is_causal)
+        out, levels = sparse_attention(q, k, v, config, grid=grid, is_causal=is_causal)
         errors.append(float((out - dense).norm() / dense.norm()))
         densities.append(float(read_density(levels, Blocks.of(q, k, BLOCK_M, BLOCK_N, is_causal)).mean()))
-    return sum(errors) / len(errors), sum(densities) / len(densities)
-
-
-def measure_all(
-    name: str, make: Callable[[Grid], Iterator[Case]], configs: dict[str, PSAConfig], is_causal: bool
-) -> dict[int, list[tuple[float, float]]]:
-    """Error and density of each preset, by number of blocks."""
-    found = {}
-    for blocks, grid in GRIDS.items():
-        found[blocks] = [measure(list(make(grid)), config, grid, is_causal) for config in configs.values()]
-        print(name, blocks, found[blocks], flush=True)
-    return found
+    return fmean(errors), fmean(densities)
 
 
 def page(report: Report) -> str:
@@ -111,16 +115,11 @@ def page(report: Report) -> str:
 
 def main() -> None:
     args = options(__doc__).parse_args()
-    video = presets("Wan2.1_1.3b", ("psa_balanced", "psa_topk", "psa_budget"))
-    text = presets("Qwen2.5-VL", ("psa_balanced", "psa_budget"))
-    kinds = {
-        "tiny-wan": (video_cases, video, False),
-        "smooth fields": (smooth_cases, video, False),
-        "random walks, causal": (walk_cases, text, True),
-    }
-    run = Run("few_blocks", args.output)
-    found = {name: run.piece(name, measure_all, name, *how) for name, how in kinds.items()}
-    run.write({"inputs": {n: {"presets": list(kinds[n][1]), "by_blocks": x} for n, x in found.items()}}, page)
+    run, found = Run("few_blocks", args.output), {}
+    for name, (make, section, presets, is_causal) in INPUTS.items():
+        by_blocks = run.piece(name, measure, make, section, presets, is_causal)
+        found[name] = {"presets": presets, "by_blocks": by_blocks}
+    run.write({"inputs": found}, page)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Attentions of one layer. A peer is a function that gets a `Problem` and gives what is to be timed.
 
 To add one, write such a function and list it in `OPERATORS`. What it prepares outside the function it gives is not
-timed: so are masks and levels, but for `psa_whole`. It raises `LeftOut` where it cannot run.
+timed: so are masks and levels, but for the whole operator. It raises `LeftOut` where it cannot run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, Literal
 import torch
 import torch.nn.functional as F
 from flex_pyramid import flex_pyramid
-from tensors import AttentionTensors
+from tensors import AttentionTensors, Grid
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
@@ -27,7 +27,7 @@ from psa_triton.tools.bench.flex import block_mask
 
 BLOCK_M, BLOCK_N = 128, 64
 BLOCKS = dict(block_m=BLOCK_M, block_n=BLOCK_N)
-PYRAMID = PSAConfig(block_m=BLOCK_M, block_n=BLOCK_N, importance="pooled", use_rearrange=False)
+PYRAMID = PSAConfig(**BLOCKS, importance="pooled", use_rearrange=False)
 """The default shares: they read .15. Tokens are in Gilbert order already, as inside a model with PSA attached."""
 BLOCK_SPARSE = PYRAMID.replace(mask_ratios={1: (0.0, 0.15), 0: (0.15, 1.0)})
 """As much, of full blocks alone."""
@@ -44,14 +44,18 @@ class Problem:
     """Non-causal attention over tokens in Gilbert order; a number of tokens that whole blocks divide."""
 
     q: Tensor
-    """`[1, H, N, D]`."""
+    """`[1, H, N, D]`, as `k` and `v`."""
     k: Tensor
-    """`[1, H, N, D]`."""
     v: Tensor
-    """`[1, H, N, D]`."""
-    scale: float
-    grid: tuple[int, int, int]
-    """Frames, rows and columns of tokens."""
+    grid: Grid
+
+    @classmethod
+    def of(cls, x: AttentionTensors, heads: int, device: torch.device, dtype: torch.dtype) -> Problem:
+        """The first heads of `x`."""
+        if x.grid is None or x.q.shape[2] % BLOCK_M:
+            raise ValueError(f"x: expected tokens of a grid that blocks of {BLOCK_M} divide, got {x.q.shape[2]}")
+        order = grid_order("Gilbert", x.grid)
+        return cls(*(order.apply(t[:, :heads]).to(device, dtype) for t in (x.q, x.k, x.v)), x.grid)
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,32 +64,22 @@ class Problem:
     @cached_property
     def pyramid_levels(self) -> Tensor:
         """int8 `[1, H, nq, nk]`, levels 1, 2, 8 and 0."""
-        return levels_of(self.q, self.k, self.v, PYRAMID)
+        return levels_of(*self.tensors, PYRAMID)
 
     @cached_property
     def block_sparse_levels(self) -> Tensor:
         """int8 `[1, H, nq, nk]`, levels 1 and 0."""
-        return levels_of(self.q, self.k, self.v, BLOCK_SPARSE)
+        return levels_of(*self.tensors, BLOCK_SPARSE)
 
-    def need_cuda(self) -> None:
-        """Raises `LeftOut` unless tensors are on an NVIDIA GPU."""
-        if self.q.device.type != "cuda":
+    def need(self, package: str | None = None, install: str = "", *, cuda: bool = False) -> None:
+        """Raises `LeftOut` where the package or an NVIDIA GPU is missing."""
+        if cuda and self.q.device.type != "cuda":
             raise LeftOut("needs an NVIDIA GPU")
-
-
-def make_problem(x: AttentionTensors, heads: int, device: torch.device, dtype: torch.dtype) -> Problem:
-    """The first `heads` heads of `x` in Gilbert order."""
-    if x.grid is None or x.q.shape[2] % BLOCK_M:
-        raise ValueError(
-            f"x: expected visual tokens that blocks of {BLOCK_M} divide, got {x.q.shape[2]} of grid {x.grid}"
-        )
-    order = grid_order("Gilbert", x.grid)
-    q, k, v = (order.apply(t[:, :heads]).to(device, dtype) for t in (x.q, x.k, x.v))
-    return Problem(q, k, v, x.scale, x.grid)
+        if package is not None and find_spec(package) is None:
+            raise LeftOut(f"not installed: pip install {install}")
 
 
 Run = Callable[[], Tensor]
-Reads = Literal["all keys", "levels 1/0", "pyramid", "a window"]
 
 
 @dataclass(frozen=True)
@@ -93,87 +87,58 @@ class Operator:
     """A peer."""
 
     prepare: Callable[[Problem], Run]
-    reads: Reads
+    reads: Literal["all keys", "levels 1/0", "pyramid", "a window"]
 
 
 def sdpa(x: Problem) -> Run:
-    return partial(F.scaled_dot_product_attention, *x.tensors, scale=x.scale)
+    return partial(F.scaled_dot_product_attention, *x.tensors)
 
 
 def sdpa_backend(backend: SDPBackend, x: Problem) -> Run:
-    x.need_cuda()
-
-    def run() -> Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(*x.tensors, scale=x.scale)
-
-    return run
+    x.need(cuda=True)
+    return sdpa_kernel(backend)(sdpa(x))
 
 
-def flex_dense(x: Problem) -> Run:
-    return partial(_compiled_flex(), *x.tensors, scale=x.scale)
+def compiled_flex() -> Callable[..., Tensor]:
+    # Uncompiled it writes all scores, and ignores lists of blocks.
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def flex_block_sparse(x: Problem) -> Run:
-    """The mask of `psa_block_sparse`, as FlexAttention's."""
+    """The mask of PSA with levels 1/0, as FlexAttention's."""
     mask = block_mask(x.block_sparse_levels == 1, **BLOCKS, tokens=x.q.shape[2])
-    return partial(_compiled_flex(), *x.tensors, scale=x.scale, block_mask=mask)
+    return partial(compiled_flex(), *x.tensors, block_mask=mask)
 
 
 def flex_over_pyramid(x: Problem) -> Run:
-    """The groups that `psa_pyramid` reads; the pyramid is made beforehand."""
+    """The groups that PSA reads; the pyramid is made beforehand."""
     pyramid = flex_pyramid(x.k, x.v, x.pyramid_levels, **BLOCKS, is_causal=False, kv_block=BLOCK_N)
-    return partial(pyramid.attend, x.q, scale=x.scale, attention=_compiled_flex())
+    return partial(pyramid.attend, x.q, scale=x.q.shape[-1] ** -0.5, attention=compiled_flex())
 
 
 def sage(x: Problem) -> Run:
     """SageAttention 1: queries and keys in 8 bits, Triton."""
-    x.need_cuda()
-    if find_spec("sageattention") is None:
-        raise LeftOut("not installed: pip install 'sageattention<2'")
+    x.need("sageattention", "'sageattention<2'", cuda=True)
     from sageattention import sageattn
 
     # It smooths the keys it is given in place.
-    return lambda: sageattn(x.q, x.k.clone(), x.v, is_causal=False, sm_scale=x.scale)
+    return lambda: sageattn(x.q, x.k.clone(), x.v, is_causal=False)
 
 
 def natten(x: Problem) -> Run:
     """Neighbourhood attention: each query reads a window of frames, rows and columns around it."""
-    if find_spec("natten") is None:
-        raise LeftOut("not installed: pip install natten")
+    x.need("natten", "natten")
     from natten.functional import na3d
 
     order = grid_order("Gilbert", x.grid)
     q, k, v = (order.restore(t).transpose(1, 2).unflatten(1, x.grid).contiguous() for t in x.tensors)
     window = tuple(round(side * part) for side, part in zip(x.grid, WINDOW, strict=True))
-
-    def run() -> Tensor:
-        out = na3d(q, k, v, kernel_size=window, scale=x.scale)
-        return order.apply(out.flatten(1, 3).transpose(1, 2))
-
-    return run
+    return lambda: order.apply(na3d(q, k, v, kernel_size=window).flatten(1, 3).transpose(1, 2))
 
 
-def psa_block_sparse(x: Problem) -> Run:
-    return partial(pyramid_attention, *x.tensors, x.block_sparse_levels, **BLOCKS, scale=x.scale)
-
-
-def psa_pyramid(x: Problem) -> Run:
-    return partial(pyramid_attention, *x.tensors, x.pyramid_levels, **BLOCKS, scale=x.scale)
-
-
-def psa_whole(x: Problem) -> Run:
+def psa(config: PSAConfig, x: Problem) -> Run:
     """With the estimate of importance and the choice of levels."""
-    return partial(psa_attention, *x.tensors, PYRAMID, scale=x.scale)
-
-
-def psa_whole_block_sparse(x: Problem) -> Run:
-    return partial(psa_attention, *x.tensors, BLOCK_SPARSE, scale=x.scale)
-
-
-def _compiled_flex() -> Callable[..., Tensor]:
-    # Uncompiled it writes all scores, and ignores lists of blocks.
-    return torch.compile(flex_attention, dynamic=False)
+    return partial(psa_attention, *x.tensors, config)
 
 
 REFERENCE: Final = "torch SDPA"
@@ -183,11 +148,15 @@ OPERATORS: Final[dict[str, Operator]] = {
     "torch SDPA, cuDNN": Operator(partial(sdpa_backend, SDPBackend.CUDNN_ATTENTION), "all keys"),
     "SageAttention 1": Operator(sage, "all keys"),
     "NATTEN": Operator(natten, "a window"),
-    "FlexAttention": Operator(flex_dense, "all keys"),
+    "FlexAttention": Operator(lambda x: partial(compiled_flex(), *x.tensors), "all keys"),
     "FlexAttention, block mask": Operator(flex_block_sparse, "levels 1/0"),
     "FlexAttention over the pyramid": Operator(flex_over_pyramid, "pyramid"),
-    "PSA, levels 1/0 given": Operator(psa_block_sparse, "levels 1/0"),
-    "PSA, levels given": Operator(psa_pyramid, "pyramid"),
-    "PSA, levels 1/0, whole operator": Operator(psa_whole_block_sparse, "levels 1/0"),
-    "PSA, whole operator": Operator(psa_whole, "pyramid"),
+    "PSA, levels 1/0 given": Operator(
+        lambda x: partial(pyramid_attention, *x.tensors, x.block_sparse_levels, **BLOCKS), "levels 1/0"
+    ),
+    "PSA, levels given": Operator(
+        lambda x: partial(pyramid_attention, *x.tensors, x.pyramid_levels, **BLOCKS), "pyramid"
+    ),
+    "PSA, levels 1/0, whole operator": Operator(partial(psa, BLOCK_SPARSE), "levels 1/0"),
+    "PSA, whole operator": Operator(partial(psa, PYRAMID), "pyramid"),
 }

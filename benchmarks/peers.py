@@ -10,9 +10,9 @@ import math
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from harness import Report, Run, heading, options, table
-from peer_operators import BLOCK_M, OPERATORS, REFERENCE, WINDOW, LeftOut, Problem, make_problem
-from peer_operators import Run as Call
+from peer_operators import BLOCK_M, OPERATORS, REFERENCE, WINDOW, LeftOut, Problem
 from tensors.vit import GRID, vit_tensors
 from torch import Tensor
 
@@ -26,48 +26,37 @@ CHECKED_BLOCKS: Final = 16
 
 def measure_operators(x: Problem, repeats: int) -> list[dict[str, Any]]:
     """A row for every peer."""
-    runs: dict[str, Call] = {}
-    left_out: dict[str, str] = {}
-    errors: dict[str, float] = {}
-    expected = _expected(x)
+    runs, found = {}, {}
+    checked = rows_checked(x)
+    expected = F.scaled_dot_product_attention(*(t.float() for t in (x.q[:, :, checked], x.k, x.v)))
     for name, peer in OPERATORS.items():
         try:
-            runs[name] = peer.prepare(x)
-            errors[name] = relative_error(x, runs[name](), expected)
+            run = peer.prepare(x)
+            difference = run()[:, :, checked].float() - expected
         # Whatever a peer raises that does not take such inputs on such hardware belongs in the table.
         except (LeftOut, RuntimeError, NotImplementedError, ValueError, AssertionError) as error:
-            runs.pop(name, None)
-            left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("LeftOut: ")
-        print(f"{name}: {left_out.get(name, 'runs')}", flush=True)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0].removeprefix("LeftOut: ")
+            found[name] = {"left_out": reason}
+        else:
+            runs[name], found[name] = run, {"error": float(difference.norm() / expected.norm())}
+        print(f"{name}: {found[name].get('left_out', 'runs')}", flush=True)
     seconds = median_seconds(runs, repeats=repeats, device=x.q.device)
     levels = {"levels 1/0": x.block_sparse_levels, "pyramid": x.pyramid_levels}
     share = {"all keys": 1.0, "a window": math.prod(WINDOW)} | {
         reads: round(float(density(chosen).mean()), 4) for reads, chosen in levels.items()
     }
-    found: dict[str, dict[str, Any]] = {name: {"left_out": reason} for name, reason in left_out.items()}
-    for name in runs:
-        speedup = seconds[REFERENCE] / seconds[name]
-        found[name] = {"seconds": seconds[name], "speedup": speedup, "error": errors[name]}
+    times = {name: {"seconds": taken, "speedup": seconds[REFERENCE] / taken} for name, taken in seconds.items()}
     return [
-        {"name": name, "reads": peer.reads, "density": share[peer.reads], **found[name]}
+        {"name": name, "reads": peer.reads, "density": share[peer.reads], **times.get(name, {}), **found[name]}
         for name, peer in OPERATORS.items()
     ]
 
 
-def _rows_checked(x: Problem) -> Tensor:
+def rows_checked(x: Problem) -> Tensor:
+    """Queries of blocks that are spread over the sequence, int64."""
     blocks = x.q.shape[2] // BLOCK_M
     chosen = torch.linspace(0, blocks - 1, min(blocks, CHECKED_BLOCKS)).round().long() * BLOCK_M
     return (chosen[:, None] + torch.arange(BLOCK_M)).flatten().to(x.q.device)
-
-
-def _expected(x: Problem) -> Tensor:
-    q, k, v = (t.float() for t in (x.q[:, :, _rows_checked(x)], x.k, x.v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=x.scale)
-
-
-def relative_error(x: Problem, found: Tensor, expected: Tensor) -> float:
-    """L2, over some query blocks of all heads."""
-    return float((found[:, :, _rows_checked(x)].float() - expected).norm() / expected.norm())
 
 
 def page(report: Report) -> str:
@@ -79,17 +68,12 @@ def page(report: Report) -> str:
         "levels; elsewhere masks, levels and the pyramid for FlexAttention are given.",
         "",
     )
-    rows = [
-        [
-            *(row["name"], row["reads"], f"{row['density']:.3f}"),
-            *(
-                ("left out", "", row["left_out"].replace("|", "/"))
-                if "left_out" in row
-                else (f"{row['seconds'] * 1e3:.1f}", f"{row['speedup']:.2f}", f"{row['error']:.4f}")
-            ),
-        ]
-        for row in report["operators"]
-    ]
+    rows = []
+    for row in report["operators"]:
+        cells = ["left out", "", row.get("left_out", "").replace("|", "/")]
+        if "left_out" not in row:
+            cells = [f"{row['seconds'] * 1e3:.1f}", f"{row['speedup']:.2f}", f"{row['error']:.4f}"]
+        rows.append([row["name"], row["reads"], f"{row['density']:.3f}", *cells])
     columns = ["", "reads", "density", "ms", "speed-up over SDPA", "error"]
     return "\n".join([*heading(report, "Peers side by side", *words), *table(columns, rows), ""])
 
@@ -103,7 +87,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     layer = vit_tensors("bikes", 4, "rope", grid=QUICK_GRID if args.quick else GRID)
-    x = make_problem(layer, args.heads or (6 if device.type == "cuda" else 2), device, dtype)
+    x = Problem.of(layer, args.heads or (6 if device.type == "cuda" else 2), device, dtype)
     run = Run("peers", args.output, device)
     with torch.no_grad():
         operators = run.piece("operators", measure_operators, x, args.repeats)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 import torch.nn.functional as F
 from harness import DTYPES, Report, Run, curves, heading, options, table_of
-from prefill_methods import GROUPS, WANTED_DENSITY, DenseRun, Method
-from smollm2 import CONTEXT, TEXTS, Tap, load_model, token_ids
+from prefill_methods import GROUPS, WANTED_DENSITY, Method
+from shares import Choices
+from smollm2 import CONTEXT, TEXTS, load_model, token_ids
+from tensors import Tap
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -41,7 +43,6 @@ Row = dict[str, Any]
 Methods = dict[str, list[Method]]
 
 
-@torch.no_grad()
 def last_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """What the model predicts every token but the first from, `[N - 1, C]`."""
     return model.base_model(ids, use_cache=False).last_hidden_state[0, :-1]
@@ -69,6 +70,12 @@ def losses_and_divergence(model: PreTrainedModel, ids: Tensor, states: Tensor, d
     return torch.cat(losses), torch.cat(divergences)
 
 
+def perplexity(losses: Tensor) -> dict[str, float]:
+    """Of all tokens, and of those with a long context."""
+    last_half = losses[len(losses) // 2 :]
+    return {"perplexity": float(losses.mean().exp()), "perplexity_last_half": float(last_half.mean().exp())}
+
+
 def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Tensor, dense_losses: Tensor) -> Row:
     """A run with PSA attached, against states `[N - 1, C]` and losses `[N - 1]` of the dense one of the same tokens."""
     began = time.perf_counter()
@@ -76,16 +83,14 @@ def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Te
         states = last_states(model, ids)
         summary = handle.stats().summary
     losses, divergence = losses_and_divergence(model, ids, states, dense)
-    half = len(losses) // 2
     change = losses - dense_losses
     return {
         "density": summary.prefill_density,
         "density_with_estimation": summary.prefill_density_with_estimation,
         "dense_calls": summary.dense_calls,
-        "perplexity": float(losses.mean().exp()),
-        "perplexity_last_half": float(losses[half:].mean().exp()),
+        **perplexity(losses),
         "change": float(change.mean().expm1()),
-        "change_last_half": float(change[half:].mean().expm1()),
+        "change_last_half": float(change[len(change) // 2 :].mean().expm1()),
         "standard_error": float(change.std() / len(change) ** 0.5),
         "divergence": float(divergence.mean()),
         "divergence_standard_error": float(divergence.std() / len(divergence) ** 0.5),
@@ -93,6 +98,7 @@ def run_sparse(model: PreTrainedModel, ids: Tensor, config: PSAConfig, dense: Te
     }
 
 
+@torch.no_grad()
 def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: Methods) -> dict[str, Any]:
     """The dense run of a text, and a row for every method at each of its densities."""
     with Tap(range(model.config.num_hidden_layers)) as tap:
@@ -100,24 +106,16 @@ def measure_text(model: PreTrainedModel, ids: Tensor, text: str, methods: Method
         dense = last_states(model, ids)
         seconds = time.perf_counter() - began
     losses, _ = losses_and_divergence(model, ids, dense, dense)
-    run = DenseRun(tap.attended())
+    layers = [Choices(*attended, is_causal=True) for attended in tap.attended]
     rows = []
     for group, method in ((group, method) for group, members in methods.items() for method in members):
-        configs = [method.at(density, run) for density in method.densities] or [method.config]
-        for config in configs:
+        for config in [method.at(density, layers) for density in method.densities] or [method.config]:
             row = run_sparse(model, ids, config, dense, losses)
             print(f"{text}, {group}, {method.name} at {row['density']:.3f}: {row['change']:+.2%}", flush=True)
             settings = config.model_dump(mode="json", include={"importance", "mask_mode", "mask_ratios", "budget"})
             names = {"group": group, "method": method.name, "is_block_sparse": method.is_block_sparse}
             rows.append(names | row | {"config": settings})
-    return {
-        "text": text,
-        "tokens": ids.shape[1],
-        "perplexity": float(losses.mean().exp()),
-        "perplexity_last_half": float(losses[len(losses) // 2 :].mean().exp()),
-        "seconds": seconds,
-        "rows": rows,
-    }
+    return {"text": text, "tokens": ids.shape[1], **perplexity(losses), "seconds": seconds, "rows": rows}
 
 
 def methods_of(groups: list[str], *, short: bool, quick: bool) -> Methods:

@@ -7,9 +7,9 @@ which each function runs once; the table gives their median and range.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from typing import Any, Final
 
 import torch
@@ -31,53 +31,51 @@ from psa_triton.integrations.transformers import apply_psa
 from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.clock import seconds_by_round
 
-VOCABULARY = 256
+VOCABULARY: Final = 256
 """Random weights have nothing to say: the word embedding and the output layer are left small."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's attention, and how much of the model is measured."""
+    """A model of which a few layers are measured."""
 
     name: str
     model: type[PreTrainedModel]
-    config: type[PreTrainedConfig]
-    settings: dict[str, Any]
-    dim: int
-
-    def make_model(self, dtype: torch.dtype) -> PreTrainedModel:
-        """With random weights."""
-        config = self.config(**self.settings, vocab_size=VOCABULARY, max_position_embeddings=2**16)
-        return self.model(config).eval().to(dtype)
+    config: PreTrainedConfig
 
     @property
     def heads(self) -> tuple[int, int]:
         """Query and key heads."""
-        return self.settings["num_attention_heads"], self.settings["num_key_value_heads"]
+        return self.config.num_attention_heads, self.config.num_key_value_heads
 
 
+_ROOM: Final = dict(vocab_size=VOCABULARY, max_position_embeddings=2**16)
 SHAPES: Final = {
-    "smollm2": Shape(  # two of 30 layers
-        *("SmolLM2-135M", LlamaForCausalLM, LlamaConfig),
-        settings=dict(
-            hidden_size=576, intermediate_size=1536, num_hidden_layers=2, num_attention_heads=9, num_key_value_heads=3
+    "smollm2": Shape(
+        *("SmolLM2-135M", LlamaForCausalLM),
+        LlamaConfig(
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=2,  # of 30
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            **_ROOM,
         ),
-        dim=64,
     ),
-    "qwen2.5-vl": Shape(  # one of 28 text layers
-        *("Qwen2.5-VL-7B", Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig),
-        settings=dict(
+    "qwen2.5-vl": Shape(
+        *("Qwen2.5-VL-7B", Qwen2_5_VLTextModel),
+        Qwen2_5_VLTextConfig(
             hidden_size=3584,
             intermediate_size=18944,
-            num_hidden_layers=1,
+            num_hidden_layers=1,  # of 28
             num_attention_heads=28,
             num_key_value_heads=4,
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=1,
             rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            **_ROOM,
         ),
-        dim=128,
     ),
 }
 CONFIG: Final = PSAConfig(
@@ -88,43 +86,37 @@ CONFIG: Final = PSAConfig(
 They are of all key blocks, visible or not: early queries read most of the few that they see. Nor are neighbours alike,
 so the similarity cap is off: it would read all of them in full.
 """
+BLOCKS: Final = dict(block_m=CONFIG.block_m, block_n=CONFIG.block_n)
 
 
 def ratios(seconds: dict[str, list[float]], over: str, under: str) -> dict[str, float]:
     """Median and range over the rounds of the time of `over` divided by that of `under`."""
     each = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
-    return {"median": statistics.median(each), "least": min(each), "most": max(each)}
-
-
-def _time(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    return seconds_by_round(functions, rounds=rounds, device=CPU, warm_up=False)
+    return {"median": median(each), "least": min(each), "most": max(each)}
 
 
 def measure_attention(shape: Shape, tokens: int, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Attention of one key head and the query heads that read it."""
     generator = torch.Generator().manual_seed(tokens)
     heads, key_heads = shape.heads
-    group = heads // key_heads
-    q, k, v = (torch.randn(1, h, tokens, shape.dim, generator=generator).to(dtype) for h in (group, 1, 1))
-    blocks: dict[str, int] = dict(block_m=CONFIG.block_m, block_n=CONFIG.block_n)
+    group, dim = heads // key_heads, shape.config.hidden_size // heads
+    q, k, v = (torch.randn(1, h, tokens, dim, generator=generator).to(dtype) for h in (group, 1, 1))
     levels = levels_of(q, k, v, CONFIG, is_causal=True)
-    seconds = _time(
-        {
-            "dense": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
-            "psa": lambda: psa_attention(q, k, v, CONFIG, is_causal=True, impl="cpu"),
-            "choice": lambda: levels_of(q, k, v, CONFIG, is_causal=True),
-            "kernel": lambda: pyramid_attention(q, k, v, levels, is_causal=True, impl="cpu", **blocks),
-        },
-        rounds,
-    )
-    density = read_density(levels, Blocks.of(q, k, CONFIG.block_m, CONFIG.block_n, is_causal=True)).mean()
+    functions = {
+        "dense": partial(F.scaled_dot_product_attention, q, k, v, is_causal=True, enable_gqa=True),
+        "psa": partial(psa_attention, q, k, v, CONFIG, is_causal=True, impl="cpu"),
+        "choice": partial(levels_of, q, k, v, CONFIG, is_causal=True),
+        "kernel": partial(pyramid_attention, q, k, v, levels, is_causal=True, impl="cpu", **BLOCKS),
+    }
+    seconds = seconds_by_round(functions, rounds=rounds, device=CPU, warm_up=False)
+    density = float(read_density(levels, Blocks.of(q, k, CONFIG.block_m, CONFIG.block_n, is_causal=True)).mean())
     return {
         "part": "attention",
         "model": shape.name,
         "measured": f"{group} of {heads} query heads, 1 of {key_heads} key heads",
         "tokens": tokens,
-        "density": float(density),
-        "density_with_estimation": float(density) + estimation_cost(CONFIG.importance, **blocks),
+        "density": density,
+        "density_with_estimation": density + estimation_cost(CONFIG.importance, **BLOCKS),
         "seconds": seconds,
         "speedup": ratios(seconds, "dense", "psa"),
         "kernel_speedup": ratios(seconds, "dense", "kernel"),
@@ -136,6 +128,7 @@ def measure_prefill(shape: Shape, model: PreTrainedModel, tokens: int, rounds: i
     """A whole prefill into an empty cache, dense and with PSA attached."""
     ids = torch.randint(0, VOCABULARY, (1, tokens), generator=torch.Generator().manual_seed(tokens))
     extras = {"logits_to_keep": 1} if hasattr(model, "lm_head") else {}
+    summaries: list[Any] = []
 
     def run() -> None:
         model(input_ids=ids, use_cache=True, **extras)
@@ -145,8 +138,8 @@ def measure_prefill(shape: Shape, model: PreTrainedModel, tokens: int, rounds: i
             run()
             summaries.append(handle.stats().summary)
 
-    summaries: list[Any] = []
-    seconds = _time({"dense": run, "psa": run_sparse}, rounds)
+    seconds = seconds_by_round({"dense": run, "psa": run_sparse}, rounds=rounds, device=CPU, warm_up=False)
+    shares = [summary.sparse_seconds / whole for summary, whole in zip(summaries, seconds["psa"], strict=True)]
     layers = model.config.num_hidden_layers
     return {
         "part": "prefill",
@@ -157,14 +150,12 @@ def measure_prefill(shape: Shape, model: PreTrainedModel, tokens: int, rounds: i
         "density_with_estimation": summaries[-1].prefill_density_with_estimation,
         "seconds": seconds,
         "speedup": ratios(seconds, "dense", "psa"),
-        "attention_share": statistics.median(
-            s.sparse_seconds / whole for s, whole in zip(summaries, seconds["psa"], strict=True)
-        ),
+        "attention_share": median(shares),
     }
 
 
 def page(report: Report) -> str:
-    """The report as a page."""
+    """A row a part, model and length."""
     config = report["config"]
     words = (
         f"Speed-up over SDPA with its causal mask: median of {report['rounds']} rounds (least to most), "
@@ -173,36 +164,30 @@ def page(report: Report) -> str:
         "follows from fixed shares of the blocks, not from what a text needs.",
         "",
     )
-    rows = []
-    for case in report["cases"]:
-        texts = {
-            "median": {name: statistics.median(case["seconds"][name]) for name in ("dense", "psa")},
-            "ratio": _range(case["speedup"]),
-            "kernel": _range(case["kernel_speedup"]) if "kernel_speedup" in case else "-",
-            "share": f"{case['estimation_share']['median']:.0%} of PSA" if "estimation_share" in case else "-",
-        }
-        rows.append(case | texts)
+    spread = "{median:.2f}x ({least:.2f}-{most:.2f})"
     columns = {name: f"{{{name}}}" for name in ("part", "model", "measured", "tokens")} | {
         "density": "{density:.3f}",
         "with estimation": "{density_with_estimation:.3f}",
-        "SDPA s": "{median[dense]:.2f}",
-        "PSA s": "{median[psa]:.2f}",
+        "SDPA s": "{dense:.2f}",
+        "PSA s": "{psa:.2f}",
         "speed-up": "{ratio}",
         "levels alone": "{kernel}",
         "choosing levels": "{share}",
     }
+    rows = []
+    for case in report["cases"]:
+        texts = {"ratio": spread.format(**case["speedup"]), "kernel": "-", "share": "-"}
+        if case["part"] == "attention":
+            texts["kernel"] = spread.format(**case["kernel_speedup"])
+            texts["share"] = f"{case['estimation_share']['median']:.0%} of PSA"
+        rows.append(case | texts | {name: median(case["seconds"][name]) for name in ("dense", "psa")})
     return "\n".join([*heading(report, "Causal prefill on a CPU", *words), *table_of(rows, columns), ""])
-
-
-def _range(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f}x ({ratio['least']:.2f}-{ratio['most']:.2f})"
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16384, 32768])
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--parts", nargs="+", choices=("attention", "prefill"), default=["attention", "prefill"])
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -210,15 +195,11 @@ def main() -> None:
     run, cases = Run("prefill_speed", args.output), []
     with torch.no_grad():
         for shape in (SHAPES[name] for name in args.models):
-            model = shape.make_model(dtype) if "prefill" in args.parts else None
+            model = shape.model(shape.config).eval().to(dtype)
             for tokens in args.tokens:
                 name = f"{shape.name}, {tokens} tokens"
-                if "attention" in args.parts:
-                    how = (shape, tokens, dtype, args.rounds)
-                    cases.append(run.piece(f"{name}, attention", measure_attention, *how))
-                if model is not None:
-                    how = (shape, model, tokens, args.rounds)
-                    cases.append(run.piece(f"{name}, prefill", measure_prefill, *how))
+                cases.append(run.piece(f"{name}, attention", measure_attention, shape, tokens, dtype, args.rounds))
+                cases.append(run.piece(f"{name}, prefill", measure_prefill, shape, model, tokens, args.rounds))
     settings = CONFIG.model_dump(mode="json", include={"block_m", "block_n", "mask_ratios", "importance"})
     run.write({"dtype": args.dtype, "rounds": args.rounds, "config": settings, "cases": cases}, page)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 from harness import Report, Run, curves, heading, options, table
-from real.inputs import InputSet, made_sets, text_set, video_set, vit_sets
+from real.inputs import InputSet, input_sets
 from real.methods import Method, Row, measure_set
 from shares import BLOCK_SPARSE, DEFAULT
 
@@ -33,7 +33,7 @@ PAPER_MASS: Final = {1: 0.4, 2: 0.1, 4: 0.1, 8: 0.2}
 BLOCKS, PUBLISHED = Method("block sparsity (levels 1/0)", BLOCK_SPARSE), Method("default shares", DEFAULT)
 BASE: Final = Method("wide shares", WIDE)
 """What groups on blocks, order, estimator and cap vary."""
-BUDGET: Final = Method("budget", None, importance="representative")
+BUDGET: Final = Method("budget", None, mode="budget", importance="representative")
 
 GROUPS: Final[dict[str, tuple[Method, ...]]] = {
     "levels": (BLOCKS, PUBLISHED, Method("default shares of mass", PAPER_MASS, mode="thresholdbound"), BASE),
@@ -78,14 +78,17 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
     ),
 }
 """By the question that a group answers. The same way may stand in several under other names; it is measured once."""
-WITHOUT_GRID_CHOICES: Final = ("levels", "instead of dropping", "estimator", "budget")
-"""Groups measured on inputs too small or too odd for the questions of the others."""
-UNDER_A_MASK: Final = ("budget",)
+FITTING: Final = {
+    "vit": tuple(GROUPS),
+    "text": ("budget",),
+    "other": ("levels", "instead of dropping", "estimator", "budget"),
+}
+"""Groups by the kind of a set: some inputs are too small or too odd for the questions of the others."""
 
 
 def measure(inputs: InputSet, groups: Sequence[str], costs: Sequence[float], blocks: int) -> list[Row]:
-    """Rows of `measure_set` for the methods of `groups` that fit the set's blocks, each with its group."""
-    listed = [(group, method) for group in groups for method in GROUPS[group]]
+    """Rows of `measure_set` for the methods of `groups` that fit the set and its blocks, each with its group."""
+    listed = [(group, m) for group in groups if group in FITTING[inputs.kind] for m in GROUPS[group]]
     listed = [(group, m) for group, m in listed if m.coarsest <= (inputs.block_n or m.block_n)]
     distinct = {_settings(method): method for _, method in listed}
     found = measure_set(inputs, distinct, costs, blocks)
@@ -103,47 +106,44 @@ def _settings(method: Method) -> str:
 
 
 def page(report: Report) -> str:
-    """A picture, and tables."""
-    vit, others = report["vit_sets"], report["other_sets"]
-    return "\n".join(
-        [
-            *heading(report, "Real attention"),
-            "Relative L2 error of the attention output against dense attention: mean over heads and layers. Cost is",
-            "a share of dense attention's multiply-adds: what is read, the estimate of importance, and finding the",
-            f"order. Tables are at a total cost of {SHOWN_COST:g}; a dash: the method costs more, however little it",
-            "reads. Vision transformer: four layers, six heads, 20,736 tokens (16x36x36) of two clips; `rope`: with a",
-            "3D rotary embedding on queries and keys. `exact` importance is a lower bound that none can have for free.",
-            *("", f"![Error against cost]({report['picture']})", "", "## Vision transformer", ""),
-            *_table(report, vit, mean=True),
-            *("", "## The built-in video model, text, random inputs, and inputs made to break sparse attention", ""),
-            *("Made inputs have values that are noise: where attention is flat all that is left out is lost.", ""),
-            *_table(report, others, mean=False),
-            "",
-        ]
+    """A picture, and a table for each kind of inputs."""
+    words = (
+        "Relative L2 error of the attention output against dense attention: mean over heads and layers. Cost is",
+        "a share of dense attention's multiply-adds: what is read, the estimate of importance, and finding the",
+        f"order. Tables are at a total cost of {SHOWN_COST:g}; a dash: the method costs more, however little it",
+        "reads. Vision transformer: four layers, six heads, 20,736 tokens (16x36x36) of two clips; `rope`: with a",
+        "3D rotary embedding on queries and keys. `exact` importance is a lower bound that none can have for free.",
     )
+    lines = [
+        *heading(report, "Real attention", *words),
+        *("", f"![Error against cost]({report['picture']})", "", "## Vision transformer", ""),
+        *_table(report, report["vit_sets"], mean=True),
+        *("", "## The built-in video model, text, random inputs, and inputs made to break sparse attention", ""),
+        *("Made inputs have values that are noise: where attention is flat all that is left out is lost.", ""),
+        *_table(report, report["other_sets"], mean=False),
+    ]
+    return "\n".join([*lines, ""])
 
 
 def _table(report: Report, sets: list[str], *, mean: bool) -> list[str]:
-    rows, lines = report["rows"], []
-    for group, methods in ((group, GROUPS[group]) for group in report["groups"]):
-        cells = [
-            [method.name, *(_cell(_mean(rows, group, method, [name])) for name in sets)]
-            + [_cell(_mean(rows, group, method, sets))] * mean
-            for method in methods
-        ]
+    """A column a set, and their mean; methods without a number in any are left out."""
+    columns = {name: [name] for name in sets} | ({"mean": sets} if mean else {})
+    lines = []
+    for group in report["groups"]:
+        cells = [[m.name, *(_cell(_mean(report, group, m, of)) for of in columns.values())] for m in GROUPS[group]]
         if cells := [line for line in cells if set(line[1:]) != {"-"}]:
-            lines += [[f"**{group}**", *[""] * (len(sets) + mean)], *cells]
-    return table(["", *sets, *["mean"] * mean], lines)
+            lines += [[f"**{group}**", *[""] * len(columns)], *cells]
+    return table(["", *columns], lines)
 
 
 def _cell(error: float | None) -> str:
     return "-" if error is None else f"{error:.3f}"
 
 
-def _mean(rows: list[Row], group: str, method: Method, sets: Sequence[str], cost: float = SHOWN_COST) -> float | None:
+def _mean(report: Report, group: str, method: Method, sets: list[str], cost: float = SHOWN_COST) -> float | None:
     """Mean error over sets; None where one of them lacks the method at that cost."""
     wanted = (group, method.name, cost, True)
-    found = [row for row in rows if (row["group"], row["method"], row["wanted"], row["reached"]) == wanted]
+    found = [row for row in report["rows"] if (row["group"], row["method"], row["wanted"], row["reached"]) == wanted]
     errors = [row["error"] for row in found if row["set"] in sets]
     return sum(errors) / len(errors) if len(errors) == len(sets) else None
 
@@ -155,7 +155,7 @@ def draw(report: Report) -> Figure:
         for group in report["groups"]
         for method in GROUPS[group]
         for cost in report["costs"]
-        if (error := _mean(report["rows"], group, method, report["vit_sets"], cost)) is not None
+        if (error := _mean(report, group, method, report["vit_sets"], cost)) is not None
     ]
     words = "relative error of the output, mean over the vision transformer's sets"
     return curves(points, "total cost, share of dense attention", words, line=SHOWN_COST)
@@ -168,16 +168,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=16, help="query blocks of each head that are looked at")
     args = parser.parse_args()
     costs = QUICK_COSTS if args.quick else COSTS
-    vit = vit_sets(quick=args.quick)
-    text = text_set(quick=args.quick)
-    others = [*([] if args.quick else [video_set()]), text, *made_sets(quick=args.quick)]
     run, rows = Run("real_attention", args.output), []
+    sets: dict[str, list[str]] = {"vit_sets": [], "other_sets": []}
     with torch.no_grad():
-        for inputs in (*others, *vit):
-            fitting = GROUPS if inputs in vit else UNDER_A_MASK if inputs is text else WITHOUT_GRID_CHOICES
-            groups = [group for group in args.groups if group in fitting]
-            rows += run.piece(inputs.name, measure, inputs, groups, costs, args.blocks)
-    sets = {"vit_sets": [inputs.name for inputs in vit], "other_sets": [inputs.name for inputs in others]}
+        for inputs in input_sets(quick=args.quick):
+            rows += run.piece(inputs.name, measure, inputs, args.groups, costs, args.blocks)
+            sets["vit_sets" if inputs.kind == "vit" else "other_sets"].append(inputs.name)
     run.write({"blocks": args.blocks, "costs": costs, "groups": args.groups, **sets, "rows": rows}, page, draw)
 
 

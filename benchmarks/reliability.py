@@ -2,23 +2,10 @@
 
 `python benchmarks/reliability.py kill=20` runs one check at a size, without names all at their full sizes. Each says
 what it tried, how often, and what was wrong; the exit code is 1 if anything was.
-
-| check | its size counts |
-|---|---|
-| `fuzz` | a random call of the operator, against the definition in float64 |
-| `inputs` | a command line or file with a mistake in it: one clear error, and nothing written |
-| `kill` | a SIGKILL at a random moment of a batch of videos, which then goes on |
-| `disk` | a full disk, at each write in turn, of each command that writes (as many writes as size) |
-| `folder` | two processes with the same prompts into one folder at once |
-| `tune` | an interrupt (SIGINT) at a random moment of `psa tune` |
-| `memory` | a video in one process |
-| `soak` | a second of attaching, running at changing sizes and presets, and detaching |
-| `seed` | a further process that makes the same videos, the last time as two that share them |
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import gc
 import json
@@ -30,13 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from unittest import mock
 
 import torch
-from harness import RESULTS, Run, heading, table
+from harness import Run, heading, options, table
 from typer.testing import CliRunner
 
 from psa_triton import apply_psa, load_preset
@@ -51,215 +40,186 @@ SMALL = ["--width", "96", "--height", "96", "--num-frames", "9", "--steps", "2",
 SPARSE = ["--attention-preset", "psa_budget", "--min-tokens", "0"]
 PROMPTS = [f"a {c} {s} moving {d}" for c in ("red", "blue") for s in ("square", "ring") for d in ("left", "up")]
 
-Found = dict[str, Any]
-"""`tried`, how many; `wrong`, a line for each that was; and what else is worth telling."""
+Extras = dict[str, Any]
+"""What else is worth telling of a check, and `tried`, if that is not its size."""
 
 
-def fuzz(size: int) -> Found:
-    """Random calls of the operator."""
+def fuzz(size: int, folder: Path, wrong: list[str]) -> Extras:
+    """Random calls of the operator, against the definition in float64."""
     done = python("tests/test_fuzz.py", "--cases", str(size))
-    *wrong, last = done.stdout.splitlines() or [done.stderr[-300:]]
-    return {"tried": size, "wrong": wrong if last == f"{size} cases, {len(wrong)} wrong" else [*wrong, last]}
+    *found, last = done.stdout.splitlines() or [done.stderr[-300:]]
+    wrong += found if last == f"{size} cases, {len(found)} wrong" else [*found, last]
+    return {}
 
 
-def inputs(size: int) -> Found:
-    """Mistakes of people: the suite has each with the words that it must be answered with."""
-    files = [
-        "tests/test_malformed.py",
-        *(f"tests/tools/cli/test_{name}.py" for name in ("mistakes", "options", "presets")),
-    ]
-    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
+def inputs(size: int, folder: Path, wrong: list[str]) -> Extras:
+    """Mistakes in commands and files: each gets one clear error, and nothing is written. The suite has them."""
+    of_commands = [f"tests/tools/cli/test_{name}.py" for name in ("mistakes", "options", "presets")]
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_malformed.py", *of_commands)
     passed = re.search(r"(\d+) passed", done.stdout)
-    failed = re.findall(r"^(?:FAILED|ERROR) (.*)", done.stdout, re.MULTILINE)
-    tried = len(failed) + (int(passed[1]) if passed else 0)
-    short = [f"{tried} are there, {size} were asked for"] if tried < size else []
-    return {"tried": tried, "wrong": failed + short}
+    wrong += re.findall(r"^(?:FAILED|ERROR) (.*)", done.stdout, re.MULTILINE)
+    tried = len(wrong) + (int(passed[1]) if passed else 0)
+    if tried < size:
+        wrong.append(f"{tried} are there, {size} were asked for")
+    return {"tried": tried}
 
 
-def kill(size: int) -> Found:
+def kill(size: int, folder: Path, wrong: list[str]) -> Extras:
     """SIGKILL at random moments of a batch of eight; what is there must be whole, and the rest must come as ever."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, command = Path(name), generating(PROMPTS)
-        duration = psa(*command, str(folder / "whole"))
-        expected = videos(folder / "whole")
-        draw, wrong, killed = random.Random(0), [], 0
-        for index in range(size):
-            out = folder / f"out_{index}"
-            process = start(*command, str(out))
-            time.sleep(draw.uniform(0.3, 1) * duration)
-            killed += process.poll() is None
-            process.kill()
-            process.communicate()
-            wrong += [f"{index}: {fault}" for fault in half_done(out)]
-            psa(*command, str(out))
-            if videos(out) != expected:
-                wrong.append(f"{index}: after going on, videos are missing or other bytes")
-    return {"tried": size, "wrong": wrong, "killed in time": killed, "videos": len(expected)}
+    draw, killed, command = random.Random(0), 0, generating(PROMPTS)
+    duration = psa(*command, str(folder / "whole"))
+    expected = videos(folder / "whole")
+    for index in range(size):
+        out = folder / str(index)
+        code, _ = interrupted(signal.SIGKILL, draw.uniform(0.3, 1) * duration, *command, str(out))
+        killed += code == -signal.SIGKILL
+        wrong += [f"{index}: {fault}" for fault in half_done(out)]
+        psa(*command, str(out))
+        if videos(out) != expected:
+            wrong.append(f"{index}: after going on, videos are missing or other bytes")
+    return {"killed in time": killed, "videos": len(expected)}
 
 
-def disk(size: int) -> Found:
-    """The disk is full at the first write, at the second, and so on, until the command has none left."""
+def disk(size: int, folder: Path, wrong: list[str]) -> Extras:
+    """The disk is full at the first, the second, ... write of each command, until that has no more of them."""
+    guided = ["--prompt", PROMPTS[0], *SMALL[:-4]]
     commands = {
         "generate": ["--prompt", PROMPTS[0], "--prompt", PROMPTS[1], *SMALL, *SPARSE],
         "compare": ["--prompt", PROMPTS[0], *SMALL, "--ceiling", "none", "--no-warm-up"],
-        "inspect": ["--prompt", PROMPTS[0], *SMALL[:-4], "--layers", "0", "--heads", "0", "--save-qkv"],
-        "tune": ["--prompt", PROMPTS[0], *SMALL[:-4], "--steps", "2", "--warmup-steps", "0", "--query-blocks", "1"],
+        "inspect": [*guided, "--layers", "0", "--heads", "0", "--save-qkv"],
+        "tune": [*guided, "--steps", "2", "--warmup-steps", "0", "--query-blocks", "1"],
     }
-    tried, wrong, sync = 0, [], os.fsync
-    for command, options in commands.items():
+    tried = 0
+    for command, words in commands.items():
         for full_at in range(1, size + 1):
-            writes = 0
-
-            def fsync(descriptor: int, full_at: int = full_at) -> None:
-                nonlocal writes
-                writes += 1
-                if writes >= full_at:
-                    raise OSError(errno.ENOSPC, "No space left on device")
-                sync(descriptor)
-
-            with tempfile.TemporaryDirectory() as name, mock.patch("os.fsync", fsync):
-                to = ["--output", f"{name}/my.yaml"] if command == "tune" else ["--output-dir", f"{name}/out"]
-                result = CliRunner().invoke(app, [command, *options, *to])
-                faults = half_done(Path(name))
-            if writes < full_at:
+            out = folder / f"{command}_{full_at}"
+            out.mkdir()
+            to = ["--output", f"{out}/my.yaml"] if command == "tune" else ["--output-dir", f"{out}/out"]
+            with full_disk(full_at) as writes:
+                result = CliRunner().invoke(app, [command, *words, *to])
+            if len(writes) < full_at:
                 if result.exit_code != 0:
                     wrong.append(f"{command}, with room: {result.output[-200:]}")
                 break
             tried += 1
+            faults = half_done(out)
             if result.exit_code != 1 or "could not be written" not in result.output:
                 faults.append(f"exit code {result.exit_code}: {result.output[-200:]}")
             wrong += [f"{command}, write {full_at}: {fault}" for fault in faults]
-    return {"tried": tried, "wrong": wrong}
+    return {"tried": tried}
 
 
-def folder(size: int) -> Found:
-    """Two processes are given the same eight prompts and the same folder at the same time."""
-    wrong = []
-    with tempfile.TemporaryDirectory() as name:
-        for index in range(size):
-            out = Path(name) / str(index)
-            running = [start(*generating(PROMPTS), str(out)) for _ in range(2)]
-            for process in running:
-                told, _ = process.communicate()
-                # What the other one makes is no video of its own: it says so, and nothing else may fail.
-                failed = re.findall(r"^  video_.*", told, re.MULTILINE)
-                strange = [line for line in failed if not re.search("(made|written) by (another )?process", line)]
-                if strange or process.returncode != bool(failed):
-                    wrong.append(f"{index}: exit code {process.returncode}: {strange or told[-300:]}")
-            wrong += [f"{index}: {fault}" for fault in half_done(out)]
-            made = sorted(prompt for _, prompt in videos(out).values())
-            if made != sorted(PROMPTS):
-                wrong.append(f"{index}: expected each of {len(PROMPTS)} prompts once, got {made}")
-    return {"tried": size, "wrong": wrong}
+def folder(size: int, folder: Path, wrong: list[str]) -> Extras:
+    """Two processes with the same eight prompts into one folder at once."""
+    for index in range(size):
+        out = folder / str(index)
+        for process in [start(*generating(PROMPTS), str(out)) for _ in range(2)]:
+            told, _ = process.communicate()
+            # What the other one makes is no video of its own: it says so, and nothing else may fail.
+            failed = re.findall(r"^  video_.*", told, re.MULTILINE)
+            strange = [line for line in failed if not re.search("(made|written) by (another )?process", line)]
+            if strange or process.returncode != bool(failed):
+                wrong.append(f"{index}: exit code {process.returncode}: {strange or told[-300:]}")
+        wrong += [f"{index}: {fault}" for fault in half_done(out)]
+        made = sorted(prompt for _, prompt in videos(out).values())
+        if made != sorted(PROMPTS):
+            wrong.append(f"{index}: expected each of {len(PROMPTS)} prompts once, got {made}")
+    return {}
 
 
-def tune(size: int) -> Found:
-    """Interrupts of `psa tune` leave no file, or a whole one."""
-    draw, wrong = random.Random(0), []
-    with tempfile.TemporaryDirectory() as name:
-        options = [*SMALL[:-4], "--steps", "4", "--warmup-steps", "0", "--query-blocks", "2"]
-        command = ["tune", "--prompt", PROMPTS[0], *options, "--output"]
-        duration = psa(*command, f"{name}/whole.yaml")
-        for index in range(size):
-            file = Path(name) / str(index) / "my.yaml"
-            file.parent.mkdir()
-            process = start(*command, str(file))
-            time.sleep(draw.uniform(0.4, 1) * duration)
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate()
-            if process.returncode not in (0, 130, -signal.SIGINT):  # the last: before anything is loaded
-                wrong.append(f"{index}: exit code {process.returncode}: {err[-200:]}")
-            left = sorted(path.name for path in file.parent.iterdir())
-            if left not in ([], ["my.yaml", "my_psa_tuned.png"]) or (process.returncode == 0 and not left):
-                wrong.append(f"{index}: exit code {process.returncode}, left {left}")
-            elif left:  # also where the interrupt came when all was written
-                load_presets_file(file)
-    return {"tried": size, "wrong": wrong}
+def tune(size: int, folder: Path, wrong: list[str]) -> Extras:
+    """Interrupts (SIGINT) at random moments of `psa tune` leave no file, or a whole one."""
+    words = [*SMALL[:-4], "--steps", "4", "--warmup-steps", "0", "--query-blocks", "2"]
+    draw, command = random.Random(0), ["tune", "--prompt", PROMPTS[0], *words, "--output"]
+    duration = psa(*command, f"{folder}/whole.yaml")
+    for index in range(size):
+        file = folder / str(index) / "my.yaml"
+        file.parent.mkdir()
+        code, told = interrupted(signal.SIGINT, draw.uniform(0.4, 1) * duration, *command, str(file))
+        if code not in (0, 130, -signal.SIGINT):  # the last: before anything is loaded
+            wrong.append(f"{index}: exit code {code}: {told[-200:]}")
+        left = sorted(path.name for path in file.parent.iterdir())
+        if left not in ([], ["my.yaml", "my_psa_tuned.png"]) or (code == 0 and not left):
+            wrong.append(f"{index}: exit code {code}, left {left}")
+        elif left:  # also where the interrupt came when all was written
+            load_presets_file(file)
+    return {}
 
 
-def memory(size: int) -> Found:
-    """Memory of the process after the tenth video, and after the last."""
+def memory(size: int, folder: Path, wrong: list[str]) -> Extras:
+    """Videos in one process: its memory after the tenth, and after the last."""
     source, pipe = built_in()
-    attention = choose_attention(source, "psa_refresh")
-    requests = make_requests(source, [PROMPTS[i % 8] for i in range(size)], seed=0, settings=settings(steps=4))
-    sizes = []
-    for request in requests:
+    attention, sizes = choose_attention(source, "psa_refresh"), []
+    for request in make_requests(source, [PROMPTS[i % 8] for i in range(size)], seed=0, settings=settings(steps=4)):
         generate_video(pipe, request, attention)
         sizes.append(resident())
-    warm = min(9, size - 1)
-    growth = (sizes[-1] - sizes[warm]) >> 20
-    wrong = [f"grew by {growth} MiB"] if growth > 32 else []
-    return {"tried": size, "wrong": wrong, "MiB after 10": sizes[warm] >> 20, "MiB at the end": sizes[-1] >> 20}
+    warm, last = sizes[min(9, size - 1)], sizes[-1]
+    if (growth := (last - warm) >> 20) > 32:
+        wrong.append(f"grew by {growth} MiB")
+    return {"MiB after 10": warm >> 20, "MiB at the end": last >> 20}
 
 
-def soak(size: int) -> Found:
-    """Attached and detached for some seconds, at changing sizes and presets; the model must stay what it was."""
+def soak(size: int, folder: Path, wrong: list[str]) -> Extras:
+    """Seconds of attaching, running at changing sizes and presets, and detaching: the model stays what it was."""
     source, pipe = built_in()
-    presets = ["psa_balanced", "psa_budget", "psa_refresh", "psa_timing"]
-    shapes = [(96, 9), (64, 17), (96, 17), (48, 5), (64, 5)]
-    draw, wrong, rounds, sizes = random.Random(0), [], 0, []
-    plain: dict[tuple[int, int], Any] = {}
     dense = choose_attention(source, "baseline")
+    presets = [load_preset("tiny-wan", f"psa_{name}") for name in ("balanced", "budget", "refresh", "timing")]
+    shapes = [(96, 9), (64, 17), (96, 17), (48, 5), (64, 5)]
+    draw, sizes = random.Random(0), []
 
     def video(side: int, frames: int) -> Any:
         (request,) = make_requests(source, [PROMPTS[0]], seed=0, settings=settings(side, frames))
         return generate_video(pipe, request, dense).frames
 
-    end = time.monotonic() + size
+    plain, end = cache(video), time.monotonic() + size
     while time.monotonic() < end:
-        shape = draw.choice(shapes)
-        if shape not in plain:
-            plain[shape] = video(*shape)
-        options = {"max_error": 0.1} if draw.random() < 0.3 else {}
-        config = load_preset("tiny-wan", draw.choice(presets)).replace(warmup_steps=draw.choice([0, 1]))
-        with apply_psa(pipe, config, min_tokens=0, **options) as handle:
-            side, frames = shape
+        side, frames = draw.choice(shapes)
+        expected = plain(side, frames)
+        bound = {"max_error": 0.1} if draw.random() < 0.3 else {}
+        config = draw.choice(presets).replace(warmup_steps=draw.choice([0, 1]))
+        with apply_psa(pipe, config, min_tokens=0, **bound) as handle:
             generator = torch.Generator().manual_seed(0)
             pipe(PROMPTS[1], height=side, width=side, num_frames=frames, num_inference_steps=3, generator=generator)
             if not handle.stats().records:
-                wrong.append(f"round {rounds}: nothing was counted")
-        if draw.random() < 0.2 and not (video(*shape) == plain[shape]).all():
-            wrong.append(f"round {rounds}: after detaching the dense video is another")
-        rounds += 1
+                wrong.append(f"round {len(sizes)}: nothing was counted")
+        if draw.random() < 0.2 and not (video(side, frames) == expected).all():
+            wrong.append(f"round {len(sizes)}: after detaching the dense video is another")
         gc.collect()
         sizes.append(resident())
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.transformer.modules())
-    if hooks:
+    if hooks := sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.transformer.modules()):
         wrong.append(f"{hooks} hooks are left")
-    growth = (sizes[-1] - sizes[len(sizes) // 3]) >> 20
-    if growth > 48:
+    if (growth := (sizes[-1] - sizes[len(sizes) // 3]) >> 20) > 48:
         wrong.append(f"grew by {growth} MiB in the last two thirds")
-    return {"tried": size, "wrong": wrong, "rounds": rounds, "MiB grown in the last two thirds": growth}
+    return {"rounds": len(sizes), "MiB grown in the last two thirds": growth}
 
 
-def seed(size: int) -> Found:
-    """The same prompts and seeds, by one process again and again, then by two that share them: the same bytes."""
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        made = []
-        for index in range(size + 1):
-            out = Path(name) / str(index)
-            shared = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if index == size else []
-            done = python(*shared, "-m", "psa_triton", *generating(PROMPTS[:4]), str(out))
-            if done.returncode:
-                wrong.append(f"run {index}: {done.stderr[-300:]}")
-            made.append(videos(out))
-        wrong += [f"run {index}: other bytes" for index, found in enumerate(made) if found != made[0]]
-    return {"tried": size, "wrong": wrong, "videos": len(made[0])}
+def seed(size: int, folder: Path, wrong: list[str]) -> Extras:
+    """The same videos by further processes, the last time by two that share them: the same bytes."""
+    made = []
+    for index in range(size + 1):
+        shared = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if index == size else []
+        out = folder / str(index)
+        done = python(*shared, "-m", "psa_triton", *generating(PROMPTS[:4]), str(out))
+        if done.returncode:
+            wrong.append(f"run {index}: {done.stderr[-300:]}")
+        made.append(videos(out))
+    wrong += [f"run {index}: other bytes" for index, found in enumerate(made) if found != made[0]]
+    return {"videos": len(made[0])}
 
 
-CHECKS: dict[str, tuple[Callable[[int], Found], int]] = {
-    "fuzz": (fuzz, 10_000),
-    "inputs": (inputs, 200),
-    "kill": (kill, 20),
-    "disk": (disk, 50),
-    "folder": (folder, 5),
-    "tune": (tune, 10),
-    "memory": (memory, 50),
-    "soak": (soak, 600),
-    "seed": (seed, 5),
+FULL_SIZES: Final[dict[Callable[[int, Path, list[str]], Extras], int]] = {
+    fuzz: 10_000,
+    inputs: 200,
+    kill: 20,
+    disk: 50,
+    folder: 5,
+    tune: 10,
+    memory: 50,
+    soak: 600,
+    seed: 5,
 }
-"""Each with its full size."""
+CHECKS: Final = {check.__name__: check for check in FULL_SIZES}
+"""Each adds what was wrong to a list, given a size and an empty folder; its docstring begins with what that counts."""
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -271,6 +231,15 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def interrupted(sent: signal.Signals, seconds: float, *arguments: str) -> tuple[int, str]:
+    """Exit code and last words of a command that is sent a signal after some seconds."""
+    process = start(*arguments)
+    time.sleep(seconds)
+    process.send_signal(sent)
+    _, told = process.communicate()
+    return process.returncode, told
+
+
 def psa(*arguments: str) -> float:
     """Seconds that the command takes. Raises if it fails."""
     began = time.monotonic()
@@ -278,6 +247,21 @@ def psa(*arguments: str) -> float:
     if done.returncode:
         raise RuntimeError(f"psa {' '.join(arguments)}: {done.stdout[-300:]} {done.stderr[-300:]}")
     return time.monotonic() - began
+
+
+@contextmanager
+def full_disk(full_at: int) -> Iterator[list[int]]:
+    """From that write on, counted from 1, nothing fits any more; gives what was written to."""
+    writes, sync = [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        writes.append(descriptor)
+        if len(writes) >= full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with mock.patch("os.fsync", fsync):
+        yield writes
 
 
 def generating(prompts: Sequence[str]) -> list[str]:
@@ -324,37 +308,36 @@ def resident() -> int:
 
 
 def page(report: dict[str, Any]) -> str:
-    rows = []
+    rows, wrong = [], []
     for name, found in report["checks"].items():
         more = ", ".join(f"{key} {value}" for key, value in found.items() if key not in ("tried", "wrong", "seconds"))
         rows.append([name, str(found["tried"]), str(len(found["wrong"])), str(found["seconds"]), more or "-"])
-    lines = heading(report, "Reliability")
-    lines += table(["check", "size", "wrong", "seconds", "besides"], rows)
-    lines += ["", *(f"* {name}: {line}" for name, found in report["checks"].items() for line in found["wrong"])]
-    return "\n".join(lines) + "\n"
+        wrong += [f"* {name}: {line}" for line in found["wrong"]]
+    lines = [*heading(report, "Reliability"), *table(["check", "size", "wrong", "seconds", "besides"], rows)]
+    return "\n".join([*lines, "", *wrong]) + "\n"
+
+
+def measure(name: str, size: int) -> dict[str, Any]:
+    """`tried`, how many; `wrong`, a line for each that was; and what else is worth telling."""
+    wrong: list[str] = []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        extras = CHECKS[name](size, Path(folder), wrong)
+    return {"tried": size, "wrong": wrong} | extras | {"seconds": round(time.monotonic() - began)}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options("\n".join([__doc__, *(f"{name:8}{check.__doc__}" for name, check in CHECKS.items())]))
     parser.add_argument("checks", nargs="*", default=list(CHECKS), metavar="CHECK[=SIZE]", help="by default all")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    asked = dict(text.partition("=")[::2] for text in options.checks)
+    args = parser.parse_args()
+    asked = dict(text.partition("=")[::2] for text in args.checks)
     if unknown := asked.keys() - CHECKS.keys():
         parser.error(f"expected some of {', '.join(CHECKS)}, got {', '.join(sorted(unknown))}")
-    run = Run("reliability", options.output)
-    checks = {}
-    for name, size in asked.items():
-        check, full = CHECKS[name]
-        checks[name] = run.piece(name, timed, check, int(size or full))
+    run = Run("reliability", args.output)
+    sizes = {name: int(size or FULL_SIZES[CHECKS[name]]) for name, size in asked.items()}
+    checks = {name: run.piece(name, measure, name, size) for name, size in sizes.items()}
     run.write({"checks": checks}, page)
     return int(any(found["wrong"] for found in checks.values()))
-
-
-def timed(check: Callable[[int], Found], size: int) -> Found:
-    began = time.monotonic()
-    found = check(size)
-    return {**found, "seconds": round(time.monotonic() - began)}
 
 
 if __name__ == "__main__":

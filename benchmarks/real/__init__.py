@@ -1,1 +1,1 @@
-"""What `real_attention.py` and `fidelity.py` share: inputs, samples of them, and methods at a wanted total cost."""
+"""What `real_attention.py` measures: sets of inputs, samples of them, and methods at a wanted total cost."""

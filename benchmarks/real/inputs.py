@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
-from smollm2 import tapped_qkv
-from tensors import AttentionTensors, Grid
+import torch
+from smollm2 import load_model, token_ids
+from tensors import AttentionTensors, Grid, Tap
 from tensors.adversarial import CASES, adversarial_tensors
 from tensors.frames import CLIPS
 from tensors.tiny_wan import tiny_wan_cases
-from tensors.vit import LAYERS, VARIANTS, vit_cases
+from tensors.vit import LAYERS, VARIANTS, Variant, vit_tensors
 
 QUICK_GRID: Final[Grid] = (4, 16, 16)
 TEXT_LAYERS: Final = (3, 12, 21, 28)
@@ -24,39 +25,45 @@ class InputSet:
 
     name: str
     cases: Callable[[], Iterable[AttentionTensors]]
+    kind: Literal["vit", "text", "other"] = "other"
     block_m: int = 128
     block_n: int | None = None
     """Instead of the methods' own, for sequences too short for them."""
 
 
-def vit_sets(*, quick: bool) -> list[InputSet]:
-    """The vision transformer over both clips, with and without rotary embedding."""
+def input_sets(*, quick: bool) -> list[InputSet]:
+    """The built-in video model, a text under its causal mask, made inputs, and the vision transformer over clips."""
     if quick:
-        return [InputSet("bikes/rope", partial(vit_cases, ("bikes",), LAYERS[1:2], ("rope",), grid=QUICK_GRID), 32)]
-    pairs = [(clip, variant) for clip in CLIPS for variant in VARIANTS]
-    return [InputSet(f"{c}/{variant}", partial(vit_cases, (c,), LAYERS, (variant,))) for c, variant in pairs]
-
-
-def video_set() -> InputSet:
-    """The built-in video model's own attention."""
-    return InputSet("tiny-wan", tiny_wan_cases, block_m=32, block_n=32)
-
-
-def made_sets(*, quick: bool) -> list[InputSet]:
-    """Random inputs, and some made to break sparse attention."""
-    settings = dict(grid=QUICK_GRID) if quick else {}
+        made = [InputSet(case, partial(_made, case, QUICK_GRID), block_m=32) for case in CASES]
+        vit = InputSet("bikes/rope", partial(_vit, "bikes", "rope", LAYERS[1:2], QUICK_GRID), "vit", block_m=32)
+        return [_text_set(1024, TEXT_LAYERS[1:2]), *made, vit]
     return [
-        InputSet(case, lambda case=case: [adversarial_tensors(case, **settings)], 32 if quick else 128)
-        for case in CASES
+        InputSet("tiny-wan", tiny_wan_cases, block_m=32, block_n=32),
+        _text_set(8192, TEXT_LAYERS),
+        *(InputSet(case, partial(_made, case)) for case in CASES),
+        *(InputSet(f"{clip}/{way}", partial(_vit, clip, way), "vit") for clip in CLIPS for way in VARIANTS),
     ]
 
 
-def text_set(*, quick: bool) -> InputSet:
-    """SmolLM2 reading a text, under its causal mask."""
-    tokens, layers = (1024, TEXT_LAYERS[1:2]) if quick else (8192, TEXT_LAYERS)
-    return InputSet("SmolLM2, causal", partial(_text_cases, tokens, layers), block_m=32, block_n=32)
+def _made(case: str, *grid: Grid) -> Iterator[AttentionTensors]:
+    yield adversarial_tensors(case, *grid)
 
 
-def _text_cases(tokens: int, layers: tuple[int, ...]) -> Iterator[AttentionTensors]:
-    for layer, (q, k, v) in zip(layers, tapped_qkv(layers, tokens=tokens), strict=True):
-        yield AttentionTensors(f"SmolLM2/layer {layer}", q, k, v, None, is_causal=True, scale=q.shape[-1] ** -0.5)
+def _vit(clip: str, variant: Variant, layers: tuple[int, ...] = LAYERS, *grid: Grid) -> Iterator[AttentionTensors]:
+    for layer in layers:
+        yield vit_tensors(clip, layer, variant, *grid)
+
+
+def _text_set(tokens: int, layers: tuple[int, ...]) -> InputSet:
+    return InputSet("SmolLM2, causal", partial(_text, tokens, layers), "text", block_m=32, block_n=32)
+
+
+@torch.no_grad()
+def _text(tokens: int, layers: tuple[int, ...]) -> list[AttentionTensors]:
+    model, tokenizer = load_model()
+    with Tap(layers) as tap:
+        model.base_model(token_ids(tokenizer, "documentation", tokens), use_cache=False)
+    return [
+        AttentionTensors(f"SmolLM2/layer {layer}", *attended, grid=None)
+        for layer, attended in zip(layers, tap.attended, strict=True)
+    ]

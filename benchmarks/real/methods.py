@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from shares import bounds, scaled
+from shares import greatest, scaled
 from torch import Tensor
 
-from psa_triton import PSAConfig, block_importance, pyramid_attention, select_levels
-from psa_triton.blocks import Blocks
+from psa_triton import PSAConfig, pyramid_attention
+from psa_triton.config import BudgetScope, MaskMode, PoolCorrection
 from psa_triton.importance import estimation_cost
-from psa_triton.levels import cap_levels, exempt_levels, levels_of, read_density, similarity_caps
 from real.inputs import InputSet
-from real.sample import Sample, take_sample
+from real.sample import Order, Sample, take_sample
 
 Row = dict[str, Any]
 """A method on a set at a wanted cost: set, method, wanted, density, cost, error, worst, reached."""
@@ -29,22 +28,29 @@ class Method:
 
     name: str
     shares: Mapping[int, float] | None
-    """Of the blocks, or of the mass, that levels get, times one factor that the cost decides; None: by a budget."""
+    """Of the blocks, or of the mass, that levels get, times one factor that the cost decides; None for a budget."""
     rest: int = 0
     """Level of what is left over; 0 drops it."""
-    mode: Literal["topk", "thresholdbound"] = "topk"
-    budget_scope: Literal["row", "head", "layer"] = "row"
+    mode: MaskMode = "topk"
+    budget_scope: BudgetScope = "row"
     block_n: int = 64
-    order: Literal["raster", "Gilbert", "STA", "SemanticAware", "Hybrid"] = "Gilbert"
+    order: Order = "Gilbert"
     importance: str = "pooled"
     """An estimator, or `exact`: the true attention mass, at no cost. No method can have it; it shows what is left."""
     use_sim_mask: bool = False
-    pool_correction: str = "none"
+    pool_correction: PoolCorrection = "none"
 
     @property
     def coarsest(self) -> int:
         """Level."""
         return max(*(self.shares or {8: 1.0}), self.rest)
+
+    def config(self, sample: Sample) -> PSAConfig:
+        """Under a causal mask the first key block is read in full."""
+        names = ("budget_scope", "block_n", "use_sim_mask", "pool_correction")
+        estimator = {} if self.importance == "exact" else {"importance": self.importance}
+        same = {name: getattr(self, name) for name in names} | estimator
+        return PSAConfig(mask_mode=self.mode, block_m=sample.block_m, keep_first_block=sample.is_causal, **same)
 
 
 @dataclass(frozen=True)
@@ -89,86 +95,37 @@ def measure_method(sample: Sample, method: Method, costs: Iterable[float]) -> li
 
     None for costs that a budget's estimate uses up.
     """
-    is_exact = method.importance == "exact"
-    estimate = 0.0 if is_exact else estimation_cost(method.importance, sample.block_m, method.block_n)
+    config, choices = method.config(sample), sample.choices
+    exact = sample.exact_importance(method.block_n) if method.importance == "exact" else None
+    estimate = estimation_cost(method.importance, config.block_m, config.block_n) if exact is None else 0.0
     overhead = sample.order_cost + estimate
-    choose = _by_budget if method.shares is None else _by_shares
-    levels_within = choose(sample, method)
+
+    def levels_within(density: float) -> Tensor:
+        if method.shares is None:
+            return choices.levels(config.replace(budget=min(1.0, density + estimate)))
+        shares = method.shares
+
+        def levels(factor: float) -> Tensor:
+            return choices.levels(config.replace(mask_ratios=scaled(shares, factor, method.rest)), exact)
+
+        return levels(greatest(lambda factor: choices.density(levels(factor), config) <= density, 1.0 / shares[1]))
+
     points = []
     for wanted in costs:
         if method.shares is None and wanted <= overhead:
             continue
         levels = levels_within(wanted - overhead)
-        found = pyramid_attention(
+        out = pyramid_attention(
             *(sample.q, sample.k, sample.v, levels),
-            block_m=sample.block_m,
-            block_n=method.block_n,
+            block_m=config.block_m,
+            block_n=config.block_n,
             is_causal=sample.is_causal,
-            scale=sample.scale,
-            pool_correction=method.pool_correction,
+            pool_correction=config.pool_correction,
         )
-        read = _read(sample, method, levels)
-        points.append(Point(wanted, read, read + overhead, relative_errors(found, sample.expected)))
+        errors = (out - sample.expected).norm(dim=(-2, -1)) / sample.expected.norm(dim=(-2, -1))
+        read = choices.density(levels, config)
+        points.append(Point(wanted, read, read + overhead, tuple(errors[0].tolist())))
     return points
-
-
-def relative_errors(found: Tensor, expected: Tensor) -> tuple[float, ...]:
-    """Of each head of `[1, H, N, D]`."""
-    return tuple(((found - expected).norm(dim=(-2, -1)) / expected.norm(dim=(-2, -1)))[0].tolist())
-
-
-def _by_budget(sample: Sample, method: Method) -> Callable[[float], Tensor]:
-    """Levels that read at most a density, the estimate not counted."""
-    config = PSAConfig(
-        mask_mode="budget",
-        block_m=sample.block_m,
-        block_n=method.block_n,
-        budget_scope=method.budget_scope,
-        importance=method.importance,
-        keep_first_block=sample.is_causal,
-    )
-    estimate = estimation_cost(method.importance, sample.block_m, method.block_n)
-
-    def within(density: float) -> Tensor:
-        wanted = config.replace(budget=min(1.0, density + estimate))
-        return levels_of(sample.q, sample.k, sample.v, wanted, scale=sample.scale, is_causal=sample.is_causal)
-
-    return within
-
-
-def _by_shares(sample: Sample, method: Method) -> Callable[[float], Tensor]:
-    """Likewise, by the largest factor; under a causal mask the first key block is read in full."""
-    assert method.shares is not None
-    shares = method.shares
-    if method.importance == "exact":
-        importance = sample.exact_importance(method.block_n)
-    else:
-        blocks = dict(block_m=sample.block_m, block_n=method.block_n)
-        importance = block_importance(
-            sample.q, sample.k, method=method.importance, scale=sample.scale, is_causal=sample.is_causal, **blocks
-        )
-    thresholds = PSAConfig().sim_thresholds
-    caps = similarity_caps(sample.k, method.block_n, thresholds) if method.use_sim_mask else None
-
-    def levels(factor: float) -> Tensor:
-        chosen = select_levels(importance, scaled(shares, factor, method.rest), mode=method.mode)
-        if caps is not None:
-            chosen = cap_levels(chosen, caps)
-        return exempt_levels(chosen, _blocks(sample, method), keep_first_block=sample.is_causal)
-
-    def within(density: float) -> Tensor:
-        fitting, _ = bounds(lambda factor: _read(sample, method, levels(factor)) <= density, 1.0 / shares[1])
-        return levels(fitting)
-
-    return within
-
-
-def _read(sample: Sample, method: Method, levels: Tensor) -> float:
-    return float(read_density(levels, _blocks(sample, method)).mean())
-
-
-def _blocks(sample: Sample, method: Method) -> Blocks:
-    return Blocks.of(sample.q, sample.k, sample.block_m, method.block_n, sample.is_causal)
 
 
 def _summary(points: Sequence[Point]) -> Row:

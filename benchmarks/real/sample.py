@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
+from shares import Choices
 from tensors import AttentionTensors
 from torch import Tensor
 
 from psa_triton.ordering import TokenOrder, grid_order, semantic_order
 
-_FINEST = 32
+Order = Literal["raster", "Gilbert", "STA", "SemanticAware", "Hybrid"]
+
+_FINEST: Final = 32
 """Exact mass is kept for key blocks of so many tokens; those of larger blocks are sums."""
 _KMEANS_PASSES, _TOKENS_PER_CLUSTER, _MOST_CLUSTERS = 7, 128, 256
 
@@ -26,16 +32,22 @@ class Sample:
     """float32 `[1, Hkv, N, D]`."""
     v: Tensor
     """float32 `[1, Hkv, N, D]`."""
-    scale: float
-    block_m: int
-    is_causal: bool
     expected: Tensor
     """Dense attention of `q`, its shape."""
-    mass: Tensor | None
+    block_m: int
+    mass: Tensor | None = None
     """True attention mass of key blocks of 32, a mean over each query block: float32 `[1, H, blocks, ceil(N / 32)]`;
     None under a causal mask."""
-    order_cost: float
+    order_cost: float = 0.0
     """Of finding the order, as a share of dense attention's multiply-adds."""
+
+    @property
+    def is_causal(self) -> bool:
+        return self.mass is None
+
+    @cached_property
+    def choices(self) -> Choices:
+        return Choices(self.q, self.k, self.v, is_causal=self.is_causal)
 
     def exact_importance(self, block_n: int) -> Tensor:
         """True attention mass of key blocks, `[1, H, blocks, ceil(N / block_n)]`; without a causal mask."""
@@ -45,23 +57,23 @@ class Sample:
         return F.pad(self.mass, (0, missing)).unflatten(-1, (-1, per_block)).sum(-1)
 
 
-def take_sample(x: AttentionTensors, order: str, *, block_m: int, blocks: int) -> Sample:
+def take_sample(x: AttentionTensors, order: Order, *, block_m: int, blocks: int) -> Sample:
     """Choose `blocks` query blocks in `order`, or all if there are fewer; ragged last blocks are left out."""
     if x.is_causal:
-        dense = F.scaled_dot_product_attention(x.q, x.k, x.v, is_causal=True, scale=x.scale, enable_gqa=True)
-        return Sample(x.q, x.k, x.v, x.scale, block_m, True, dense, mass=None, order_cost=0.0)
+        dense = F.scaled_dot_product_attention(x.q, x.k, x.v, is_causal=True, enable_gqa=True)
+        return Sample(x.q, x.k, x.v, dense, block_m)
     for_queries, for_keys, cost = _orders(x, order)
     q, k, v = (o.apply(t) if o else t for o, t in ((for_queries, x.q), (for_keys, x.k), (for_keys, x.v)))
     whole = q.shape[2] // block_m
     chosen = torch.linspace(0, whole - 1, min(blocks, whole)).round().long()
     q = q[:, :, : whole * block_m].unflatten(2, (whole, block_m))[:, :, chosen].flatten(2, 3)
-    expected, mass = _dense(q, k, v, x.scale, block_m)
-    return Sample(q, k, v, x.scale, block_m, False, expected, mass, cost)
+    expected, mass = _dense(q, k, v, block_m)
+    return Sample(q, k, v, expected, block_m, mass, cost)
 
 
-def _orders(x: AttentionTensors, order: str) -> tuple[TokenOrder | None, TokenOrder | None, float]:
+def _orders(x: AttentionTensors, order: Order) -> tuple[TokenOrder | None, TokenOrder | None, float]:
     """Orders of queries and of keys, and what it costs to find them."""
-    if order == "raster" or x.grid is None:
+    if order == "raster":
         return None, None, 0.0
     if order in ("SemanticAware", "Hybrid"):
         tokens = x.q.shape[2]
@@ -73,17 +85,15 @@ def _orders(x: AttentionTensors, order: str) -> tuple[TokenOrder | None, TokenOr
     return found, found, 0.0
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, scale: float, block_m: int) -> tuple[Tensor, Tensor]:
+def _dense(q: Tensor, k: Tensor, v: Tensor, block_m: int) -> tuple[Tensor, Tensor]:
     """Dense attention, and the mass that falls on each key block of 32; a query block of a head at a time."""
-    expected = torch.empty_like(q)
-    tokens, query_blocks = k.shape[2], q.shape[2] // block_m
-    mass = q.new_zeros(*q.shape[:2], query_blocks, -(-tokens // _FINEST))
-    for head in range(q.shape[1]):
-        keys, values = k[0, head], v[0, head]
-        for block in range(query_blocks):
-            rows = slice(block * block_m, (block + 1) * block_m)
-            weights = (q[0, head, rows] * scale @ keys.T).softmax(-1)
-            expected[0, head, rows] = weights @ values
-            per_key = F.pad(weights.mean(0), (0, -tokens % _FINEST))
-            mass[0, head, block] = per_key.unflatten(-1, (-1, _FINEST)).sum(-1)
+    expected, scale = torch.empty_like(q), q.shape[-1] ** -0.5
+    tokens, blocks = k.shape[2], q.shape[2] // block_m
+    mass = q.new_zeros(*q.shape[:2], blocks, -(-tokens // _FINEST))
+    for head, block in product(range(q.shape[1]), range(blocks)):
+        rows = slice(block * block_m, (block + 1) * block_m)
+        weights = (q[0, head, rows] * scale @ k[0, head].T).softmax(-1)
+        expected[0, head, rows] = weights @ v[0, head]
+        per_key = F.pad(weights.mean(0), (0, -tokens % _FINEST))
+        mass[0, head, block] = per_key.unflatten(-1, (-1, _FINEST)).sum(-1)
     return expected, mass

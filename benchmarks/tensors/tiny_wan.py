@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -25,13 +25,28 @@ from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.probe import READ_ALL, Probe
 from tensors import AttentionTensors, cached
 
-PROMPT: Final = "a red square moving left"
-SEED: Final = 42
+MODEL: Final = "tiny-wan-1k"
 STEPS: Final = (1, 4, 8)
 """Denoising steps recorded, counted from 0: noise, the shape is settled, details."""
 
 
-def record(pipe: DiffusionPipeline, request: VideoRequest, steps: tuple[int, ...]) -> dict[str, Tensor]:
+def tiny_wan_cases() -> Iterator[AttentionTensors]:
+    """Every layer at every step, all three heads, D = 64. The video is made once and takes seconds."""
+    (request,) = make_requests(find_source(MODEL), ["a red square moving left"], seed=42, settings={})
+    grid = ((request.num_frames - 1) // 4 + 1, request.height // 8, request.width // 8)
+    tensors = load_file(cached(f"{MODEL}_steps_{'_'.join(map(str, STEPS))}", partial(_make, request)))
+    for step in STEPS:
+        for layer in range(len(tensors) // len("qkv") // len(STEPS)):
+            q, k, v = (tensors[f"{step}.{layer}.{name}"] for name in "qkv")
+            yield AttentionTensors(f"{MODEL}/step {step}/layer {layer}", q, k, v, grid)
+
+
+def _make(request: VideoRequest) -> dict[str, Tensor]:
+    source, cpu = find_source(MODEL), torch.device("cpu")
+    return record(load_pipeline(source, device=cpu, dtype=torch.float32, width=None, height=None), request)
+
+
+def record(pipe: DiffusionPipeline, request: VideoRequest, steps: tuple[int, ...] = STEPS) -> dict[str, Tensor]:
     """Make a video with dense attention and keep `{"STEP.LAYER.q": [1, H, N, D], ...}` of its prompted forwards."""
     found: dict[str, Tensor] = {}
 
@@ -42,21 +57,3 @@ def record(pipe: DiffusionPipeline, request: VideoRequest, steps: tuple[int, ...
     probe = Probe(range(layer_count(pipe.transformer)), steps, keep)
     generate_video(pipe, request, Attention(name="dense, tapped", config=READ_ALL), on_levels=probe)
     return found
-
-
-def tiny_wan_cases(model: str = "tiny-wan-1k", steps: tuple[int, ...] = STEPS) -> Iterator[AttentionTensors]:
-    """Every layer at every step, all three heads, D = 64. The video is made once and takes seconds."""
-    request = make_requests(find_source(model), [PROMPT], seed=SEED, settings={})[0]
-    grid = ((request.num_frames - 1) // 4 + 1, request.height // 8, request.width // 8)
-    tensors = load_file(cached(f"{model}_steps_{'_'.join(map(str, steps))}", partial(_record, model, request, steps)))
-    for step in steps:
-        for layer in range(len(tensors) // len("qkv") // len(steps)):
-            q, k, v = (tensors[f"{step}.{layer}.{name}"] for name in "qkv")
-            name = f"{model}/step {step}/layer {layer}"
-            yield AttentionTensors(name, q, k, v, grid, is_causal=False, scale=q.shape[-1] ** -0.5)
-
-
-def _record(model: str, request: VideoRequest, steps: tuple[int, ...]) -> Mapping[str, Tensor]:
-    size = dict(width=request.width, height=request.height)
-    pipe = load_pipeline(find_source(model), device=torch.device("cpu"), dtype=torch.float32, **size)
-    return record(pipe, request, steps)

@@ -7,18 +7,18 @@ other frames, as in a video transformer's self-attention. Class tokens are left 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from safetensors import safe_open
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from tensors import AttentionTensors, Grid, cached
-from tensors.frames import CLIPS, package_folder, read_frames
+from tensors import AttentionTensors, Grid, Tap, cached
+from tensors.frames import package_folder, read_frames
 
 Variant = Literal["raw", "rope"]
 VARIANTS: Final = get_args(Variant)
@@ -28,12 +28,11 @@ LAYERS: Final = (1, 4, 7, 10)
 """Those tapped, of 12."""
 
 _PATCH: Final = 14
-_ROTARY_BASE: Final = 10_000.0
-_MEAN, _STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+_MEAN, _STD = (torch.tensor(x)[:, None, None] for x in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 _PROJECTIONS: Final = {"q": "query", "k": "key", "v": "value"}
 
 
-def vit_tensors(clip: str, layer: int, variant: Variant = "raw", *, grid: Grid = GRID) -> AttentionTensors:
+def vit_tensors(clip: str, layer: int, variant: Variant = "raw", grid: Grid = GRID) -> AttentionTensors:
     """All six heads of a layer, D = 64; the first call for a clip and grid takes about half a minute.
 
     Args:
@@ -48,47 +47,30 @@ def vit_tensors(clip: str, layer: int, variant: Variant = "raw", *, grid: Grid =
     with safe_open(file, "pt") as tensors:
         q, k, v = (tensors.get_tensor(f"{layer}.{name}").float() for name in "qkv")
     if variant == "rope":
-        tables = rotary_tables(grid, q.shape[-1])
-        q, k = rotate(q, *tables), rotate(k, *tables)
-    name = f"{clip}/{variant}/layer {layer}"
-    return AttentionTensors(name, q, k, v, grid, is_causal=False, scale=q.shape[-1] ** -0.5)
-
-
-def vit_cases(
-    clips: tuple[str, ...] = tuple(CLIPS),
-    layers: tuple[int, ...] = LAYERS,
-    variants: tuple[Variant, ...] = VARIANTS,
-    *,
-    grid: Grid = GRID,
-) -> Iterator[AttentionTensors]:
-    """`vit_tensors` of every clip, variant and layer, one at a time."""
-    for clip in clips:
-        for variant in variants:
-            for layer in layers:
-                yield vit_tensors(clip, layer, variant, grid=grid)
+        q, k = rotate(q, grid), rotate(k, grid)
+    return AttentionTensors(f"{clip}/{variant}/layer {layer}", q, k, v, grid)
 
 
 @torch.no_grad()
 def _tap(clip: str, grid: Grid) -> dict[str, Tensor]:
     """`{"LAYER.q": [1, heads, tokens, 64], ...}` in float16, whose rounding is far below what is measured."""
-    model = load_vit()
-    taps: dict[str, list[Tensor]] = {f"{layer}.{name}": [] for layer in LAYERS for name in _PROJECTIONS}
-
-    def keep(name: str, module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        taps[name].append(output[:, 1:].half())
-
-    for layer in LAYERS:
-        attention = model.encoder.layer[layer].attention
-        for name in _PROJECTIONS:
-            attention.get_submodule(f"{name}_proj").register_forward_hook(partial(keep, f"{layer}.{name}"))
-    frames = (read_frames(clip, grid[0], grid[1] * _PATCH) - _MEAN[:, None, None]) / _STD[:, None, None]
+    model, frames = load_vit(), (read_frames(clip, grid[0], grid[1] * _PATCH) - _MEAN) / _STD
+    parts: dict[str, list[Tensor]] = {f"{layer}.{name}": [] for layer in LAYERS for name in "qkv"}
     for frame in frames.split(1):
-        model(frame)
-    heads = model.config.num_attention_heads
-    return {
-        name: torch.cat(outputs, dim=1).unflatten(-1, (heads, -1)).transpose(1, 2).contiguous()
-        for name, outputs in taps.items()
-    }
+        with Tap(LAYERS) as tap:
+            model(frame)
+        for layer, attended in zip(LAYERS, tap.attended, strict=True):
+            for name, x in zip("qkv", attended, strict=True):
+                parts[f"{layer}.{name}"].append(x[:, :, 1:].half())
+    return {name: torch.cat(of_frames, dim=2) for name, of_frames in parts.items()}
+
+
+def rotate(x: Tensor, grid: Grid) -> Tensor:
+    """Wan's rotary embedding of `x [1, H, t * h * w, D]`: pairs of neighbouring channels, turned by a token's place."""
+    tables = WanRotaryPosEmbed(x.shape[-1], (1, 1, 1), max(grid))(torch.empty(1, 1, *grid))
+    cos, sin = (table[0, :, 0, ::2] for table in tables)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 def onnx_file() -> Path:
@@ -124,25 +106,3 @@ def _rename(name: str) -> str:
     for letter, word in _PROJECTIONS.items():
         name = name.replace(f"attention.attention.{word}.", f"attention.{letter}_proj.")
     return name.replace("attention.output.dense.", "attention.o_proj.")
-
-
-def rotary_tables(grid: Grid, dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every token's angles, float32 `[t*h*w, dim / 2]`.
-
-    As in Wan's transformer, a third of the channel pairs is turned by the row, a third by the column, and the rest by
-    the frame.
-    """
-    third = dim // 6
-    places = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
-    angles = [
-        place.flatten()[:, None].double() * _ROTARY_BASE ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
-        for place, pairs in zip(places, (dim // 2 - 2 * third, third, third), strict=True)
-    ]
-    joined = torch.cat(angles, dim=-1)
-    return joined.cos().float(), joined.sin().float()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of neighbouring channels of `x [..., N, D]`; tables `[N, D / 2]`."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import break_even
-import torch
 
 
 def test_what_runs_dense_does_not_count():
@@ -17,6 +16,6 @@ def test_a_preset_is_measured_with_its_models_heads_and_text():
     presets = {name: (config, shape) for name, config, shape in break_even.shipped_presets()}
     assert "Qwen2.5-VL/psa_balanced" not in presets
     config, shape = presets["CogVideo_5b/psa_4steps"]
-    case = break_even.measure("x", config, replace(shape.with_heads(1), grid=(2, 4, 4)), "float32", torch.device("cpu"))
+    case = break_even.measure("x", config, replace(shape.with_heads(1), grid=(2, 4, 4)), "float32")
     assert (case["dim"], case["prefix_tokens"], case["visual_tokens"]) == (64, 226, 32)
     assert 0 < case["density"] <= 1 and case["dense_seconds"] > 0 and case["sparse_seconds"] > 0

@@ -8,7 +8,8 @@ import pytest
 
 def test_ways_and_caches_on_one_video(tmp_path, monkeypatch):
     monkeypatch.setitem(error_control.SCHEDULES, "4 steps", (4, 1.0))
-    methods = ["broadcast", "max_error", *error_control.CACHES]
+    caches = ["first-block cache", "TaylorSeer", "MagCache", "Pyramid Attention Broadcast"]
+    methods = ["broadcast", "max_error", *caches]
     some = ["--prompts", "1", "--seeds", "1", "--schedule", "4 steps", "--methods", *methods]
     monkeypatch.setattr("sys.argv", ["error_control.py", *some, "--output", str(tmp_path)])
     error_control.main()

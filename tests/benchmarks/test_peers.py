@@ -7,7 +7,7 @@ import peer_operators as operators
 import peers
 import pytest
 import torch
-from peer_operators import LeftOut, make_problem
+from peer_operators import LeftOut, Problem
 from tensors.adversarial import adversarial_tensors
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def problem():
     x = adversarial_tensors("random", grid=(4, 16, 16))
-    return make_problem(x, 1, torch.device("cpu"), torch.float32)
+    return Problem.of(x, 1, torch.device("cpu"), torch.float32)
 
 
 needs_compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -27,7 +27,7 @@ needs_compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile 
 @pytest.mark.parametrize("reads", ["all keys", pytest.param("levels 1/0", marks=needs_compiler), "pyramid"])
 def test_peers_that_read_the_same_agree(problem, reads, monkeypatch):
     if reads != "levels 1/0":  # uncompiled, FlexAttention does not look at lists of blocks, only at mask functions
-        monkeypatch.setattr(operators, "_compiled_flex", lambda: flex_attention)
+        monkeypatch.setattr(operators, "compiled_flex", lambda: flex_attention)
     runs = {}
     for name, peer in operators.OPERATORS.items():
         try:

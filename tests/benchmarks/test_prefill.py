@@ -12,20 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 @pytest.fixture
 def small_model(tmp_path):
     """Two layers with random weights that read bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    config = LlamaConfig(
-        vocab_size=len(alphabet),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
+    sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = LlamaConfig(vocab_size=len(alphabet), num_key_value_heads=2, bos_token_id=0, eos_token_id=1, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
@@ -36,18 +28,8 @@ def small_model(tmp_path):
 
 
 def test_a_small_model_gives_the_whole_report(small_model, tmp_path):
-    output = tmp_path / "results"
-    report = benchmark(
-        "prefill_quality.py",
-        output,
-        "--model",
-        small_model,
-        "--quick",
-        "--texts",
-        "documentation",
-        "--dtype",
-        "float32",
-    )
+    output, words = tmp_path / "results", ("--quick", "--texts", "documentation", "--dtype", "float32")
+    report = benchmark("prefill_quality.py", output, "--model", small_model, *words)
     (text,) = report["texts"]
     assert text["tokens"] == 1024
     assert text["perplexity"] == pytest.approx(256, rel=0.1), "random weights know nothing"

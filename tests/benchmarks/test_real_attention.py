@@ -1,46 +1,44 @@
 """The evidence benchmark: dense attention and costs are right, and the script runs from end to end."""
 
 from importlib.util import find_spec
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from programs import benchmark
 from real.methods import Method, measure_method
-from real.sample import take_sample
+from real.sample import Order, take_sample
 from real_attention import GROUPS
 from tensors.adversarial import adversarial_tensors
 
 from psa_triton.importance import estimation_cost
 
-
-@pytest.fixture(scope="module")
-def tensors():
-    return adversarial_tensors("random", grid=(4, 8, 16))
+TENSORS = adversarial_tensors("random", grid=(4, 8, 16))
 
 
-@pytest.mark.parametrize("order", ["raster", "Gilbert", "STA", "SemanticAware", "Hybrid"])
-def test_samples_know_dense_attention_in_every_order(tensors, order):
-    sample = take_sample(tensors, order, block_m=64, blocks=3)
+@pytest.mark.parametrize("order", get_args(Order))
+def test_samples_know_dense_attention_in_every_order(order):
+    sample = take_sample(TENSORS, order, block_m=64, blocks=3)
     assert sample.q.shape == (1, 2, 3 * 64, 64)
-    dense = F.scaled_dot_product_attention(tensors.q, tensors.k, tensors.v)
+    dense = F.scaled_dot_product_attention(TENSORS.q, TENSORS.k, TENSORS.v)
     # Wherever a query went, its output is that of the same query among the tensors.
-    places = torch.cdist(sample.q[0, 0], tensors.q[0, 0]).argmin(-1)
+    places = torch.cdist(sample.q[0, 0], TENSORS.q[0, 0]).argmin(-1)
     torch.testing.assert_close(sample.expected[0, 0], dense[0, 0, places], rtol=1e-3, atol=1e-4)
     assert (sample.order_cost > 0) == (order in ("SemanticAware", "Hybrid"))
 
 
 @pytest.mark.parametrize("block_n", [32, 64, 128])
-def test_exact_importance_is_the_mass_of_each_block(tensors, block_n):
-    sample = take_sample(tensors, "raster", block_m=64, blocks=8)
-    weights = (tensors.q @ tensors.k.mT * tensors.scale).softmax(-1)
+def test_exact_importance_is_the_mass_of_each_block(block_n):
+    sample = take_sample(TENSORS, "raster", block_m=64, blocks=8)
+    weights = (TENSORS.q @ TENSORS.k.mT * TENSORS.scale).softmax(-1)
     expected = weights.unflatten(2, (-1, 64)).mean(3).unflatten(-1, (-1, block_n)).sum(-1)
     torch.testing.assert_close(sample.exact_importance(block_n), expected)
 
 
 @pytest.fixture(scope="module")
-def sample(tensors):
-    return take_sample(tensors, "Gilbert", block_m=64, blocks=4)
+def sample():
+    return take_sample(TENSORS, "Gilbert", block_m=64, blocks=4)
 
 
 @pytest.mark.parametrize("method", [m for methods in GROUPS.values() for m in methods], ids=lambda m: m.name)
@@ -54,12 +52,9 @@ def test_costs_count_what_is_read_and_estimated(sample, method):
     assert sum(loose.errors) < sum(tight.errors)
 
 
-def test_everything_read_is_dense_attention(sample):
+def test_everything_read_is_dense_attention_and_what_costs_too_much_says_so(sample):
     (point,) = measure_method(sample, Method("all", {1: 1.0}, importance="exact"), (1.0,))
     assert point.density == 1.0 and max(point.errors) < 1e-4
-
-
-def test_a_method_that_costs_more_than_wanted_says_so(sample):
     (point,) = measure_method(sample, Method("sampled", {1: 1.0}, importance="sampled"), (0.01,))
     assert not point.is_reached
 

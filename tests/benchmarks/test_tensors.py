@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from tensors import cached
 from tensors.adversarial import CASES, SPIKE_EVERY, adversarial_tensors
 from tensors.frames import CLIPS, read_frames
-from tensors.vit import rotary_tables, rotate
+from tensors.tiny_wan import record
+from tensors.vit import load_vit, onnx_file, rotate, vit_tensors
 
 from psa_triton.ordering import grid_order
 
@@ -41,7 +42,6 @@ def test_frames_are_of_one_moving_shot(clip):
 def test_the_vit_is_that_of_the_onnx_file():
     import onnx
     from onnx.reference import ReferenceEvaluator
-    from tensors.vit import load_vit, onnx_file
 
     model = onnx.load(onnx_file())
     wanted = "/backbone/encoder/layer.10/attention/attention/key/Add_output_0"
@@ -61,55 +61,46 @@ def test_the_vit_is_that_of_the_onnx_file():
 @needs_vit
 @needs_clips
 def test_vit_tensors_are_made_once_and_rotated_on_the_way(own_cache):
-    from tensors.vit import vit_cases, vit_tensors
-
-    raw = vit_tensors("bikes", 4, grid=GRID)
+    raw = vit_tensors("carphone", 4, grid=GRID)
     (file,) = own_cache.rglob("*.safetensors")
     written = file.stat().st_mtime_ns
     assert raw.q.shape == raw.k.shape == raw.v.shape == (1, 6, 128, 64)
     assert raw.q.dtype == torch.float32 and raw.grid == GRID and not raw.is_causal and raw.scale == 0.125
-    rope = vit_tensors("bikes", 4, "rope", grid=GRID)
+    rope = vit_tensors("carphone", 4, "rope", grid=GRID)
     assert file.stat().st_mtime_ns == written
-    torch.testing.assert_close(rope.k, rotate(raw.k, *rotary_tables(GRID, 64)))
+    torch.testing.assert_close(rope.k, rotate(raw.k, GRID))
     assert torch.equal(rope.v, raw.v)
-    names = [case.name for case in vit_cases(("bikes",), (1, 10), ("raw",), grid=GRID)]
-    assert names == ["bikes/raw/layer 1", "bikes/raw/layer 10"]
     with pytest.raises(ValueError, match=r"layer: expected one of \(1, 4, 7, 10\), got 2"):
-        vit_tensors("bikes", 2, grid=GRID)
+        vit_tensors("carphone", 2, grid=GRID)
+    first = vit_tensors("carphone", 4, grid=(1, 8, 8))
+    torch.testing.assert_close(raw.v[:, :, :64], first.v)  # frames stand in the order of the grid
+    assert (raw.v[:, :, 64:] - first.v).abs().max() > 0.05
 
 
-@needs_vit
-@needs_clips
-def test_frames_of_the_vit_stand_in_the_order_of_the_grid():
-    from tensors.vit import vit_tensors
+def test_a_rotated_logit_depends_on_how_far_apart_tokens_are():
+    grid, dim = (3, 4, 5), 64
+    query, key = torch.randn(2, 1, 1, 1, dim, generator=torch.Generator().manual_seed(0)).expand(2, 1, 1, 60, dim)
+    logits = (rotate(query, grid) @ rotate(key, grid).mT)[0, 0].unflatten(0, grid).unflatten(-1, grid)
+    torch.testing.assert_close(logits[0, 0, 0, 1, 2, 3], logits[1, 1, 1, 2, 3, 4])
+    assert not torch.isclose(logits[0, 0, 0, 1, 2, 3], logits[0, 0, 0, 1, 2, 2])
+    torch.testing.assert_close(logits[0, 0, 0, 0, 0, 0], (query @ key.mT)[0, 0, 0, 0])
 
-    one, two = (vit_tensors("carphone", 1, grid=(frames, 8, 8)) for frames in (1, 2))
-    torch.testing.assert_close(two.v[:, :, :64], one.v)
-    assert (two.v[:, :, 64:] - one.v).abs().max() > 0.05
 
-
-def test_rotary_is_that_of_wan():
-    from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
-
-    grid = (3, 4, 5)
-    cos, sin = WanRotaryPosEmbed(64, (1, 1, 1), 32)(torch.zeros(1, 1, *grid))
-    ours = rotary_tables(grid, 64)
-    torch.testing.assert_close(ours[0], cos[0, :, 0, 0::2])
-    torch.testing.assert_close(ours[1], sin[0, :, 0, 1::2])
+@pytest.fixture(scope="module")
+def made():
+    return {case: adversarial_tensors(case, grid=(4, 8, 8)) for case in CASES}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_made_inputs_are_the_same_every_time(case):
-    first, again = adversarial_tensors(case, grid=(2, 8, 8)), adversarial_tensors(case, grid=(2, 8, 8))
+def test_made_inputs_are_the_same_every_time(made, case):
+    again = adversarial_tensors(case, grid=(4, 8, 8))
     for name in "qkv":
-        assert torch.equal(getattr(first, name), getattr(again, name))
-        assert getattr(first, name).isfinite().all() and getattr(first, name).shape == (1, 2, 128, 64)
+        assert torch.equal(getattr(made[case], name), getattr(again, name))
+        assert getattr(again, name).isfinite().all() and getattr(again, name).shape == (1, 2, 256, 64)
 
 
-def test_made_inputs_break_what_they_should():
-    grid = (4, 8, 8)
-    along_curve = grid_order("Gilbert", grid).apply
-    made = {case: adversarial_tensors(case, grid=grid) for case in CASES}
+def test_made_inputs_break_what_they_should(made):
+    along_curve = grid_order("Gilbert", (4, 8, 8)).apply
     assert torch.equal(made["constant keys"].k, made["constant keys"].k[:, :, :1].expand(-1, -1, 256, -1))
 
     spikes = along_curve(made["one spike a block"].k)[0, 0, :, 0] > 5
@@ -128,21 +119,18 @@ def test_made_inputs_break_what_they_should():
 
 
 def test_recorded_tensors_are_what_the_layer_attends_with(pipe, request_320):
-    from tensors.tiny_wan import record
-
-    attentions = [block.attn1 for block in pipe.transformer.blocks]
-    processors = [attn.processor for attn in attentions]
-    outputs = []
-    hook = attentions[1].register_forward_hook(lambda module, args, out: outputs.append(out))
+    attention, outputs = pipe.transformer.blocks[1].attn1, []
+    processor = attention.processor
+    hook = attention.register_forward_hook(lambda module, args, out: outputs.append(out))
     found = record(pipe, request_320, steps=(1,))
     hook.remove()
     assert set(found) == {f"1.{layer}.{name}" for layer in (0, 1) for name in "qkv"}
-    assert [attn.processor for attn in attentions] == processors
+    assert attention.processor is processor
     q, k, v = (found[f"1.1.{name}"] for name in "qkv")
     assert q.shape == (1, 2, 320, 32)
     heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     # Guidance is off: one forward a step.
-    torch.testing.assert_close(attentions[1].to_out[0](heads), outputs[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention.to_out[0](heads), outputs[1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_cache_file_is_whole_or_not_there(own_cache):
