@@ -20,12 +20,11 @@ from typing import Any
 
 import torch.nn.functional as F
 from harness import CPU, DTYPES, Report, Run, heading, options, table
+from shares import Choices
 
 from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention
-from psa_triton.blocks import Blocks
 from psa_triton.integrations.rules import DenseRules
-from psa_triton.levels import read_density
 from psa_triton.presets import load_presets_file
 from psa_triton.products import instructions
 from psa_triton.tools.bench.inputs import local_inputs
@@ -58,7 +57,6 @@ def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str) -
     q, k, v = local_inputs(shape, device=CPU, dtype=DTYPES[dtype])
     prefix = shape.prefix_tokens
     _, levels = sparse_attention(q, k, v, config, prefix_tokens=prefix)
-    density = read_density(levels, Blocks.of(q, k, config.block_m, config.block_n))
     functions = {
         "dense": lambda: F.scaled_dot_product_attention(q, k, v),
         "sparse": lambda: sparse_attention(q, k, v, config, prefix_tokens=prefix),
@@ -72,7 +70,7 @@ def measure(preset: str, config: PSAConfig, shape: AttentionShape, dtype: str) -
         "dtype": dtype,
         "visual_tokens": shape.tokens - prefix,
         "prefix_tokens": prefix,
-        "density": float(density.mean()),
+        "density": Choices(q, k, v).density(levels, config),
         "dense_seconds": dense,
         "sparse_seconds": sparse,
         "speedup": dense / sparse,

@@ -21,11 +21,10 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from harness import CPU, DTYPES, Report, Run, curves, heading, options, table_of
+from shares import Choices
 
 from psa_triton import PSAConfig, products, psa_attention, pyramid_attention
-from psa_triton.blocks import Blocks
 from psa_triton.integrations.break_even import break_even
-from psa_triton.levels import levels_of, read_density
 from psa_triton.tools.bench.memory import in_fresh_process, scratch_bytes
 from psa_triton.tools.clock import median_seconds
 
@@ -60,7 +59,8 @@ def measure(instructions: str, shape: str, dtype: str, tokens: int, repeats: int
 
 def measure_times(shape: str, dtype: str, tokens: int, repeats: int) -> dict[str, Any]:
     q, k, v = make_inputs(shape, tokens, dtype)
-    levels = levels_of(q, k, v, ESTIMATORS["pooled"])
+    choices = Choices(q, k, v)
+    levels = choices.levels(ESTIMATORS["pooled"])
     blocks = dict(block_m=CONFIG.block_m, block_n=CONFIG.block_n)
     functions = {
         "dense": partial(F.scaled_dot_product_attention, q, k, v),
@@ -68,7 +68,7 @@ def measure_times(shape: str, dtype: str, tokens: int, repeats: int) -> dict[str
         **{name: partial(psa_attention, q, k, v, config, impl="cpu") for name, config in ESTIMATORS.items()},
     }
     seconds = median_seconds(functions, repeats=repeats, device=CPU)
-    density = float(read_density(levels, Blocks.of(q, k, CONFIG.block_m, CONFIG.block_n)).mean())
+    density = choices.density(levels, CONFIG)
     return {
         "density": density,
         "seconds": seconds,

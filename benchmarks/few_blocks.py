@@ -15,14 +15,13 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from harness import Report, Run, heading, options, table
+from shares import Choices
 from tensors import Grid
 from tensors.tiny_wan import tiny_wan_cases
 from torch import Tensor
 
 from psa_triton import PSAConfig, load_preset
 from psa_triton.attention import sparse_attention
-from psa_triton.blocks import Blocks
-from psa_triton.levels import read_density
 
 BLOCK_M: Final = 64
 BLOCK_N: Final = 32
@@ -96,7 +95,7 @@ def compare(cases: Cases, config: PSAConfig, grid: Grid | None) -> tuple[float, 
         dense = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
         out, levels = sparse_attention(q, k, v, config, grid=grid, is_causal=is_causal)
         errors.append(float((out - dense).norm() / dense.norm()))
-        densities.append(float(read_density(levels, Blocks.of(q, k, BLOCK_M, BLOCK_N, is_causal)).mean()))
+        densities.append(Choices(q, k, v, is_causal=is_causal).density(levels, config))
     return fmean(errors), fmean(densities)
 
 

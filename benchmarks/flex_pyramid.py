@@ -62,8 +62,12 @@ def flex_pyramid(
         kv_block: rows that FlexAttention skips or reads together, a multiple of `block_n`.
     """
     tokens, blocks = k.shape[2], levels.shape[3]
-    rows = [_level_rows(tokens, blocks * block_n, level, kv_block, k.device) for level in LEVELS]
-    row_level, first, count = (torch.cat(part) for part in zip(*rows, strict=True))
+    rows = {level: -(-(blocks * block_n // level) // kv_block) * kv_block for level in LEVELS}
+    row_level = torch.cat(
+        [torch.full((count,), level, dtype=torch.int8, device=k.device) for level, count in rows.items()]
+    )
+    first = torch.cat([torch.arange(count, device=k.device) * level for level, count in rows.items()])
+    count = (tokens - first).clamp(min=0).minimum(row_level)
     row_block = (first // block_n).clamp(max=blocks - 1)
     last = first + count - 1
 
@@ -80,28 +84,14 @@ def flex_pyramid(
     mask = BlockMask.from_kv_blocks(
         *partial, *full, BLOCK_SIZE=(block_m, kv_block), mask_mod=wanted, seq_lengths=(tokens, len(row_level))
     )
-    keys, values = (torch.cat([_pool(x, level, kv_block, blocks * block_n) for level in LEVELS], dim=2) for x in (k, v))
-    return FlexPyramid(keys, values, count.float().log(), mask, kv_block)
 
+    def pool(x: Tensor) -> Tensor:
+        """Means of groups of true tokens `[B, H, P, D]`, filled up with zeros."""
+        filled = [F.pad(x, (0, 0, 0, n * level - tokens)).unflatten(2, (n, level)) for level, n in rows.items()]
+        sums = torch.cat([groups.sum(3, dtype=torch.float32) for groups in filled], dim=2)
+        return (sums / count.clamp(min=1)[:, None]).to(x.dtype)
 
-def _level_rows(
-    tokens: int, padded: int, level: int, kv_block: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Level, first token and number of tokens of a level's rows."""
-    first = torch.arange(_filled(padded // level, kv_block), device=device) * level
-    return torch.full_like(first, level, dtype=torch.int8), first, (tokens - first).clamp(0, level)
-
-
-def _pool(x: Tensor, level: int, kv_block: int, padded: int) -> Tensor:
-    """Means of groups of `level` true tokens `[B, H, rows, D]`, filled up with zeros."""
-    tokens = x.shape[2]
-    filled = F.pad(x, (0, 0, 0, _filled(padded // level, kv_block) * level - tokens))
-    count = (tokens - torch.arange(filled.shape[2] // level, device=x.device) * level).clamp(1, level)
-    return (filled.unflatten(2, (-1, level)).sum(3, dtype=torch.float32) / count[:, None]).to(x.dtype)
-
-
-def _filled(rows: int, kv_block: int) -> int:
-    return -(-rows // kv_block) * kv_block
+    return FlexPyramid(pool(k), pool(v), count.float().log(), mask, kv_block)
 
 
 def _any_of(chosen: Tensor, count: int) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from harness import CPU, DTYPES, Report, Run, heading, options, table_of
+from shares import Choices
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -25,10 +26,9 @@ from transformers import (
 )
 
 from psa_triton import PSAConfig, psa_attention, pyramid_attention
-from psa_triton.blocks import Blocks
 from psa_triton.importance import estimation_cost
 from psa_triton.integrations.transformers import apply_psa
-from psa_triton.levels import levels_of, read_density
+from psa_triton.levels import levels_of
 from psa_triton.tools.clock import seconds_by_round
 
 VOCABULARY: Final = 256
@@ -109,7 +109,7 @@ def measure_attention(shape: Shape, tokens: int, dtype: torch.dtype, rounds: int
         "kernel": partial(pyramid_attention, q, k, v, levels, is_causal=True, impl="cpu", **BLOCKS),
     }
     seconds = seconds_by_round(functions, rounds=rounds, device=CPU, warm_up=False)
-    density = float(read_density(levels, Blocks.of(q, k, CONFIG.block_m, CONFIG.block_n, is_causal=True)).mean())
+    density = Choices(q, k, v, is_causal=True).density(levels, CONFIG)
     return {
         "part": "attention",
         "model": shape.name,
@@ -195,6 +195,7 @@ def main() -> None:
     run, cases = Run("prefill_speed", args.output), []
     with torch.no_grad():
         for shape in (SHAPES[name] for name in args.models):
+            torch.manual_seed(0)  # what is read depends on the weights
             model = shape.model(shape.config).eval().to(dtype)
             for tokens in args.tokens:
                 name = f"{shape.name}, {tokens} tokens"

@@ -51,7 +51,7 @@ class Choices:
         is_causal: whether there is a causal mask.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> None:
         self._tensors, self._is_causal = (q, k, v), is_causal
         self.importance = cache(self._importance)
 

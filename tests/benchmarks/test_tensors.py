@@ -5,7 +5,6 @@ from importlib.util import find_spec
 import pytest
 import torch
 import torch.nn.functional as F
-from tensors import cached
 from tensors.adversarial import CASES, SPIKE_EVERY, adversarial_tensors
 from tensors.frames import CLIPS, read_frames
 from tensors.tiny_wan import record
@@ -131,14 +130,3 @@ def test_recorded_tensors_are_what_the_layer_attends_with(pipe, request_320):
     heads = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     # Guidance is off: one forward a step.
     torch.testing.assert_close(attention.to_out[0](heads), outputs[1], rtol=1e-4, atol=1e-5)
-
-
-def test_a_cache_file_is_whole_or_not_there(own_cache):
-    def fail():
-        raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError, match="no"):
-        cached("x", fail)
-    assert not list(own_cache.rglob("x*"))
-    path = cached("x", lambda: {"a": torch.ones(2)})
-    assert cached("x", fail) == path
