@@ -109,13 +109,14 @@ def attention_inputs(
     is_causal: bool = False,
     pool_correction: str = "none",
     masked: bool = False,
+    qk_dtype: str = "auto",
 ) -> tuple[Any, ...]:
     """q, k, v, levels, blocks and how they are read; `group` query heads share a key head."""
     k, v = (video(dtype, dim)[:, : HEADS // group] for _ in "kv")
     mask = meta(1, TOKENS, dtype=torch.bool) if masked else None
     blocks = Blocks(128, block_n, TOKENS, TOKENS, is_causal, mask)
     levels = meta(1, HEADS, blocks.rows, blocks.columns, dtype=torch.int8)
-    return (video(dtype, dim), k, v, levels, blocks, Reading(1.0, pool_correction, 8, "triton"))
+    return (video(dtype, dim), k, v, levels, blocks, Reading(1.0, pool_correction, 8, qk_dtype, "triton"))
 
 
 def importance(
@@ -173,6 +174,9 @@ VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {
     "forward, causal": partial(forward, block_n=128, is_causal=True, group=4),
     "forward, corrected": partial(forward, pool_correction="isotropic"),
     "forward, masked": partial(forward, is_causal=True, masked=True),
+    "forward, int8": partial(forward, qk_dtype="int8"),
+    "forward, int8, corrected": partial(forward, pool_correction="isotropic", qk_dtype="int8"),
+    "forward, int8, causal": partial(forward, block_n=128, is_causal=True, group=4, qk_dtype="int8"),
     "backward, n=32": partial(backward, block_n=32),
     "backward, causal": partial(backward, block_n=128, is_causal=True, group=4),
     "backward, corrected": partial(backward, pool_correction="isotropic"),

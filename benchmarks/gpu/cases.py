@@ -99,7 +99,7 @@ def choose(x: Inputs, importance: Tensor, ratios: Ratios) -> Tensor:
 def sparse(x: Inputs, levels: Tensor) -> Tensor:
     """The kernels, from pooling on."""
     coarsest = max(DEFAULT)
-    return attend(*x.tensors(), levels, x.blocks, Reading(x.shape.dim**-0.5, "none", coarsest, "triton"))[0]
+    return attend(*x.tensors(), levels, x.blocks, Reading(x.shape.dim**-0.5, "none", coarsest, "auto", "triton"))[0]
 
 
 def whole(x: Inputs, method: str, ratios: Ratios) -> Tensor:
@@ -163,7 +163,7 @@ def preset_steps(x: Inputs, preset: str) -> tuple[Callable[[], Any], dict[str, C
     importance = estimate_importance(q, k, blocks, config, scale=scale, impl="triton")
     settings = dict(scale=scale, impl="triton")
     levels = choose_levels(importance, q, k, v, blocks, config, **settings)
-    reading = Reading(scale, config.pool_correction, coarsest_level(config), "triton")
+    reading = Reading(scale, config.pool_correction, coarsest_level(config), config.qk_dtype, "triton")
 
     def as_attached() -> Tensor:
         out, levels = sparse_attention(*x.tensors(), config, grid=grid, prefix_tokens=prefix, impl="triton", **causal)

@@ -22,6 +22,7 @@ BudgetScope = Literal["row", "head", "layer"]
 RearrangeMethod = Literal["Gilbert", "STA", "SemanticAware", "Hybrid"]
 AttnImpl = Literal["auto", "new_mask_type", "old_mask_type"]
 PoolCorrection = Literal["none", "isotropic"]
+QKDtype = Literal["auto", "int8"]
 KeptForm = Literal["full", "fp8", "mean2", "mean4", "mean8"]
 Way = Literal["broadcast", "sparse", "refresh"]
 
@@ -210,6 +211,8 @@ class PSAConfig(BaseModel):
     """Read the first key block in full whatever its importance: causal models rest attention on it."""
     pool_correction: PoolCorrection = "none"
     """`isotropic`: add to the logits of levels 2, 4, 8 what pooling takes from their groups' weight on average."""
+    qk_dtype: QKDtype = "auto"
+    """`int8`: multiply queries and keys in 8 bits, where GPUs are faster at it; without gradients."""
     use_rearrange: bool = True
     """Put visual tokens along `rearrange_method` before blocking, where their grid is known."""
     rearrange_method: RearrangeMethod = "Gilbert"

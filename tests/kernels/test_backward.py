@@ -31,7 +31,7 @@ def test_levels_that_do_not_come_need_no_pyramid(coarsest):
     levels = random_levels(q, k, 32, 32, among=(0, 1, coarsest))
     kwargs = dict(block_m=32, block_n=32)
     out, lse = pyramid_attention(q, k, v, levels, impl="triton", return_lse=True, **kwargs)
-    reading = Reading(16**-0.5, "none", coarsest, "triton")
+    reading = Reading(16**-0.5, "none", coarsest, "auto", "triton")
     grads = triton.pyramid_attention_backward(
         normal_like(q), None, out, lse, q, k, v, levels, Blocks.of(q, k, 32, 32), reading
     )

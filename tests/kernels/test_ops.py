@@ -28,7 +28,7 @@ def small(requires_grad, **kwargs):
 def test_the_forward_operator(impl, correction, key_mask, requires_grad):
     q, k, v = small(requires_grad)
     levels = random_levels(q, k, 16, 16)
-    opcheck(ops.attend, (q, k, v, levels, key_mask, 16, 16, False, 0.25, correction, 8, impl, requires_grad))
+    opcheck(ops.attend, (q, k, v, levels, key_mask, 16, 16, False, 0.25, correction, 8, "auto", impl, requires_grad))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -36,7 +36,7 @@ def test_the_forward_operator(impl, correction, key_mask, requires_grad):
 def test_the_backward_operator(impl, correction, key_mask):
     q, k, v = small(False)
     levels = random_levels(q, k, 16, 16)
-    inputs = (q, k, v, levels, key_mask, 16, 16, True, 0.25, correction, 8, impl)
+    inputs = (q, k, v, levels, key_mask, 16, 16, True, 0.25, correction, 8, "auto", impl)
     out, lse = ops.attend(*inputs, True)
     opcheck(ops.attend_backward, (torch.ones_like(q), lse, out, lse, *inputs))
 
@@ -60,7 +60,8 @@ def test_a_gradient_without_the_log_sum_exp_computes_it():
     levels = random_levels(q, k, 16, 16)
     grads = [
         torch.autograd.grad(
-            ops.attend(q, k, v, levels, None, 16, 16, False, 0.25, "none", 8, "cpu", want_lse)[0].sum(), (q, k, v)
+            ops.attend(q, k, v, levels, None, 16, 16, False, 0.25, "none", 8, "auto", "cpu", want_lse)[0].sum(),
+            (q, k, v),
         )
         for want_lse in (True, False)
     ]

@@ -48,7 +48,7 @@ def test_every_way_is_right(processor, way, dtype, is_causal, want_lse, monkeypa
     levels[0, 1, 2] = 0
     levels[1, 2, 3] = 1  # one long list
     kwargs = dict(block_m=32, block_n=64, is_causal=is_causal, pool_correction="isotropic")
-    reading = Reading(32**-0.5, "isotropic", 64, "cpu")
+    reading = Reading(32**-0.5, "isotropic", 64, "auto", "cpu")
     key_mask = torch.ones(2, 400, dtype=torch.bool)
     key_mask[0, :90], key_mask[1, 200:] = False, False
     for mask in (None, key_mask):
@@ -64,7 +64,7 @@ def test_gradients_are_right(processor, dtype, is_causal):
     q, k, v = tensors(1, 4, 2, queries=300, keys=400, dim=32, dtype=dtype)
     levels = random_levels(q, k, 32, 64, among=(0, 1, 2, 8, 64))
     kwargs = dict(block_m=32, block_n=64, is_causal=is_causal, pool_correction="isotropic")
-    inputs = q, k, v, levels, Blocks.of(q, k, 32, 64, is_causal), Reading(32**-0.5, "isotropic", 64, "cpu")
+    inputs = q, k, v, levels, Blocks.of(q, k, 32, 64, is_causal), Reading(32**-0.5, "isotropic", 64, "auto", "cpu")
     out, lse = gathered.pyramid_attention(*inputs, want_lse=True)
     grad_out = normal_like(q)
     grads = gathered.pyramid_attention_backward(grad_out, None, out, lse, *inputs)
@@ -77,7 +77,7 @@ def test_what_is_hidden_does_not_spoil(way):
     q, k, v = tensors(1, 1, 1, queries=64, keys=64, dim=16)
     k[0, 0, 40], v[0, 0, 50] = torch.nan, torch.inf
     levels = torch.ones(1, 1, 2, 2, dtype=torch.int8)
-    blocks, reading = Blocks.of(q, k, 32, 32, True), Reading(0.25, "none", 32, "cpu")
+    blocks, reading = Blocks.of(q, k, 32, 32, True), Reading(0.25, "none", 32, "auto", "cpu")
     out, _ = gathered.pyramid_attention(q, k, v, levels, blocks, reading, want_lse=False, way=way)
     assert out[0, 0, :40].isfinite().all()
     assert out[0, 0, 40:].isnan().any(-1).all()

@@ -117,7 +117,10 @@ def attend_in_order(
                 exempt_keys=layout.exempt_keys,
                 **common,
             )
-        return pyramid_attention(q, k, v, levels, **blocks, pool_correction=config.pool_correction, **common), levels
+        out = pyramid_attention(
+            q, k, v, levels, **blocks, pool_correction=config.pool_correction, qk_dtype=config.qk_dtype, **common
+        )
+        return out, levels
 
     def dense(rows: Tensor) -> Tensor:
         mask = None if key_mask is None else key_mask[:, None, None]

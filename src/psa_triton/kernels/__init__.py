@@ -11,11 +11,15 @@ from psa_triton.blocks import Blocks, check_block_size
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.inputs import check_attention_inputs, check_causal, check_key_mask, resolve_scale
 from psa_triton.kernels import ops, reference
+from psa_triton.kernels.int8 import mean_key
 from psa_triton.kernels.reading import Reading
+from psa_triton.products import wide
 from psa_triton.ratios import COARSEST_LEVEL
 
 POOL_CORRECTIONS: Final = ("none", "isotropic")
 """What may be added to the logits of pooled groups."""
+QK_DTYPES: Final = ("auto", "int8")
+"""What queries and keys are multiplied in."""
 
 
 def pyramid_attention(
@@ -30,6 +34,7 @@ def pyramid_attention(
     scale: float | None = None,
     pool_correction: str = "none",
     key_mask: Tensor | None = None,
+    qk_dtype: str = "auto",
     impl: Impl = "auto",
     return_lse: bool = False,
 ) -> Any:
@@ -55,6 +60,8 @@ def pyramid_attention(
             A key left out is as if it were not there, whatever it and its value hold: blocks and groups are cut by
             position as ever, and a group is the mean of its kept tokens and counts them; one without any is not read.
             Gradients of keys and values left out are zeros.
+        qk_dtype: `int8` multiplies queries and keys in 8 bits: less the mean key, each query and each group's mean is
+            rounded to multiples of a 127th of its largest number. It has no gradient. `auto`: in the dtype of q.
         impl: `reference` (any device, slow), `cpu`, `triton` (CUDA and ROCm), or `auto`, the fastest that can run. All
             are differentiable. All but `triton` compute in float64.
         return_lse: also return the log-sum-exp of the logits.
@@ -77,11 +84,12 @@ def pyramid_attention(
     if pool_correction not in POOL_CORRECTIONS:
         raise ValueError(f"pool_correction: expected one of {', '.join(POOL_CORRECTIONS)}, got {pool_correction!r}")
     check_key_mask(key_mask, k)
+    if qk_dtype not in QK_DTYPES:
+        raise ValueError(f"qk_dtype: expected one of {', '.join(QK_DTYPES)}, got {qk_dtype!r}")
     blocks = Blocks.of(q, k, block_m, block_n, is_causal, key_mask)
     _check_levels(levels, q, blocks)
-    reading = Reading(
-        resolve_scale(scale, q.shape[-1]), pool_correction, min(block_n, COARSEST_LEVEL), resolve_impl(impl, q)
-    )
+    scale, coarsest = resolve_scale(scale, q.shape[-1]), min(block_n, COARSEST_LEVEL)
+    reading = Reading(scale, pool_correction, coarsest, qk_dtype, resolve_impl(impl, q))
     if not (torch.compiler.is_compiling() or (q.is_cuda and torch.cuda.is_current_stream_capturing())):
         ops.check_levels(levels, reading.coarsest)
     out, lse = attend(q, k, v, levels, blocks, reading, want_lse=return_lse)
@@ -96,17 +104,28 @@ def attend(
     Keys and values are pooled on the way, by each implementation as suits it: one key head's pyramid exists at a time
     on a CPU, those of all heads on a GPU.
     """
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    mean = None
+    if reading.qk_dtype == "int8":
+        if needs_grad:
+            raise ValueError("qk_dtype: expected auto where a gradient is wanted, as rounding has none, got int8")
+        mean = mean_key(k, blocks.key_mask)
+        k = k - mean
     if reading.impl == "reference":
         out, lse = reference.pyramid_attention(q, k, v, levels, blocks, reading)
-        return out, lse if want_lse else None
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    # A graph knows the operator's own gradient, `torch.func` the function's.
-    attend = ops.attend if torch.compiler.is_compiling() else ops.Attend.apply
-    how = (reading.scale, reading.pool_correction, reading.coarsest, reading.impl)
-    out, lse = attend(
-        q, k, v, levels, blocks.key_mask, blocks.m, blocks.n, blocks.is_causal, *how, want_lse or needs_grad
-    )
-    return out, lse if want_lse else None
+    else:
+        # A graph knows the operator's own gradient, `torch.func` the function's.
+        attend = ops.attend if torch.compiler.is_compiling() else ops.Attend.apply
+        how = (reading.scale, reading.pool_correction, reading.coarsest, reading.qk_dtype, reading.impl)
+        out, lse = attend(
+            q, k, v, levels, blocks.key_mask, blocks.m, blocks.n, blocks.is_causal, *how, want_lse or needs_grad
+        )
+    if not want_lse:
+        return out, None
+    if mean is not None:
+        of_heads = wide(mean).repeat_interleave(q.shape[1] // max(1, k.shape[1]), dim=1)
+        lse = lse + reading.scale * (wide(q) @ of_heads.mT)[..., 0]
+    return out, lse
 
 
 def _check_levels(levels: Tensor, q: Tensor, blocks: Blocks) -> None:

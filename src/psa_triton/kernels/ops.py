@@ -16,7 +16,9 @@ from psa_triton.kernels.reading import Reading
 from psa_triton.operators import operator
 from psa_triton.products import wide
 
-_SETTINGS: Final = "int block_m, int block_n, bool is_causal, float scale, str pool_correction, int coarsest, str impl"
+_SETTINGS: Final = (
+    "int block_m, int block_n, bool is_causal, float scale, str pool_correction, int coarsest, str qk_dtype, str impl"
+)
 """What an operator takes of `Blocks` and `Reading`."""
 _INPUTS: Final = f"Tensor q, Tensor k, Tensor v, Tensor levels, Tensor? key_mask, {_SETTINGS}"
 
@@ -78,7 +80,7 @@ def _backward(ctx, grad_out, grad_lse):
     if grad_out is not None or grad_lse is not None:
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
         grads = AttendBackward.apply(grad_out, grad_lse, out, lse, *inputs, *ctx.settings)
-    return *grads, *[None] * 10
+    return *grads, *[None] * 11
 
 
 attend.register_autograd(_backward, setup_context=_save_for_backward)

@@ -17,5 +17,7 @@ class Reading:
     """What is added to the logits of pooled groups, see `pyramid_attention`."""
     coarsest: int
     """No level is coarser than this: what it does not name is not pooled."""
+    qk_dtype: str
+    """`int8`: products of queries and keys in 8 bits, see `kernels/int8.py`; `auto`: in the inputs' own dtype."""
     impl: Impl
     """Which implementation reads; resolved."""

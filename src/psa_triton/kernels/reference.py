@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from psa_triton.blocks import Blocks
+from psa_triton.kernels.int8 import rounded
 from psa_triton.kernels.reading import Reading
 
 CORRECTED_LEVELS = (2, 4, 8)
@@ -32,6 +33,8 @@ def pyramid_attention(
     heads, queries, tokens = q.shape[1], q.shape[2], k.shape[2]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     q_wide = q.to(wide)
+    in_8_bits = rounded if reading.qk_dtype == "int8" else lambda x: x
+    q_wide = in_8_bits(q_wide)
     keep = blocks.key_mask
     if keep is None:
         keep = torch.ones(len(k), tokens, dtype=torch.bool, device=k.device)
@@ -47,6 +50,7 @@ def pyramid_attention(
     for level in (1 << step for step in range(blocks.n.bit_length() if tokens else 0)):
         key_mean, count, last = pool(k_wide, keep, level)
         value_mean, _, _ = pool(v_wide, keep, level)
+        key_mean = in_8_bits(key_mean)
         chosen = levels.repeat_interleave(blocks.m, dim=2)[:, :, :queries] == level
         # Groups never straddle blocks: blocks.n is a multiple of the level.
         sees = chosen.repeat_interleave(blocks.n // level, dim=3)[..., : count.shape[1]]

@@ -63,7 +63,7 @@ def pyramid_attention_backward(
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     with torch.no_grad():
-        for b, of_keys, of, pyramid in pyramids(k, v, levels, blocks, reading.pool_correction):
+        for b, of_keys, of, pyramid in pyramids(k, v, levels, blocks, reading):
             heads = _Heads(
                 q=q[b, of],
                 grad_out=grad_out[b, of],

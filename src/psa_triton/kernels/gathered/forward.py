@@ -16,6 +16,7 @@ from psa_triton.kernels.gathered.scratch import Scratch
 from psa_triton.kernels.gathered.stack import Frontier, Stack, StackedBlocks, make_stack, query_blocks
 from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.ways import Way, choose_way, stack_rows
+from psa_triton.kernels.int8 import rounded
 from psa_triton.kernels.reading import Reading
 from psa_triton.products import logits, operand, operand_dtype, product, wide
 
@@ -42,9 +43,11 @@ def pyramid_attention(
         input).
     """
     out = torch.empty_like(q)
+    if reading.qk_dtype == "int8":
+        q = rounded(q)
     lse = wide(q[:0]).new_empty(q.shape[:3]) if want_lse else None
     with torch.no_grad():
-        for b, _, heads, pyramid in pyramids(k, v, levels, blocks, reading.pool_correction):
+        for b, _, heads, pyramid in pyramids(k, v, levels, blocks, reading):
             _attend_heads(
                 _Heads(
                     q=q[b, heads],

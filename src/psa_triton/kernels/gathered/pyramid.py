@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from psa_triton.blocks import Blocks
 from psa_triton.kernels.gathered.schedule import Schedule, make_schedule, step_size
+from psa_triton.kernels.int8 import rounded
+from psa_triton.kernels.reading import Reading
 from psa_triton.products import wide
 from psa_triton.pyramid import (
     PyramidLayout,
@@ -59,7 +61,7 @@ class Pyramid:
 
 
 def pyramids(
-    k: torch.Tensor, v: torch.Tensor, levels: torch.Tensor, blocks: Blocks, pool_correction: str
+    k: torch.Tensor, v: torch.Tensor, levels: torch.Tensor, blocks: Blocks, reading: Reading
 ) -> Iterator[tuple[int, slice, slice, Pyramid]]:
     """Pyramids of `k` and `v [B, Hkv, Nk, D]` with all that `levels [B, Hq, nq, nk]` name, one after another.
 
@@ -73,11 +75,11 @@ def pyramids(
         for first in range(0, k.shape[1], count):
             stop = min(first + count, k.shape[1])
             of_keys, of_queries = slice(first, stop), slice(first * group, stop * group)
-            yield item, of_keys, of_queries, _build(k[item, of_keys], v[item, of_keys], layout, pool_correction, keep)
+            yield item, of_keys, of_queries, _build(k[item, of_keys], v[item, of_keys], layout, reading, keep)
 
 
 def _build(
-    k: torch.Tensor, v: torch.Tensor, layout: PyramidLayout, pool_correction: str, keep: torch.Tensor | None
+    k: torch.Tensor, v: torch.Tensor, layout: PyramidLayout, reading: Reading, keep: torch.Tensor | None
 ) -> Pyramid:
     """Of keys and values `[H, Nk, D]`; `keep`, bool `[Nk]`, says which tokens are there; None if all are."""
     heads, more = len(k), step_size(layout)
@@ -92,8 +94,10 @@ def _build(
     for rows, x in ((keys, k), (values, v)):
         rows[:, layout.rows :] = 0.0
         write_pyramid(x, layout, rows, kept)
+    if reading.qk_dtype == "int8":
+        keys.copy_(rounded(keys))
     spread = None
-    if pool_correction == "isotropic":
+    if reading.pool_correction == "isotropic":
         spread = wide(k[:0]).new_empty(heads, layout.rows + more)
         write_spread(k, layout, spread, kept)
     return Pyramid(keys, values, spread, layout, log_count, last_token, kept)

@@ -105,7 +105,7 @@ def _query_gradient_kernel(
     PRECISION: tl.constexpr,
 ):
     grad_out, grad_lse = grads
-    q, k, v, pooled_k, pooled_v, spread, row_bias, row_last = operands
+    q, k, v, pooled_k, pooled_v, _, spread, row_bias, row_last = operands
     blocks, starts = lists
     batch, heads, group, queries, tokens, columns = sizes
     out, lse = results

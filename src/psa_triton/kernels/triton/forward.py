@@ -17,6 +17,7 @@ from torch import Tensor
 from psa_triton.blocks import Blocks
 from psa_triton.gpu import dot
 from psa_triton.kernels.triton.operands import Operands, walk
+from psa_triton.kernels.triton.quantize import to_int8
 from psa_triton.kernels.triton.rows import (
     computed_once,
     edge_rows,
@@ -42,7 +43,8 @@ def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) 
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     strides = (q.stride(), operands.k.stride(), operands.v.stride(), out.stride())
     arguments = dict(out=out, lse=lse, scale=abs(scale) * math.log2(math.e), strides=strides)
-    tiles = choose_tiles("attend", q, blocks.m, blocks.n, blocks.is_causal, operands.spread is not None)
+    kernel = "attend" if operands.key_step is None else "attend_int8"
+    tiles = choose_tiles(kernel, q, blocks.m, blocks.n, blocks.is_causal, operands.spread is not None)
     walk(_attend_kernel, operands, lists, blocks, tiles, arguments, dict(NEGATIVE=scale < 0))
     return out, lse
 
@@ -68,7 +70,7 @@ def _attend_kernel(
     NEGATIVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    q, k, v, pooled_k, pooled_v, spread, row_bias, row_last = operands
+    q, k, v, pooled_k, pooled_v, key_step, spread, row_bias, row_last = operands
     blocks, starts = lists
     batch, heads, group, queries, tokens, columns = sizes
     q_strides, k_strides, v_strides, o_strides = strides
@@ -94,6 +96,8 @@ def _attend_kernel(
     pooled_v += pooled * DIM
     if spread is not None:
         spread += pooled - padded
+    if key_step is not None:
+        key_step += (b * key_heads + key_head) * all_rows
     if row_bias is not None:
         row_bias += b * all_rows
         row_last += b * all_rows
@@ -105,8 +109,12 @@ def _attend_kernel(
     )
     if NEGATIVE:
         q_tile = -q_tile
+    q_scale = tl.full((TILE_M,), scale, tl.float32)
+    if key_step is not None:
+        q_tile, q_step = to_int8(q_tile)
+        q_scale *= q_step
     if spread is not None:
-        half_norm = squared_norm(q_tile) * (scale * scale * 0.34657359027997264)  # ln 2 / 2: `scale` is base 2's
+        half_norm = squared_norm(q_tile) * (q_scale * q_scale * 0.34657359027997264)  # ln 2 / 2: `scale` is base 2's
     # Finite, so that a row that has seen nothing yet meets no inf - inf.
     top = tl.full((TILE_M,), -3.0e38, tl.float32)
     mass = tl.zeros((TILE_M,), tl.float32)
@@ -114,6 +122,7 @@ def _attend_kernel(
     nothing = tl.zeros((TILE_M, TILE_N), tl.float32)
     limit = first_query + m + (tokens - queries)
     no_edge = tl.zeros((TILE_M, EDGE_N), tl.float32)
+    one = tl.full((TILE_M,), 1.0, tl.float32)
 
     n = tl.arange(0, TILE_N)
     for shift in range(SHIFTS):
@@ -131,11 +140,15 @@ def _attend_kernel(
             place = row[:, None].to(tl.int64)
             keys = load_whole(level_k + place * k_step, d[None, :], DIM, DIM_TILE)
             values = load_whole(level_v + place * v_step, d[None, :], DIM, DIM_TILE)
-            products, factor = dot(q_tile, tl.trans(keys), nothing, PRECISION), scale
+            if key_step is None:
+                products = dot(q_tile, tl.trans(keys), nothing, PRECISION)
+            else:
+                products = _int8_products(q_tile, keys, tl.load(key_step + first_row + row))
+            factor = q_scale
             if spread is not None:
                 spread_row = tl.load(spread + first_row + row, mask=(row >= 0) & (shift > 0), other=0.0)
-                products = products * scale + half_norm[:, None] * computed_once(spread_row)[None, :]
-                factor = 1.0
+                products = products * q_scale[:, None] + half_norm[:, None] * computed_once(spread_row)[None, :]
+                factor = one
             top, mass, total = _accumulate(top, mass, total, products, factor, shift * 1.0, values, PRECISION)
 
         # Few rows: small tiles, and one in flight, save the registers that the long loop needs.
@@ -152,13 +165,17 @@ def _attend_kernel(
                 zero = values.to(tl.float32) * 0.0
                 values = tl.where(zero == 0.0, values, 0.0)
                 bias += tl.sum(zero, axis=1)
-            logits = dot(q_tile, tl.trans(keys), no_edge, PRECISION) * scale + computed_once(bias)[None, :]
+            if key_step is None:
+                products = dot(q_tile, tl.trans(keys), no_edge, PRECISION)
+            else:
+                products = _int8_products(q_tile, keys, tl.load(key_step + first_row + row, mask=is_row, other=0.0))
+            logits = products * q_scale[:, None] + computed_once(bias)[None, :]
             if spread is not None:
                 spread_row = tl.load(spread + first_row + row, mask=is_row & (shift > 0), other=0.0)
                 logits += half_norm[:, None] * computed_once(spread_row)[None, :]
             if CAUSAL:
                 logits = tl.where(computed_once(last)[None, :] <= limit[:, None], logits, float("-inf"))
-            top, mass, total = _accumulate(top, mass, total, logits, 1.0, 0.0, values, PRECISION)
+            top, mass, total = _accumulate(top, mass, total, logits, one, 0.0, values, PRECISION)
 
     is_empty = mass == 0.0  # the query saw nothing
     mass = tl.where(is_empty, 1.0, mass)
@@ -175,12 +192,18 @@ def _attend_kernel(
 def _accumulate(top, mass, total, products, scale, bias, values, PRECISION: tl.constexpr):
     """Online softmax: add a tile's weights and weighted values to the running sums.
 
-    Base-2 logits are `products * scale + bias`, `scale >= 0`: the largest product is the largest logit, and factor and
-    bias cost nothing where they are taken together with the difference.
+    Base-2 logits are `products * scale + bias`, `scale [TILE_M] >= 0`: the largest product is the largest logit, and
+    factor and bias cost nothing where they are taken together with the difference.
     """
     new_top = tl.maximum(top, tl.max(products, axis=1) * scale + bias)
-    weights = tl.math.exp2(products * scale - (new_top - bias)[:, None])
+    weights = tl.math.exp2(products * scale[:, None] - (new_top - bias)[:, None])
     fade = tl.math.exp2(top - new_top)
     mass = mass * fade + tl.sum(weights, axis=1)
     total = dot(weights.to(values.dtype), values, total * fade[:, None], PRECISION)
     return new_top, mass, total
+
+
+@triton.jit
+def _int8_products(q_tile, keys, steps):
+    """Of queries in int8 and of keys whose rows count in `steps`; exact sums."""
+    return tl.dot(q_tile, tl.trans(keys), out_dtype=tl.int32).to(tl.float32) * computed_once(steps)[None, :]

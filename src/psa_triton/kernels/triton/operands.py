@@ -9,6 +9,7 @@ from torch import Tensor
 from psa_triton.blocks import Blocks
 from psa_triton.gpu import Launch, dim_tile, dot_precision
 from psa_triton.kernels.reading import Reading
+from psa_triton.kernels.triton.quantize import quantize
 from psa_triton.kernels.triton.schedule import BlockLists
 from psa_triton.kernels.triton.tiles import Tiles
 from psa_triton.pyramid.pooling_triton import kept_rows, pool
@@ -25,6 +26,8 @@ class Operands(NamedTuple):
     pooled_k: Tensor
     pooled_v: Tensor
     """Their levels from 2 on, as `pool` makes them; k and v, which no kernel reads as such, if there are none."""
+    key_step: Tensor | None
+    """Where keys are in int8: what a step of each row is, float32, level 1 first; else None."""
     spread: Tensor | None
     """Of the rows of `pooled_k`, by which their logits are corrected; None for none."""
     row_bias: Tensor | None
@@ -41,7 +44,10 @@ def pooled_operands(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, reading: Re
     if coarsest > 1:
         pooled_k, spread = pool(k, n, coarsest, keep, with_spread=reading.pool_correction != "none")
         pooled_v, _ = pool(v, n, coarsest, keep)
-    return Operands(q, k, v, pooled_k, pooled_v, spread, bias, last)
+    key_step = None
+    if reading.qk_dtype == "int8":
+        k, pooled_k, key_step = quantize(k, pooled_k if coarsest > 1 else None, blocks.columns * n)
+    return Operands(q, k, v, pooled_k, pooled_v, key_step, spread, bias, last)
 
 
 def walk(

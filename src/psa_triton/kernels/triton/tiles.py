@@ -42,7 +42,7 @@ class Case:
     target: str
     """`sm_90`, `gfx942`."""
     kernel: str
-    """`attend`, `query_gradient` or `row_gradient`."""
+    """`attend`, `attend_int8`, `query_gradient` or `row_gradient`."""
     bytes: int
     """Of a number of the inputs."""
     dim: int

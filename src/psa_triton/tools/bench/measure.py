@@ -149,7 +149,7 @@ def _attend(x: AttentionInputs, settings: Settings, levels: Tensor) -> Tensor:
     assert x.v is not None
     config, impl = settings.config, resolve_impl(settings.impl, x.q)
     blocks = Blocks.of(x.q, x.k, config.block_m, config.block_n, x.is_causal)
-    reading = Reading(x.q.shape[-1] ** -0.5, config.pool_correction, coarsest_level(config), impl)
+    reading = Reading(x.q.shape[-1] ** -0.5, config.pool_correction, coarsest_level(config), config.qk_dtype, impl)
     out, _ = attend(x.q, x.k, x.v, levels, blocks, reading)
     return out
 

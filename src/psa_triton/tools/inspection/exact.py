@@ -69,6 +69,7 @@ def sample_exactly(
                 block_n=config.block_n,
                 is_causal=is_causal,
                 pool_correction=config.pool_correction,
+                qk_dtype=config.qk_dtype,
                 impl=impl,
             )
         for head in range(heads):

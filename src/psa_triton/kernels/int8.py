@@ -1,0 +1,43 @@
+"""Queries and keys in 8 bits (`qk_dtype: int8`), for GPUs whose products of int8 are faster than those of bfloat16.
+
+A constant added to all keys adds the same to all logits of a query, which softmax does not see: the mean key is taken
+away first, and what is left of each row of the pyramid is small enough to be rounded to 255 steps of its own size
+(SageAttention, arXiv 2410.02367). Values stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from psa_triton.products import wide
+
+STEPS: Final = 127
+"""Of a row's largest number, either side of 0."""
+TINY: Final = 1e-30
+"""Rows with no larger number become zeros: the inverse of their step would be no float32."""
+
+
+def mean_key(k: Tensor, key_mask: Tensor | None) -> Tensor:
+    """The mean of the keys `[B, Hkv, Nk, D]`, in their dtype: `[B, Hkv, 1, D]`; 0 in dimensions where it is not finite.
+
+    Keys that `key_mask`, bool `[B, Nk]`, leaves out have no part in it.
+    """
+    if key_mask is None:
+        mean = k.mean(2, keepdim=True, dtype=wide(k[:0]).dtype)
+    else:
+        kept = k.masked_fill(~key_mask[:, None, :, None], 0.0)
+        total = kept.sum(2, keepdim=True, dtype=wide(k[:0]).dtype)
+        mean = total / key_mask.sum(1).clamp(min=1)[:, None, None, None]
+    return mean.where(mean.isfinite(), 0.0).to(k.dtype)
+
+
+def rounded(x: Tensor) -> Tensor:
+    """`x`, each row (last dimension) rounded to multiples of its largest number / 127; nan if it is not finite."""
+    rows = wide(x)
+    largest = rows.abs().amax(-1, keepdim=True) if x.numel() else rows[..., :1]
+    inverse = torch.where(largest > TINY, STEPS / largest, 0.0)
+    steps = torch.where(largest.isfinite(), (rows * inverse).round(), torch.nan)
+    return (steps * (largest * (1 / STEPS)).nan_to_num(torch.nan, torch.nan)).to(x.dtype)
