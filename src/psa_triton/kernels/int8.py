@@ -37,7 +37,7 @@ def mean_key(k: Tensor, key_mask: Tensor | None) -> Tensor:
 def rounded(x: Tensor) -> Tensor:
     """`x`, each row (last dimension) rounded to multiples of its largest number / 127; nan if it is not finite."""
     rows = wide(x)
-    largest = rows.abs().amax(-1, keepdim=True) if x.numel() else rows[..., :1]
+    largest = rows.abs().amax(-1, keepdim=True)
     inverse = torch.where(largest > TINY, STEPS / largest, 0.0)
     steps = torch.where(largest.isfinite(), (rows * inverse).round(), torch.nan)
     return (steps * (largest * (1 / STEPS)).nan_to_num(torch.nan, torch.nan)).to(x.dtype)

@@ -6,7 +6,6 @@ import torch
 from torch.nn import functional as F
 
 from psa_triton.blocks import Blocks
-from psa_triton.kernels.int8 import rounded
 from psa_triton.kernels.reading import Reading
 
 CORRECTED_LEVELS = (2, 4, 8)
@@ -25,7 +24,8 @@ def pyramid_attention(
         blocks: of queries and keys. Under a causal mask a query sees a group only if it may see the group's last kept
             token (bottom-right aligned). With a key mask a group is the mean of its kept tokens, and one without any
             is not there.
-        reading: with `isotropic` `scale ** 2 / 2 * |q| ** 2 * spread` is added to the logits of levels 2, 4 and 8.
+        reading: with `isotropic` `scale ** 2 / 2 * |q| ** 2 * spread` is added to the logits of levels 2, 4 and 8;
+            with `int8` queries and groups' keys are rounded.
 
     Returns:
         The output, shape and dtype of `q`, and the log-sum-exp `[B, Hq, Nq]`, float32 (float64 for float64 input).
@@ -33,8 +33,7 @@ def pyramid_attention(
     heads, queries, tokens = q.shape[1], q.shape[2], k.shape[2]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     q_wide = q.to(wide)
-    in_8_bits = rounded if reading.qk_dtype == "int8" else lambda x: x
-    q_wide = in_8_bits(q_wide)
+    q_wide = in_8_bits(q_wide) if reading.qk_dtype == "int8" else q_wide
     keep = blocks.key_mask
     if keep is None:
         keep = torch.ones(len(k), tokens, dtype=torch.bool, device=k.device)
@@ -50,7 +49,7 @@ def pyramid_attention(
     for level in (1 << step for step in range(blocks.n.bit_length() if tokens else 0)):
         key_mean, count, last = pool(k_wide, keep, level)
         value_mean, _, _ = pool(v_wide, keep, level)
-        key_mean = in_8_bits(key_mean)
+        key_mean = in_8_bits(key_mean) if reading.qk_dtype == "int8" else key_mean
         chosen = levels.repeat_interleave(blocks.m, dim=2)[:, :, :queries] == level
         # Groups never straddle blocks: blocks.n is a multiple of the level.
         sees = chosen.repeat_interleave(blocks.n // level, dim=3)[..., : count.shape[1]]
@@ -101,6 +100,12 @@ def spread(x: torch.Tensor, keep: torch.Tensor, level: int) -> torch.Tensor:
 def groups(x: torch.Tensor, level: int) -> torch.Tensor:
     """Tokens `[..., N, D]` in groups of `level` neighbours, `[..., G, level, D]`, the last filled up with zeros."""
     return F.pad(x, (0, 0, 0, -x.shape[-2] % level)).unflatten(-2, (-1, level))
+
+
+def in_8_bits(x: torch.Tensor) -> torch.Tensor:
+    """Each row (last dimension) rounded to multiples of its largest number / 127; nan if it is not finite."""
+    step = x.abs().amax(dim=-1, keepdim=True) / 127
+    return torch.where(step == 0, 0.0, (x / step).round() * step)
 
 
 def attend(weights: torch.Tensor, seen: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
