@@ -19,8 +19,8 @@ from operator import add, itemgetter
 from typing import Any
 
 import torch.nn.functional as F
+from choices import Choices
 from harness import CPU, DTYPES, Report, Run, heading, options, table
-from shares import Choices
 
 from psa_triton import PSAConfig
 from psa_triton.attention import sparse_attention

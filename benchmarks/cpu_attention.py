@@ -20,8 +20,8 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from choices import Choices
 from harness import CPU, DTYPES, Report, Run, curves, heading, options, table_of
-from shares import Choices
 
 from psa_triton import PSAConfig, products, psa_attention, pyramid_attention
 from psa_triton.integrations.break_even import break_even

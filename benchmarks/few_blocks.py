@@ -14,8 +14,8 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
+from choices import Choices
 from harness import Report, Run, heading, options, table
-from shares import Choices
 from tensors import Grid
 from tensors.tiny_wan import tiny_wan_cases
 from torch import Tensor

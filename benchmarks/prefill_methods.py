@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from shares import Choices, greatest
+from choices import Choices
+from shares import greatest
 
 from psa_triton import PSAConfig, load_preset
 from psa_triton.config import Importance

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
+from choices import Choices
 from harness import DTYPES, Report, Run, curves, heading, options, table_of
 from prefill_methods import GROUPS, WANTED_DENSITY, Method
-from shares import Choices
 from smollm2 import CONTEXT, TEXTS, load_model, token_ids
 from tensors import Tap
 from torch import Tensor

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
+from choices import Choices
 from harness import CPU, DTYPES, Report, Run, heading, options, table_of
-from shares import Choices
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
-from shares import Choices
+from choices import Choices
 from tensors import AttentionTensors
 from torch import Tensor
 
