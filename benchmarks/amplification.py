@@ -20,6 +20,7 @@ import torch
 from diffusers import WanPipeline
 from harness import CPU, Report, Run, heading, options, table_of
 from torch import Tensor
+from torch.nn import Module
 
 from psa_triton import load_preset
 from psa_triton.tools.generation import (
@@ -43,7 +44,10 @@ SEED: Final = 42
 @contextmanager
 def attention_outputs(pipe: WanPipeline, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Every self-attention's output, before its projection, goes through `change`."""
-    hook = lambda module, inputs: (change(inputs[0]), *inputs[1:])  # noqa: E731
+
+    def hook(module: Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (change(inputs[0]), *inputs[1:])
+
     with ExitStack() as handles:
         for block in pipe.transformer.blocks:
             handles.callback(block.attn1.to_out[0].register_forward_pre_hook(hook).remove)

@@ -154,8 +154,9 @@ def taylor_seer(every: int, pipe: WanPipeline, request: VideoRequest) -> TaylorS
 
 def pyramid_broadcast(every: int, pipe: WanPipeline, request: VideoRequest) -> PyramidAttentionBroadcastConfig:
     """Broadcast with projections, in the middle of the schedule."""
-    step = lambda: pipe.current_timestep  # noqa: E731
-    return PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=every, current_timestep_callback=step)
+    return PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=every, current_timestep_callback=lambda: pipe.current_timestep
+    )
 
 
 def mag_cache(pipe: WanPipeline, request: VideoRequest) -> MagCacheConfig:

@@ -84,7 +84,8 @@ def kinds(importance: str, block_n: int) -> dict[str, PSAConfig]:
     }
 
 
-COARSEST_OR_NONE: Final = ("levels 1/0", "level 1 or a mean")
+SIMPLEST: Final = ("levels 1/0", "level 1 or a mean")
+"""Of `kinds`: what is not read in full is dropped, or read as one mean."""
 
 GROUPS: Final[dict[str, tuple[Method, ...]]] = {
     "levels": tuple(
@@ -92,7 +93,7 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
     ),
     "estimate included": tuple(
         Method(f"{kind}, {importance}", kinds(importance, 64)[kind], pays_for_estimate=True)
-        for kind in COARSEST_OR_NONE
+        for kind in SIMPLEST
         for importance in get_args(Importance)
     ),
     "presets": (
@@ -101,7 +102,7 @@ GROUPS: Final[dict[str, tuple[Method, ...]]] = {
         Method("psa_balanced, first block by importance", PUBLISHED.replace(keep_first_block=False), ()),
     ),
     "key blocks": tuple(
-        Method(f"{kind}, n = {n}", kinds(BEST_IMPORTANCE, n)[kind]) for kind in COARSEST_OR_NONE for n in (128, 32)
+        Method(f"{kind}, n = {n}", kinds(BEST_IMPORTANCE, n)[kind]) for kind in SIMPLEST for n in (128, 32)
     ),
 }
 """By the question that they answer. The first three are measured on every text, at the wanted density."""

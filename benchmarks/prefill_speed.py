@@ -52,7 +52,8 @@ class Shape:
 _ROOM: Final = dict(vocab_size=VOCABULARY, max_position_embeddings=2**16)
 SHAPES: Final = {
     "smollm2": Shape(
-        *("SmolLM2-135M", LlamaForCausalLM),
+        "SmolLM2-135M",
+        LlamaForCausalLM,
         LlamaConfig(
             hidden_size=576,
             intermediate_size=1536,
@@ -63,7 +64,8 @@ SHAPES: Final = {
         ),
     ),
     "qwen2.5-vl": Shape(
-        *("Qwen2.5-VL-7B", Qwen2_5_VLTextModel),
+        "Qwen2.5-VL-7B",
+        Qwen2_5_VLTextModel,
         Qwen2_5_VLTextConfig(
             hidden_size=3584,
             intermediate_size=18944,

@@ -146,9 +146,8 @@ def sparse_attention(
     with torch.no_grad():
         importance = estimate_importance(q, k, blocks, config, scale=scale, impl=impl, generator=generator)
         levels = choose_levels(importance, q, k, v, blocks, config, scale=scale, impl=impl)
-    out, _ = attend(
-        q, k, v, levels, blocks, Reading(scale, config.pool_correction, coarsest_level(config), config.qk_dtype, impl)
-    )
+    reading = Reading(scale, config.pool_correction, coarsest_level(config), config.qk_dtype, impl)
+    out, _ = attend(q, k, v, levels, blocks, reading)
     return (out if orders is None else orders[0].restore(out)), levels
 
 
