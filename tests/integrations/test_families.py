@@ -43,6 +43,7 @@ SOME = pytest.mark.parametrize(
     [
         THERE[name]
         for name in ("wan-vace", "cogvideox", "hunyuan-video", "hunyuan-video-1.5", "ltx-2", "flux", "lumina-2")
+        + ("kandinsky-5",)  # gives a bare tensor
     ],
 )
 
@@ -254,7 +255,7 @@ def test_compiled_once_for_all_steps(small):
     assert handle.stats().summary.sparse_calls == layers
 
 
-@pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["lumina-2"]])
+@pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["hunyuan-video-1.5"], THERE["lumina-2"]])
 @torch.no_grad()
 def test_padding_is_found_once_a_forward(small, monkeypatch):
     from psa_triton.integrations.diffusers import layout
@@ -285,6 +286,42 @@ def test_a_timestep_that_is_another_than_the_schedulers():
             out = run(model, inputs | {"timestep": timestep.expand(2) / 1000})
             latents = scheduler.step(out, timestep, latents).prev_sample
     assert {record.step: record.sparse for record in handle.stats().records} == {0: False, 1: True, 2: True}
+
+
+def later(inputs, step, timestep):
+    """Arguments of a step: what is of its state and its time is another one."""
+    changes = {}
+    for name, value in inputs.items():
+        if name in ("hidden_states", "audio_hidden_states"):
+            changes[name] = value + 0.1 * step
+        elif name in ("x", "vision_tokens"):
+            changes[name] = [item + 0.1 * step for item in value]
+        elif name in ("t", "sigma", "timestep", "audio_timestep"):
+            changes[name] = timestep.expand(value.shape).to(value.dtype)
+    return inputs | changes
+
+
+@pytest.mark.parametrize("small", [THERE[name] for name in ("z-image", "ltx-2", "cosmos-3", "qwen-image", "flux")])
+@torch.no_grad()
+def test_state_and_time_tell_no_pass(small):
+    """They are others in each step, whatever a class calls them: a pass finds what it kept."""
+    model, inputs = small.make()
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    if small.kind.startswith(("QwenImage", "Flux")):
+        shape = *inputs["hidden_states"].shape[:2], model.inner_dim
+        inputs["controlnet_block_samples"] = [torch.zeros(shape)]
+    if small.kind == "LTX2Video":
+        inputs["sigma"] = torch.ones(len(inputs["hidden_states"]))
+    with apply_psa(model, SPARSE.replace(reuse={"refresh_every": 100}), scheduler=scheduler) as handle:
+        for step, timestep in enumerate(scheduler.timesteps):
+            given = later(inputs, step, timestep)
+            if "controlnet_block_samples" in given:
+                given["controlnet_block_samples"] = [torch.full(shape, 0.1 * step)]
+            run(model, given)
+            scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
+    ways = handle.stats().summary.ways
+    assert set(ways) == {"refresh", "sparse"} and ways["sparse"] == 2 * ways["refresh"]
 
 
 @pytest.mark.parametrize("small", [THERE["hunyuan-video-1.5"]])

@@ -162,7 +162,7 @@ class ForwardState:
         def resume(_: Tensor) -> None:
             self._thread.forward = _OUTSIDE if self._detached else forward
 
-        for x in _tensors(output.values() if isinstance(output, Mapping) else output):
+        for x in _tensors(output.values() if isinstance(output, Mapping) else [output]):
             if x.requires_grad:
                 x.register_hook(resume)
 
@@ -208,9 +208,13 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+_STATES = ("x", "t", "sigma", "audio_sigma", "vision_tokens", "sound_tokens", "action_tokens")
+
+
 def _changes_by_step(name: str) -> bool:
-    """Whether an argument of a transformer is the state or the time of the denoising, and not a condition of it."""
-    return "timestep" in name or (name.endswith("hidden_states") and "encoder" not in name)
+    """Whether an argument of a transformer is of the state or the time of the denoising, and not a condition of it."""
+    is_state = name in _STATES or (name.endswith("hidden_states") and "encoder" not in name)
+    return is_state or "timestep" in name or "controlnet" in name
 
 
 def _adapters(transformer: Any) -> Any:
