@@ -147,7 +147,7 @@ def allocation(dtype: torch.dtype, dim: int, *, block_n: int = 64) -> None:
     rows, blocks, steps = -(-TOKENS // 128), -(-TOKENS // block_n), block_n.bit_length()
     weights = meta(1, HEADS, rows, blocks, dtype=torch.float32)
     rates = meta(1, HEADS, steps, blocks, dtype=torch.float32)
-    prices = meta(1, steps, blocks, dtype=torch.int32)
+    prices = meta(steps, blocks, dtype=torch.int32)
     allocation_triton.allocate(weights, rates, prices, meta(1, HEADS, rows, dtype=torch.int32))
     allocation_triton.prices_above(meta(1, HEADS, rows, dtype=torch.float32), weights, rates, prices)
 

@@ -126,13 +126,14 @@ def smoke(session: Session, device: torch.device) -> None:
     for check in smoke_checks(device):
         session.measure(check.name, check_small, check)
     launched = {name for found in session.pieces.values() for name in found.get("kernels", ())}
-    known = {
-        name
-        for module in [module for path, module in sys.modules.items() if path.startswith("psa_triton.")]
-        for name, value in vars(module).items()
-        if name.endswith("_kernel") and hasattr(value, "fn")
-    }
-    session.measure("every kernel was launched", lambda: {"errors": {name: math.inf for name in known - launched}})
+    left_out = known_kernels() - launched
+    session.measure("every kernel was launched", lambda: {"errors": {name: math.inf for name in left_out}})
+
+
+def known_kernels() -> set[str]:
+    modules = [module for path, module in sys.modules.items() if path.startswith("psa_triton.")]
+    found = [(name, value) for module in modules for name, value in vars(module).items()]
+    return {name for name, value in found if name.endswith("_kernel") and hasattr(value, "fn")}
 
 
 def check_small(check: Check) -> dict[str, Any]:

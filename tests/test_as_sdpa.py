@@ -164,6 +164,19 @@ class TestArguments:
             assert out.dtype == F.scaled_dot_product_attention(q, k, v).dtype
         assert torch.equal(out, psa_attention(*(x.to(out.dtype) for x in (q, k, v)), SMALL))
 
+    @pytest.mark.parametrize("impl", ["cpu", "torch", "reference"])
+    def test_autocast_narrows_no_product_inside(self, impl):
+        q = torch.randn(1, 2, 300, 16, generator=torch.Generator().manual_seed(0))
+        levels = torch.ones(1, 2, 10, 10, dtype=torch.int8)
+
+        def outputs():
+            clustered = psa_attention(*3 * [q.bfloat16()], CONFIGS["k-means"], impl=impl)
+            return clustered, pyramid_attention(q, q, q, levels, block_m=32, block_n=32, impl=impl)
+
+        with torch.autocast("cpu", torch.bfloat16):
+            found = outputs()
+        assert all(map(torch.equal, found, outputs()))
+
 
 def tokens_first(tokens, heads):
     return torch.randn(1, tokens, heads, 16)

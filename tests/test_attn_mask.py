@@ -55,6 +55,12 @@ def test_the_same_keys_for_the_whole_batch(shape):
     assert everything.shape == (2, 60) and everything.all()
 
 
+@pytest.mark.parametrize("shape", [(1, 0, 60), (2, 4, 0, 60)], ids=str)
+def test_a_mask_of_no_queries(shape):
+    q, k, v = tensors()
+    assert psa_attention(q[:, :, :0], k, v, FULL, attn_mask=torch.ones(shape, dtype=torch.bool)).shape == (2, 4, 0, 16)
+
+
 def test_together_with_a_key_mask_and_is_causal():
     q, k, v = tensors()
     other = torch.arange(60)[None].expand(2, -1) >= 5

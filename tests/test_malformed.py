@@ -117,6 +117,15 @@ def test_assigning_to_a_configuration_says_how_to_change_one():
     check_words(caught.value, "block_m: a PSAConfig is frozen; config.replace(block_m=...)")
 
 
+def test_the_copies_of_pydantic_are_as_good_as_replace():
+    config, changed = PSAConfig(), PSAConfig(budget=0.4, mask_mode="budget", importance="sampled")
+    copied = config.model_copy(update={"budget": 0.4, "mask_mode": "budget", "importance": "sampled"})
+    assert copied == changed and copied.text == changed.text
+    assert config.model_copy() == config
+    with pytest.raises(ValidationError, match="block_m"):
+        config.model_copy(update={"block_m": 7})
+
+
 def test_equal_configurations_are_one_key():
     shares = {1: (0.0, 0.1), 2: (0.1, 0.3), 0: (0.3, 1.0)}
     turned = dict(reversed(shares.items()))

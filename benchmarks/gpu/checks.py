@@ -105,6 +105,7 @@ def smoke_checks(device: torch.device) -> Iterator[Check]:
         marks = ", causal" * causal + ", keys left out" * masked + ", corrected" * (correction != "none")
         run = _attention(device, n, dim, causal, masked, correction)
         yield Check(f"attention, n={n}, D={dim}{marks}", run)
+    yield Check("attention in 8 bits", _attention(device, 64, 128, True, False, "none", "int8"))
     for method in (*ESTIMATORS, "finely_sampled", "representative"):
         for causal in (False, True):
             yield Check(f"importance, {method}{', causal' * causal}", _importance(device, method, causal), "reference")
@@ -136,8 +137,10 @@ def _qkv(device: torch.device, dim: int) -> list[Tensor]:
     return [_draw(device, count, tokens, dim, seed) for seed, count in enumerate((2 * heads, heads, heads))]
 
 
-def _attention(device: torch.device, n: int, dim: int, causal: bool, masked: bool, correction: str) -> Any:
-    """Output and gradients."""
+def _attention(
+    device: torch.device, n: int, dim: int, causal: bool, masked: bool, correction: str, qk_dtype: str = "auto"
+) -> Any:
+    """Output and, where there are any, gradients."""
     inputs = _qkv(device, dim)
     heads, tokens = inputs[0].shape[1:3]
     upstream = _draw(device, heads, tokens, dim, 9)
@@ -147,11 +150,14 @@ def _attention(device: torch.device, n: int, dim: int, causal: bool, masked: boo
     levels = levels.masked_fill(columns == rows * BLOCK_M // n, 1).to(device).expand(1, heads, -1, -1).contiguous()
     key_mask = (torch.arange(tokens, device=device) % 5 > 0)[None] if masked else None
     settings = dict(block_m=BLOCK_M, block_n=n, is_causal=causal, key_mask=key_mask, pool_correction=correction)
+    settings |= dict(qk_dtype=qk_dtype)
 
     def run(impl: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        leaves = [t.to(dtype).requires_grad_() for t in inputs]
+        leaves = [t.to(dtype).requires_grad_(qk_dtype == "auto") for t in inputs]
         eager = impl == "eager"
         out = _eager(*leaves, causal) if eager else pyramid_attention(*leaves, levels, impl=impl, **settings)
+        if not out.requires_grad:
+            return {"output": out}
         of_q, of_k, of_v = torch.autograd.grad(out, leaves, upstream.to(dtype))
         return {"output": out.detach(), "gradient of q": of_q, "gradient of k": of_k, "gradient of v": of_v}
 

@@ -48,6 +48,8 @@ def as_key_mask(attn_mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 @operator("key_mask", lambda mask: mask.new_empty(mask.shape[0], mask.shape[3], dtype=torch.bool))
 def _key_mask_op(attn_mask: Tensor) -> Tensor:
+    if attn_mask.numel() == 0:  # no query to leave a key out for
+        return attn_mask.new_ones(attn_mask.shape[0], attn_mask.shape[3], dtype=torch.bool)
     one = attn_mask[:, :1, :1]
     # What is expanded along a dimension is the same there.
     sizes = (attn_mask.shape[dim] if attn_mask.stride(dim) else 1 for dim in (1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
@@ -345,6 +346,10 @@ class PSAConfig(BaseModel):
     def replace(self, **changes: Any) -> PSAConfig:
         """A validated copy with `changes`."""
         return PSAConfig(**{**self.model_dump(), **changes})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> PSAConfig:
+        """`replace`, as pydantic calls it: its own copy would keep the `text` of what it was copied from."""
+        return self.replace(**update or {})
 
 
 NESTED: dict[int | str, type[BaseModel]] = {"sim_thresholds": SimThresholds, "budget_table": BudgetRow, "reuse": Reuse}

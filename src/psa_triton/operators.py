@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 def operator(
     name: str, fake: Callable[..., Any], *, schema: str | None = None, vmap: bool = True
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Makes a function the operator `psa_triton::name`, which writes to none of its arguments.
+    """Makes a function the operator `psa_triton::name`, which writes to none of its arguments, and knows no autocast.
 
     Args:
         name: of the operator.
@@ -24,13 +26,27 @@ def operator(
     """
 
     def register(function: Callable[..., Any]) -> Any:
-        made = torch.library.custom_op(f"psa_triton::{name}", function, mutates_args=(), schema=schema)
+        @wraps(function)
+        def run(*args: Any) -> Any:
+            with without_autocast(next((x for x in args if isinstance(x, Tensor)), None)):
+                return function(*args)
+
+        types = schema or torch.library.infer_schema(function, mutates_args=())
+        made = torch.library.custom_op(f"psa_triton::{name}", run, mutates_args=(), schema=types)
         made.register_fake(fake)
         if vmap:
             made.register_vmap(lambda info, in_dims, *args: _mapped(made, info.batch_size, in_dims, args))
         return made
 
     return register
+
+
+def without_autocast(x: Tensor | None) -> AbstractContextManager[Any]:
+    """Where products on the device of `x` are of their operands' dtype, whatever `torch.autocast` makes of others."""
+    device = "cpu" if x is None else x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def each_item(function: Callable[..., Tensor], *args: Any) -> Tensor:

@@ -95,9 +95,15 @@ print(*sorted(last))
     assert len(list(tmp_path.glob("*/*.cubin"))) == len(kernels)
 
 
+def test_smoke_launches_every_kernel():
+    launches = prepare.recorded(gpu_attention.smoke_work)
+    assert {launch.kernel.fn.__name__ for launch in launches} == gpu_attention.known_kernels()
+
+
 @pytest.mark.parametrize(
     "name",
     [
+        "attention in 8 bits",
         "attention, n=32, D=64, causal, keys left out",
         "importance, pooled",
         "levels by shares",

@@ -47,7 +47,7 @@ def random_errors(blocks, levels, seed):
 
 
 def spent(steps, prices):
-    totals = torch.nn.functional.pad(prices[0].T.cumsum(-1), (1, 0))
+    totals = torch.nn.functional.pad(prices.T.cumsum(-1), (1, 0))
     return totals.expand(*steps.shape, -1).gather(-1, steps.long()[..., None]).sum((-2, -1))
 
 
@@ -97,7 +97,7 @@ class TestAllocate:
     def test_no_other_choice_of_the_same_price_is_better(self, seed, limit):
         errors = random_errors(4, 5, seed)
         weights = draw(1, 1, 1, 4, seed=seed + 1)
-        rates = benefit_rates(errors, self.PRICES[0].T).mT
+        rates = benefit_rates(errors, self.PRICES.T).mT
         steps = allocate(weights, rates, self.PRICES, torch.tensor([[[limit]]]).int())
         price = spent(steps, self.PRICES).item()
         assert price <= limit
@@ -105,7 +105,7 @@ class TestAllocate:
         def error(choice):
             return sum(float(weights[0, 0, 0, j] * errors[0, 0, j, step]) for j, step in enumerate(choice))
 
-        totals = [0, *self.PRICES[0, :, 0].cumsum(0).tolist()]
+        totals = [0, *self.PRICES[:, 0].cumsum(0).tolist()]
         choices = itertools.product(range(5), repeat=4)
         best = min(error(choice) for choice in choices if sum(totals[step] for step in choice) <= price)
         assert error(steps.flatten().tolist()) <= best + 1e-6

@@ -124,13 +124,15 @@ def test_a_budget_is_of_the_keys_that_are_there(is_causal):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_causal"), [("topk", True), ("thresholdbound", False), ("first block", True), ("budget", True)]
+    ("name", "is_causal", "batch"),
+    [("topk", True, 2), ("thresholdbound", False, 2), ("first block", True, 2), ("budget", True, 2)]
+    + [("budget", False, 1)],  # blocks of an only item have prices of their own, too
 )
-def test_gpu_kernels_choose_the_same_levels(name, is_causal):
+def test_gpu_kernels_choose_the_same_levels(name, is_causal, batch):
     pytest.importorskip("triton")
-    q, k, v = tensors(2, queries=40, keys=75)
-    key_mask = mask_of(2, 75, 0.5)
-    key_mask[0, :20] = key_mask[1, 32:48] = False
+    q, k, v = tensors(batch, queries=40, keys=75)
+    key_mask = mask_of(batch, 75, 0.5)
+    key_mask[0, :20] = key_mask[-1, 32:48] = False
     found, expected = (
         choose(name, q, k, v, impl=impl, is_causal=is_causal, key_mask=key_mask) for impl in ("triton", "cpu")
     )

@@ -13,6 +13,7 @@ from psa_triton.inputs import check_attention_inputs, check_causal, check_key_ma
 from psa_triton.kernels import ops, reference
 from psa_triton.kernels.int8 import mean_key
 from psa_triton.kernels.reading import Reading
+from psa_triton.operators import without_autocast
 from psa_triton.products import wide
 from psa_triton.ratios import COARSEST_LEVEL
 
@@ -112,7 +113,8 @@ def attend(
         mean = mean_key(k, blocks.key_mask)
         k = k - mean
     if reading.impl == "reference":
-        out, lse = reference.pyramid_attention(q, k, v, levels, blocks, reading)
+        with without_autocast(q):
+            out, lse = reference.pyramid_attention(q, k, v, levels, blocks, reading)
     else:
         # A graph knows the operator's own gradient, `torch.func` the function's.
         attend = ops.attend if torch.compiler.is_compiling() else ops.Attend.apply
@@ -124,7 +126,8 @@ def attend(
         return out, None
     if mean is not None:
         of_heads = wide(mean).repeat_interleave(q.shape[1] // max(1, k.shape[1]), dim=1)
-        lse = lse + reading.scale * (wide(q) @ of_heads.mT)[..., 0]
+        with without_autocast(q):
+            lse = lse + reading.scale * (wide(q) @ of_heads.mT)[..., 0]
     return out, lse
 
 

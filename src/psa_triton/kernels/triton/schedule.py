@@ -26,7 +26,7 @@ _LARGEST = tl.constexpr((1 << 16) - 1)
 _FIRST_FOUR = tl.constexpr(0x0001_0001_0001_0001)
 """1 in each of four fields."""
 _SPREADS_FIRST = tl.constexpr(triton.__version__.startswith("3.6."))
-"""Of a tile without neighbours in memory, Triton 3.6 gives the first dimension to neighbouring threads, not the last."""
+"""Of a tile without neighbours in memory, Triton 3.6 gives neighbouring threads the first dimension, not the last."""
 
 
 @dataclass(frozen=True)

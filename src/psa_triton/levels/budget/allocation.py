@@ -40,7 +40,7 @@ def allocate(weights: Tensor, rates: Tensor, prices: Tensor, limits: Tensor) -> 
     Args:
         weights: float32 `[B, Hq, nq, nk]`, 0 to 1: how much an error in the block counts.
         rates: float32 `[B, Hq, S, nk]`, finite, from `benefit_rates`.
-        prices: int32 `[B, S, nk]`, the groups that a step adds; `[1, S, nk]` if those of all items are the same.
+        prices: int32 `[S, nk]`, the groups that a step adds; `[B, S, nk]` with a key mask.
         limits: int32 `[B, Hq, nq]`, the groups that a row may read.
 
     Returns:
@@ -114,7 +114,7 @@ def _parts(rates: Tensor, prices: Tensor, *rows: Tensor) -> Iterator[tuple[Tenso
 
     The first of `rows` has blocks last. Prices are float32: exact below 2^24, and quick to multiply.
     """
-    of_heads = rates.flatten(0, 1), prices.float()[:, None].expand_as(rates).flatten(0, 1)
+    of_heads = rates.flatten(0, 1), prices.float().unsqueeze(-3).expand_as(rates).flatten(0, 1)
     of_rows = [x.flatten(0, 1) for x in rows]
     count = max(1, _BENEFITS_AT_A_TIME // max(1, rates.shape[-2] * rates.shape[-1]))
     heads = max(1, count // max(1, of_rows[0].shape[1]))

@@ -39,14 +39,13 @@ def _of_rows(
     batch, heads, rows, blocks = weights.shape
     width = max(triton.next_power_of_2(blocks), _SHORTEST_ROW)
     tensors = dict(weights=weights, rates=rates, prices=prices, given=given)
-    # Prices of an item, or the same for all.
-    stride = prices[0].numel() if len(prices) > 1 else 0
+    is_masked = prices.dim() == 3
     Launch(
         kernel,
         (rows * batch * heads,),
         {name: x.contiguous() for name, x in tensors.items()}
-        | dict(out=out, rows=rows, blocks=blocks, heads=heads, stride_prices=stride),
-        dict(STEPS=prices.shape[1], WIDTH=width, MASKED=stride > 0) | constants,
+        | dict(out=out, rows=rows, blocks=blocks, heads=heads, stride_prices=prices[0].numel() if is_masked else 0),
+        dict(STEPS=prices.shape[-2], WIDTH=width, MASKED=is_masked) | constants,
         warps=max(width // _BLOCKS_PER_WARP, 4),
     ).run()
     return out

@@ -23,7 +23,7 @@ def ladder(block_n: int) -> tuple[int, ...]:
 
 
 def step_prices(blocks: Blocks, device: torch.device) -> Tensor:
-    """Groups that each step up the ladder adds for each key block: int32 `[1, S, nk]`.
+    """Groups that each step up the ladder adds for each key block: int32 `[S, nk]`.
 
     With a key mask groups that hold a kept key: `[B, S, nk]`.
     """
@@ -34,9 +34,9 @@ def step_prices(blocks: Blocks, device: torch.device) -> Tensor:
         is_there = {level: keep.unflatten(-1, (-1, level)).any(-1) for level in steps}
         groups = [kept_count(found, blocks.n // level).int() for level, found in is_there.items()]
     else:
-        lengths = block_lengths(blocks.keys, blocks.n, device).int()[None]
+        lengths = block_lengths(blocks.keys, blocks.n, device).int()
         groups = [(lengths + level - 1) // level for level in steps]
-    return torch.stack([torch.zeros_like(groups[0]), *groups], dim=1).diff(dim=1)
+    return torch.stack([torch.zeros_like(groups[0]), *groups], dim=-2).diff(dim=-2)
 
 
 def benefit_rates(errors: Tensor, prices: Tensor) -> Tensor:

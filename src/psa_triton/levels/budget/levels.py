@@ -56,7 +56,7 @@ def budget_levels(
     first = importance.argmax(-1, keepdim=True)  # of equals the first by position
     limits, costs, free = row_limits(budget, blocks, first, keep_first_block=keep_first_block)
     prices = step_prices(blocks, importance.device)
-    rates = benefit_rates(errors, prices.mT[:, None]).mT.contiguous()
+    rates = benefit_rates(errors, prices.mT.unsqueeze(-3)).mT.contiguous()
     weights = torch.lerp(importance, _even(importance, blocks), DOUBT)
     weights = weights.square_().masked_fill_(~free, 0).scatter_(-1, first, 0)
     allocate, prices_above = _implementation(impl, weights.shape[-1])
