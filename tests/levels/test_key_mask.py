@@ -125,8 +125,13 @@ def test_a_budget_is_of_the_keys_that_are_there(is_causal):
 
 @pytest.mark.parametrize(
     ("name", "is_causal", "batch"),
-    [("topk", True, 2), ("thresholdbound", False, 2), ("first block", True, 2), ("budget", True, 2)]
-    + [("budget", False, 1)],  # blocks of an only item have prices of their own, too
+    [
+        ("topk", True, 2),
+        ("thresholdbound", False, 2),
+        ("first block", True, 2),
+        ("budget", True, 2),
+        ("budget", False, 1),  # blocks of an only item have prices of their own, too
+    ],
 )
 def test_gpu_kernels_choose_the_same_levels(name, is_causal, batch):
     pytest.importorskip("triton")

@@ -128,9 +128,6 @@ def _query_gradient_kernel(
     pooled = (b * (heads // group) + key_head) * (all_rows - padded)
     pooled_k += pooled * DIM
     pooled_v += pooled * DIM
-    if row_bias is not None:
-        row_bias += b * all_rows
-        row_last += b * all_rows
 
     m = tl.arange(0, TILE_M)
     is_query = m < tl.minimum(queries - first_query, BLOCK_M)
@@ -171,6 +168,7 @@ def _query_gradient_kernel(
             shift, k, v, k_strides[2], v_strides[2], pooled_k, pooled_v, padded, DIM
         )
         log_rows = LOG_BLOCK_N - shift
+        first_mark = b * all_rows + first_row
         listed, whole, length = level_list(starts, blocks, log_rows)
         starts += 2
         listed_n, within = listed + (n >> log_rows), n & ((1 << log_rows) - 1)
@@ -192,7 +190,7 @@ def _query_gradient_kernel(
         # Few rows: small tiles, and one in flight, save the registers that the long loop needs.
         for at in tl.range(whole // TILE_N * TILE_N, length, EDGE_N, num_stages=1):
             edge = at + tl.arange(0, EDGE_N)
-            row, bias, last = edge_rows(edge, listed, length, row_bias, row_last, first_row, shift, tokens, log_rows)
+            row, bias, last = edge_rows(edge, listed, length, row_bias, row_last, first_mark, shift, tokens, log_rows)
             is_row = bias > float("-inf")
             place, mask = row[:, None].to(tl.int64), is_row[:, None] & is_dim
             keys = tl.load(level_k + place * k_step + d[None, :], mask=mask, other=0.0)

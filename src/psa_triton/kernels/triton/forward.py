@@ -98,9 +98,6 @@ def _attend_kernel(
         spread += pooled - padded
     if key_step is not None:
         key_step += (b * key_heads + key_head) * all_rows
-    if row_bias is not None:
-        row_bias += b * all_rows
-        row_last += b * all_rows
 
     q_tile = tl.load(
         q + m[:, None].to(tl.int64) * q_strides[2] + d[None, :] * q_strides[3],
@@ -130,6 +127,7 @@ def _attend_kernel(
             shift, k, v, k_strides[2], v_strides[2], pooled_k, pooled_v, padded, DIM
         )
         log_rows = LOG_BLOCK_N - shift
+        first_mark = b * all_rows + first_row
         listed, whole, length = level_list(starts, blocks, log_rows)
         starts += 2
 
@@ -154,7 +152,7 @@ def _attend_kernel(
         # Few rows: small tiles, and one in flight, save the registers that the long loop needs.
         for at in tl.range(whole // TILE_N * TILE_N, length, EDGE_N, num_stages=1):
             edge = at + tl.arange(0, EDGE_N)
-            row, bias, last = edge_rows(edge, listed, length, row_bias, row_last, first_row, shift, tokens, log_rows)
+            row, bias, last = edge_rows(edge, listed, length, row_bias, row_last, first_mark, shift, tokens, log_rows)
             is_row = bias > float("-inf")
             place, mask = row[:, None].to(tl.int64), is_row[:, None] & is_dim
             keys = tl.load(level_k + place * k_step + d[None, :], mask=mask, other=0.0)

@@ -73,16 +73,17 @@ def listed_row(at, listed, log_rows, mask=None):
 
 
 @triton.jit
-def edge_rows(at, listed, length, row_bias, row_last, first_row, shift, tokens, log_rows):
+def edge_rows(at, listed, length, row_bias, row_last, first_mark, shift, tokens, log_rows):
     """Rows at positions `at` of a level, of which any may be cut: place in the level, log2 of its tokens, the last one.
 
-    The bias is -inf where there is no row. Only the last group of a sequence may be short, unless a mask cuts more.
+    The bias is -inf where there is no row. Only the last group of a sequence may be short, unless a key mask cuts more:
+    then `row_bias` and `row_last` have numbers for every row, for the first of this level at `first_mark`.
     """
     is_row = at < length
     row = listed_row(at, listed, log_rows, is_row)
     if row_bias is not None:
-        bias = tl.load(row_bias + first_row + row, mask=is_row, other=float("-inf"))
-        last = tl.load(row_last + first_row + row, mask=is_row, other=0)
+        bias = tl.load(row_bias + first_mark + row, mask=is_row, other=float("-inf"))
+        last = tl.load(row_last + first_mark + row, mask=is_row, other=0)
     else:
         whole = tokens >> shift
         rest = tl.log2((tokens - (whole << shift)).to(tl.float32))  # -inf if there is none
