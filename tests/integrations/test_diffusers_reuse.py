@@ -1,5 +1,7 @@
 """Reuse between steps in pipelines: what a run does, and what it must not take from another."""
 
+import gc
+
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
@@ -14,6 +16,7 @@ from small_pipelines import (
 
 from psa_triton import PSAConfig, apply_psa
 from psa_triton.config import Reuse
+from psa_triton.integrations.reuse import KeptTensor
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.3)
 EVERY_SECOND = SPARSE.replace(reuse=Reuse(refresh_every=2))
@@ -161,7 +164,21 @@ def test_nothing_is_kept_after_the_last_step():
     with apply_psa(pipe, SPARSE.replace(reuse=Reuse(refresh_every=2, sparse_every=2))):
         make_video(pipe, steps=3, guidance_scale=3.0)
         state = pipe.transformer.psa_attachment.state
-        assert all(not item.layers for item in state._thread.reuse._passes)
+        assert all(not item.layers for item in state.kept.reuse._passes)
+
+
+def test_what_the_first_transformer_kept_is_gone_when_the_second_runs():
+    pipe = make_wan_pipeline(two_transformers=True)
+    kept = []
+
+    def count(pipe, step, timestep, state):
+        kept.append(sum(type(thing) is KeptTensor for thing in gc.get_objects()))
+        return {}
+
+    with apply_psa(pipe, ONCE) as handle:
+        make_video(pipe, steps=4, guidance_scale=3.0, callback_on_step_end=count)
+    assert {record.transformer for record in handle.stats().records} == {"transformer", "transformer_2"}
+    assert kept == [4, 4, 4, 0]  # two layers in two passes
 
 
 def test_costs_and_errors_are_told():

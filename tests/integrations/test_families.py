@@ -42,8 +42,10 @@ SOME = pytest.mark.parametrize(
     "small",
     [
         THERE[name]
-        for name in ("wan-vace", "cogvideox", "hunyuan-video", "hunyuan-video-1.5", "ltx-2", "flux", "lumina-2")
-        + ("kandinsky-5",)  # gives a bare tensor
+        for name in (
+            *("wan-vace", "cogvideox", "hunyuan-video", "hunyuan-video-1.5", "ltx-2", "flux", "lumina-2"),
+            "kandinsky-5",  # gives a bare tensor
+        )
     ],
 )
 
@@ -322,6 +324,63 @@ def test_state_and_time_tell_no_pass(small):
             scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
     ways = handle.stats().summary.ways
     assert set(ways) == {"refresh", "sparse"} and ways["sparse"] == 2 * ways["refresh"]
+
+
+@torch.no_grad()
+def test_an_ip_adapter_keeps_its_weights_and_its_scale():
+    """Its processors are modules, which move with the model, and whose scale diffusers sets by their class."""
+    from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+    model, inputs = SMALL["flux"].make()
+    torch.manual_seed(0)
+    processors = dict(model.attn_processors)
+    for name in processors:
+        if name.startswith("transformer_blocks"):
+            processors[name] = FluxIPAdapterAttnProcessor(model.inner_dim, model.inner_dim, num_tokens=(4,))
+    model.set_attn_processor(processors)
+    model.encoder_hid_proj = nn.Identity()
+    image = torch.randn(len(inputs["hidden_states"]), 4, model.inner_dim)
+
+    def output():
+        return run(model, inputs | {"joint_attention_kwargs": {"ip_adapter_image_embeds": [image]}})
+
+    def set_scale(scale):
+        for processor in model.attn_processors.values():
+            if isinstance(processor, FluxIPAdapterAttnProcessor):
+                processor.scale = [scale]
+
+    full, names = output(), set(model.state_dict())
+    set_scale(0.3)
+    less = output()
+    set_scale(1.0)
+    with apply_psa(model, EVERY_TOKEN) as handle:
+        assert_equal_to_rounding(output(), full)
+        assert handle.stats().summary.sparse_calls
+        set_scale(0.3)
+        assert_equal_to_rounding(output(), less)
+        assert set(model.state_dict()) == names
+        model.double()
+    assert {weight.dtype for weight in model.parameters()} == {torch.float64}
+    assert set(model.state_dict()) == names and differ(less, full)
+
+
+@torch.no_grad()
+def test_perturbed_attention_guidance():
+    """diffusers' hook has values in the place of attention, in the layers it is asked for."""
+    from diffusers.hooks import LayerSkipConfig, apply_layer_skip
+
+    perturbed = dict(skip_attention=False, skip_attention_scores=True, skip_ff=False)
+    model, inputs = SMALL["qwen-image"].make()
+    plain = run(model, inputs)
+    apply_layer_skip(model, LayerSkipConfig(indices=[0], **perturbed))
+    handle = apply_psa(model, EVERY_TOKEN)
+    found = run(model, inputs)
+    reasons = {record.layer: record.reason for record in handle.stats().records}
+    assert reasons == {0: "perturbed", **dict.fromkeys(range(1, len(reasons)))}
+    handle.remove()
+    expected = run(model, inputs)
+    assert_equal_to_rounding(found, expected)
+    assert differ(expected, plain)
 
 
 @pytest.mark.parametrize("small", [THERE["hunyuan-video-1.5"]])

@@ -71,6 +71,9 @@ class ForwardState:
     """Where calls and gathers are counted."""
     on_levels: OnLevels | None
     """Told of every sparse call, outside its seconds."""
+    kept: threading.local
+    """What layers keep from step to step, of each thread. Transformers of a pipeline share it: where one takes over
+    from the other, what that kept is of no more use and takes the memory of as much."""
 
     def __post_init__(self) -> None:
         self._detached = False
@@ -82,11 +85,11 @@ class ForwardState:
         self._running: set[threading.Thread] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_lock", "_thread", "_running", "on_levels"}
+        own = {"_lock", "_thread", "_running", "on_levels", "kept"}
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, on_levels=None)
+        vars(self).update(state, on_levels=None, kept=threading.local())
         self._forget()
 
     @property
@@ -143,7 +146,7 @@ class ForwardState:
         reuse = None if reason is not None or step is None else self._reuse(config, transformer)
         if reuse is not None and step is not None:
             conditions = tuple(_tensors(x for name, x in given.items() if not _changes_by_step(name)))
-            reuse.begin(timesteps, step, conditions, weights=_adapters(transformer), steps=steps)
+            reuse.begin(timesteps, step, conditions, weights=(self.name, _adapters(transformer)), steps=steps)
         visual = family.visual if family.visual in ("first", "last") else given[family.visual]
         progress = step / steps if step is not None else 0.0
         return Forward(reason, step, progress, grids, visual, others, latent.device, parallel, reuse)
@@ -180,15 +183,16 @@ class ForwardState:
                 )
             self._detached = True
             self._thread = threading.local()
+            self.kept = threading.local()
 
     def _reuse(self, config: PSAConfig | None, transformer: Any) -> StepReuse | None:
         """What layers keep from step to step, of this thread."""
         if config is None or config.reuse is None:
             return None
-        if not hasattr(self._thread, "reuse"):
+        if not hasattr(self.kept, "reuse"):
             layers = len(self.family.layers(transformer))
-            self._thread.reuse = StepReuse(config.reuse, config.probe, layers)
-        return self._thread.reuse
+            self.kept.reuse = StepReuse(config.reuse, config.probe, layers)
+        return self.kept.reuse
 
     def _step(self, transformer: Any, timestep: Tensor | float | None) -> tuple[int | None, Tensor | None]:
         try:
