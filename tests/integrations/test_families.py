@@ -365,6 +365,17 @@ def test_an_ip_adapter_keeps_its_weights_and_its_scale():
 
 
 @torch.no_grad()
+def test_processors_made_anew_after_attaching_are_told():
+    """Loading an IP adapter makes those that it leaves alone anew, by their class."""
+    model, inputs = SMALL["flux"].make()
+    with apply_psa(model, EVERY_TOKEN):
+        model.set_attn_processor({name: value.__class__() for name, value in model.attn_processors.items()})
+        with pytest.raises(RuntimeError, match="was replaced by a FluxAttnProcessor after apply_psa"):
+            run(model, inputs)
+    run(model, inputs)
+
+
+@torch.no_grad()
 def test_perturbed_attention_guidance():
     """diffusers' hook has values in the place of attention, in the layers it is asked for."""
     from diffusers.hooks import LayerSkipConfig, apply_layer_skip

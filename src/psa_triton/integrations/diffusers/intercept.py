@@ -83,9 +83,13 @@ def _wrapper(kind: Any) -> type[PSAProcessor]:
     def __call__(self: PSAProcessor, attn: Any, *args: Any, **kwargs: Any) -> Any:
         return self._run(attn, *args, **kwargs)
 
+    def __new__(cls: Any, *parts: Any) -> Any:
+        # diffusers makes new processors by the class of the old ones: those are plain.
+        return object.__new__(cls) if parts else kind()
+
     __call__.__signature__ = inspect.signature(kind.__call__)
     bases = (PSAProcessor, kind) if issubclass(kind, nn.Module) else (PSAProcessor,)
-    return type(f"PSA{kind.__name__}", bases, {"__call__": __call__, "__module__": __name__})
+    return type(f"PSA{kind.__name__}", bases, {"__call__": __call__, "__new__": __new__, "__module__": __name__})
 
 
 _native = threading.Lock()
