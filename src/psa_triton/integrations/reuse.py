@@ -347,6 +347,7 @@ class StepReuse:
         self._step = -1
         self._steps: int | None = None
         self._passes: list[_Pass] = []
+        self._pass = _Pass((), -1)
         self._choices: dict[Place, _Choice] = {}
 
     def begin(

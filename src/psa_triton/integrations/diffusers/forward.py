@@ -141,9 +141,15 @@ class ForwardState:
                 )
             tokens = others + visual_tokens(grids)
             reason = self.rules.of_length(tokens, config, latent.device, latent.dtype, others)
-        reason = self.rules.of_layer(None, config) or reason or self.rules.of_step(step, steps)
+        by_step = self.rules.of_step(step, steps)
+        reason = self.rules.of_layer(None, config) or reason or by_step
         parallel = head_parallel(transformer)
-        reuse = None if reason is not None or step is None else self._reuse(config, transformer)
+        reuse = None if step is None else self._reuse(config, transformer)
+        if reuse is not None and by_step is not None:
+            # The run's first or last steps: what is there is of a run that was broken off, or of no more use.
+            reuse.drop()
+        if reason is not None:
+            reuse = None
         if reuse is not None and step is not None:
             conditions = tuple(_tensors(x for name, x in given.items() if not _changes_by_step(name)))
             reuse.begin(timesteps, step, conditions, weights=(self.name, _adapters(transformer)), steps=steps)
