@@ -297,6 +297,11 @@ class TestResolve:
         with pytest.raises(ValueError, match="name: expected SECTION/PRESET"):
             resolve(name)
 
+    @pytest.mark.parametrize("name", ["", "tiny-wan/"])
+    def test_an_empty_name_is_no_default(self, name):
+        with pytest.raises(PresetError, match="unknown preset ''"):
+            resolve(name, "tiny-wan")
+
     def test_a_file_is_read_again_once_it_has_changed(self, tmp_path):
         file = write(tmp_path, section_with("{type: psa, warmup_steps: 1}"))
         first = load_presets_file(file)

@@ -322,7 +322,10 @@ class PSAConfig(BaseModel):
         """A copy whose error decides when layers refresh, instead of warm-up and rhythm."""
         stays = {"middle_tolerance", "layers", "keep", "keep_on"}
         kept = {} if self.reuse is None else self.reuse.model_dump(include=stays)
-        reuse = Reuse(max_error=max_error, **kept)
+        try:
+            reuse = Reuse(max_error=max_error, **kept)
+        except ValidationError as error:
+            raise ValueError(f"max_error: expected a number above 0, got {max_error!r}") from error
         return self.replace(reuse=reuse, probe=self.probe or DEFAULT_PROBE, warmup_steps=0)
 
     @cached_property

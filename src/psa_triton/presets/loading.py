@@ -90,14 +90,15 @@ def resolve(name: str | None = None, section: str | None = None, file: str | Pat
             raise TypeError(f"{argument}: expected a name, got {type(value).__name__}")
     if name == DENSE.name:
         return DENSE
-    other, _, preset = (name or "").rpartition("/")
+    other, _, preset = (None, None, None) if name is None else name.rpartition("/")
     model = other or section
     if model is None:
         raise ValueError(f"name: expected SECTION/PRESET, as no model tells the section, got {name!r}")
     presets = load_presets_file(file)
     of_model, found = presets.section(model), presets.section_name(model)
     spec = MODELS.get(model)
-    preset = preset or (spec and spec.preset) or of_model.default_attention
+    if preset is None:
+        preset = (spec and spec.preset) or of_model.default_attention
     if preset not in of_model.attention_configs:
         message = unknown_name("preset", preset, of_model.attention_configs)
         raise PresetError(presets.path, [f"{found}.attention_configs: {message}"])

@@ -1,3 +1,4 @@
+import inspect
 import io
 from dataclasses import replace
 from typing import get_args, get_type_hints
@@ -9,11 +10,17 @@ from rich.console import Console
 from psa_triton.impl import Impl
 from psa_triton.models import MODELS
 from psa_triton.tools.cli.commands import Compare, DenseOptions, PresetOptions, Understand
+from psa_triton.tools.cli.options import command
 from psa_triton.tools.cli.target import load, read_dense_parts
 from psa_triton.tools.evaluation.ceiling import CeilingKind
 from psa_triton.tools.generation import DenseParts
 from psa_triton.tools.generation.loading import Target
 from psa_triton.tools.understanding import MediaKind
+
+
+def test_help_has_a_line_a_paragraph():
+    words, files = inspect.getdoc(command(Compare(), run="compare")).split("\n\n")
+    assert words.endswith("it is.") and files.startswith("Writes") and "\n" not in words + files
 
 
 @pytest.mark.parametrize(("key", "told"), [("tiny-wan", False), ("tiny-wan-16k", True)])

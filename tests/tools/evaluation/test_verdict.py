@@ -64,13 +64,15 @@ def test_a_run_that_never_was_sparse():
     dense = Column("it", "psa", column("psa").averages, {"attention_density": "it ran dense throughout (warm-up)"})
     ((_, verdict),) = judge([DENSE, dense])
     assert verdict.answer == "Nothing was saved: it ran dense throughout." and "warm-up" in verdict.cause
+    assert verdict.advice == "more denoising steps than the dense ones, or --max-error 0.1 instead of these"
 
 
 @pytest.mark.parametrize(
     ("density", "run", "reasons", "words"),
     [
         (None, 1.0, ("dense preset",), None),
-        (None, 1.0, ("few tokens",), "Nothing was saved: all attention ran dense. Why: few tokens."),
+        (None, 1.0, ("few tokens",), "Nothing was saved: all attention ran dense. Why: few tokens. Try: a larger"),
+        (None, 1.0, ("warm-up",), "Nothing was saved: all attention ran dense. Why: warm-up. Try: more denoising"),
         (0.3, 0.8, ("warm-up",), "Little was saved: attention did 80% of the dense work. Why: dense parts (warm-up)"),
         (0.3, 0.4, ("warm-up",), None),
     ],

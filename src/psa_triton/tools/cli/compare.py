@@ -96,6 +96,8 @@ class _Comparison:
             check_room(folder, sum(map(expected_room, todo)))
             with told_if_interrupted(lambda: self._so_far(folder)), logging_to(self.console):
                 pipe = load(self.target, todo[0].request, self.console)
+                for attention in self.attentions:
+                    attention.attach(pipe).remove()  # tells what does not fit the model before a video is made
                 if warm_up:
                     # An attention with dense steps has dense attention warmed up as well.
                     dense = [] if any(attention.has_dense_steps for attention in self.attentions) else [DENSE]

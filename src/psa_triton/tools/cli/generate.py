@@ -18,6 +18,7 @@ from rich.console import Console
 from psa_triton.tools.cli.commands import Generate
 from psa_triton.tools.cli.console import VideoProgress, few, logging_to, make_console, reason, try_warm_up
 from psa_triton.tools.cli.errors import told_if_interrupted
+from psa_triton.tools.cli.options import refuse
 from psa_triton.tools.cli.target import (
     choose_source,
     find_target,
@@ -61,6 +62,8 @@ def run(options: Generate, *, keys: Sequence[str] = (), configs: Path | None = N
     attention = wanted_attention(
         options.attention, partial(choose_attention, source, dense_parts=dense_parts), sparse=sparse
     )
+    if attention.config is None:
+        refuse(options, ("max_error",), "sparse attention: give --use-psa, or the name of a sparse preset")
     requests = make_requests(source, prompts, seed=options.seed, settings=asdict(options.video))
     folder = options.output_dir / source.short_name
     if options.timestamp:

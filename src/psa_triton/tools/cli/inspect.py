@@ -16,10 +16,10 @@ from torch import Tensor
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count, transformers_of
 from psa_triton.models import QWEN2_5_VL, model_key
-from psa_triton.tools.cli.commands import Inspect, PromptsOptions
+from psa_triton.tools.cli.commands import Inspect
 from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
 from psa_triton.tools.cli.options import read_indexes, refuse
-from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_prompts
+from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load
 from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.files import Staging, held, json_bytes, output_folder, staged
 from psa_triton.tools.generation.attention import Attention, choose_attention
@@ -86,7 +86,8 @@ def _look_at_file(options: Inspect, path: Path, asked: Asked) -> None:
 
 
 def _look_at_generation(options: Inspect, asked: Asked) -> None:
-    prompts = read_prompts(PromptsOptions(prompt=None if options.prompt is None else [options.prompt]))
+    if options.prompt is None:
+        raise ValueError("expected --prompt TEXT or --qkv FILE, got neither")
     if model_key(options.model.model) == QWEN2_5_VL.key:
         raise ValueError(
             f"model: expected a video model, got {options.model.model}; save its q, k, v, and give --qkv --causal"
@@ -94,7 +95,7 @@ def _look_at_generation(options: Inspect, asked: Asked) -> None:
     source = choose_source(options.model)
     target = find_target(source, options.machine, options.preset.impl)
     attention = choose_attention(source, options.attention_preset, file=options.preset.config, impl=options.preset.impl)
-    (request,) = make_requests(source, prompts, seed=options.seed, settings=asdict(options.video))
+    (request,) = make_requests(source, [options.prompt], seed=options.seed, settings=asdict(options.video))
     steps = _sparse_steps(_sparse(attention), request.num_inference_steps, asked["steps"])
     chosen = [_BY_DEFAULT if (indexes := asked[name]) is None else len(indexes) for name in ("layers", "heads")]
     pictures = math.prod((*chosen, len(steps)))

@@ -56,7 +56,8 @@ def command(defaults: Any, run: str, **context: Any) -> Callable[..., None]:
     def call(**given: Any) -> None:
         import_module(f"{__package__}.{run}").run(_filled(defaults, given), **context)
 
-    call.__doc__ = type(defaults).__doc__
+    # A line a paragraph, as terminals differ in width.
+    call.__doc__ = "\n\n".join(" ".join(part.split()) for part in (type(defaults).__doc__ or "").split("\n\n"))
     call.__signature__ = Signature([*_parameters(defaults)])  # type: ignore[attr-defined]
     return call
 

@@ -93,8 +93,7 @@ def _judge(dense: Column, candidate: Column) -> Verdict:
     seconds, before = dense.mean("attention_seconds"), dense.mean("total_seconds")
     if run is None or sparse is None or seconds is None or before is None:
         cause = candidate.notes.get("attention_density", "no call of its was sparse")
-        advice = "--min-tokens 0 to see what sparse attention would do, or a larger video"
-        return Verdict(f"Nothing was saved: {candidate.label} ran dense throughout.", cause, advice)
+        return Verdict(f"Nothing was saved: {candidate.label} ran dense throughout.", cause, _way_to_sparse(cause))
     total, attention = (candidate.mean(f"{part}_speedup") or 1.0 for part in ("total", "attention"))
     psnr = candidate.mean("psnr")
     psnr = None if psnr is None or psnr >= PSNR_CAP else psnr
@@ -172,10 +171,8 @@ def judge_alone(costs: Sequence[Cost]) -> str | None:
         return None
     runs = [cost.run_density_with_estimation for cost in costs if cost.attention_density is not None]
     if not runs:
-        return (
-            f"Nothing was saved: all attention ran dense. Why: {', '.join(reasons)}. Try: a larger video, or "
-            "--min-tokens 0 to run it sparse all the same."
-        )
+        why = ", ".join(reasons)
+        return f"Nothing was saved: all attention ran dense. Why: {why}. Try: {_way_to_sparse(why)}."
     run = fmean(run for run in runs if run is not None)
     if run <= 0.6 or not reasons:
         return None
@@ -183,6 +180,12 @@ def judge_alone(costs: Sequence[Cost]) -> str | None:
         f"Little was saved: attention did {run:.0%} of the dense work. Why: dense parts ({', '.join(reasons)}). Try: "
         "--max-error 0.1 instead of dense steps, or a preset that reads less (psa_refresh, psa_budget)."
     )
+
+
+def _way_to_sparse(why_dense: str) -> str:
+    if "warm-up" in why_dense:
+        return "more denoising steps than the dense ones, or --max-error 0.1 instead of these"
+    return "a larger video, or --min-tokens 0 to run it sparse all the same"
 
 
 def _is_faster(speedup: float) -> bool:

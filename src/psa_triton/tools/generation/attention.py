@@ -84,7 +84,7 @@ def choose_attention(source: ModelSource, preset: str | None = None, **how: Any)
     """
     spec = source.spec
     section, usual = (GENERAL_SECTION, None) if spec is None else (spec.preset_section, spec.preset)
-    attention = named_attention(preset or usual, section, **how)
+    attention = named_attention(usual if preset is None else preset, section, **how)
     # What the section of all others says of sizes is of no model.
     return attention if spec is not None else replace(attention, video_scale=None)
 
