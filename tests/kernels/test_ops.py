@@ -103,6 +103,21 @@ def test_a_budget_compiles_without_a_graph_break():
     check_compiled(PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.4), {"is_causal": True}, "auto")
 
 
+@pytest.mark.parametrize("impl", ["cpu", "torch", "triton"])
+@pytest.mark.parametrize("unknown", [-128, -64, 3, 32, 127])
+def test_levels_that_are_none_are_not_read_where_none_looks_for_them(unknown, impl):
+    """As in a graph, and while a CUDA graph is captured."""
+    q, k, v = small(True)
+    levels = torch.ones(1, 4, 3, 4, dtype=torch.int8)
+    settings = None, 16, 16, False, 0.25, "none", 16, "auto", impl
+    results = []
+    for level in (0, unknown):
+        levels[..., 1] = level
+        out, _ = ops.attend(q, k, v, levels, *settings, True)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    assert all(map(torch.equal, *results))
+
+
 def check_compiled(config, call, impl):
     torch.compiler.reset()
     attention = PSAAttention(config)

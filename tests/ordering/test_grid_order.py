@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from psa_triton.ordering import grid as grid_module
 from psa_triton.ordering import grid_order
@@ -24,6 +25,14 @@ def test_methods_are_the_curve_and_the_tiles():
     assert torch.equal(grid_order("Gilbert", grid).permutation, gilbert_order(grid))
     assert torch.equal(grid_order("STA", grid).permutation, tile_order(grid, (2, 8, 8)))
     assert torch.equal(grid_order("STA", grid, tile_size=(1, 2, 3)).permutation, tile_order(grid, (1, 2, 3)))
+
+
+@pytest.mark.parametrize("method", ["Gilbert", "STA"])
+def test_an_order_of_fake_tensors_is_fake_and_not_kept(cold_cache, method):
+    for _ in range(2):
+        with FakeTensorMode():
+            assert grid_order(method, (3, 5, 7)).apply(torch.empty(1, 2, 105, 8)).shape == (1, 2, 105, 8)
+        assert type(grid_order(method, (3, 5, 7)).permutation) is torch.Tensor
 
 
 @pytest.mark.parametrize("grid", [(21, 24, 40), (21, 45, 80)], ids=["20,160 tokens", "75,600 tokens"])

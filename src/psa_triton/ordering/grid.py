@@ -43,9 +43,10 @@ def grid_order(
         An order of `prefix_tokens + t * h * w` tokens, the same for all heads.
     """
     tiles = tile_size if method == "STA" else None
+    made_here = torch.empty(0, device=device)
     # A device without an index means the current one, which may differ at the next call.
-    device = torch.empty(0, device=device).device
-    if torch.compiler.is_compiling():
+    device = made_here.device
+    if torch.compiler.is_compiling() or type(made_here) is not Tensor:  # fake tensors go with their like alone
         return TokenOrder(*_traced_grid_order(method, grid, tiles or (), prefix_tokens, device))
     return _grid_order(method, grid, tiles, prefix_tokens, device)
 

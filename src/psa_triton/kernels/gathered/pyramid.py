@@ -67,7 +67,7 @@ def pyramids(
 
     With each the item of the batch, its key heads, and the query heads that read them. Let go of one before the next.
     """
-    layout = pyramid_layout(k.shape[2], blocks.n, coarsest=int(levels.max()) if levels.numel() else 0)
+    layout = pyramid_layout(k.shape[2], blocks.n, coarsest=min(int(levels.max()), reading.coarsest))
     group = levels.shape[1] // k.shape[1]
     count = max(1, _AT_ONCE // (2 * layout.rows * k.shape[3] * k.element_size()))
     for item in range(len(k)):

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional as F
 
 from psa_triton.pyramid import UNITS_PER_BLOCK, PyramidLayout
-from psa_triton.ratios import COARSEST_LEVEL
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def make_schedule(
     """The lists of query blocks.
 
     Args:
-        levels: int8 `[H, R / H, nk]`, each 0 or a level of `layout`: what is read of each of H key heads.
+        levels: int8 `[H, R / H, nk]`: what is read of each of H key heads; nothing at what is no level of `layout`.
         layout: of the pyramids that the lists index. Steps without a token, behind the end of the sequence or left out
             by a key mask, are not listed.
         kept: int64 `[P]`, tokens of each row where a key mask leaves some out; None if it leaves out none.
@@ -44,7 +43,7 @@ def make_schedule(
     """
     size, device = step_size(layout), levels.device
     per_block, in_last, first = _step_tables(layout, device)
-    chosen = levels.long()
+    chosen = levels.to(torch.uint8).long()  # what is below 0 comes behind all levels
     counts = per_block[chosen]
     begin = first[chosen] + torch.arange(layout.blocks, device=device) * counts
     begin += torch.arange(len(levels), device=device)[:, None, None] * stride
@@ -63,10 +62,10 @@ def make_schedule(
 
 @lru_cache(maxsize=32)
 def _step_tables(layout: PyramidLayout, device: torch.device) -> torch.Tensor:
-    """int64 `[3, COARSEST_LEVEL + 1]`: by level, steps of a block, steps of the last block, and the first step."""
+    """int64 `[3, 256]`: by level, steps of a block, of the last block, and the first step; 0 for what is no level."""
     size = step_size(layout)
     tail = layout.tokens - (layout.blocks - 1) * layout.block_n
-    tables = torch.zeros(3, COARSEST_LEVEL + 1, dtype=torch.int64)
+    tables = torch.zeros(3, 256, dtype=torch.int64)
     for level in layout.levels:
         tables[:, level] = torch.tensor(
             [layout.block_n // level // size, -(-tail // (level * size)), layout.first_row(level) // size]
