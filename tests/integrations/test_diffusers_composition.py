@@ -19,6 +19,7 @@ from small_pipelines import (
     make_wan_pipeline,
     make_wan_transformer,
 )
+from torch.utils._pytree import tree_map_only
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa
@@ -188,3 +189,25 @@ def contents(folder):
     for file in folder.rglob("*"):
         if file.is_file():
             yield str(file.relative_to(folder)), file.read_bytes()
+
+
+@torch.no_grad()
+def test_a_model_spread_over_devices_is_laid_out_on_each(monkeypatch):
+    """As accelerate spreads it, moving what comes to a block; `meta` is the other device here."""
+    devices = []
+
+    def spy(family, grids, visual, config, query, key, attn_mask):
+        devices.append(key.device.type)
+        return "spied on"
+
+    def come(block, args):
+        return tree_map_only(torch.Tensor, lambda x: x.to("meta"), args)
+
+    monkeypatch.setattr("psa_triton.integrations.diffusers.call.find_layout", spy)
+    transformer = make_wan_transformer()
+    second = transformer.blocks[1].to("meta")
+    second.register_forward_pre_hook(come)
+    second.register_forward_hook(lambda block, args, out: torch.zeros(out.shape))
+    with apply_psa(transformer, SPARSE.replace(warmup_steps=0)):
+        transformer(**make_wan_inputs())
+    assert devices == ["cpu", "meta"]

@@ -1,5 +1,7 @@
 """Reuse between steps in pipelines: what a run does, and what it must not take from another."""
 
+import gc
+
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
@@ -14,6 +16,7 @@ from small_pipelines import (
 
 from psa_triton import PSAConfig, apply_psa
 from psa_triton.config import Reuse
+from psa_triton.integrations.reuse import KeptTensor
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.3)
 EVERY_SECOND = SPARSE.replace(reuse=Reuse(refresh_every=2))
@@ -156,12 +159,45 @@ def test_part_of_a_schedule():
     assert found == ["refresh"] + ["sparse"] * (len(found) - 1) and 2 <= len(found) < 6
 
 
-def test_nothing_is_kept_after_the_last_step():
+def kept_tensors():
+    return sum(type(thing) is KeptTensor for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("dense_last_steps", [0, 1])
+def test_nothing_is_kept_after_the_last_step(dense_last_steps):
     pipe = make_wan_pipeline()
-    with apply_psa(pipe, SPARSE.replace(reuse=Reuse(refresh_every=2, sparse_every=2))):
+    config = SPARSE.replace(reuse=Reuse(refresh_every=2, sparse_every=2))
+    with apply_psa(pipe, config, dense_last_steps=dense_last_steps):
         make_video(pipe, steps=3, guidance_scale=3.0)
-        state = pipe.transformer.psa_attachment.state
-        assert all(not item.layers for item in state._thread.reuse._passes)
+        assert kept_tensors() == 0
+
+
+def test_what_a_run_kept_that_was_broken_off_is_gone_in_the_next_warm_up():
+    pipe = make_wan_pipeline()
+
+    def stop(pipe, step, timestep, state):
+        pipe._interrupt = step == 1
+        return {}
+
+    with apply_psa(pipe, ONCE.replace(warmup_steps=1)):
+        make_video(pipe, steps=4, guidance_scale=3.0, callback_on_step_end=stop)
+        assert kept_tensors() == 4
+        make_video(pipe, steps=1, guidance_scale=3.0)
+        assert kept_tensors() == 0
+
+
+def test_what_the_first_transformer_kept_is_gone_when_the_second_runs():
+    pipe = make_wan_pipeline(two_transformers=True)
+    kept = []
+
+    def count(pipe, step, timestep, state):
+        kept.append(kept_tensors())
+        return {}
+
+    with apply_psa(pipe, ONCE) as handle:
+        make_video(pipe, steps=4, guidance_scale=3.0, callback_on_step_end=count)
+    assert {record.transformer for record in handle.stats().records} == {"transformer", "transformer_2"}
+    assert kept == [4, 4, 4, 0]  # two layers in two passes
 
 
 def test_costs_and_errors_are_told():

@@ -42,7 +42,10 @@ SOME = pytest.mark.parametrize(
     "small",
     [
         THERE[name]
-        for name in ("wan-vace", "cogvideox", "hunyuan-video", "hunyuan-video-1.5", "ltx-2", "flux", "lumina-2")
+        for name in (
+            *("wan-vace", "cogvideox", "hunyuan-video", "hunyuan-video-1.5", "ltx-2", "flux", "lumina-2"),
+            "kandinsky-5",  # gives a bare tensor
+        )
     ],
 )
 
@@ -254,7 +257,7 @@ def test_compiled_once_for_all_steps(small):
     assert handle.stats().summary.sparse_calls == layers
 
 
-@pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["lumina-2"]])
+@pytest.mark.parametrize("small", [THERE["hunyuan-video"], THERE["hunyuan-video-1.5"], THERE["lumina-2"]])
 @torch.no_grad()
 def test_padding_is_found_once_a_forward(small, monkeypatch):
     from psa_triton.integrations.diffusers import layout
@@ -285,6 +288,110 @@ def test_a_timestep_that_is_another_than_the_schedulers():
             out = run(model, inputs | {"timestep": timestep.expand(2) / 1000})
             latents = scheduler.step(out, timestep, latents).prev_sample
     assert {record.step: record.sparse for record in handle.stats().records} == {0: False, 1: True, 2: True}
+
+
+def later(inputs, step, timestep):
+    """Arguments of a step: what is of its state and its time is another one."""
+    changes = {}
+    for name, value in inputs.items():
+        if name in ("hidden_states", "audio_hidden_states"):
+            changes[name] = value + 0.1 * step
+        elif name in ("x", "vision_tokens"):
+            changes[name] = [item + 0.1 * step for item in value]
+        elif name in ("t", "sigma", "timestep", "audio_timestep"):
+            changes[name] = timestep.expand(value.shape).to(value.dtype)
+    return inputs | changes
+
+
+@pytest.mark.parametrize("small", [THERE[name] for name in ("z-image", "ltx-2", "cosmos-3", "qwen-image", "flux")])
+@torch.no_grad()
+def test_state_and_time_tell_no_pass(small):
+    """They are others in each step, whatever a class calls them: a pass finds what it kept."""
+    model, inputs = small.make()
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(3)
+    if small.kind.startswith(("QwenImage", "Flux")):
+        shape = *inputs["hidden_states"].shape[:2], model.inner_dim
+        inputs["controlnet_block_samples"] = [torch.zeros(shape)]
+    if small.kind == "LTX2Video":
+        inputs["sigma"] = torch.ones(len(inputs["hidden_states"]))
+    with apply_psa(model, SPARSE.replace(reuse={"refresh_every": 100}), scheduler=scheduler) as handle:
+        for step, timestep in enumerate(scheduler.timesteps):
+            given = later(inputs, step, timestep)
+            if "controlnet_block_samples" in given:
+                given["controlnet_block_samples"] = [torch.full(shape, 0.1 * step)]
+            run(model, given)
+            scheduler.step(torch.zeros(1), timestep, torch.zeros(1))
+    ways = handle.stats().summary.ways
+    assert set(ways) == {"refresh", "sparse"} and ways["sparse"] == 2 * ways["refresh"]
+
+
+@torch.no_grad()
+def test_an_ip_adapter_keeps_its_weights_and_its_scale():
+    """Its processors are modules, which move with the model, and whose scale diffusers sets by their class."""
+    from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+    model, inputs = SMALL["flux"].make()
+    torch.manual_seed(0)
+    processors = dict(model.attn_processors)
+    for name in processors:
+        if name.startswith("transformer_blocks"):
+            processors[name] = FluxIPAdapterAttnProcessor(model.inner_dim, model.inner_dim, num_tokens=(4,))
+    model.set_attn_processor(processors)
+    model.encoder_hid_proj = nn.Identity()
+    image = torch.randn(len(inputs["hidden_states"]), 4, model.inner_dim)
+
+    def output():
+        return run(model, inputs | {"joint_attention_kwargs": {"ip_adapter_image_embeds": [image]}})
+
+    def set_scale(scale):
+        for processor in model.attn_processors.values():
+            if isinstance(processor, FluxIPAdapterAttnProcessor):
+                processor.scale = [scale]
+
+    full, names = output(), set(model.state_dict())
+    set_scale(0.3)
+    less = output()
+    set_scale(1.0)
+    with apply_psa(model, EVERY_TOKEN) as handle:
+        assert_equal_to_rounding(output(), full)
+        assert handle.stats().summary.sparse_calls
+        set_scale(0.3)
+        assert_equal_to_rounding(output(), less)
+        assert set(model.state_dict()) == names
+        model.double()
+    assert {weight.dtype for weight in model.parameters()} == {torch.float64}
+    assert set(model.state_dict()) == names and differ(less, full)
+
+
+@torch.no_grad()
+def test_processors_made_anew_after_attaching_are_told():
+    """Loading an IP adapter makes those that it leaves alone anew, by their class."""
+    model, inputs = SMALL["flux"].make()
+    with apply_psa(model, EVERY_TOKEN):
+        model.set_attn_processor({name: value.__class__() for name, value in model.attn_processors.items()})
+        with pytest.raises(RuntimeError, match="was replaced by a FluxAttnProcessor after apply_psa"):
+            run(model, inputs)
+    run(model, inputs)
+
+
+@torch.no_grad()
+def test_perturbed_attention_guidance():
+    """diffusers' hook has values in the place of attention, in the layers it is asked for."""
+    from diffusers.hooks import LayerSkipConfig, apply_layer_skip
+
+    perturbed = dict(skip_attention=False, skip_attention_scores=True, skip_ff=False)
+    model, inputs = SMALL["qwen-image"].make()
+    plain = run(model, inputs)
+    apply_layer_skip(model, LayerSkipConfig(indices=[0], **perturbed))
+    handle = apply_psa(model, EVERY_TOKEN)
+    found = run(model, inputs)
+    reasons = {record.layer: record.reason for record in handle.stats().records}
+    assert reasons == {0: "perturbed", **dict.fromkeys(range(1, len(reasons)))}
+    handle.remove()
+    expected = run(model, inputs)
+    assert_equal_to_rounding(found, expected)
+    assert differ(expected, plain)
 
 
 @pytest.mark.parametrize("small", [THERE["hunyuan-video-1.5"]])

@@ -320,7 +320,7 @@ class _Call:
 
 
 class StepReuse:
-    """Attends in the steps of one run after another, of one transformer, in one thread.
+    """Attends in the steps of one run after another, of one transformer at a time, in one thread.
 
     What a layer keeps is used in the very next step of the same run only, in the same pass and on queries of the same
     shape; in all other cases the layer refreshes.
@@ -347,6 +347,7 @@ class StepReuse:
         self._step = -1
         self._steps: int | None = None
         self._passes: list[_Pass] = []
+        self._pass = _Pass((), -1)
         self._choices: dict[Place, _Choice] = {}
 
     def begin(
@@ -365,7 +366,7 @@ class StepReuse:
             step: of the denoising.
             conditioning: what tells this forward from others of its step: tensors, such as the text's embedding, or
                 anything that compares.
-            weights: equal in forwards with the same weights, such as the names of the LoRAs that act.
+            weights: equal in forwards with the same weights, such as the names of transformer and LoRAs that act.
             steps: how many there are, so that nothing need be kept in the last; None if it is not known.
         """
         if run is not self._run or weights != self._weights or step < self._step:

@@ -80,6 +80,7 @@ MISTAKES = [
     ("tune", "--qkv x.safetensors --prompt x", "prompt: only for a generation"),
     ("understand", "--input nothing.png", "input: there is no file nothing.png"),
     ("understand", f"--prompt '{'x ' * 999}'", "do not fit into the model's context"),
+    ("understand", "--preprocess-frames 8", "preprocess_frames: only for videos: give --type video"),
     ("understand", "--max-pixels 9", "max_pixels: expected at least"),
     ("understand", "--attention-preset psa", "unknown preset 'psa'"),
     ("understand", "--dense --config x", "got dense attention"),

@@ -87,5 +87,5 @@ def test_max_pixels(qwen_folder):
 
 
 def test_a_frame_that_is_too_long(qwen_folder):
-    with pytest.raises(ValueError, match="aspect ratio"):
+    with pytest.raises(ValueError, match="input: expected one side at most 200 times the other, got 300x1 pixels"):
         Patcher(qwen_folder).cut(video(2, 1, 300))

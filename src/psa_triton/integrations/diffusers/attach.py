@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -153,8 +154,9 @@ def apply_psa(
             "or have none of these"
         )
     recorder = Recorder(PSAStats.of, time_layers or (config is not None and config.verbose))
+    kept = threading.local()
     attachments = [
-        _attach(transformer, ForwardState(name, _family_name(transformer), rules, schedule, recorder, on_levels))
+        _attach(transformer, ForwardState(name, _family_name(transformer), rules, schedule, recorder, on_levels, kept))
         for name, transformer in transformers.items()
     ]
     return PSAHandle(config, recorder, attachments)

@@ -138,11 +138,11 @@ class LayerCall(TorchFunctionMode):
         return answer.out
 
     def _layout(self, query: Tensor, key: Tensor, attn_mask: Tensor | None) -> Layout | str:
-        """The layout of the call, or why there is none; found once a forward."""
+        """The layout of the call, or why there is none; found once a forward, on each device that has layers."""
         forward, config = self._forward, self._config
         assert config is not None  # else there is a reason to run dense
         mask = None if attn_mask is None else (attn_mask.data_ptr(), attn_mask.shape, attn_mask.stride())
-        place = query.shape[2], key.shape[2], mask
+        place = query.shape[2], key.shape[2], key.device, mask
         if place not in forward.layouts:
             found = find_layout(self._state.family, forward.grids, forward.visual, config, query, key, attn_mask)
             # The mask is kept, so that no other can come to stand in its place.

@@ -71,6 +71,9 @@ class ForwardState:
     """Where calls and gathers are counted."""
     on_levels: OnLevels | None
     """Told of every sparse call, outside its seconds."""
+    kept: threading.local
+    """What layers keep from step to step, of each thread. Transformers of a pipeline share it: where one takes over
+    from the other, what that kept is of no more use and takes the memory of as much."""
 
     def __post_init__(self) -> None:
         self._detached = False
@@ -82,11 +85,11 @@ class ForwardState:
         self._running: set[threading.Thread] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_lock", "_thread", "_running", "on_levels"}
+        own = {"_lock", "_thread", "_running", "on_levels", "kept"}
         return {name: value for name, value in vars(self).items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, on_levels=None)
+        vars(self).update(state, on_levels=None, kept=threading.local())
         self._forget()
 
     @property
@@ -138,12 +141,18 @@ class ForwardState:
                 )
             tokens = others + visual_tokens(grids)
             reason = self.rules.of_length(tokens, config, latent.device, latent.dtype, others)
-        reason = self.rules.of_layer(None, config) or reason or self.rules.of_step(step, steps)
+        by_step = self.rules.of_step(step, steps)
+        reason = self.rules.of_layer(None, config) or reason or by_step
         parallel = head_parallel(transformer)
-        reuse = None if reason is not None or step is None else self._reuse(config, transformer)
+        reuse = None if step is None else self._reuse(config, transformer)
+        if reuse is not None and by_step is not None:
+            # The run's first or last steps: what is there is of a run that was broken off, or of no more use.
+            reuse.drop()
+        if reason is not None:
+            reuse = None
         if reuse is not None and step is not None:
             conditions = tuple(_tensors(x for name, x in given.items() if not _changes_by_step(name)))
-            reuse.begin(timesteps, step, conditions, weights=_adapters(transformer), steps=steps)
+            reuse.begin(timesteps, step, conditions, weights=(self.name, _adapters(transformer)), steps=steps)
         visual = family.visual if family.visual in ("first", "last") else given[family.visual]
         progress = step / steps if step is not None else 0.0
         return Forward(reason, step, progress, grids, visual, others, latent.device, parallel, reuse)
@@ -162,7 +171,7 @@ class ForwardState:
         def resume(_: Tensor) -> None:
             self._thread.forward = _OUTSIDE if self._detached else forward
 
-        for x in _tensors(output.values() if isinstance(output, Mapping) else output):
+        for x in _tensors(output.values() if isinstance(output, Mapping) else [output]):
             if x.requires_grad:
                 x.register_hook(resume)
 
@@ -180,15 +189,16 @@ class ForwardState:
                 )
             self._detached = True
             self._thread = threading.local()
+            self.kept = threading.local()
 
     def _reuse(self, config: PSAConfig | None, transformer: Any) -> StepReuse | None:
         """What layers keep from step to step, of this thread."""
         if config is None or config.reuse is None:
             return None
-        if not hasattr(self._thread, "reuse"):
+        if not hasattr(self.kept, "reuse"):
             layers = len(self.family.layers(transformer))
-            self._thread.reuse = StepReuse(config.reuse, config.probe, layers)
-        return self._thread.reuse
+            self.kept.reuse = StepReuse(config.reuse, config.probe, layers)
+        return self.kept.reuse
 
     def _step(self, transformer: Any, timestep: Tensor | float | None) -> tuple[int | None, Tensor | None]:
         try:
@@ -208,9 +218,13 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+_STATES = ("x", "t", "sigma", "audio_sigma", "vision_tokens", "sound_tokens", "action_tokens")
+
+
 def _changes_by_step(name: str) -> bool:
-    """Whether an argument of a transformer is the state or the time of the denoising, and not a condition of it."""
-    return "timestep" in name or (name.endswith("hidden_states") and "encoder" not in name)
+    """Whether an argument of a transformer is of the state or the time of the denoising, and not a condition of it."""
+    is_state = name in _STATES or (name.endswith("hidden_states") and "encoder" not in name)
+    return is_state or "timestep" in name or "controlnet" in name
 
 
 def _adapters(transformer: Any) -> Any:

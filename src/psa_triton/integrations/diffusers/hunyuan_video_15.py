@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoAttnProcessor2_0
 from torch import Tensor
@@ -15,9 +15,8 @@ class PaddedProcessor(HunyuanVideoAttnProcessor2_0):
     diffusers' own leaves padding out as queries too. Nobody reads what those then hold.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._last: tuple[Tensor, int, Tensor] | None = None
+    # Of all layers: those of a forward get one tensor, and make one of it, so that PSA looks at it once.
+    _last: ClassVar[tuple[Tensor, int, Tensor] | None] = None
 
     def __call__(self, attn: Any, hidden_states: Tensor, *, attention_mask: Tensor | None = None, **more: Any) -> Any:
         """Attend to visual tokens `[B, V, C]` and text `[B, T, C]`, of which `attention_mask [B, T]` tells padding."""
@@ -26,9 +25,8 @@ class PaddedProcessor(HunyuanVideoAttnProcessor2_0):
         return super().__call__(attn, hidden_states, attention_mask=attention_mask, **more)
 
     def _padding(self, of_text: Tensor, visual: int) -> Tensor:
-        # All layers of a forward get one tensor, and make one of it, so that PSA looks at it once.
         last = self._last
         if last is None or last[0] is not of_text or last[1] != visual:
             last = of_text, visual, F.pad(of_text.bool(), (visual, 0), value=True)[:, None, None]
-            self._last = last
+            PaddedProcessor._last = last
         return last[2]

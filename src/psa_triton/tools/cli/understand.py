@@ -8,6 +8,7 @@ from psa_triton.integrations.transformers.stats import DECODE
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.tools.cli.commands import Understand
 from psa_triton.tools.cli.console import make_console
+from psa_triton.tools.cli.options import refuse
 from psa_triton.tools.cli.target import find_place, loading, wanted_attention
 from psa_triton.tools.generation.attention import Attention, named_attention
 from psa_triton.tools.understanding import (
@@ -33,6 +34,8 @@ def run(options: Understand, *, sparse: bool = True) -> None:
         options.attention, partial(named_attention, section=QWEN2_5_VL.preset_section), sparse=sparse
     )
     device, dtype = find_place(options.machine, options.attention.preset.impl)
+    if options.type == "image":
+        refuse(options, ("preprocess_frames",), "videos: give --type video")
     check_media(options.input, options.type, num_frames=options.preprocess_frames)
     checkpoint = find_checkpoint(options.model, max_pixels=options.max_pixels)
     media = read_media(options.input, options.type, num_frames=options.preprocess_frames)

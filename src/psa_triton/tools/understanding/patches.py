@@ -19,6 +19,7 @@ from psa_triton.tools.understanding.media import Media
 _MIN_FRAME_TOKENS, _MAX_FRAME_TOKENS = 128, 768
 _MAX_VIDEO_TOKENS = int(128_000 * 0.9)
 _LEAST_SLACK = 1.05
+_MAX_RATIO = 200  # of sides; the models of transformers refuse more
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Patcher:
         Raises:
             ValueError: one side is more than 200 times the other.
         """
+        height, width = media.frames.shape[1:3]
+        if max(height, width) > _MAX_RATIO * min(height, width):
+            raise ValueError(
+                f"input: expected one side at most {_MAX_RATIO} times the other, got {width}x{height} pixels; crop it"
+            )
         size = self.frame_size(media)
         frames = [self._cut_frame(frame, size) for frame in media.frames]
         height, width = frames[0][1]
