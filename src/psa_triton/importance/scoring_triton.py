@@ -82,8 +82,8 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
         scale=scale / width * _LOG2_E,
         last_log_count=key_rows.last_log_count * _LOG2_E,
         sizes=(count, q.shape[1], q.shape[1] // k.shape[1], rows, columns, blocks.queries, blocks.keys),
-        padded_columns=k_rows.shape[2],
         row=q_rows.shape[3],
+        stride_keys=k_rows.stride(1),
         stride_needs=columns if key_rows.needs.dim() == 2 else 0,
     )
     constants = dict(
@@ -275,8 +275,8 @@ def _score_kernel(
     scale,
     last_log_count,
     sizes,
-    padded_columns,
     row,
+    stride_keys,
     stride_needs,
     ROW: tl.constexpr,
     PART: tl.constexpr,
@@ -301,12 +301,12 @@ def _score_kernel(
         tile = tiles - 1 - work % tiles
         head = (work // tiles).to(tl.int64)
         b, h = head // heads, head % heads
-        q_head = q_rows + head * tiles * TILE_M * ROW
-        k_head = k_rows + (b * (heads // group) + h // group) * padded_columns * ROW
+        q_tile = q_rows + (head * tiles + tile) * TILE_M * ROW
+        k_head = k_rows + (b * (heads // group) + h // group) * stride_keys
         r = tile * TILE_M + tl.arange(0, TILE_M)
         query_rows = 0
         if ROW == PART:  # then they are loaded once
-            query_rows = tl.load(q_head + r[:, None].to(tl.int64) * ROW + tl.arange(0, PART)[None, :])
+            query_rows = tl.load(q_tile + tl.arange(0, TILE_M)[:, None] * ROW + tl.arange(0, PART)[None, :])
         limit = tl.load(newest + r, mask=r < rows, other=0).to(tl.int32) + keys - queries
         in_sight = _blocks_in_sight((tile + 1) * (TILE_M // PER_M), queries, keys, BLOCK_M, BLOCK_N, CAUSAL)
         # Tiles of key rows that all query rows see, and whose rows are whole; then the others.
@@ -326,7 +326,7 @@ def _score_kernel(
         total = tl.zeros((TILE_M, SUMS), tl.float32)
         for EDGE in tl.static_range(2):
             for first in range(plain if EDGE else 0, in_sight * PER_N if EDGE else plain, TILE_N):
-                products = _products(query_rows, q_head, r, k_head, first, row, TILE_M, TILE_N, ROW, PART, PRECISION)
+                products = _products(query_rows, q_tile, k_head, first, row, TILE_M, TILE_N, ROW, PART, PRECISION)
                 j = first // PER_N
                 factor, is_block = scale, None  # all blocks of a plain tile exist
                 if EDGE:
@@ -356,8 +356,7 @@ def _score_kernel(
 @triton.jit
 def _products(
     query_rows,
-    q_head,
-    r,
+    q_tile,
     k_head,
     first_key,
     row,
@@ -379,9 +378,9 @@ def _products(
         keys = tl.load(k_head + of_keys + first_key * ROW)
         products = dot(query_rows, tl.trans(keys), products, PRECISION)
     else:
-        of_queries = r[:, None].to(tl.int64) * ROW + d[None, :]
+        of_queries = tl.arange(0, TILE_M)[:, None] * ROW + d[None, :]
         for first in range(0, row, PART):  # a bound that is known would be unrolled, and spill
-            queries = tl.load(q_head + first + of_queries)
+            queries = tl.load(q_tile + first + of_queries)
             keys = tl.load(k_head + first_key * ROW + first + of_keys)
             products = dot(queries, tl.trans(keys), products, PRECISION)
     by_thread = tl.trans(tl.reshape(products, (TILE_M, TILE_N // 8, 4, 2)), 0, 2, 3, 1)

@@ -37,6 +37,7 @@ def test_two_transformers_have_a_guidance_each():
             "one", {"guidance_scale_2": -1.0}, "guidance_scale_2: expected a number >= 0", id="second-guidance"
         ),
         pytest.param("  ", {}, "prompt: expected some text", id="prompt"),
+        pytest.param("caf\udcc3\udca9", {}, "prompt: expected UTF-8, got other bytes; set LC_ALL", id="no-utf-8"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_loaded(prompt, settings, message):

@@ -86,6 +86,13 @@ class VideoRequest:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError("prompt: expected some text, got none")
+        for name in ("prompt", "negative_prompt"):
+            try:
+                (getattr(self, name) or "").encode()
+            except UnicodeEncodeError as error:  # what Python makes of an argument where the locale is not UTF-8's
+                raise ValueError(
+                    f"{name}: expected UTF-8, got other bytes; set LC_ALL=C.UTF-8 and try again"
+                ) from error
         for name in ("num_inference_steps", "fps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
