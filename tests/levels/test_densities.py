@@ -12,6 +12,11 @@ densities_triton = pytest.importorskip("psa_triton.levels.densities_triton", exc
 BOTH = read_density, densities_triton.read_density
 
 
+def test_a_level_coarser_than_all_keys_of_the_only_block():
+    keep = torch.arange(20)[None] < 10
+    assert density(torch.full((1, 1, 1, 1), 64, dtype=torch.int8), keep).item() == pytest.approx(1 / 10)
+
+
 def test_density_by_hand():
     levels = torch.tensor([[1, 2, 0, 4], [8, 0, 0, 64]], dtype=torch.int8).view(1, 2, 1, 4)
     found = density(levels)

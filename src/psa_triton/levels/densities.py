@@ -44,7 +44,8 @@ def density(levels: Tensor, key_mask: Tensor | None = None) -> Tensor:
     if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
         raise TypeError(f"key_mask: expected a bool tensor or None, got {getattr(key_mask, 'dtype', key_mask)}")
     tokens, blocks = key_mask.shape[-1], levels.shape[-1]
-    block_n = SMALLEST_BLOCK
+    # A block that is alone may be much larger than its keys; its level, too.
+    block_n = COARSEST_LEVEL if blocks == 1 else SMALLEST_BLOCK
     while block_count(tokens, block_n) > max(blocks, 1):
         block_n *= 2
     if key_mask.shape != (len(levels), tokens) or block_count(tokens, block_n) != blocks:
