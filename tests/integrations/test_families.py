@@ -375,13 +375,14 @@ def test_processors_made_anew_after_attaching_are_told():
     run(model, inputs)
 
 
+@pytest.mark.parametrize("small", [THERE["qwen-image"]])
 @torch.no_grad()
-def test_perturbed_attention_guidance():
+def test_perturbed_attention_guidance(small):
     """diffusers' hook has values in the place of attention, in the layers it is asked for."""
     from diffusers.hooks import LayerSkipConfig, apply_layer_skip
 
     perturbed = dict(skip_attention=False, skip_attention_scores=True, skip_ff=False)
-    model, inputs = SMALL["qwen-image"].make()
+    model, inputs = small.make()
     plain = run(model, inputs)
     apply_layer_skip(model, LayerSkipConfig(indices=[0], **perturbed))
     handle = apply_psa(model, EVERY_TOKEN)
