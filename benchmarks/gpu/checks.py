@@ -101,11 +101,11 @@ class Check:
 
 def smoke_checks(device: torch.device) -> Iterator[Check]:
     """Every kernel, once or more; on the `meta` device they can be run and not compared."""
-    for n, dim, causal, masked, correction in _ATTENTIONS:
+    for n, dim, causal, masked, correction, qk_dtype in _ATTENTIONS:
         marks = ", causal" * causal + ", keys left out" * masked + ", corrected" * (correction != "none")
-        run = _attention(device, n, dim, causal, masked, correction)
+        marks += ", in 8 bits" * (qk_dtype == "int8")
+        run = _attention(device, n, dim, causal, masked, correction, qk_dtype)
         yield Check(f"attention, n={n}, D={dim}{marks}", run)
-    yield Check("attention in 8 bits", _attention(device, 64, 128, True, False, "none", "int8"))
     for method in (*ESTIMATORS, "finely_sampled", "representative"):
         for causal in (False, True):
             yield Check(f"importance, {method}{', causal' * causal}", _importance(device, method, causal), "reference")
@@ -117,12 +117,13 @@ def smoke_checks(device: torch.device) -> Iterator[Check]:
 
 
 _ATTENTIONS: Final = (
-    (64, 128, False, False, "none"),
-    (32, 128, False, False, "none"),
-    (128, 64, False, False, "none"),
-    (64, 128, True, False, "none"),
-    (32, 64, True, True, "none"),
-    (64, 64, False, False, "isotropic"),
+    (64, 128, False, False, "none", "auto"),
+    (32, 128, False, False, "none", "auto"),
+    (128, 64, False, False, "none", "auto"),
+    (64, 128, True, False, "none", "auto"),
+    (32, 64, True, True, "none", "auto"),
+    (64, 64, False, False, "isotropic", "auto"),
+    (64, 128, True, False, "none", "int8"),
 )
 
 
@@ -138,7 +139,7 @@ def _qkv(device: torch.device, dim: int) -> list[Tensor]:
 
 
 def _attention(
-    device: torch.device, n: int, dim: int, causal: bool, masked: bool, correction: str, qk_dtype: str = "auto"
+    device: torch.device, n: int, dim: int, causal: bool, masked: bool, correction: str, qk_dtype: str
 ) -> Any:
     """Output and, where there are any, gradients."""
     inputs = _qkv(device, dim)
@@ -150,7 +151,7 @@ def _attention(
     levels = levels.masked_fill(columns == rows * BLOCK_M // n, 1).to(device).expand(1, heads, -1, -1).contiguous()
     key_mask = (torch.arange(tokens, device=device) % 5 > 0)[None] if masked else None
     settings = dict(block_m=BLOCK_M, block_n=n, is_causal=causal, key_mask=key_mask, pool_correction=correction)
-    settings |= dict(qk_dtype=qk_dtype)
+    settings["qk_dtype"] = qk_dtype
 
     def run(impl: str, dtype: torch.dtype) -> dict[str, Tensor]:
         leaves = [t.to(dtype).requires_grad_(qk_dtype == "auto") for t in inputs]
