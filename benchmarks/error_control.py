@@ -1,4 +1,4 @@
-"""What a video's fidelity costs with error control: `python benchmarks/error_control.py --schedule "12 steps"`.
+"""What a video's fidelity costs with error control: `python benchmarks/error_control.py`.
 
 Videos of the built-in model against dense ones of the same prompt and seed, over the total cost of attention: density
 over the whole run, refreshes, probes and estimates of importance included. Warm-up alone, the last output again
@@ -50,7 +50,6 @@ from psa_triton.tools.generation import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MODEL: Final = "tiny-wan-1k"
 LAYERS: Final = 4
 PROMPTS: Final = (
     "a red square moving left",
@@ -62,13 +61,17 @@ PROMPTS: Final = (
 )
 SEEDS: Final = (42, 43)
 SCHEDULES: Final = {
-    "12 steps": (12, None),
-    "48 steps": (48, None),
-    "4 steps": (4, None),
-    "12 steps, no guidance": (12, 1.0),
-    "48 steps, no guidance": (48, 1.0),
+    "24 steps": ("tiny-wan", 24, None),
+    "12 steps": ("tiny-wan-1k", 12, None),
+    "48 steps": ("tiny-wan-1k", 48, None),
+    "4 steps": ("tiny-wan-1k", 4, None),
+    "12 steps, no guidance": ("tiny-wan-1k", 12, 1.0),
+    "48 steps, no guidance": ("tiny-wan-1k", 48, 1.0),
 }
-"""Steps, and the guidance scale if not the model's own."""
+"""The model, by its size; steps; the guidance scale if not the model's own."""
+
+BLOCKS: Final = {"tiny-wan": (128, 64), "tiny-wan-1k": (32, 32)}
+"""Tokens of a query block and of a key block: 1,152 would be nine of 128."""
 
 SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "st_lpips": "ST-LPIPS"}
 
@@ -83,16 +86,18 @@ Settings = dict[str, dict[str, PSAConfig | MakeCache]]
 AT_BOTH_ENDS: Final = {
     4: (((0, 1), 1), ((0, 2), 2)),
     12: (((0, 3, 9), 2), ((0, 2, 4, 10), 2), ((0, 2, 4, 10), 1), ((0, 2, 4, 7, 10), 1)),
+    24: (((0, 6, 18), 4), ((0, 4, 8, 20), 4), ((0, 4, 8, 20), 2), ((0, 4, 8, 14, 20), 1)),
     48: (((0, 8, 40), 8), ((0, 8, 16, 40), 4), ((0, 4, 8, 14, 24, 40, 44), 2)),
 }
 """By the number of steps: those that refresh, and how many others there are to a sparse one."""
 
 
-def settings(steps: int, *, guided: bool) -> Settings:
+def settings(model: str, steps: int, *, guided: bool) -> Settings:
     """What is compared at so many steps."""
-    preset, shipped = (load_preset(MODEL, name) for name in ("psa_budget", "psa_refresh"))
+    preset, shipped = (load_preset(model, name) for name in ("psa_budget", "psa_refresh"))
     assert preset is not None and shipped is not None, "a dense preset"
-    budget = preset.replace(warmup_steps=0)
+    block_m, block_n = BLOCKS[model]
+    budget = preset.replace(warmup_steps=0, block_m=block_m, block_n=block_n)
     shares = {1: (0.0, 0.13), 0: (0.13, 1.0)}
     blocks = budget.replace(mask_mode="topk", importance="representative", mask_ratios=shares)
     # Of those that refresh as often, the shortest.
@@ -233,7 +238,7 @@ def make_video(pipe: WanPipeline, request: VideoRequest, setting: PSAConfig | Ma
     cache = nullcontext() if config or not setting else cached(pipe, setting(pipe, request))
     with cache, work.counted(pipe):
         began = time.process_time()
-        made = generate_video(pipe, request, Attention(name=MODEL, config=config))
+        made = generate_video(pipe, request, Attention(name="compared", config=config))
         seconds = time.process_time() - began
     if config:
         work.attention *= made.stats.summary.run_density_with_estimation
@@ -284,7 +289,7 @@ def mean(values: list[float | None]) -> float | None:
 def page(report: Report) -> str:
     """A table, cheapest first."""
     words = (
-        f"{MODEL}, transformer {report['weights']}, {report['videos']} videos. "
+        f"{report['model']}, transformer {report['weights']}, {report['videos']} videos. "
         "Attention: what it cost over the run with all that is computed, as a share of dense attention's. Transformer: "
         "multiply-adds of all of it, likewise. Time: CPU seconds of the whole run by one thread, likewise. PSNR, SSIM "
         "and ST-LPIPS to the dense video of the same seed, means (PSNR: least to most). Error: relative L2, as the "
@@ -319,15 +324,15 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many of the seeds")
-    parser.add_argument("--schedule", choices=SCHEDULES, default="12 steps")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="24 steps")
     parser.add_argument("--methods", nargs="+", default=None, help="some of the methods, by their names in the table")
     args = parser.parse_args()
     seeds, prompts = SEEDS[: args.seeds], PROMPTS[: args.prompts]
     mode = f"{args.schedule}, {len(prompts)}x{len(seeds)}".replace(",", "").replace(" ", "_")
     run = Run("error_control", args.output, mode=mode)
-    source = find_source(MODEL)
-    steps, guidance = SCHEDULES[args.schedule]
-    compared = settings(steps, guided=guidance is None)
+    model, steps, guidance = SCHEDULES[args.schedule]
+    source = find_source(model)
+    compared = settings(model, steps, guided=guidance is None)
     if unknown := set(args.methods or ()) - compared.keys():
         parser.error(f"--methods: expected some of {', '.join(compared)}, got {', '.join(sorted(unknown))}")
     changes = {"num_inference_steps": steps} | ({} if guidance is None else {"guidance_scale": guidance})
@@ -344,7 +349,13 @@ def main() -> None:
                 name = f"{request.prompt}, {request.seed}, {method}, {strength}"
                 scores = run.piece(name, score, pipe, request, setting, dense)
                 found.setdefault((method, strength), []).append(scores)
-    report = {"schedule": args.schedule, "weights": weights, "videos": len(requests), "rows": rows(found)}
+    report = {
+        "schedule": args.schedule,
+        "model": model,
+        "weights": weights,
+        "videos": len(requests),
+        "rows": rows(found),
+    }
     run.write(report, page, draw)
 
 
