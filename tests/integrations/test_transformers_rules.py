@@ -32,8 +32,9 @@ def reasons(model, inputs, **options):
         (small.mistral, {"sliding window": 2}),
         (small.gemma2, {"sliding window": 1, "softcap": 1}),
         (small.gpt_oss, {"sliding window": 1, "attention sinks": 1}),
+        (small.bigbird_pegasus, {"not causal": 2}),
     ],
-    ids=["mistral", "gemma2", "gpt-oss"],
+    ids=["mistral", "gemma2", "gpt-oss", "bigbird-pegasus"],
 )
 def test_attention_that_psa_has_no_equivalent_of(make, expected):
     assert reasons(small.make_model(make), small.text_inputs()) == expected
@@ -181,6 +182,15 @@ class TestOneCall:
     def test_otherwise_it_would_have_been_sparse(self):
         assert not self.same_as_sdpa(self.tensors(512, 512))
 
-    def test_softcap_of_a_model_without_eager_attention(self):
-        with pytest.raises(ValueError, match="leaves softcaps and attention sinks to a model's eager attention, and"):
-            psa_attention_forward(self.module(), *self.tensors(), softcap=50.0)
+    @pytest.mark.parametrize(
+        ("extras", "message"),
+        [
+            ({"softcap": 50.0}, "leaves softcaps and attention sinks to a model's eager attention, and"),
+            ({"sinks": torch.zeros(1, 4, 128, 1)}, "leaves softcaps and attention sinks to a model's eager attention"),
+            ({"indices": torch.zeros(1, 128, 16).long()}, "cannot read the keys that Module chose for a kernel of its"),
+        ],
+        ids=["softcap", "sinks", "indices"],
+    )
+    def test_what_sdpa_cannot_do_either(self, extras, message):
+        with pytest.raises(ValueError, match=message):
+            psa_attention_forward(self.module(), *self.tensors(), **extras)

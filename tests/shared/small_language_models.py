@@ -80,6 +80,12 @@ def gpt_oss(**changes: Any) -> PreTrainedModel:
     return _model("GptOss", **_TEXT | small | changes)
 
 
+def bigbird_pegasus() -> PreTrainedModel:
+    """It has no SDPA, and its layers say that they are not causal: its masks do so."""
+    small = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "d_model": 64}
+    return _model("BigBirdPegasus", vocab_size=VOCABULARY, is_decoder=True, is_encoder_decoder=False, **small)
+
+
 def qwen2_5_vl() -> PreTrainedModel:
     vision = _QWEN_VISION | {"out_hidden_size": 64, "window_size": 16, "fullatt_block_indexes": [1]}
     return _model("Qwen2_5_VL", VISION, text_config=_without_head_dim() | _MROPE, vision_config=vision, **_TOKENS)

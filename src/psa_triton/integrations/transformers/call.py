@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from psa_triton.integrations.transformers.masks import causal_mask
+from psa_triton.integrations.transformers.masks import causal_mask, supports_sdpa
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +61,20 @@ class AttentionCall:
             `[B, Nq, Hq, Dv]`.
 
         Raises:
-            ValueError: the layer wants a softcap or attention sinks, and its model has no eager attention to do it
-                with.
+            ValueError: the layer wants what SDPA cannot do, and its model has no eager attention to do it with; or it
+                chose keys for a kernel of its own.
         """
-        is_eager = self.extras.get("softcap") is not None or self.extras.get("s_aux") is not None
+        if self.has("indices", "block_indices"):
+            raise ValueError(
+                f"attn_implementation: 'psa' cannot read the keys that {type(self.module).__name__} chose for a kernel "
+                "of its own; use 'sdpa' or 'eager', under which it masks the others"
+            )
+        masked_by_model = not supports_sdpa(getattr(self.module, "config", None))
+        is_eager = masked_by_model or self.has("softcap", "s_aux", "sinks")
         mask = self.mask
         if self.key_mask is not None:
             mask = self.key_mask[:, None, None] & self._causal_mask()
-        elif mask is None and self.is_causal and (is_eager or 1 < self.queries < self.keys):
+        elif mask is None and self.is_causal and not masked_by_model and (is_eager or 1 < self.queries < self.keys):
             # SDPA's own frontier starts at the first key.
             mask = self._causal_mask()
         options = {"dropout": self.dropout, "scaling": self.scaling, **self.extras}
@@ -79,6 +85,10 @@ class AttentionCall:
             attend = sdpa_attention_forward
             options["is_causal"] = self.is_causal
         return attend(self.module, self.query, self.key, self.value, mask, **options)[0]
+
+    def has(self, *extras: str) -> bool:
+        """Whether the model passes one of these arguments besides."""
+        return any(self.extras.get(name) is not None for name in extras)
 
     def _causal_mask(self) -> Tensor:
         return causal_mask(self.queries, self.keys, self.query.device)

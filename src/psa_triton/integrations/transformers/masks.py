@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.masking_utils import sdpa_mask
+from transformers import MODEL_MAPPING
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 
 def psa_mask(
@@ -20,6 +21,7 @@ def psa_mask(
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
     device: torch.device | str = "cpu",
+    config: Any = None,
     **settings: Any,
 ) -> Tensor | None:
     """The mask of a forward, as transformers' `AttentionMaskInterface` asks for it.
@@ -33,7 +35,8 @@ def psa_mask(
     * int8 `[B, 1, Nq, n]`, every row the same: of the first `n` keys those with 1, the others are padding. No other
       mask is of integers: SDPA takes none.
 
-    Everything else (windows, packed sequences, bidirectional spans) is the boolean mask that SDPA gets.
+    Everything else (windows, packed sequences, bidirectional spans) is the boolean mask that SDPA gets. Models without
+    SDPA get those of eager attention, which they may add to, or take for causal by themselves.
 
     Args:
         q_length: Nq.
@@ -45,8 +48,20 @@ def psa_mask(
         local_size: of a window or chunk.
         allow_is_causal_skip: whether its `mask_function` is causal and nothing else.
         device: of the mask.
+        config: of the model.
         settings: others of `sdpa_mask`: which pairs are seen, say.
     """
+    if not supports_sdpa(config):
+        return eager_mask(
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            attention_mask=attention_mask,
+            local_size=local_size,
+            device=device,
+            **settings,
+        )
     causal_only = allow_is_causal_skip and local_size is None and kv_offset == 0
     # A graph cannot branch on what tensors hold.
     readable = not torch.compiler.is_compiling() or (attention_mask is None and not isinstance(q_offset, Tensor))
@@ -72,6 +87,12 @@ def psa_mask(
         device=device,
         **settings,
     )
+
+
+@torch.compiler.assume_constant_result  # a graph cannot look for a model's class
+def supports_sdpa(config: Any) -> bool:
+    """Whether the models with this configuration can run on SDPA; those that transformers does not know do."""
+    return getattr(MODEL_MAPPING.get(type(config), None), "_supports_sdpa", True)
 
 
 def filled_keys(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

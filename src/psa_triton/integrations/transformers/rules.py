@@ -10,6 +10,7 @@ from psa_triton.config import PSAConfig
 from psa_triton.inputs import DTYPES
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.transformers.call import AttentionCall
+from psa_triton.integrations.transformers.masks import supports_sdpa
 from psa_triton.integrations.transformers.stats import DECODE
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import resolve
@@ -18,8 +19,11 @@ _EXTRAS: Final = {
     "sliding_window": "sliding window",
     "softcap": "softcap",
     "s_aux": "attention sinks",
+    "sinks": "attention sinks",
     "position_bias": "position bias",
     "cache": "paged cache",
+    "indices": "keys chosen by the model",
+    "block_indices": "keys chosen by the model",
 }
 """Arguments of an attention call that PSA has no equivalent of, with the reason they give."""
 
@@ -42,8 +46,10 @@ def dense_reason(
     if (reason := rules.of_layer(layer, config)) is not None or config is None:
         return reason
     for name, reason in _EXTRAS.items():
-        if call.extras.get(name) is not None:
+        if call.has(name):
             return reason
+    if not supports_sdpa(getattr(call.module, "config", None)):
+        return "eager attention only"
     if call.mask is not None:
         return "attention mask"
     if call.dropout:
