@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import torch
 from diffusers import WanPipeline
-from harness import CPU, Report, Run, heading, options, table_of
+from harness import Report, Run, heading, options, table_of
+from tensors.tiny_wan import MODEL, built_in
 from torch import Tensor
 from torch.nn import Module
 
@@ -30,11 +31,9 @@ from psa_triton.tools.generation import (
     VideoRequest,
     find_source,
     generate_video,
-    load_pipeline,
     make_requests,
 )
 
-MODEL: Final = "tiny-wan-1k"
 PROMPTS: Final = ("a red square moving left", "a blue ring moving up", "a green cross moving right")
 NOISE: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)
 BUDGETS: Final = (0.15, 0.3, 0.6, 0.8, 0.9)
@@ -71,10 +70,11 @@ def psnr(video: Any, expected: Any) -> float:
     return -10 * torch.tensor(mean_square).log10().item()
 
 
-def first_outputs(pipe: WanPipeline, request: VideoRequest, attention: Attention) -> list[Tensor]:
-    """Of every self-attention in the first denoising step, where all that came before it is the same.
+def first_error(pipe: WanPipeline, request: VideoRequest, attention: Attention) -> float:
+    """Relative L2 error of self-attention's outputs in the first denoising step, mean over layers.
 
-    That holds for the first layer alone: later ones get what earlier ones made of it, as they do in the whole run.
+    All that came before is the same for the first layer alone: later ones get what earlier ones made of it, as they do
+    in the whole run.
     """
     found: list[Tensor] = []
 
@@ -83,13 +83,9 @@ def first_outputs(pipe: WanPipeline, request: VideoRequest, attention: Attention
         return out
 
     with attention_outputs(pipe, keep):
-        generate_video(pipe, replace(request, num_inference_steps=1), attention)
-    return found
-
-
-def first_error(pipe: WanPipeline, request: VideoRequest, attention: Attention) -> float:
-    """Relative L2 error of `first_outputs`, mean over layers."""
-    pairs = zip(first_outputs(pipe, request, attention), first_outputs(pipe, request, DENSE), strict=True)
+        for each in (attention, DENSE):
+            generate_video(pipe, replace(request, num_inference_steps=1), each)
+    pairs = zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True)
     return mean(float((sparse - dense).norm() / dense.norm()) for sparse, dense in pairs)
 
 
@@ -123,17 +119,12 @@ def sparse_attentions() -> list[Attention]:
     preset = load_preset(MODEL, "psa_budget")
     assert preset is not None, "a dense preset"
     base = preset.replace(warmup_steps=0)
-    budgets = {f"budget {budget:g}": base.replace(budget=budget) for budget in BUDGETS}
+    budgets = [Attention(name=f"budget {budget:g}", config=base.replace(budget=budget)) for budget in BUDGETS]
     shares = {1: (0.0, 0.1), 2: (0.1, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}
     default = base.replace(mask_mode="topk", importance="sampled", mask_ratios=shares)
-    first_dense = DenseParts(dense_layers=(0,))
-    return [
-        *(Attention(name=name, config=config) for name, config in (budgets | {"default shares": default}).items()),
-        *(
-            Attention(name=f"{name}, first layer dense", config=budgets[name], dense_parts=first_dense)
-            for name in list(budgets)[:2]
-        ),
-    ]
+    dense = {"dense_parts": DenseParts(dense_layers=(0,))}
+    partly = [replace(sparse, name=f"{sparse.name}, first layer dense", **dense) for sparse in budgets[:2]]
+    return [*budgets, Attention(name="default shares", config=default), *partly]
 
 
 def page(report: Report) -> str:
@@ -154,11 +145,9 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--quick", action="store_true", help="one video of two steps, to try this script")
     args = parser.parse_args()
-    source = find_source(MODEL)
     prompts, settings = (PROMPTS[:1], {"num_inference_steps": 2}) if args.quick else (PROMPTS, {})
-    requests = make_requests(source, prompts, seed=SEED, settings=settings)
-    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=None, height=None)
-    run, rows = Run("amplification", args.output), []
+    requests = make_requests(find_source(MODEL), prompts, seed=SEED, settings=settings)
+    pipe, run, rows = built_in(), Run("amplification", args.output), []
     with torch.no_grad():
         for guidance in (requests[0].guidance_scale, 1.0):
             guided = [replace(request, guidance_scale=guidance) for request in requests]

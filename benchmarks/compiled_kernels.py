@@ -14,19 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
@@ -34,16 +30,19 @@ from typing import Any
 
 import torch
 import triton
-from gpu.prepare import compile_launch, recorded
-from rich.console import Console
-from rich.table import Table
+from gpu.prepare import compile_launch, processes, recorded
+from harness import made_with, table
 from triton.backends.compiler import GPUTarget
 
 from psa_triton.blocks import Blocks
+from psa_triton.config import SimThresholds
 from psa_triton.gpu import Launch
 from psa_triton.impl import is_interpreting
+from psa_triton.importance import block_importance
+from psa_triton.kernels import triton as kernels
 from psa_triton.kernels.reading import Reading
-from psa_triton.tools.machine import hardware, versions
+from psa_triton.levels import densities_triton, select_levels, similarity_caps
+from psa_triton.levels.budget import allocation_triton, spread_triton
 
 HEADS, TOKENS = 12, 75_600
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -64,16 +63,11 @@ class Target:
     warps: int = 64
 
 
+_NVIDIA = {80: (163, 64), 86: (99, 48), 89: (99, 48), 90: (227, 64), 100: (227, 64), 120: (99, 48)}
+"""KiB of shared memory, and warps, by compute capability."""
 TARGETS = {
     f"sm_{capability}": Target(GPUTarget("cuda", capability, 32), shared=kib * 1024, warps=warps)
-    for capability, kib, warps in (
-        (80, 163, 64),
-        (86, 99, 48),
-        (89, 99, 48),
-        (90, 227, 64),
-        (100, 227, 64),
-        (120, 99, 48),
-    )
+    for capability, (kib, warps) in _NVIDIA.items()
 } | {"gfx942": Target(GPUTarget("hip", "gfx942", 64), shared=64 * 1024)}
 
 
@@ -87,17 +81,13 @@ def video(dtype: torch.dtype, dim: int) -> torch.Tensor:
 
 
 def forward(dtype: torch.dtype, dim: int, **settings: Any) -> None:
-    from psa_triton.kernels.triton import pyramid_attention
-
-    pyramid_attention(*attention_inputs(dtype, dim, **settings))
+    kernels.pyramid_attention(*attention_inputs(dtype, dim, **settings))
 
 
 def backward(dtype: torch.dtype, dim: int, **settings: Any) -> None:
-    from psa_triton.kernels.triton import pyramid_attention_backward
-
     q, *others = attention_inputs(dtype, dim, **settings)
     lse = meta(1, HEADS, TOKENS, dtype=torch.float32)
-    pyramid_attention_backward(q, None, q, lse, q, *others)
+    kernels.pyramid_attention_backward(q, None, q, lse, q, *others)
 
 
 def attention_inputs(
@@ -122,8 +112,6 @@ def attention_inputs(
 def importance(
     dtype: torch.dtype, dim: int, *, method: str = "sampled", is_causal: bool = False, masked: bool = False
 ) -> None:
-    from psa_triton.importance import block_importance
-
     x = video(dtype, dim)
     key_mask = meta(1, TOKENS, dtype=torch.bool) if masked else None
     block_importance(
@@ -132,8 +120,6 @@ def importance(
 
 
 def selection(dtype: torch.dtype, dim: int, *, mode: str) -> None:
-    from psa_triton.levels import select_levels
-
     ratios = {1: (0.0, 0.1), 2: (0.1, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}
     blocks = meta(1, HEADS, -(-TOKENS // 128), -(-TOKENS // 64), dtype=torch.float32)
     select_levels(blocks, ratios, mode=mode, impl="triton")
@@ -141,8 +127,6 @@ def selection(dtype: torch.dtype, dim: int, *, mode: str) -> None:
 
 def allocation(dtype: torch.dtype, dim: int, *, block_n: int = 64) -> None:
     """What budget mode launches besides the estimate of importance."""
-    from psa_triton.levels.budget import allocation_triton, spread_triton
-
     spread_triton.group_spread(video(dtype, dim), Blocks(128, block_n, TOKENS, TOKENS))
     rows, blocks, steps = -(-TOKENS // 128), -(-TOKENS // block_n), block_n.bit_length()
     weights = meta(1, HEADS, rows, blocks, dtype=torch.float32)
@@ -153,16 +137,11 @@ def allocation(dtype: torch.dtype, dim: int, *, block_n: int = 64) -> None:
 
 
 def density(dtype: torch.dtype, dim: int, *, is_causal: bool = False) -> None:
-    from psa_triton.levels import densities_triton
-
     blocks = Blocks(128, 64, TOKENS, TOKENS, is_causal)
     densities_triton.read_density(meta(1, HEADS, blocks.rows, blocks.columns, dtype=torch.int8), blocks)
 
 
 def caps(dtype: torch.dtype, dim: int) -> None:
-    from psa_triton.config import SimThresholds
-    from psa_triton.levels import similarity_caps
-
     similarity_caps(video(dtype, dim), 64, SimThresholds(), impl="triton")
 
 
@@ -380,21 +359,19 @@ def programs_at_a_time(made: Compiled, target: Target, tensor_memory: int) -> in
     return min(limits)
 
 
-def print_table(results: list[Compiled], console: Console) -> None:
-    table = Table(title=f"Kernels as launched on {HEADS} heads, {TOKENS} tokens; triton {triton.__version__}")
-    columns = (
-        "path kernel target dtype D warps stages registers local shared programs/SM instructions tensor-core seconds"
-    )
-    for column in columns.split():
-        table.add_column(column, justify="left" if column in ("path", "kernel", "target", "tensor-core") else "right")
-    for r in results:
-        head = (r.case.path, r.kernel, r.case.target, r.case.dtype, str(r.case.dim), str(r.warps), str(r.stages))
-        kinds = r.error or " ".join(f"{count} {kind}" for kind, count in sorted(r.tensor_core.items()))
-        sizes = (r.registers, r.local, r.shared, "-" if r.programs is None else r.programs, r.instructions)
-        style = "red" if r.error or r.local else None
-        table.add_row(*head, *map(str, sizes), kinds, f"{r.seconds:.1f}", style=style)
-    console.print(table)
-    console.print("local: bytes of spilled registers a thread; shared: bytes a program; seconds: to compile")
+def rows(results: list[Compiled]) -> list[str]:
+    """A table with a row a kernel."""
+    columns = "path kernel target dtype D warps stages registers local shared programs/SM instructions seconds"
+    cells = [
+        [
+            *(r.case.path, r.kernel, r.case.target, r.case.dtype),
+            *map(str, (r.case.dim, r.warps, r.stages, r.registers, r.local, r.shared)),
+            *("-" if r.programs is None else str(r.programs), str(r.instructions), f"{r.seconds:.1f}"),
+            r.error or " ".join(f"{count} {kind}" for kind, count in sorted(r.tensor_core.items())),
+        ]
+        for r in results
+    ]
+    return table([*columns.split(), "tensor-core"], cells)
 
 
 def chosen_cases(args: argparse.Namespace) -> list[Case]:
@@ -405,56 +382,46 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
     return [Case(path, *kind) for path in (PATHS if args.quick else PATHS | VARIANTS) for kind in inputs]
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument(
-        "--kernel", nargs="+", default=[""], metavar="PART", help="kernels whose name holds one of these"
-    )
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--dim", nargs="+", type=int, default=list(DIMS), help="head dimensions")
-    parser.add_argument("--quick", action="store_true", help="fewer inputs, no variants")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="kernels compiled at a time")
-    parser.add_argument("--triton", nargs="+", type=Path, default=[], metavar="FOLDER", help="Tritons to try as well")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    return parser.parse_args()
-
-
-def compiled_with(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """What this script finds with the Triton that is installed in `folder`."""
+def compiled_with(folder: Path, options: list[str]) -> list[dict[str, Any]]:
+    """What this script finds, with these options, with the Triton that is installed in `folder`."""
     if not (folder / "triton").is_dir():
         sys.exit(f"--triton: expected a folder with a package triton in it, got {folder}")
     paths = [str(folder.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "kernels.json")
-        command = [sys.executable, __file__, "--json", str(file), "--jobs", str(args.jobs)]
-        for name in ("target", "kernel", "dtype", "dim"):
-            command += [f"--{name}", *map(str, getattr(args, name))]
-        command += ["--quick"] if args.quick else []
+        command = [sys.executable, __file__, *options, "--json", str(file)]
         subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
         return json.loads(file.read_text())["kernels"]
 
 
 def main() -> int:
-    args = parse_arguments()
+    here = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    here.add_argument("--triton", nargs="+", type=Path, default=[], metavar="FOLDER", help="Tritons to try as well")
+    here.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    outputs, options = here.parse_known_args()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[here]
+    )
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--kernel", nargs="+", default=[""], metavar="PART", help="kernels whose name holds one")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dim", nargs="+", type=int, default=list(DIMS), help="head dimensions")
+    parser.add_argument("--quick", action="store_true", help="fewer inputs, no variants")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="kernels compiled at a time")
+    args = parser.parse_args(options)
     if is_interpreting():
         sys.exit("TRITON_INTERPRET is set: kernels meant for the interpreter cannot be compiled; unset it")
-    # Not forked: threads of torch and LLVM do not survive a fork.
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+    with processes(args.jobs) as pool:
         results = list(chain(*pool.map(partial(compile_case, parts=args.kernel, quick=args.quick), chosen_cases(args))))
     found = [asdict(r) for r in results]
-    for folder in args.triton:
-        found += compiled_with(folder, args)
-    print_table(results, Console(width=None if sys.stdout.isatty() else 180))
-    if args.json:
-        report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "benchmarks/compiled_kernels.py", *sys.argv[1:]]),
-            "hardware": hardware(torch.device("cpu")),
-            "versions": versions(),
-            "kernels": found,
-        }
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    for folder in outputs.triton:
+        found += compiled_with(folder, options)
+    print(f"Kernels as launched on {HEADS} heads, {TOKENS} tokens; triton {triton.__version__}")
+    print(*rows(results), sep="\n")
+    print("local: bytes of spilled registers a thread; shared: bytes a program; seconds: to compile")
+    if outputs.json:
+        report = made_with("compiled_kernels") | {"kernels": found}
+        outputs.json.write_text(json.dumps(report, indent=2) + "\n")
     return 1 if any(r["error"] for r in found) else 0
 
 

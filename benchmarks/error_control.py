@@ -14,6 +14,7 @@ import hashlib
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -31,21 +32,14 @@ from diffusers import (
     TaylorSeerCacheConfig,
     WanPipeline,
 )
-from harness import CPU, Report, Run, curves, heading, options, table
+from harness import Report, Run, curves, heading, options, table_of
+from tensors.tiny_wan import MODEL, built_in
 
 from psa_triton import PSAConfig, load_preset
 from psa_triton.config import DEFAULT_PROBE, BudgetRow, Reuse
 from psa_triton.tools.builtin import tiny_wan_path
 from psa_triton.tools.evaluation.measures import fidelity
-from psa_triton.tools.generation import (
-    DENSE,
-    Attention,
-    VideoRequest,
-    find_source,
-    generate_video,
-    load_pipeline,
-    make_requests,
-)
+from psa_triton.tools.generation import DENSE, Attention, VideoRequest, find_source, generate_video, make_requests
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,9 +67,8 @@ SCHEDULES: Final = {
 BLOCKS: Final = {"tiny-wan": (128, 64), "tiny-wan-1k": (32, 32)}
 """Tokens of a query block and of a key block: 1,152 would be nine of 128."""
 
-SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "st_lpips": "ST-LPIPS"}
-
-WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+Scores = dict[str, float | None]
+"""What a video costs and how close it is, each over the dense one's."""
 
 MakeCache = Callable[[WanPipeline, VideoRequest], Any]
 """Makes the configuration of one of diffusers' caches."""
@@ -184,40 +177,29 @@ def cached(pipe: WanPipeline, config: Any) -> Iterator[None]:
         pipe.transformer.disable_cache()
 
 
-@dataclass
-class Work:
-    """Multiply-adds of a transformer, where they are: self-attention without projections, and all else."""
+@contextmanager
+def counted(pipe: WanPipeline) -> Iterator[Counter[str]]:
+    """Multiply-adds of the transformer's forwards inside, by what its linear layers are given.
 
-    attention: float = 0.0
-    others: float = 0.0
+    `attention` is self-attention without projections, as if it were dense; `others` all else.
+    """
+    work: Counter[str] = Counter()
+    queries = 0
 
-    @property
-    def whole(self) -> float:
-        return self.attention + self.others
+    def count(name: str, layer: torch.nn.Linear, given: tuple[torch.Tensor]) -> None:
+        nonlocal queries
+        *batch, tokens, _ = given[0].shape
+        work["others"] += given[0].numel() * layer.out_features
+        if name.endswith("to_q"):
+            queries = tokens * math.prod(batch)
+        elif name.endswith("to_k"):  # queries against keys, and weights against values
+            work["attention" if "attn1" in name else "others"] += 2 * queries * tokens * layer.out_features
 
-    @contextmanager
-    def counted(self, pipe: WanPipeline) -> Iterator[None]:
-        """Of the forwards inside, by what their linear layers are given; attention as if it were dense."""
-        queries = 0
-
-        def count(name: str, layer: torch.nn.Linear, given: tuple[torch.Tensor]) -> None:
-            nonlocal queries
-            *batch, tokens, _ = given[0].shape
-            self.others += given[0].numel() * layer.out_features
-            if name.endswith("to_q"):
-                queries = tokens * math.prod(batch)
-            elif name.endswith("to_k"):  # queries against keys, and weights against values
-                work = 2.0 * queries * tokens * layer.out_features
-                if "attn1" in name:
-                    self.attention += work
-                else:
-                    self.others += work
-
-        with ExitStack() as hooks:
-            for name, layer in pipe.transformer.blocks.named_modules():
-                if isinstance(layer, torch.nn.Linear):
-                    hooks.callback(layer.register_forward_pre_hook(partial(count, name)).remove)
-            yield
+    with ExitStack() as hooks:
+        for name, layer in pipe.transformer.blocks.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                hooks.callback(layer.register_forward_pre_hook(partial(count, name)).remove)
+        yield work
 
 
 @dataclass
@@ -225,7 +207,10 @@ class Video:
     """One video, and what it took."""
 
     frames: torch.Tensor
-    work: Work
+    attention: float
+    """Multiply-adds of self-attention."""
+    whole: float
+    """Of all of the transformer."""
     seconds: float
     error: float | None
     """Of attention, measured; None of a dense run."""
@@ -233,50 +218,41 @@ class Video:
 
 def make_video(pipe: WanPipeline, request: VideoRequest, setting: PSAConfig | MakeCache | None) -> Video:
     """With sparse attention or a cache; without, dense."""
-    work = Work()
     config = setting if isinstance(setting, PSAConfig) else None
     cache = nullcontext() if config or not setting else cached(pipe, setting(pipe, request))
-    with cache, work.counted(pipe):
+    with cache, counted(pipe) as work:
         began = time.process_time()
         made = generate_video(pipe, request, Attention(name="compared", config=config))
         seconds = time.process_time() - began
+    density, error = 1.0, None
     if config:
-        work.attention *= made.stats.summary.run_density_with_estimation
-    error = made.stats.summary.measured_error if config else None
-    return Video(torch.from_numpy(made.frames), work, seconds, error)
+        density, error = made.cost.run_density_with_estimation, made.cost.measured_error
+    attention = work["attention"] * density
+    return Video(torch.from_numpy(made.frames), attention, attention + work["others"], seconds, error)
 
 
 def score(
     pipe: WanPipeline, request: VideoRequest, setting: PSAConfig | MakeCache, dense: Callable[[], Video]
-) -> dict[str, float | None]:
-    """What a setting costs and gives in one video."""
+) -> Scores:
+    """Of one video with a setting."""
     reference, video = dense(), make_video(pipe, request, setting)
     scores = fidelity(reference.frames, video.frames)
     return {
-        "cost": video.work.attention / reference.work.attention,
-        "whole": video.work.whole / reference.work.whole,
-        **{name: scores[name].mean for name in SCORES},
-        "error": video.error,
+        "cost": video.attention / reference.attention,
+        "whole": video.whole / reference.whole,
         "seconds": video.seconds / reference.seconds,
+        **{name: scores[name].mean for name in ("psnr", "ssim", "st_lpips")},
+        "error": video.error,
     }
 
 
-Found = dict[tuple[str, str], list[dict[str, float | None]]]
-"""Scores of each video, by method and strength."""
-
-
-def rows(found: Found) -> list[dict[str, Any]]:
-    """Means over videos, cheapest first."""
-    names = ("cost", "whole", "seconds", *SCORES, "error")
-    means = [
-        {
-            "method": method,
-            "strength": strength,
-            **{name: mean([video[name] for video in videos]) for name in names},
-            "psnrs": [video["psnr"] for video in videos],
-        }
-        for (method, strength), videos in found.items()
-    ]
+def rows(found: Mapping[tuple[str, str], list[Scores]]) -> list[dict[str, Any]]:
+    """Means over videos, by method and strength, cheapest first."""
+    means = []
+    for (method, strength), videos in found.items():
+        of_all = {name: mean([video[name] for video in videos]) for name in videos[0]}
+        psnrs = [video["psnr"] for video in videos]
+        means.append({"method": method, "strength": strength} | of_all | {"psnrs": psnrs})
     return sorted(means, key=itemgetter("cost"))
 
 
@@ -295,22 +271,24 @@ def page(report: Report) -> str:
         "and ST-LPIPS to the dense video of the same seed, means (PSNR: least to most). Error: relative L2, as the "
         "probe measured it, mean over calls that are not exact."
     )
-    cells = [
-        [
-            f"{row['method']}, {row['strength']}",
-            f"{row['cost']:.3f}",
-            f"{row['whole']:.3f}",
-            f"{row['seconds']:.2f}",
-            f"{row['psnr']:.1f} ({min(row['psnrs']):.1f} to {max(row['psnrs']):.1f})",
-            *("" if row[name] is None else f"{row[name]:.3f}" for name in ("ssim", "st_lpips", "error")),
-        ]
+    columns = {
+        "method": "{method}, {strength}",
+        "attention": "{cost:.3f}",
+        "transformer": "{whole:.3f}",
+        "time": "{seconds:.2f}",
+        "PSNR, dB": "{psnr:.1f} ({least:.1f} to {most:.1f})",
+        "SSIM": "{ssim}",
+        "ST-LPIPS": "{st_lpips}",
+        "error": "{error}",
+    }
+    cases = [
+        row
+        | {"least": min(row["psnrs"]), "most": max(row["psnrs"])}
+        | {name: "" if row[name] is None else f"{row[name]:.3f}" for name in ("ssim", "st_lpips", "error")}
         for row in report["rows"]
     ]
-    title = f"Fidelity over the cost of attention, {report['schedule']}"
-    columns = ["method", "attention", "transformer", "time", *SCORES.values(), "error"]
-    return "\n".join(
-        [*heading(report, title, words), "", f"![PSNR over cost]({report['picture']})", "", *table(columns, cells), ""]
-    )
+    lines = heading(report, f"Fidelity over the cost of attention, {report['schedule']}", words)
+    return "\n".join([*lines, "", f"![PSNR over cost]({report['picture']})", "", *table_of(cases, columns), ""])
 
 
 def draw(report: Report) -> Figure:
@@ -339,9 +317,9 @@ def main() -> None:
     requests = [
         make_requests(source, (prompt,), seed=seed, settings=changes)[0] for seed, prompt in product(seeds, prompts)
     ]
-    pipe = load_pipeline(source, device=CPU, dtype=torch.float32, width=None, height=None)
-    weights = hashlib.sha256((tiny_wan_path() / "transformer" / WEIGHTS).read_bytes()).hexdigest()[:12]
-    found: Found = {}
+    pipe = built_in()
+    weights = (tiny_wan_path() / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    found: dict[tuple[str, str], list[Scores]] = {}
     for request in requests:
         dense = cache(partial(make_video, pipe, request, None))
         for method in (name for name in compared if name in (args.methods or compared)):
@@ -349,14 +327,8 @@ def main() -> None:
                 name = f"{request.prompt}, {request.seed}, {method}, {strength}"
                 scores = run.piece(name, score, pipe, request, setting, dense)
                 found.setdefault((method, strength), []).append(scores)
-    report = {
-        "schedule": args.schedule,
-        "model": model,
-        "weights": weights,
-        "videos": len(requests),
-        "rows": rows(found),
-    }
-    run.write(report, page, draw)
+    made_with = {"schedule": args.schedule, "model": model, "weights": hashlib.sha256(weights).hexdigest()[:12]}
+    run.write(made_with | {"videos": len(requests), "rows": rows(found)}, page, draw)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ sys.path.insert(0, os.path.join(os.environ.get("PSA_CHECKOUT", Path(__file__).pa
 
 from gpu import ab, measure
 from gpu.cases import DENSE, MASKS, SHAPES, Inputs, small
-from gpu.checks import MARGIN, Check, check_rows, smoke_checks
+from gpu.checks import Check, check_rows, smoke_checks
 from gpu.prepare import compile_all, record_launches
 from harness import Report, Run, heading, options, table
 
@@ -139,15 +139,11 @@ def known_kernels() -> set[str]:
 def check_small(check: Check) -> dict[str, Any]:
     found: dict[str, float] = {}
     launches = record_launches(lambda: found.update(check.errors()))
-    return {"errors": over_margin(found), "kernels": sorted({launch.kernel.fn.__name__ for launch in launches})}
+    return {"errors": found, "kernels": sorted({launch.kernel.fn.__name__ for launch in launches})}
 
 
 def check_shape(shape: AttentionShape, device: torch.device) -> dict[str, Any]:
-    return {"errors": over_margin(check_rows(Inputs.draw(shape, device)))}
-
-
-def over_margin(errors: dict[str, float]) -> dict[str, float]:
-    return {what: error / MARGIN for what, error in errors.items()}
+    return {"errors": check_rows(Inputs.draw(shape, device))}
 
 
 def run_shapes(session: Session, device: torch.device, shapes: list[AttentionShape], flex: bool) -> None:

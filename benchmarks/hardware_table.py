@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from itertools import chain, groupby, product
@@ -23,6 +21,7 @@ from typing import Any
 import compiled_kernels
 import triton
 from compiled_kernels import DTYPES, TARGETS, Compiled, compile_kernel, record_launches
+from gpu.prepare import processes
 
 from psa_triton.gpu import Launch
 from psa_triton.kernels.triton import tiles
@@ -137,23 +136,13 @@ def rules(chosen: dict[Choice, Tiles]) -> list[dict[str, Any]]:
     return found
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--write",
-        action="store_true",
-        help="keep what fits, choose the rest anew, and put it into the table that is shipped",
-    )
+    parser.add_argument("--write", action="store_true", help="keep what fits, choose the rest anew, renew the table")
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS), help="of these alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="kernels compiled at a time")
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse_arguments()
-    told = []
-    # Not forked: threads of torch and LLVM do not survive a fork.
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+    args, told = parser.parse_args(), []
+    with processes(args.jobs) as pool:
         for target in args.target:
             choices = all_choices(target)
             if not args.write:

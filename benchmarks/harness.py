@@ -40,6 +40,16 @@ def options(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def made_with(name: str, device: torch.device = CPU) -> Report:
+    """When and by which command the script `name` runs, on which hardware, with which versions."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "hardware": hardware(device),
+        "versions": versions(),
+    }
+
+
 class Run:
     """One run of a benchmark: pieces that are measured one after another, then its files.
 
@@ -51,12 +61,7 @@ class Run:
     """
 
     def __init__(self, name: str, output: Path, device: torch.device = CPU, mode: str = "") -> None:
-        self._made_with: Report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
-            "hardware": hardware(device),
-            "versions": versions(),
-        }
+        self._made_with = made_with(name, device)
         self._began = time.monotonic()
         self._pieces: dict[str, Any] = {}
         stem = f"{name}_{mode}" if mode else name

@@ -29,6 +29,7 @@ from compiled_kernels import (
     record_launches,
     selection,
 )
+from harness import table
 
 from psa_triton.gpu import Launch
 
@@ -206,18 +207,16 @@ def main() -> None:
     ends = {
         f"overlap {overlap:g}": against_goals(replace(assumed, overlap=overlap)) for overlap in (assumed.overlap, 1.0)
     }
-    print("| | goal |", " | ".join(ends), "|\n|---|---|" + "---|" * len(ends))
-    for goal, value in GOALS.items():
-        print(f"| {goal} | {value:g} |", " | ".join(f"{end['found'][goal]:.3g}" for end in ends.values()), "|")
-    print("\n| ms |", " | ".join(ends), "|\n|---|" + "---|" * len(ends))
-    first, *_ = ends.values()
-    for stage, launches in first["stages, ms"].items():
-        for name in launches:
-            print(
-                f"| {stage}: {name} |",
-                " | ".join(f"{end['stages, ms'][stage][name]:.3f}" for end in ends.values()),
-                "|",
-            )
+    goals = [
+        [goal, f"{value:g}", *(f"{end['found'][goal]:.3g}" for end in ends.values())] for goal, value in GOALS.items()
+    ]
+    stages = next(iter(ends.values()))["stages, ms"]
+    times = [
+        [f"{stage}: {name}", *(f"{end['stages, ms'][stage][name]:.3f}" for end in ends.values())]
+        for stage, launches in stages.items()
+        for name in launches
+    ]
+    print(*table(["", "goal", *ends], goals), "", *table(["ms", *ends], times), sep="\n")
     if file:
         report = {"triton": triton.__version__, "assumptions": asdict(assumed), "goals": GOALS, "models": ends}
         file.write_text(json.dumps(report, indent=2) + "\n")

@@ -323,6 +323,11 @@ class TestMistakes:
             "Model.default_attention",
         ]
 
+    @pytest.mark.parametrize("name", ["a/b", "dense", ""])
+    def test_a_name_that_could_not_be_asked_for(self, tmp_path, name):
+        (found,) = mistakes(tmp_path, section_with("{type: psa}").replace("mine", f'"{name}"'))
+        assert found == f"Model.attention_configs.{name}: expected a name without /, and other than dense, got {name!r}"
+
     def test_anchor_that_holds_itself(self, tmp_path):
         assert "Model.again: unknown key 'again'" in mistakes(tmp_path, "Model: &model\n  again: *model\n")[-1]
 

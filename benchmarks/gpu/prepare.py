@@ -32,10 +32,14 @@ Work = Callable[[torch.device], Iterable[Callable[[], Any]]]
 def compile_all(work: Work, *arguments: Any) -> dict[str, int]:
     """Compile for the GPU of this machine what `work(device, *arguments)` launches."""
     count, target = os.cpu_count() or 1, driver.active.get_current_target()
-    # Not forked: threads of torch do not survive a fork.
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+    with processes(count) as pool:
         shares = [pool.submit(compile_share, target, i, count, work, *arguments) for i in range(count)]
         return {"processes": count, "kernels": sum(share.result() for share in shares)}
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """Not forked: threads of torch and LLVM do not survive a fork."""
+    return ProcessPoolExecutor(count, get_context("spawn"))
 
 
 def compile_share(target: GPUTarget, index: int, count: int, work: Work, *arguments: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Final
 
 import torch
@@ -34,16 +33,18 @@ def tiny_wan_cases() -> Iterator[AttentionTensors]:
     """Every layer at every step, all three heads, D = 64. The video is made once and takes seconds."""
     (request,) = make_requests(find_source(MODEL), ["a red square moving left"], seed=42, settings={})
     grid = ((request.num_frames - 1) // 4 + 1, request.height // 8, request.width // 8)
-    tensors = load_file(cached(f"{MODEL}_steps_{'_'.join(map(str, STEPS))}", partial(_make, request)))
+    file = cached(f"{MODEL}_steps_{'_'.join(map(str, STEPS))}", lambda: record(built_in(), request))
+    tensors = load_file(file)
     for step in STEPS:
         for layer in range(len(tensors) // len("qkv") // len(STEPS)):
             q, k, v = (tensors[f"{step}.{layer}.{name}"] for name in "qkv")
             yield AttentionTensors(f"{MODEL}/step {step}/layer {layer}", q, k, v, grid)
 
 
-def _make(request: VideoRequest) -> dict[str, Tensor]:
-    source, cpu = find_source(MODEL), torch.device("cpu")
-    return record(load_pipeline(source, device=cpu, dtype=torch.float32, width=None, height=None), request)
+def built_in() -> DiffusionPipeline:
+    """The model's pipeline, float32 on the CPU."""
+    cpu = torch.device("cpu")
+    return load_pipeline(find_source(MODEL), device=cpu, dtype=torch.float32, width=None, height=None)
 
 
 def record(pipe: DiffusionPipeline, request: VideoRequest, steps: tuple[int, ...] = STEPS) -> dict[str, Tensor]:

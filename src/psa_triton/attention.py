@@ -144,7 +144,7 @@ def sparse_attention(
         places = queries.front, keys.front
     blocks = Blocks.of(q, k, config.block_m, config.block_n, is_causal, key_mask, *places)
     with torch.no_grad():
-        importance = estimate_importance(q, k, blocks, config, scale=scale, impl=impl, generator=generator)
+        importance = estimate_importance(q, k, blocks, config.importance, scale=scale, impl=impl, generator=generator)
         levels = choose_levels(importance, q, k, v, blocks, config, scale=scale, impl=impl)
     reading = Reading(scale, config.pool_correction, coarsest_level(config), config.qk_dtype, impl)
     out, _ = attend(q, k, v, levels, blocks, reading)

@@ -82,7 +82,7 @@ class Reuse(BaseModel):
     """Steps from one refresh to the next."""
     refresh_steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """The steps that refresh, counted from 0, which always does."""
-    max_error: float | None = Field(default=None, gt=0.0)
+    max_error: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     """Each layer goes the cheapest way whose measured relative error is at most this."""
     layer_groups: int = Field(default=1, ge=1)
     """refresh_every only: layers refresh in turn, in so many groups, for steps that take equally long."""
@@ -92,7 +92,7 @@ class Reuse(BaseModel):
     That is so in the middle of the schedule, from a third to five sixths of the steps, where attention moves least and
     an error shows least; before and after it twice as many run sparse.
     """
-    middle_tolerance: float = Field(default=1.0, ge=1.0)
+    middle_tolerance: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     """max_error only: how many times it the error may be in the middle of the schedule."""
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Transformer blocks that reuse; all if left out. The others run sparse in every step."""
@@ -325,7 +325,7 @@ class PSAConfig(BaseModel):
         try:
             reuse = Reuse(max_error=max_error, **kept)
         except ValidationError as error:
-            raise ValueError(f"max_error: expected a number above 0, got {max_error!r}") from error
+            raise ValueError(f"max_error: expected a finite number above 0, got {max_error!r}") from error
         return self.replace(reuse=reuse, probe=self.probe or DEFAULT_PROBE, warmup_steps=0)
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,9 +13,6 @@ from psa_triton.importance.estimators import ESTIMATORS, Estimate, Estimator
 from psa_triton.importance.scoring import score_blocks
 from psa_triton.inputs import check_attention_inputs, check_causal, check_generator, check_key_mask, resolve_scale
 from psa_triton.operators import each_item, operator
-
-if TYPE_CHECKING:
-    from psa_triton.config import PSAConfig
 
 __all__ = ["block_importance", "estimate_importance", "estimation_cost"]
 
@@ -77,17 +74,17 @@ def block_importance(
     check_key_mask(key_mask, k)
     check_causal(is_causal)
     check_generator(generator)
-    estimator = _estimator(method)
+    _estimator(method)
     scale = resolve_scale(scale, q.shape[-1])
     blocks = Blocks.of(q, k, block_m, block_n, is_causal, key_mask)
-    return _estimate(q, k, blocks, estimator, scale, resolve_impl(impl, q), generator)
+    return estimate_importance(q, k, blocks, method, scale=scale, impl=resolve_impl(impl, q), generator=generator)
 
 
 def estimate_importance(
     q: Tensor,
     k: Tensor,
     blocks: Blocks,
-    config: PSAConfig,
+    method: str,
     *,
     scale: float,
     impl: Impl,
@@ -98,8 +95,8 @@ def estimate_importance(
     One operator in a graph. A graph cannot hold a generator: inside `torch.compile` and `torch.vmap` it must be None.
     """
     if generator is not None:
-        return _estimate(q, k, blocks, _estimator(config.importance), scale, impl, generator)
-    return _importance(q, k, blocks.key_mask, config.importance, blocks.m, blocks.n, blocks.is_causal, scale, impl)
+        return _estimate(q, k, blocks, _estimator(method), scale, impl, generator)
+    return _importance(q, k, blocks.key_mask, method, blocks.m, blocks.n, blocks.is_causal, scale, impl)
 
 
 def estimation_cost(method: str, block_m: int, block_n: int) -> float:

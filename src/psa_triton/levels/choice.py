@@ -74,7 +74,7 @@ def levels_of(
     """The levels that `psa_attention` chooses for tokens that are in order already; masks and such as `Blocks` has."""
     blocks = Blocks.of(q, k, config.block_m, config.block_n, **of_blocks)
     scale, impl = resolve_scale(scale, q.shape[-1]), resolve_impl(impl, q)
-    importance = estimate_importance(q, k, blocks, config, scale=scale, impl=impl)
+    importance = estimate_importance(q, k, blocks, config.importance, scale=scale, impl=impl)
     return choose_levels(importance, q, k, v, blocks, config, scale=scale, impl=impl)
 
 

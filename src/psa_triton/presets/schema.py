@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, TypeAdapter, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -70,6 +70,17 @@ class PsaPreset(PSAConfig):
         return PSAConfig(**self.model_dump(exclude={"type"}))
 
 
+def check_preset_name(name: str) -> str:
+    """The name of a preset, which SECTION/PRESET is told apart by.
+
+    Raises:
+        ValueError: it is empty, has a slash, or stands for dense attention of any model.
+    """
+    if not name or "/" in name or name == "dense":
+        raise ValueError(f"expected a name without /, and other than dense, got {name!r}")
+    return name
+
+
 Preset = Annotated[PsaPreset | DensePreset, Field(discriminator="type")]
 
 
@@ -97,7 +108,7 @@ class ModelSection(_Strict):
     """From the size of a video to the grid of its tokens."""
     text_length: int = Field(ge=0)
     """Text tokens in front of the visual tokens in self-attention; 0 where text stands apart, or anywhere."""
-    attention_configs: dict[str, Preset] = Field(min_length=1)
+    attention_configs: dict[Annotated[str, AfterValidator(check_preset_name)], Preset] = Field(min_length=1)
     """The presets, by name."""
 
 

@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import pytest
 from command_line import psa
 
 from psa_triton.models import MODELS
@@ -28,7 +29,8 @@ def test_tokens_at_the_default_size():
     assert "7,392" not in lines["minimax_h3"] and set(MODELS) < set(lines)
 
 
-def test_a_terminal_shows_every_key_whole():
-    table = psa("models", columns=80).output
-    assert all(f"{key} " in table for key in MODELS)
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_terminal_shows_every_key_and_number_whole(columns):
+    table = psa("models", columns=columns).output
+    assert all(f"{key} " in table for key in MODELS) and "17,550" in table and "…" not in table
     assert max(map(len, table.splitlines())) <= 80

@@ -72,6 +72,10 @@ def test_a_run_that_never_was_sparse():
     [
         (None, 1.0, ("dense preset",), None),
         (None, 1.0, ("few tokens",), "Nothing was saved: all attention ran dense. Why: few tokens. Try: a larger"),
+        (
+            *(None, 1.0, ("dense is faster at this density",)),
+            "Nothing was saved: all attention ran dense. Why: dense is faster at this density. Try: a preset that",
+        ),
         (None, 1.0, ("warm-up",), "Nothing was saved: all attention ran dense. Why: warm-up. Try: more denoising"),
         (0.3, 0.8, ("warm-up",), "Little was saved: attention did 80% of the dense work. Why: dense parts (warm-up)"),
         (0.3, 0.4, ("warm-up",), None),

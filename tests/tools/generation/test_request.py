@@ -6,8 +6,8 @@ from psa_triton.tools.generation.request import read_prompts_file
 
 def test_prompts_are_read_one_a_line_without_blanks_and_comments(tmp_path):
     file = tmp_path / "prompts.txt"
-    file.write_text("\ufeffa red square\n\n  # a comment\n  a blue ring \nten # cats\n", encoding="utf-8")
-    assert read_prompts_file(file) == ["a red square", "a blue ring", "ten # cats"]
+    file.write_text("\ufeffa red square\n\n  # a comment\n  a blue\u2028ring \r\nten # cats\n", encoding="utf-8")
+    assert read_prompts_file(file) == ["a red square", "a blue\u2028ring", "ten # cats"]
 
 
 def test_requests_have_the_models_defaults_where_nothing_is_given_and_a_seed_each():

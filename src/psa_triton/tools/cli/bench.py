@@ -10,7 +10,8 @@ from psa_triton.presets import resolve
 from psa_triton.tools.bench import measure
 from psa_triton.tools.bench.report import judge, plot, report
 from psa_triton.tools.cli.commands import Bench
-from psa_triton.tools.cli.console import make_console, make_table
+from psa_triton.tools.cli.console import make_console
+from psa_triton.tools.cli.tables import make_table, print_table
 from psa_triton.tools.files import held, json_bytes, output_folder, staged
 from psa_triton.tools.generation.loading import choose_device, choose_dtype
 from psa_triton.tools.generation.sidecar import surroundings
@@ -56,7 +57,7 @@ def run(options: Bench) -> None:
             for case in measure.measure_scaling(measured, settings):
                 cases.append(case)
                 status.update(f"measured {case.tokens:,} tokens: {case.speedup:.2f} times as fast as dense")
-        console.print(_table(cases, title))
+        print_table(console, _table(cases, title))
         verdict = judge(cases, measured.tokens)
         console.print(verdict.sentence())
         how = {"preset": preset.name, "config": config.model_dump(mode="json"), "dtype": type_name}

@@ -17,6 +17,7 @@ from rich.table import Table
 from psa_triton.tools.cli.commands import Compare
 from psa_triton.tools.cli.console import VideoProgress, few, logging_to, make_console, reason, try_warm_up
 from psa_triton.tools.cli.errors import told_if_interrupted
+from psa_triton.tools.cli.tables import print_table
 from psa_triton.tools.cli.target import choose_source, find_target, load, read_dense_parts, read_prompts
 from psa_triton.tools.evaluation.case import Case, expected_room, plan_cases, read_finished, write_case, write_summary
 from psa_triton.tools.evaluation.ceiling import Ceiling, choose_ceiling
@@ -150,9 +151,11 @@ class _Comparison:
             table.add_column(column.heading, justify="right")
         for row in table_rows(columns):
             table.add_row(*row)
-        verdicts = [str(verdict) for _, verdict in judge(columns)]
-        for what in (*verdicts, table, *notes(columns)):
-            self.console.print(what)
+        for _, verdict in judge(columns):
+            self.console.print(str(verdict))
+        print_table(self.console, table)
+        for note in notes(columns):
+            self.console.print(note)
 
     def _show_failures(self, finished: Sequence[Data]) -> int:
         """Says what failed and where the files are; returns how many videos or cases failed."""

@@ -1,17 +1,14 @@
-"""How the commands tell what they do: lines, tables, progress bars, and the library's log."""
+"""How the commands tell what they do: lines, progress bars, and the library's log."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from diffusers import DiffusionPipeline
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from psa_triton.tools.generation.attention import Attention
 from psa_triton.tools.generation.request import VideoRequest
@@ -26,23 +23,6 @@ _SHOWN = 5
 def make_console(*, bars: bool = True) -> Console:
     """Where a command tells how it goes: in lines, and with `bars` in bars too if its output is a terminal."""
     return Console(highlight=False, markup=False, soft_wrap=True, force_terminal=None if bars else False)
-
-
-def make_table(
-    columns: Iterable[str],
-    rows: Iterable[Iterable[RenderableType]],
-    *,
-    title: str | None = None,
-    column: Mapping[str, Any] | None = None,
-    **style: Any,
-) -> Table:
-    """A table of numbers; `column` and `style` are what rich calls its columns' and its own arguments."""
-    table = Table(title=title, box=SIMPLE_HEAD, **style)
-    for heading in columns:
-        table.add_column(heading, justify="right", **(column or {}))
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def reason(error: Exception) -> str:

@@ -17,8 +17,9 @@ from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count, transformers_of
 from psa_triton.models import QWEN2_5_VL, model_key
 from psa_triton.tools.cli.commands import Inspect
-from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
+from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console
 from psa_triton.tools.cli.options import read_indexes, refuse
+from psa_triton.tools.cli.tables import make_table, print_table
 from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load
 from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.files import Staging, held, json_bytes, output_folder, staged
@@ -171,7 +172,8 @@ class _Look:
     def show(self) -> None:
         """Print the numbers."""
         columns, lines = table(self.calls)
-        self.console.print(make_table(columns, lines, column={"min_width": 5}, collapse_padding=True, pad_edge=False))
+        numbers = make_table(columns, lines, column={"min_width": 5}, collapse_padding=True, pad_edge=False)
+        print_table(self.console, numbers)
         first = self.calls[0]["heads"][0]
         estimate = first["density_with_estimation"] - first["density"]
         self.console.print(f"Estimating importance costs {estimate:.3f} of dense attention beside the density.")

@@ -11,7 +11,8 @@ from psa_triton.models import MODELS, ModelSpec
 from psa_triton.presets import load_presets_file
 from psa_triton.presets.schema import ModelSection
 from psa_triton.tools.cli.commands import Models
-from psa_triton.tools.cli.console import make_console, make_table
+from psa_triton.tools.cli.console import make_console
+from psa_triton.tools.cli.tables import make_table, print_table
 from psa_triton.tools.shapes import default_shape
 
 _COLUMNS: Final = ("model", "transformer", "default size", "tokens", "steps", "presets of", "default")
@@ -27,7 +28,7 @@ def run(options: Models) -> None:
         shown = [_COLUMNS.index(name) for name in _SHOWN]
         rows = [[row[place] for place in shown] for row in _rows()]
         console = make_console()
-        console.print(make_table(_SHOWN, rows, title="Known models", column={"no_wrap": True}, padding=(0, 1, 0, 0)))
+        print_table(console, make_table(_SHOWN, rows, title="Known models", padding=(0, 1, 0, 0)))
         console.print("tiny-wan was run, of the others small models; all columns: --markdown")
 
 

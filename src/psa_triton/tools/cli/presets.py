@@ -25,16 +25,15 @@ def list_presets(config: ConfigPath = None) -> None:
 
     from psa_triton.presets import load_presets_file
     from psa_triton.tools.cli.explain import density_in_words
+    from psa_triton.tools.cli.tables import print_table
 
-    table = Table("model", "preset", "density", "description", title="Attention presets")
-    for column in table.columns[:3]:
-        column.no_wrap = True
+    table = Table("model", "preset", "density", "description", title="Attention presets, density of sparse steps")
     for model, section in load_presets_file(config).sections.items():
         for row, (name, preset) in enumerate(section.attention_configs.items()):
             mark = " *" if name == section.default_attention else ""
             table.add_row("" if row else model, name + mark, density_in_words(preset.config()), preset.description)
         table.add_section()
-    Console(markup=False).print(table)
+    print_table(Console(markup=False), table)
 
 
 @presets.command("show")

@@ -19,9 +19,10 @@ from torch import Tensor
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count, transformers_of
 from psa_triton.tools.cli.commands import Tune
-from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console, make_table
+from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console
 from psa_triton.tools.cli.errors import told_if_interrupted
 from psa_triton.tools.cli.options import refuse
+from psa_triton.tools.cli.tables import make_table, print_table
 from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load, read_prompts
 from psa_triton.tools.evaluation.levels_record import CallSite
 from psa_triton.tools.evaluation.measures.pixels import psnr
@@ -220,13 +221,13 @@ class _Tuning:
             density = fmean(point.cost for point in points)
             rows.append([f"{points[0].budget:g}", f"{density:.3f}", *(f"{x:.4f}" for x in numbers)])
         columns: Sequence[str] = ("budget", "density", "root mean square", "least", "greatest")
-        self.console.print(make_table(columns, rows, title="Error by budget, over layers and parts"))
+        print_table(self.console, make_table(columns, rows, title="Error by budget, over layers and parts"))
         tables = [line.budgets for line in tuned.budget_table]
         columns = tuple(f"layer {layer}" for layer in range(len(tables[0])))
         if len(columns) > _FEW_LAYERS:
             columns, tables = ("mean", "least", "greatest"), [(fmean(x), min(x), max(x)) for x in tables]
         rows = [[str(part), *(f"{x:.3f}" for x in budgets)] for part, budgets in zip(parts, tables, strict=True)]
-        self.console.print(make_table(("steps", *columns), rows, title="Budgets chosen"))
+        print_table(self.console, make_table(("steps", *columns), rows, title="Budgets chosen"))
 
     def _check(self, pipe: DiffusionPipeline, request: VideoRequest, configs: Mapping[str, PSAConfig]) -> None:
         """Make one video densely and with each configuration, and show how close and how fast it is."""
@@ -244,7 +245,7 @@ class _Tuning:
                 density = f"{cost.run_density_with_estimation:.3f}"
                 rows.append((attention.name, f"{cost.attention_seconds:.2f}", density, closeness))
         columns = ("", "self-attention, s", "density", "PSNR to dense, dB")
-        self.console.print(make_table(columns, rows, title=f"{request.prompt}, made with it"))
+        print_table(self.console, make_table(columns, rows, title=f"{request.prompt}, made with it"))
 
 
 def _place(path: Path, file: QKVFile) -> tuple[int, int]:

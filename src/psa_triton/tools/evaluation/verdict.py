@@ -144,7 +144,7 @@ def _cause(found: _Figures) -> str:
     else:
         causes = [work]
     if not found.is_close and found.dense < 0.05:
-        causes.append("no step was dense, and the first ones decide where things are")
+        causes.append("hardly a step was dense, and the first ones decide where things are")
     return "; ".join(causes)
 
 
@@ -185,6 +185,8 @@ def judge_alone(costs: Sequence[Cost]) -> str | None:
 def _way_to_sparse(why_dense: str) -> str:
     if "warm-up" in why_dense:
         return "more denoising steps than the dense ones, or --max-error 0.1 instead of these"
+    if "at this density" in why_dense:
+        return "a preset that reads less (psa_refresh, psa_budget), or --min-tokens 0 to run it sparse all the same"
     return "a larger video, or --min-tokens 0 to run it sparse all the same"
 
 

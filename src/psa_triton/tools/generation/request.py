@@ -113,7 +113,7 @@ def read_prompts_file(file: Path) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"prompt_file: there is no file {file}")
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise ValueError(
             f"prompt_file: expected UTF-8 text, got something else in {file} at byte {error.start}; save it as UTF-8"

@@ -10,7 +10,8 @@ from typing import Any, Final
 import yaml
 
 from psa_triton.config import BudgetRow, PSAConfig
-from psa_triton.presets import DENSE, load_presets_file, shipped_presets
+from psa_triton.presets import load_presets_file, shipped_presets
+from psa_triton.presets.schema import check_preset_name
 from psa_triton.presets.yaml_file import read_mapping
 from psa_triton.tools.tuning.allocation import Allocation, Cell
 from psa_triton.tools.tuning.plan import RunPart
@@ -63,8 +64,10 @@ def presets_with(path: Path, section: str, name: str, config: PSAConfig, *, base
         ValueError: a preset of that name could not be asked for, or the file that is there is not by `psa tune`, or
             comes with the library.
     """
-    if not name or "/" in name or name == DENSE.name:
-        raise ValueError(f"preset_name: expected a name without /, and other than {DENSE.name}, got {name!r}")
+    try:
+        check_preset_name(name)
+    except ValueError as error:
+        raise ValueError(f"preset_name: {error}") from error
     if path.exists() and path.samefile(shipped_presets()):
         raise ValueError(f"output: {path} comes with the library and is never written; name a file of your own")
     if not path.absolute().parent.is_dir():
