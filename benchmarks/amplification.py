@@ -116,9 +116,9 @@ def measure(pipe: WanPipeline, requests: Sequence[VideoRequest]) -> list[dict[st
 
 def sparse_attentions() -> list[Attention]:
     """Budget mode at several budgets, and the default shares, from the first step on; then with a dense layer."""
-    preset = load_preset(MODEL, "psa_budget")
+    preset = load_preset(MODEL, "psa_refresh")
     assert preset is not None, "a dense preset"
-    base = preset.replace(warmup_steps=0)
+    base = preset.replace(reuse=None, probe=0.0, block_m=32, block_n=32)
     budgets = [Attention(name=f"budget {budget:g}", config=base.replace(budget=budget)) for budget in BUDGETS]
     shares = {1: (0.0, 0.1), 2: (0.1, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}
     default = base.replace(mask_mode="topk", importance="sampled", mask_ratios=shares)

@@ -33,7 +33,7 @@ from diffusers import (
     WanPipeline,
 )
 from harness import Report, Run, curves, heading, options, table_of
-from tensors.tiny_wan import MODEL, built_in
+from tensors.tiny_wan import built_in
 
 from psa_triton import PSAConfig, load_preset
 from psa_triton.config import DEFAULT_PROBE, BudgetRow, Reuse
@@ -87,10 +87,10 @@ AT_BOTH_ENDS: Final = {
 
 def settings(model: str, steps: int, *, guided: bool) -> Settings:
     """What is compared at so many steps."""
-    preset, shipped = (load_preset(model, name) for name in ("psa_budget", "psa_refresh"))
-    assert preset is not None and shipped is not None, "a dense preset"
+    shipped = load_preset(model, "psa_refresh")
+    assert shipped is not None, "a dense preset"
     block_m, block_n = BLOCKS[model]
-    budget = preset.replace(warmup_steps=0, block_m=block_m, block_n=block_n)
+    budget = shipped.replace(reuse=None, probe=0.0, block_m=block_m, block_n=block_n)
     shares = {1: (0.0, 0.13), 0: (0.13, 1.0)}
     blocks = budget.replace(mask_mode="topk", importance="representative", mask_ratios=shares)
     # Of those that refresh as often, the shortest.

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from packaging.version import Version
 
-from psa_triton.config import PSAConfig
+from psa_triton.config import BudgetRow, PSAConfig
 from psa_triton.models import MODELS
 from psa_triton.presets import (
     DENSE,
@@ -165,12 +165,13 @@ class TestShippedFile:
         config, default = load_preset(model, "psa_budget"), load_preset(model, "psa_balanced")
         assert default is not None
         understands = model == "Qwen2.5-VL"
-        m, n = (32, 32) if model == "tiny-wan" else (128, 64)
+        small = model == "tiny-wan"  # with one layer in four dense
         assert config.replace(description="") == PSAConfig(
-            block_m=m,
-            block_n=n,
+            block_m=32 if small else 128,
+            block_n=32 if small else 64,
             mask_mode="budget",
             budget=0.35 if understands else 0.15,
+            budget_table=(BudgetRow(start=0, budgets=(1, 0.15, 0.15, 0.15)),) if small else (),
             budget_scope="layer" if understands else "row",
             importance="sampled" if understands else "representative",
             use_rearrange=not understands,
@@ -184,7 +185,7 @@ class TestShippedFile:
         assert config.reuse is not None
         few_steps = model == "tiny-wan"  # 24; the others have about 50
         rhythm = {"refresh_every": 8, "layer_groups": 4, "sparse_every": 4 if few_steps else 2}
-        expected = budget.replace(block_m=128, block_n=64, warmup_steps=0, probe=0.01)
+        expected = budget.replace(block_m=128, block_n=64, budget_table=(), warmup_steps=0, probe=0.01)
         kept = {"keep": config.reuse.keep, "keep_on": config.reuse.keep_on}
         assert config.replace(description="") == expected.replace(description="", reuse={**rhythm, **kept})
 
