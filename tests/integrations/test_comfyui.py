@@ -431,6 +431,15 @@ def test_a_node_that_takes_the_place_is_noticed(log):
     assert "another node took its place" in line
 
 
+def test_a_step_that_a_caching_node_skips_is_no_other_attention(log):
+    run = host("wan")
+    run.evaluate()
+    log()
+    run.patcher.wrappers.append(lambda executor, *args, **kwargs: "done")
+    run.evaluate()
+    assert log() == []
+
+
 # ---------------------------------------------------------------- settings
 def config_of(patcher=None, **settings):
     patched = patch_model(patcher or Patcher("wan"), **settings)

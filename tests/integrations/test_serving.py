@@ -333,6 +333,14 @@ def test_warm_up_goes_by_lightx2vs_step(weight, serve):
 
 
 # ---------------------------------------------------------------- both
+def test_what_ran_is_told_where_no_step_is_known(caplog):
+    caplog.set_level(logging.INFO, "psa_triton")
+    attention = serving.ServedAttention(BUDGET)
+    for layer in (0, 1, 0):
+        attention.attend(*tensors(1, 2, 64, 16), layer=layer, step=None, steps=None, reason=None)
+    assert "64 tokens, 2 heads of 16: 2 calls dense: no grid known" in caplog.text
+
+
 def test_presets_that_need_a_whole_run_are_refused(serve):
     serve(load_preset("Wan2.1_14b", "psa_refresh"))
     with pytest.raises(ValueError, match="PSA_PRESET: expected a preset without reuse and budget_table"):

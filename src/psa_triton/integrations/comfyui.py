@@ -105,7 +105,7 @@ class ComfyAttention:
         self._percents = start_percent, end_percent
         self._previous = model.model_options.get("transformer_options", {}).get(OVERRIDE)
         self._thread = threading.local()
-        self._warned = False
+        self._first = True
         self.before_run(model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ComfyAttention:
@@ -168,8 +168,8 @@ class ComfyAttention:
     @torch.compiler.disable
     def _end_forward(self, forward: _Forward) -> None:
         self._host.tell()
-        if not (forward.reached or self._warned):
-            self._warned = True
+        first, self._first = self._first, False
+        if first and not forward.reached:  # later ones may be skipped, by nodes that cache
             logger.warning(
                 "PSA: no attention call of this model reaches it: another node took its place; put PSA after the nodes "
                 "that set an attention"

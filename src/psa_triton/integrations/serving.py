@@ -40,26 +40,36 @@ class ServedAttention:
     def __init__(self, config: PSAConfig | None, *, layers: Collection[int] = (), last_steps: int = 0) -> None:
         self._rules = DenseRules(kind="diffusion", config=config, layers=frozenset(layers), last_steps=last_steps)
         self._host = HostAttention(self._rules)
-        self._step: int | None = None
+        self._last: tuple[int | None, int] = None, 0
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, *, step: int | None, steps: int | None, reason: str | None, **call: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        layer: int,
+        step: int | None,
+        steps: int | None,
+        reason: str | None,
+        **call: Any,
     ) -> Tensor | None:
         """Attention of one call, as `HostAttention.attend`; None if the server's own is to run.
 
         Args:
             q, k, v: `[B, H, N, D]`.
+            layer: index; a forward begins where it is lower than before.
             step: of the denoising; None where the server tells none, which runs dense if it matters.
             steps: of the denoising.
             reason: why the call runs dense.
             call: what else `HostAttention.attend` takes.
         """
-        if step != self._step:
+        before, self._last = self._last, (step, layer)
+        if step != before[0] or layer < before[1]:
             self._host.tell()
-            self._step = step
         is_known = step is not None and (steps is not None or self._rules.last_steps == 0)
         if self._rules.need_steps and not is_known:
             reason = reason or "no denoising step known"
         elif step is not None:
             reason = reason or self._rules.of_step(step, step + 1 if steps is None else steps)
-        return self._host.attend(q, k, v, reason=reason, step=step, **call)
+        return self._host.attend(q, k, v, layer=layer, reason=reason, step=step, **call)
