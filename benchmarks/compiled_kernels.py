@@ -63,16 +63,11 @@ class Target:
     warps: int = 64
 
 
+_NVIDIA = {80: (163, 64), 86: (99, 48), 89: (99, 48), 90: (227, 64), 100: (227, 64), 120: (99, 48)}
+"""KiB of shared memory, and warps, by compute capability."""
 TARGETS = {
     f"sm_{capability}": Target(GPUTarget("cuda", capability, 32), shared=kib * 1024, warps=warps)
-    for capability, kib, warps in (
-        (80, 163, 64),
-        (86, 99, 48),
-        (89, 99, 48),
-        (90, 227, 64),
-        (100, 227, 64),
-        (120, 99, 48),
-    )
+    for capability, (kib, warps) in _NVIDIA.items()
 } | {"gfx942": Target(GPUTarget("hip", "gfx942", 64), shared=64 * 1024)}
 
 

@@ -49,46 +49,28 @@ class Shape:
         return self.config.num_attention_heads, self.config.num_key_value_heads
 
 
+_SMOLLM2: Final = dict(hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3)
+_QWEN: Final = dict(hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4)
+_TOKENS: Final = dict(bos_token_id=0, eos_token_id=1, pad_token_id=1)
+_ROPE: Final = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 _ROOM: Final = dict(vocab_size=VOCABULARY, max_position_embeddings=2**16)
 SHAPES: Final = {
-    "smollm2": Shape(
-        "SmolLM2-135M",
-        LlamaForCausalLM,
-        LlamaConfig(
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=2,  # of 30
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            **_ROOM,
-        ),
-    ),
+    # Two layers of 30, and one of 28.
+    "smollm2": Shape("SmolLM2-135M", LlamaForCausalLM, LlamaConfig(**_SMOLLM2, num_hidden_layers=2, **_ROOM)),
     "qwen2.5-vl": Shape(
-        "Qwen2.5-VL-7B",
-        Qwen2_5_VLTextModel,
-        Qwen2_5_VLTextConfig(
-            hidden_size=3584,
-            intermediate_size=18944,
-            num_hidden_layers=1,  # of 28
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-            **_ROOM,
-        ),
+        *("Qwen2.5-VL-7B", Qwen2_5_VLTextModel),
+        Qwen2_5_VLTextConfig(**_QWEN, **_TOKENS, num_hidden_layers=1, rope_parameters=_ROPE, **_ROOM),
     ),
 }
+BLOCKS: Final = dict(block_m=128, block_n=128)
 CONFIG: Final = PSAConfig(
-    block_m=128, block_n=128, mask_mode="topk", importance="antidiagonal", keep_first_block=True, use_rearrange=False
+    **BLOCKS, mask_mode="topk", importance="antidiagonal", keep_first_block=True, use_rearrange=False
 )
 """Blocks and importance of preset `Qwen2.5-VL`, but fixed shares: random inputs have no important blocks.
 
 They are of all key blocks, visible or not: early queries read most of the few that they see. Nor are neighbours alike,
 so the similarity cap is off: it would read all of them in full.
 """
-BLOCKS: Final = dict(block_m=CONFIG.block_m, block_n=CONFIG.block_n)
 
 
 def ratios(seconds: dict[str, list[float]], over: str, under: str) -> dict[str, float]:

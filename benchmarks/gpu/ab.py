@@ -35,17 +35,9 @@ def compare(old_ref: str, script: Path, minutes: float) -> dict[str, dict[str, l
             for n, name, tree in rounds:
                 output = Path(scratch, f"{name}{n}")
                 # The first round compiles; its figures hold no compilation and count as the others.
-                command = [
-                    sys.executable,
-                    script,
-                    "--quick",
-                    "--minutes",
-                    str(minutes / len(rounds)),
-                    "--output",
-                    output,
-                ]
+                command = [sys.executable, script, "--quick", "--minutes", str(minutes / len(rounds))]
                 # It ends with 1 where a piece failed: what both have is compared all the same.
-                subprocess.run(command, env=os.environ | {"PSA_CHECKOUT": str(tree)}, check=False)
+                subprocess.run([*command, "--output", output], env=os.environ | {"PSA_CHECKOUT": str(tree)})
                 for figure, value in figures(json.loads(next(output.glob("*.json")).read_text())["pieces"]):
                     found.setdefault(figure, {"old": [], "new": []})[name].append(value)
             return found

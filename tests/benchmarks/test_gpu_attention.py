@@ -1,9 +1,6 @@
 """The GPU benchmark, rehearsed in Triton's interpreter: what it compares is right, what fails is passed over."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from gpu import ab, checks, measure, prepare
 from gpu.cases import SHAPES, Inputs, presets_of, small
 from gpu.checks import smoke_checks
 from harness import Run
+from programs import python
 
 from psa_triton.kernels import pyramid_attention
 
@@ -37,8 +35,7 @@ without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU time
 @without_a_gpu
 def test_quick_with_torch_and_triton_alone(tmp_path):
     missing = ",".join([str(SCRIPT), "pydantic", "yaml", "rich", "diffusers", "transformers"])
-    command = [sys.executable, "-c", WITHOUT_OTHER_PACKAGES, missing, "--quick", "--output", str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    done = python("-c", WITHOUT_OTHER_PACKAGES, missing, "--quick", "--output", tmp_path, TRITON_INTERPRET="1")
     (page,), (file,) = tmp_path.glob("*.md"), tmp_path.glob("*.json")
     pieces = json.loads(file.read_text())["pieces"]
     failed = {name: why for name, found in pieces.items() if (why := gpu_attention.failure(found))}
@@ -51,9 +48,7 @@ def test_quick_with_torch_and_triton_alone(tmp_path):
 
 @without_a_gpu
 def test_without_a_gpu_it_says_what_runs(tmp_path):
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
-    command = [sys.executable, str(SCRIPT), "--output", str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = python(SCRIPT, "--output", tmp_path, TRITON_INTERPRET="0")
     assert done.returncode == 1
     assert "no GPU found; TRITON_INTERPRET=1 rehearses this script on tiny shapes" in done.stderr
 
@@ -86,9 +81,8 @@ for launch in last.values():
     p.compile_launch(launch, GPUTarget("cuda", 90, 32))
 print(*sorted(last))
 """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(SCRIPT.parent), "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    where = {"PYTHONPATH": f"{SCRIPT.parent}:{SCRIPT.parents[1] / 'src'}", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = python("-c", code, TRITON_INTERPRET="0", **where)
     assert done.returncode == 0, done.stderr
     kernels = done.stdout.split()
     assert {"_score_kernel", "_assign_levels_kernel", "_caps_kernel", "_read_shares_kernel"} <= set(kernels)

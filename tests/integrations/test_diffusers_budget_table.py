@@ -53,19 +53,9 @@ def test_two_transformers_read_one_table_by_their_own_layers():
     assert len(found) == 6
 
 
-def test_the_warm_up_stays_dense():
-    found = attended(make_wan_pipeline(), TABLE.replace(warmup_steps=1), steps=4)
-    assert {reason for (_, _, step), (_, reason) in found.items() if step == 0} == {"warm-up"}
-
-
 def test_a_transformer_alone_needs_no_scheduler_for_budgets_by_layer():
     transformer = make_wan_transformer()
     with apply_psa(transformer, TABLE.replace(budget_table=TABLE.budget_table[:1]), min_tokens=0) as handle:
         transformer(**make_wan_inputs())
     first, second = (record.density for record in handle.stats().records)
     assert first < 0.4 < second < 0.6
-
-
-def test_a_budget_of_1_is_dense_without_a_table_too():
-    found = attended(make_wan_pipeline(), UNIFORM.replace(budget=1.0), steps=1)
-    assert {reason for _, reason in found.values()} == {"budget of 1"}

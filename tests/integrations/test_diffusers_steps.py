@@ -127,17 +127,3 @@ def test_video_to_video_starts_where_its_strength_says(kind, make_pipe, strength
     with apply_psa(pipe, SPARSE.replace(warmup_steps=3)) as handle:
         make_video_from_video(pipe, steps=4, strength=strength)
     assert sparse_steps(handle.stats()) == {step: step >= 3 for step in expected}
-
-
-@BOTH
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0], ids=["no-guidance", "guidance"])
-def test_last_steps_are_dense(make_pipe, guidance_scale):
-    pipe = make_pipe()
-    with apply_psa(pipe, SPARSE.replace(warmup_steps=1), dense_last_steps=2) as handle:
-        for steps in (4, 5):
-            handle.reset()
-            make_video(pipe, steps=steps, guidance_scale=guidance_scale)
-            assert sparse_steps(handle.stats()) == {step: 1 <= step < steps - 2 for step in range(steps)}
-            assert [r.reason for r in handle.stats().records if r.layer == 0 and r.step >= steps - 2] == [
-                "last steps"
-            ] * 2

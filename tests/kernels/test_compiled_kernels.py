@@ -1,16 +1,12 @@
 """The kernels as launched, compiled for GPUs that are not there: nothing spills, products run on tensor cores."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from programs import ROOT, python
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
 TENSOR_CORE = {
     "sm_80": "HMMA",
     "sm_86": "HMMA",
@@ -30,11 +26,9 @@ QUICK = ("sm_86", "sm_90", "gfx942")
 
 def compile_kernels(folder, *arguments):
     """What `benchmarks/compiled_kernels.py` writes, run where kernels are not for the interpreter."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT / "src")
-    script, result = ROOT / "benchmarks" / "compiled_kernels.py", folder / "kernels.json"
-    command = [sys.executable, str(script), "--json", str(result), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = folder / "kernels.json"
+    script, how = ROOT / "benchmarks" / "compiled_kernels.py", dict(timeout=7200, TRITON_INTERPRET="0")
+    done = python(script, "--json", result, *arguments, **how)
     assert result.exists(), done.stderr
     return json.loads(result.read_text())["kernels"]
 

@@ -16,10 +16,12 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": 
 TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def python(*words: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(
+    *words: object, cwd: Path | None = None, timeout: int = 900, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """What a command line of Python does, with this checkout, offline and on one thread."""
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, capture_output=True, text=True, timeout=900)
+    command, how = [sys.executable, *map(str, words)], dict(capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, **how)
 
 
 def load_script(file: Path) -> ModuleType:

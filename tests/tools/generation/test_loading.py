@@ -38,15 +38,6 @@ def test_a_folder_with_the_linear_codec_loads_and_saves_without_warnings(source,
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_the_vae_keeps_float32_where_the_registry_says_so(source):
-    known = replace(source, spec=MODELS["tiny-wan"])
-    assert known.spec.vae_dtype == "float32"
-    pipe = load(known, dtype=torch.bfloat16)
-    assert (pipe.transformer.dtype, pipe.text_encoder.dtype, pipe.vae.dtype) == (
-        *(torch.bfloat16, torch.bfloat16, torch.float32),
-    )
-
-
 @pytest.mark.parametrize(("width", "height", "shift"), [(1280, 720, 5.0), (832, 480, 3.0)])
 def test_the_noise_schedule_follows_the_size(source, width, height, shift):
     pipe = load(replace(source, spec=MODELS["wan21_1.3b"]), width=width, height=height)
