@@ -1,11 +1,10 @@
 """The mean key, which may be taken away from all keys: softmax does not see it, and smaller logits are rounded less.
 
-A constant added to all keys adds the same to all logits of a query. In many models it is most of a key.
+A constant added to all keys adds the same to all logits of a query. Biases of projections make one.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from psa_triton.products import wide
