@@ -98,6 +98,16 @@ def test_through_a_graph_and_with_a_mask():
     torch.testing.assert_close(psa_attention(q, hidden, v, SPARSE, **call), expected)
 
 
+def test_through_graphs_whose_sizes_may_change():
+    """From the second size on, torch traces with sizes that have no value."""
+    compiled = torch.compile(psa_attention, fullgraph=True, backend="aot_eager")
+    for frames in (2, 3):
+        generator = torch.Generator().manual_seed(frames)
+        q, k, v = (torch.randn(1, 2, 12 + frames * 65, 16, generator=generator) for _ in range(3))
+        call = dict(grid=(frames, 8, 8), prefix_tokens=frames, exempt=[(1, 12 + frames)])
+        torch.testing.assert_close(compiled(q, k, v, SPARSE, **call), psa_attention(q, k, v, SPARSE, **call))
+
+
 def test_pieces_by_hand():
     assert as_ranges("exempt", [(5, 7), (1, 3), (3, 4), (9, 9), (6, 8)], 9) == ((1, 4), (5, 8))
     assert Side(10, exempt=((2, 4), (8, 9)), aside=((1, 4), (8, 9))).pieces() == (

@@ -160,9 +160,10 @@ def preset_steps(x: Inputs, preset: str) -> tuple[Callable[[], Any], dict[str, C
         q, k, v = orders[0].apply(q), orders[1].apply(k), orders[1].apply(v)
     exempt = {"exempt_queries": sides[0].front, "exempt_keys": sides[1].front}
     blocks = Blocks.of(q, k, config.block_m, config.block_n, shape.is_causal, **exempt)
-    importance = estimate_importance(q, k, blocks, config.importance, scale=scale, impl="triton")
     settings = dict(scale=scale, impl="triton")
-    levels = choose_levels(importance, q, k, v, blocks, config, **settings)
+    estimate_again = partial(estimate_importance, q, k, blocks, config.importance, **settings)
+    choose_again = partial(choose_levels, estimate_again(), q, k, v, blocks, config, **settings)
+    levels = choose_again()
     reading = Reading(scale, config.pool_correction, coarsest_level(config), config.qk_dtype, "triton")
 
     def as_attached() -> Tensor:
@@ -171,8 +172,8 @@ def preset_steps(x: Inputs, preset: str) -> tuple[Callable[[], Any], dict[str, C
         return out
 
     steps: dict[str, Callable[[], Any]] = {
-        "importance": partial(estimate_importance, q, k, blocks, config, scale=scale, impl="triton"),
-        "levels": partial(choose_levels, importance, q, k, v, blocks, config, **settings),
+        "importance": estimate_again,
+        "levels": choose_again,
         "kernels": partial(attend, q, k, v, levels, blocks, reading),
         "density": partial(read_density, levels, blocks),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -61,17 +62,17 @@ def as_ranges(name: str, value: Any, tokens: int) -> Ranges:
         TypeError: it is neither.
         ValueError: it reaches beyond the tokens.
     """
-    came = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    message = f"{name}: expected ranges [(start, stop), ...] or positions in an int64 tensor [E], got {came}"
+    expected = f"{name}: expected ranges [(start, stop), ...] or positions in an int64 tensor [E], got"
     if isinstance(value, Tensor):
         if value.ndim != 1 or value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
-            raise TypeError(f"{message}; a mask of tokens has its positions in .nonzero().flatten()")
+            came = f"{value.dtype} {tuple(value.shape)}"
+            raise TypeError(f"{expected} {came}; a mask of tokens has its positions in .nonzero().flatten()")
         pairs = [(place, place + 1) for place in value.tolist()]
     else:
         try:
             pairs = [(as_int(name, start), as_int(name, stop)) for start, stop in value]
         except (TypeError, ValueError) as error:
-            raise TypeError(message) from error
+            raise TypeError(f"{expected} {value!r}") from error
     for start, stop in pairs:
         if not 0 <= start <= stop <= tokens:
             raise ValueError(f"{name}: expected 0 <= start <= stop <= {tokens}, the tokens, got ({start}, {stop})")
@@ -110,7 +111,7 @@ def find_sides(
     of_queries = _merged([*both, *as_ranges("exempt_queries", exempt_queries, queries)])
     of_keys = _merged([*both, *as_ranges("exempt_keys", exempt_keys, keys)])
     if queries == keys:
-        aside = _merged([*of_queries, *of_keys])
+        aside = of_keys if of_queries == of_keys else _merged([*of_queries, *of_keys])
         sides = Side(queries, of_queries, aside), Side(keys, of_keys, aside)
     else:
         sides = Side(queries, of_queries, of_queries), Side(keys, of_keys, of_keys)
@@ -134,19 +135,23 @@ def find_sides(
 
 
 def _as_grid(grid: Any) -> tuple[int, int, int]:
-    message = f"grid: expected three positive ints (frames, height, width), got {grid!r}"
+    expected = "grid: expected three positive ints (frames, height, width), got"
     try:
         sizes = [as_int("grid", size) for size in grid]
     except TypeError as error:
-        raise TypeError(message) from error
+        raise TypeError(f"{expected} {grid!r}") from error
     if len(sizes) != 3 or not all(size > 0 for size in sizes):
-        raise ValueError(message)
+        raise ValueError(f"{expected} {grid!r}")
     return sizes[0], sizes[1], sizes[2]
 
 
 def _merged(pairs: Sequence[tuple[int, int]]) -> Ranges:
+    pairs = [pair for pair in pairs if pair[0] < pair[1]]
+    # Sizes that may change, in a graph, can be compared and not sorted.
+    if any(this[0] > following[0] for this, following in pairwise(pairs)):
+        pairs = sorted(pairs)
     merged: list[tuple[int, int]] = []
-    for start, stop in sorted(pair for pair in pairs if pair[0] < pair[1]):
+    for start, stop in pairs:
         if merged and start <= merged[-1][1]:
             merged[-1] = merged[-1][0], max(stop, merged[-1][1])
         else:

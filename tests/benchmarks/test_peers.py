@@ -3,11 +3,10 @@
 from pathlib import Path
 from shutil import which
 
-import peer_operators as operators
 import peers
 import pytest
 import torch
-from peer_operators import LeftOut, Problem
+from peers import LeftOut, Problem
 from tensors.adversarial import adversarial_tensors
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -27,9 +26,9 @@ needs_compiler = pytest.mark.skipif(which("g++") is None, reason="torch.compile 
 @pytest.mark.parametrize("reads", ["all keys", pytest.param("levels 1/0", marks=needs_compiler), "pyramid"])
 def test_peers_that_read_the_same_agree(problem, reads, monkeypatch):
     if reads != "levels 1/0":  # uncompiled, FlexAttention does not look at lists of blocks, only at mask functions
-        monkeypatch.setattr(operators, "compiled_flex", lambda: flex_attention)
+        monkeypatch.setattr(peers, "compiled_flex", lambda: flex_attention)
     runs = {}
-    for name, peer in operators.OPERATORS.items():
+    for name, peer in peers.OPERATORS.items():
         try:
             if peer.reads == reads:
                 runs[name] = peer.prepare(problem)
@@ -44,7 +43,7 @@ def test_peers_that_read_the_same_agree(problem, reads, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_what_needs_a_gpu_is_left_out_with_the_reason(problem, monkeypatch, capsys):
     kept = ("torch SDPA", "torch SDPA, flash", "SageAttention 1", "PSA, levels given")
-    monkeypatch.setattr(peers, "OPERATORS", {name: operators.OPERATORS[name] for name in kept})
+    monkeypatch.setattr(peers, "OPERATORS", {name: peers.OPERATORS[name] for name in kept})
     rows = {row["name"]: row for row in peers.measure_operators(problem, repeats=1)}
     assert rows["torch SDPA, flash"]["left_out"] == rows["SageAttention 1"]["left_out"] == "needs an NVIDIA GPU"
     assert rows["torch SDPA"]["error"] < 1e-5 < rows["PSA, levels given"]["error"]

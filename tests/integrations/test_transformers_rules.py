@@ -5,7 +5,6 @@ import small_language_models as small
 import torch
 from small_language_models import logits
 from torch import nn
-from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from psa_triton import PSAConfig
@@ -126,19 +125,6 @@ def test_short_prompts_and_chosen_layers(tokens, options, expected):
         summary = handle.stats().summary
     assert summary.dense_reasons == expected
     assert summary.sparse_calls == 2 - sum(expected.values())
-
-
-@torch.no_grad()
-def test_decode_steps_are_those_of_sdpa_bit_for_bit():
-    model = small.make_model(small.qwen3)
-    cache = DynamicCache(config=model.config)
-    model(**small.text_inputs(), **small.on_cache(model, cache))
-    step = {"input_ids": torch.tensor([[7]]), **small.on_cache(model, cache)}
-    dense = logits(model, step)
-    cache.crop(-1)
-    with apply_psa(model, NOTHING) as handle:
-        assert torch.equal(logits(model, step), dense)
-        assert handle.stats().summary.dense_reasons == {"decode": 2}
 
 
 class TestOneCall:

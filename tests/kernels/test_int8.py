@@ -6,7 +6,8 @@ from accuracy import oracle, random_levels, tensors
 
 from psa_triton import PSAConfig, psa_attention
 from psa_triton.kernels import pyramid_attention
-from psa_triton.kernels.int8 import mean_key, rounded
+from psa_triton.kernels.int8 import rounded
+from psa_triton.kernels.mean_key import mean_key
 
 IMPLS = ["reference", "cpu", "torch", "triton"]
 CASES = {

@@ -85,22 +85,28 @@ def test_gradients_of_the_output_alone_the_log_sum_exp_alone_and_both(impl):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+SHARES = PSAConfig(block_m=32, block_n=32, use_sim_mask=True, mask_mode="thresholdbound")
+GRAPHS = {
+    "plain": (SHARES, {}),
+    "corrected": (SHARES.replace(pool_correction="isotropic"), {}),
+    "ordered": (SHARES, {"grid": (3, 4, 8), "prefix_tokens": 4}),
+    "causal": (SHARES, {"is_causal": True}),
+    "budget": (PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.4), {"is_causal": True}),
+}
+
+
 @pytest.mark.parametrize("impl", ["auto", "triton"])
-@pytest.mark.parametrize(
-    ("call", "correction"),
-    [({}, "none"), ({}, "isotropic"), ({"grid": (3, 4, 8), "prefix_tokens": 4}, "none"), ({"is_causal": True}, "none")],
-    ids=["plain", "corrected", "ordered", "causal"],
-)
-def test_the_whole_operator_compiles_without_a_graph_break(call, correction, impl):
-    check_compiled(
-        PSAConfig(block_m=32, block_n=32, use_sim_mask=True, mask_mode="thresholdbound", pool_correction=correction),
-        call,
-        impl,
-    )
-
-
-def test_a_budget_compiles_without_a_graph_break():
-    check_compiled(PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.4), {"is_causal": True}, "auto")
+@pytest.mark.parametrize(("config", "call"), GRAPHS.values(), ids=GRAPHS)
+def test_the_whole_operator_compiles_without_a_graph_break(config, call, impl):
+    torch.compiler.reset()
+    attention = PSAAttention(config)
+    inputs = [x.requires_grad_() for x in tensors(queries=100, keys=100, dim=16)]
+    out = torch.compile(attention, fullgraph=True)(*inputs, impl=impl, **call)
+    expected = attention(*inputs, impl=impl, **call)
+    torch.testing.assert_close(out, expected)
+    ours, theirs = (torch.autograd.grad(x.square().sum(), inputs) for x in (out, expected))
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("impl", ["cpu", "torch", "triton"])
@@ -116,15 +122,3 @@ def test_levels_that_are_none_are_not_read_where_none_looks_for_them(unknown, im
         out, _ = ops.attend(q, k, v, levels, *settings, True)
         results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
     assert all(map(torch.equal, *results))
-
-
-def check_compiled(config, call, impl):
-    torch.compiler.reset()
-    attention = PSAAttention(config)
-    inputs = [x.requires_grad_() for x in tensors(queries=100, keys=100, dim=16)]
-    out = torch.compile(attention, fullgraph=True)(*inputs, impl=impl, **call)
-    expected = attention(*inputs, impl=impl, **call)
-    torch.testing.assert_close(out, expected)
-    ours, theirs = (torch.autograd.grad(x.square().sum(), inputs) for x in (out, expected))
-    for got, wanted in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(got, wanted)

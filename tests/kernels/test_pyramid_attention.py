@@ -99,6 +99,21 @@ class TestAsGoodAsEager:
         check(impl, q, k, v, levels, block_m=32, block_n=64, is_causal=True, pool_correction="isotropic")
 
 
+@pytest.mark.parametrize("return_lse", [False, True], ids=["", "lse"])
+@pytest.mark.parametrize("impl", ["cpu", "torch"])
+def test_what_all_keys_share_costs_no_digits(impl, return_lse):
+    """Softmax does not see it, but in bfloat16 group means of 300 are multiples of 2, and logits of thousands of 16."""
+    q, k, v = tensors(dtype=torch.bfloat16)
+    levels, blocks = random_levels(q, k, 32, 32), {"block_m": 32, "block_n": 32}
+    k, q = k + 300, q + 2
+    out = pyramid_attention(q, k, v, levels, impl=impl, return_lse=return_lse, **blocks)
+    out, lse = out if return_lse else (out, None)
+    expected, expected_lse = oracle(q, k, v, levels, **blocks)
+    assert (out.double() - expected).norm() < 0.01 * expected.norm()
+    if lse is not None:
+        torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-4, atol=1e-4)
+
+
 @causal
 @pytest.mark.parametrize("level", [1, 2, 4, 8, 16, 32, 64], ids=lambda level: f"level{level}")
 @pytest.mark.parametrize("impl", ["cpu", "triton"])

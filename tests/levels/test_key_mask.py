@@ -36,16 +36,6 @@ def mask_of(batch, keys, share=0.5, seed=0):
     return torch.rand(batch, keys, generator=torch.Generator().manual_seed(seed)) < share
 
 
-@pytest.mark.parametrize("name", [name for name in CHOICES if "budget" not in name])
-def test_padding_by_whole_blocks_on_the_left_is_a_shorter_sequence(name):
-    """But for a budget, whose errors are those of all queries, padding too."""
-    q, k, v = tensors(queries=192, keys=192)
-    found = choose(name, q, k, v, is_causal=True, key_mask=torch.arange(192)[None] >= 64)
-    alone = choose(name, *(x[:, :, 64:] for x in (q, k, v)), is_causal=True)
-    assert torch.equal(found[:, :, 2:, 2:], alone)
-    assert (found[..., :2] == 0).all() and (found[:, :, :2] == 0).all()
-
-
 def test_shares_are_of_the_blocks_that_are_there():
     """Ten blocks, of which 1, 3, 5, 7 and 8 hold a key: two of five full, one at level 4."""
     key_mask = torch.zeros(1, 80, dtype=torch.bool)

@@ -11,7 +11,7 @@ from psa_triton.blocks import Blocks, check_block_size
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.inputs import check_attention_inputs, check_causal, check_key_mask, resolve_scale
 from psa_triton.kernels import ops, reference
-from psa_triton.kernels.int8 import mean_key
+from psa_triton.kernels.mean_key import mean_key
 from psa_triton.kernels.reading import Reading
 from psa_triton.operators import without_autocast
 from psa_triton.products import wide
@@ -106,11 +106,11 @@ def attend(
     on a CPU, those of all heads on a GPU.
     """
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if reading.qk_dtype == "int8" and needs_grad:
+        raise ValueError("qk_dtype: expected auto where a gradient is wanted, as rounding has none, got int8")
     mean = None
-    if reading.qk_dtype == "int8":
-        if needs_grad:
-            raise ValueError("qk_dtype: expected auto where a gradient is wanted, as rounding has none, got int8")
-        mean = mean_key(k, blocks.key_mask)
+    if reading.qk_dtype == "int8" or (q.dtype == torch.bfloat16 and reading.impl in ("cpu", "torch")):
+        mean = mean_key(k.detach(), blocks.key_mask)
         k = k - mean
     if reading.impl == "reference":
         with without_autocast(q):

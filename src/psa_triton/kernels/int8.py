@@ -20,20 +20,6 @@ TINY: Final = 1e-30
 """Rows with no larger number become zeros: the inverse of their step would be no float32."""
 
 
-def mean_key(k: Tensor, key_mask: Tensor | None) -> Tensor:
-    """The mean of the keys `[B, Hkv, Nk, D]`, in their dtype: `[B, Hkv, 1, D]`; 0 in dimensions where it is not finite.
-
-    Keys that `key_mask`, bool `[B, Nk]`, leaves out have no part in it.
-    """
-    if key_mask is None:
-        mean = k.mean(2, keepdim=True, dtype=wide(k[:0]).dtype)
-    else:
-        kept = k.masked_fill(~key_mask[:, None, :, None], 0.0)
-        total = kept.sum(2, keepdim=True, dtype=wide(k[:0]).dtype)
-        mean = total / key_mask.sum(1).clamp(min=1)[:, None, None, None]
-    return mean.where(mean.isfinite(), 0.0).to(k.dtype)
-
-
 def rounded(x: Tensor) -> Tensor:
     """`x`, each row (last dimension) rounded to multiples of its largest number / 127; nan if it is not finite."""
     rows = wide(x)

@@ -53,6 +53,7 @@ MISTAKES = [
     ("inspect", "--preset tiny-wan/baseline", "which is dense"),
     ("inspect", "--steps 2", "steps: expected some from 5 to 6"),
     ("inspect", "--steps 7", "steps: expected indexes from 0 to 6, got 7"),
+    ("inspect", "--preset tiny-wan/psa_refresh --layers 0 --steps 1", "such as 0, 2, 4, 6, got 1"),
     ("inspect", "--layers 1,2", "layers: expected indexes from 0 to 1"),
     ("inspect", "--heads 2-3", "heads: expected indexes from 0 to 1"),
     ("inspect", "--heads a", "heads: expected indexes such as"),

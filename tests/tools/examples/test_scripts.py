@@ -5,12 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from command_line import psa
 from programs import ROOT, load_script, python
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from psa_triton.presets import shipped_presets
-from psa_triton.tools.cli.app import app as psa
 from psa_triton.tools.understanding import read_media
 from psa_triton.tools.video import encode_video
 
@@ -133,7 +133,7 @@ def test_psa_generate_is_the_same_thing(run, quick_lora, tmp_path, monkeypatch):
 
     monkeypatch.setattr("psa_triton.tools.generation.batch.encode", encode)
     assert run(COGVIDEO, *quick_lora, "--use_psa").exit_code == 0
-    result = CliRunner().invoke(psa, ["generate", *PROMPT, *quick_lora, "--output_dir", str(tmp_path / "psa")])
+    result = psa("generate", *PROMPT, *quick_lora, "--output_dir", tmp_path / "psa")
     assert result.exit_code == 0, result.output
     first, second = (tmp_path / folder / "cogvideo_5b_lora" / "video_0000.mp4" for folder in ("out", "psa"))
     assert sidecar(first)["settings"] == sidecar(second)["settings"]
@@ -154,7 +154,7 @@ def test_a_lora_path_edited_into_model_configs_works_for_script_and_command(
 
     assert run(COGVIDEO, *options, examples=examples).exit_code == 0
     monkeypatch.setattr("psa_triton.tools.generation.model_configs._CHECKOUT", tmp_path / "checkout")
-    result = CliRunner().invoke(psa, ["generate", *PROMPT, *options, "--output_dir", str(tmp_path / "psa")])
+    result = psa("generate", *PROMPT, *options, "--output_dir", tmp_path / "psa")
     assert result.exit_code == 0, result.output
     for folder in ("out", "psa"):
         video = tmp_path / folder / "cogvideo_5b_lora" / "video_0000.mp4"

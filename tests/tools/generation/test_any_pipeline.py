@@ -9,12 +9,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from command_line import psa
 from PIL import Image
 from small_models import make_flux, make_ltx2
 from small_pipelines import make_wan_image_pipeline, make_wan_modular_pipeline, make_wan_pipeline
-from typer.testing import CliRunner
 
-from psa_triton.tools.cli.app import app
 from psa_triton.tools.generation import choose_attention, find_source, make_requests
 from psa_triton.tools.generation.loading import load_pipeline
 from psa_triton.tools.generation.request import InputImage
@@ -42,10 +41,10 @@ def folders(tmp_path_factory):
     return {name: home / name for name in (*made, "picture.png")}
 
 
-def psa(command, folder, out, *more, size=64):
-    sizes = ["--width", str(size), "--height", str(size), "--num-inference-steps", "2"]
-    options = ["--model", str(folder), "--output_dir", str(out), "--prompt", "a red square", *sizes, *more]
-    result = CliRunner().invoke(app, [command, *options, "--attention_preset", PRESET])
+def run(command, folder, out, *more, size=64):
+    sizes = ("--width", size, "--height", size, "--num-inference-steps", 2)
+    options = ("--model", folder, "--output_dir", out, "--prompt", "a red square", *sizes, *more)
+    result = psa(command, *options, "--attention_preset", PRESET)
     assert result.exit_code == 0, result.output
     return result
 
@@ -55,25 +54,25 @@ def cost_of(sidecar):
 
 
 def test_an_image_is_a_png_and_made_once(folders, tmp_path):
-    first = psa("generate", folders["flux"], tmp_path, "--min_tokens", "0", size=256)
+    first = run("generate", folders["flux"], tmp_path, "--min_tokens", "0", size=256)
     with Image.open(tmp_path / "flux" / "image_0000.png") as image:
         assert (image.size, image.mode) == ((256, 256), "RGB")
     assert 0 < cost_of(tmp_path / "flux" / "image_0000.json")["attention_density"] < 1, first.output
-    assert "1 skipped" in psa("generate", folders["flux"], tmp_path, "--min_tokens", "0", size=256).output
+    assert "1 skipped" in run("generate", folders["flux"], tmp_path, "--min_tokens", "0", size=256).output
 
 
 def test_images_are_compared_and_looked_at(folders, tmp_path):
-    psa("compare", folders["flux"], tmp_path / "compare", "--min_tokens", "0", "--ceiling", "none", size=256)
+    run("compare", folders["flux"], tmp_path / "compare", "--min_tokens", "0", "--ceiling", "none", size=256)
     made = {file.name for file in (tmp_path / "compare").iterdir()}
     assert {"dense.png", "psa.png", "side_by_side.png", "case.json", "report.html"} <= made
-    psa("inspect", folders["flux"], tmp_path / "inspect", "--layers", "0", "--heads", "1", size=256)
+    run("inspect", folders["flux"], tmp_path / "inspect", "--layers", "0", "--heads", "1", size=256)
     calls = json.loads((tmp_path / "inspect" / "inspect.json").read_text())["calls"]
     assert [call["place"]["layer"] for call in calls] == [0]
 
 
 @needs_ltx2
 def test_audio_is_in_the_file(folders, tmp_path):
-    psa("generate", folders["ltx2"], tmp_path, "--num_frames", "9", "--fps", "8", "--min_tokens", "0", size=32)
+    run("generate", folders["ltx2"], tmp_path, "--num_frames", "9", "--fps", "8", "--min_tokens", "0", size=32)
     with av.open(tmp_path / "ltx2" / "video_0000.mp4") as file:
         (video,), (audio,) = file.streams.video, file.streams.audio
         assert (video.frames, video.average_rate) == (9, 8)
@@ -84,7 +83,7 @@ def test_audio_is_in_the_file(folders, tmp_path):
 
 def test_a_video_from_a_picture(folders, tmp_path):
     picture = ["--image", str(folders["picture.png"]), "--num_frames", "5", "--guidance_scale", "1"]
-    psa("generate", folders["wan-image"], tmp_path, *picture, "--min_tokens", "0")
+    run("generate", folders["wan-image"], tmp_path, *picture, "--min_tokens", "0")
     settings = json.loads((tmp_path / "wan-image" / "video_0000.json").read_text())["settings"]
     assert settings["image"]["path"] == str(folders["picture.png"]) and len(settings["image"]["sha256"]) == 64
 
@@ -98,13 +97,13 @@ def test_a_modular_pipeline(folders, tmp_path):
     shutil.copytree(folders["wan-modular"], folder)
     made = {}
     for scale in ("2", "6"):  # 1 fails in diffusers 0.42 itself, whose encoder then has no negative prompt
-        psa("generate", folder, tmp_path / scale, *more, "--guidance_scale", scale, size=160)
+        run("generate", folder, tmp_path / scale, *more, "--guidance_scale", scale, size=160)
         made[scale] = (tmp_path / scale / "moved" / "video_0000.mp4").read_bytes()
         assert cost_of(tmp_path / scale / "moved" / "video_0000.json")["attention_density"] < 1
     assert made["2"] != made["6"]
-    psa("compare", folder, tmp_path / "compare", *more, "--ceiling", "none", size=160)
+    run("compare", folder, tmp_path / "compare", *more, "--ceiling", "none", size=160)
     assert json.loads((tmp_path / "compare" / "case.json").read_text())
-    psa("inspect", folder, tmp_path / "inspect", *frames, "--layers", "0", "--heads", "1", size=160)
+    run("inspect", folder, tmp_path / "inspect", *frames, "--layers", "0", "--heads", "1", size=160)
     assert len(json.loads((tmp_path / "inspect" / "inspect.json").read_text())["calls"]) == 1
     shutil.rmtree(folder / "vae")
     hidden = (folders["wan-modular"] / "vae").rename(tmp_path / "vae")  # the index may name it
@@ -138,11 +137,11 @@ def test_tuning(name, more, budget, folders, tmp_path):
     model = ["--model", str(folders[name]), "--prompt", "a red square", "--num-inference-steps", "2", *more]
     out = tmp_path / "my.yaml"
     how = ["--warmup-steps", "0", "--parts", "2", "--query-blocks", "2", "--budget", str(budget), "--check"]
-    result = CliRunner().invoke(app, ["tune", *model, *how, "--output", str(out)])
+    result = psa("tune", *model, *how, "--output", out)
     assert result.exit_code == 0, result.output
     assert "PSNR to dense, dB" in result.output
     made = ["--config", str(out), "--attention_preset", "general/psa_tuned", "--output_dir", str(tmp_path)]
-    result = CliRunner().invoke(app, ["generate", *model, *made, "--min_tokens", "0"])
+    result = psa("generate", *model, *made, "--min_tokens", "0")
     assert result.exit_code == 0, result.output
     (sidecar,) = tmp_path.rglob("*_0000.json")
     assert len(json.loads(sidecar.read_text())["settings"]["attention"]["config"]["budget_table"]) == 2

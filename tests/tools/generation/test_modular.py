@@ -4,14 +4,13 @@ import json
 
 import diffusers
 import pytest
+from command_line import psa
 from small_families import SMALL
 from small_modular import MODULAR, make_modular, save_modular
 from torch import nn
-from typer.testing import CliRunner
 
 from psa_triton import PSAConfig
 from psa_triton.integrations.diffusers import apply_psa
-from psa_triton.tools.cli.app import app
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(diffusers, "LTXModularPipeline"), reason="this diffusers has few, without parts"),
@@ -28,7 +27,7 @@ def test_it_makes_files(name, tmp_path):
     size = [f"--{setting}={value}" for setting, value in MODULAR[name][1].items()]
     options = [f"--model={folder}", f"--output_dir={tmp_path}", "--prompt=a red square", "--num-inference-steps=2"]
     preset = ["--min_tokens=0", "--attention_preset=CogVideo_5b/psa_4steps"]
-    result = CliRunner().invoke(app, ["generate", *options, *size, *preset])
+    result = psa("generate", *options, *size, *preset)
     assert result.exit_code == 0, result.output
     kind = "video" if "num_frames" in MODULAR[name][1] else "image"
     sidecar = json.loads((tmp_path / "model" / f"{kind}_0000.json").read_text())

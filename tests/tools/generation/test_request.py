@@ -33,9 +33,7 @@ def test_two_transformers_have_a_guidance_each():
         pytest.param("one", {"guidance_scale": -1.0}, "guidance_scale: expected a number >= 0", id="guidance"),
         pytest.param("one", {"guidance_scale": float("nan")}, "guidance_scale: expected a number", id="nan"),
         pytest.param("one", {"guidance_scale": float("inf")}, "guidance_scale: expected a number", id="inf"),
-        pytest.param(
-            "one", {"guidance_scale_2": -1.0}, "guidance_scale_2: expected a number >= 0", id="second-guidance"
-        ),
+        pytest.param("one", {"guidance_scale_2": 3.0}, "guidance_scale_2: wan21_14b has one", id="second-guidance"),
         pytest.param("  ", {}, "prompt: expected some text", id="prompt"),
         pytest.param("caf\udcc3\udca9", {}, "prompt: expected UTF-8, got other bytes; set LC_ALL", id="no-utf-8"),
     ],

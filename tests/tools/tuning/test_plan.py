@@ -67,7 +67,8 @@ def test_a_speed_up_counts_the_warm_up():
         pytest.param({"budget": 0.2, "error": 0.1}, "got budget and target_error", id="two"),
         pytest.param({"budget": 1.5}, "budget: expected more than 0 and at most 1, got 1.5", id="budget"),
         pytest.param({"speedup": 0.5}, "target_speedup: expected 1 or more", id="speedup"),
-        pytest.param({"error": -1}, "target_error: expected 0 or more", id="error"),
+        pytest.param({"error": -1}, "target_error: expected a finite number >= 0", id="error"),
+        pytest.param({"error": float("inf")}, "target_error: expected a finite number >= 0, got inf", id="infinite"),
     ],
 )
 def test_wishes_that_make_no_sense(wishes, message):

@@ -17,7 +17,7 @@ from psa_triton.config import PSAConfig
 from psa_triton.integrations.diffusers import layer_count, transformers_of
 from psa_triton.models import QWEN2_5_VL, model_key
 from psa_triton.tools.cli.commands import Inspect
-from psa_triton.tools.cli.console import VideoProgress, logging_to, make_console
+from psa_triton.tools.cli.console import VideoProgress, few, logging_to, make_console
 from psa_triton.tools.cli.options import read_indexes, refuse
 from psa_triton.tools.cli.tables import make_table, print_table
 from psa_triton.tools.cli.target import attention_for_files, choose_source, find_target, load
@@ -103,6 +103,9 @@ def _look_at_generation(options: Inspect, asked: Asked) -> None:
     with _Look.into(options, source.short_name, attention, asked, pictures=pictures) as look, logging_to(look.console):
         pipe = load(target, request, look.console)
         layers = _choose("layers", asked, layer_count(next(iter(transformers_of(pipe).values()))))
+        repeating = _repeating(_sparse(attention), layers, steps, request.num_inference_steps)
+        for layer, step in repeating:
+            look.console.print(f"layer {layer} repeats an earlier output in step {step}: there is nothing to look at")
 
         def on_call(site: CallSite, inputs: AttentionInputs, levels: Tensor) -> None:
             second = {} if site.transformer == "transformer" else {"transformer": site.transformer}
@@ -198,6 +201,29 @@ def _sparse(attention: Attention) -> PSAConfig:
     if attention.config is None:
         raise ValueError(f"attention_preset: expected a sparse one, got {attention.name}, which is dense")
     return attention.config
+
+
+def _repeating(config: PSAConfig, layers: Sequence[int], steps: Sequence[int], count: int) -> list[tuple[int, int]]:
+    """Layers and steps in which a preset's rhythm of reuse reads no keys.
+
+    Raises:
+        ValueError: it reads none in any of them.
+    """
+    reuse = config.reuse
+    if reuse is None or reuse.max_error is not None:
+        return []
+
+    def repeats(layer: int, step: int) -> bool:
+        return step > 0 and reuse.covers(layer) and reuse.way(step, layer, count) == "broadcast"
+
+    found = [(layer, step) for step in steps for layer in layers if repeats(layer, step)]
+    if len(found) == len(layers) * len(steps):
+        reading = [str(step) for step in range(count) if not all(repeats(layer, step) for layer in layers)]
+        raise ValueError(
+            f"steps: expected one in which a layer of {', '.join(map(str, layers))} repeats no earlier output, such as "
+            f"{few(reading)}, got {', '.join(map(str, steps))}"
+        )
+    return found
 
 
 def _sparse_steps(config: PSAConfig, count: int, asked: Sequence[int] | None) -> list[int]:

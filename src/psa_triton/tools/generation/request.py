@@ -169,6 +169,8 @@ def _check_call(source: ModelSource, given: Mapping[str, Any]) -> None:
     for setting in given.keys() - {"fps"}:
         if call_name(setting, call) not in call:
             raise ValueError(f"{setting}: {name} does not take it; leave it out")
+    if "guidance_scale_2" in given and source.spec is not None and not source.spec.two_transformers:
+        raise ValueError(f"guidance_scale_2: {source.name} has one transformer; leave it out")
     needed = {parameter.name for parameter in call.values() if parameter.default is parameter.empty}
     needed -= {"self", "args", "kwargs", "prompt", *given}
     if "image" in needed:

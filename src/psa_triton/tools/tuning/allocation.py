@@ -6,6 +6,7 @@ minimise their plain sum instead made videos worse than one budget for all (`doc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,8 +184,8 @@ class Goal:
             raise ValueError(f"budget: expected more than 0 and at most 1, got {self.budget}")
         if self.speedup is not None and not self.speedup >= 1:
             raise ValueError(f"target_speedup: expected 1 or more, got {self.speedup}")
-        if self.error is not None and not self.error >= 0:
-            raise ValueError(f"target_error: expected 0 or more, got {self.error}")
+        if self.error is not None and not 0 <= self.error < math.inf:
+            raise ValueError(f"target_error: expected a finite number >= 0, got {self.error}")
 
     def check(self, *, steps: int, warmup: int) -> None:
         """Check against a run of `steps`, the first `warmup` of them dense.
