@@ -115,13 +115,13 @@ def draw_cost(path: Path) -> None:
     """How close videos are to the dense ones over the cost of attention, from the newest results."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, steps in zip(panels, (12, 48), strict=True):
-        results = sorted(RESULTS.glob(f"error_control_{steps}_steps_6x2_*.json"))[-1]
+    for axes, (steps, tokens) in zip(panels, ((24, "4,608"), (48, "1,152")), strict=True):
+        results = sorted(RESULTS.glob(f"error_control_{steps}_steps_?x?_*.json"))[-1]
         rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
         for method, label in CURVES.items():
             points = sorted((row["cost"], row["psnr"]) for row in rows if row["method"] == method)
             axes.plot(*np.array(points).reshape(-1, 2).T, marker="o", label=label)
-        axes.set(title=f"{steps} steps", xlabel="cost of attention, dense = 1", xlim=(0, 0.6))
+        axes.set(title=f"{tokens} tokens, {steps} steps", xlabel="cost of attention, dense = 1", xlim=(0, 0.6))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("PSNR to the dense video, dB")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
