@@ -94,3 +94,9 @@ def test_one_prompt_that_fails_costs_no_other(compare, tmp_path, failing_prompt)
     saved = summary_of(tmp_path / "out")
     assert [case["name"] for case in saved["cases"]] == ["prompt_0001_seed_42"]
     assert [entry["name"] for entry in saved["failed"]] == ["prompt_0000_seed_42"]
+
+
+def test_where_all_failed_no_files_are_named(compare, tmp_path, failing_prompt):
+    result = compare("--prompt", failing_prompt, "--attention_preset", PRESET, *FAST)
+    assert result.exit_code == 1 and "1 failed:" in result.output
+    assert "Files:" not in result.output and not (tmp_path / "out").exists()

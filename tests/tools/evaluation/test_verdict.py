@@ -71,7 +71,18 @@ def test_a_run_that_never_was_sparse():
     ("density", "run", "reasons", "words"),
     [
         (None, 1.0, ("dense preset",), None),
-        (None, 1.0, ("few tokens",), "Nothing was saved: all attention ran dense. Why: few tokens. Try: a larger"),
+        (
+            *(None, 1.0, ("fewer than 512 tokens",)),
+            "Nothing was saved: all attention ran dense. Why: fewer than 512 tokens. Try: a larger",
+        ),
+        (
+            *(None, 1.0, ("dense layer", "last steps")),
+            "Nothing was saved: all attention ran dense. Why: dense layer, last steps. Try: fewer --dense-last-steps",
+        ),
+        (
+            *(None, 1.0, ("dense layer",)),
+            "Nothing was saved: all attention ran dense. Why: dense layer. Try: fewer --dense-layers",
+        ),
         (
             *(None, 1.0, ("dense is faster at this density",)),
             "Nothing was saved: all attention ran dense. Why: dense is faster at this density. Try: a preset that",

@@ -28,8 +28,10 @@ def test_two_transformers_have_a_guidance_each():
     [
         pytest.param("one", {"width": 100}, "width", id="size"),
         pytest.param("one", {"height": 100_000}, "height: expected at most 16384", id="beyond-all-positions"),
-        pytest.param("one", {"num_inference_steps": 0}, "num_inference_steps: expected at least 1", id="steps"),
-        pytest.param("one", {"fps": 0}, "fps: expected at least 1", id="fps"),
+        pytest.param("one", {"num_inference_steps": 0}, "num_inference_steps: expected 1 to 1000, got 0", id="steps"),
+        pytest.param("one", {"num_inference_steps": 1001}, "num_inference_steps: expected 1 to 1000", id="many-steps"),
+        pytest.param("one", {"fps": 0}, "fps: expected 1 to 1000, got 0", id="fps"),
+        pytest.param("one", {"fps": 99_999_999_999}, "fps: expected 1 to 1000", id="many-frames-per-second"),
         pytest.param("one", {"guidance_scale": -1.0}, "guidance_scale: expected a number >= 0", id="guidance"),
         pytest.param("one", {"guidance_scale": float("nan")}, "guidance_scale: expected a number", id="nan"),
         pytest.param("one", {"guidance_scale": float("inf")}, "guidance_scale: expected a number", id="inf"),

@@ -85,13 +85,23 @@ def test_whole_tokens_are_accepted(size):
         ((16400, 64, 17), "width: expected at most 16384, where the model's positions end, got 16400"),
         ((64, 100_000, 17), "height: expected at most 16384, where the model's positions end, got 100000"),
         ((64, 64, 4097), "num_frames: expected at most 4093, where the model's positions end, got 4097"),
-        ((16384, 16384, 4093), "expected a video that fits into this machine's .* take 12279.0 GiB; ask for a smaller"),
+        ((16384, 16384, 4093), "expected a video that fits into this machine's .* take 36837.0 GiB while they"),
     ],
     ids=["width", "height", "zero", "frames", "negative", "wide", "high", "long", "memory"],
 )
 def test_other_sizes_are_refused_with_the_nearest_that_fits(size, message):
     with pytest.raises(ValueError, match=message):
         check_size(*size, SIXTEEN, positions=1024)
+
+
+def test_wan_wants_sides_of_16_whatever_its_tokens(pipe):
+    """Before loading, and again by the pipeline, whose own check it is."""
+    wrong = "width: expected a multiple of 16, got 104; 96 fits"
+    with pytest.raises(ValueError, match=wrong):
+        make_requests(find_source("tiny-wan-1k"), ["x"], seed=0, settings={"width": 104})
+    request = replace(make_requests(find_source("tiny-wan-1k"), ["x"], seed=0, settings={})[0], width=104)
+    with pytest.raises(ValueError, match=wrong):
+        _check_size(pipe, request, pipeline_call(pipe))
 
 
 def test_allegro_has_no_first_frame_of_its_own():

@@ -158,7 +158,7 @@ class _Comparison:
             self.console.print(note)
 
     def _show_failures(self, finished: Sequence[Data]) -> int:
-        """Says what failed and where the files are; returns how many videos or cases failed."""
+        """Says what failed, and where files are if there are any; returns how many videos or cases failed."""
         lost = [
             f"{case.folder} ({case.request.prompt}): {reason(self.errors[case.name])}"
             for case in self.cases
@@ -168,5 +168,7 @@ class _Comparison:
             lost += [f"{data['name'] or 'case'}, {missing['label']}: {missing['error']}" for missing in data["missing"]]
         if lost:
             self.console.print("\n  ".join([f"{len(lost)} failed:", *lost]))
-        self.console.print(f"Files: {self.cases[0].folder if len(self.cases) == 1 else self.cases[0].folder.parent}")
+        if finished:
+            first = self.cases[0].folder
+            self.console.print(f"Files: {first if len(self.cases) == 1 else first.parent}")
         return len(lost)

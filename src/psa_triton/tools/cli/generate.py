@@ -130,7 +130,8 @@ class _Batch:
                 console.print("\n  ".join([f"{len(failed)} of {len(todo)} videos failed:", *failed]))
             counts = f"{len(costs)} made, {len(done)} skipped, {len(failed)} failed"
             seconds = max(share.seconds for share in shares)
-            console.print(f"{counts}; {seconds:.1f} s{_mean_density(costs)}; files in {folder}")
+            files = f"; files in {folder}" if costs or done else ""
+            console.print(f"{counts}; {seconds:.1f} s{_mean_density(costs)}{files}")
         return len(failed)
 
     def _so_far(self, jobs: Sequence[Job], made: Sequence[Job], folder: Path) -> str:

@@ -18,6 +18,16 @@ OTHER = 25.0
 FEW_TOKENS = 4096
 """Below, what choosing and gathering keys cost is a large part of attention."""
 
+_WAYS_TO_SPARSE = {
+    "warm-up": "more denoising steps than the dense ones, or --max-error 0.1 instead of these",
+    "density": "a preset that reads less (psa_refresh, psa_budget), or --min-tokens 0 to run it sparse all the same",
+    "fewer than": "a larger video, or --min-tokens 0 to run it sparse all the same",
+    "is faster below": "a larger video, or --min-tokens 0 to run it sparse all the same",
+    "last steps": "fewer --dense-last-steps, or more denoising steps",
+    "dense layer": "fewer --dense-layers",
+}
+"""What to do about a reason for which all ran dense, by words in it; where there are several, the first counts."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -183,11 +193,7 @@ def judge_alone(costs: Sequence[Cost]) -> str | None:
 
 
 def _way_to_sparse(why_dense: str) -> str:
-    if "warm-up" in why_dense:
-        return "more denoising steps than the dense ones, or --max-error 0.1 instead of these"
-    if "at this density" in why_dense:
-        return "a preset that reads less (psa_refresh, psa_budget), or --min-tokens 0 to run it sparse all the same"
-    return "a larger video, or --min-tokens 0 to run it sparse all the same"
+    return next((way for words, way in _WAYS_TO_SPARSE.items() if words in why_dense), "another preset or model")
 
 
 def _is_faster(speedup: float) -> bool:

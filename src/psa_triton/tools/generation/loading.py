@@ -125,7 +125,8 @@ def load_pipeline(
     if spec is not None and spec.cpu_offload and device.type != "cpu" and not is_modular(type(pipe)):
         pipe.enable_model_cpu_offload(device=device)
     else:
-        pipe.to(device)
+        with _expected_warnings_left_out():
+            pipe.to(device)
     return pipe
 
 
@@ -185,16 +186,18 @@ def _configure(pipe: Any, spec: ModelSpec, width: int, height: int) -> None:
 
 @contextmanager
 def _expected_warnings_left_out() -> Iterator[None]:
-    """Leaves out two warnings of diffusers'; all others come through.
+    """Leaves out three warnings of diffusers'; all others come through.
 
     That the built-in model's VAE is not the class of real Wan checkpoints is so on purpose. That there is no network
-    does not matter if the weights are on this machine, and is part of the error if they are not.
+    does not matter if the weights are on this machine, and is part of the error if they are not. That float16 cannot
+    run on a CPU is no longer so.
     """
 
     def keep(record: logging.LogRecord) -> bool:
         message = record.getMessage()
         foreign_vae = message.startswith("Expected types for vae") and LinearVideoCodec.__name__ in message
-        return not (foreign_vae or message.startswith("Couldn't connect to the Hub"))
+        others = ("Couldn't connect to the Hub", "Pipelines loaded with `dtype=torch.float16` cannot run with `cpu`")
+        return not (foreign_vae or message.startswith(others))
 
     logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
     logger.addFilter(keep)

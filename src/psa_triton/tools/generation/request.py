@@ -17,6 +17,9 @@ from psa_triton.tools.generation.source import ModelSource, check_size, video_sc
 
 _MODEL_DEFAULTS = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2", "fps")
 
+_MOST = 1000
+"""Denoising steps, as models are trained on; and frames per second: an mp4 of 100,000 shows none when it is read."""
+
 
 @dataclass(frozen=True)
 class InputImage:
@@ -94,8 +97,8 @@ class VideoRequest:
                     f"{name}: expected UTF-8, got other bytes; set LC_ALL=C.UTF-8 and try again"
                 ) from error
         for name in ("num_inference_steps", "fps"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+            if (value := getattr(self, name)) is not None and not 1 <= value <= _MOST:
+                raise ValueError(f"{name}: expected 1 to {_MOST}, got {value}")
         if not -(2**63) <= self.seed < 2**64:
             raise ValueError(f"seed: expected a number of 64 bits, got {self.seed}")
         for name in ("guidance_scale", "guidance_scale_2"):
@@ -157,7 +160,7 @@ def make_requests(
     if source.spec is not None and (scale := video_scale(source)) is not None:
         size = filled["width"], filled["height"], filled["num_frames"]
         spare = spare_frames(str(source.spec.transformer["_class_name"]))
-        check_size(*size, scale, positions=source.spec.positions, spare_frames=spare)
+        check_size(*size, scale, pipeline=source.pipeline, positions=source.spec.positions, spare_frames=spare)
     return [VideoRequest(prompt=prompt, seed=seed + i, **{**given, **filled}) for i, prompt in enumerate(prompts)]
 
 

@@ -166,7 +166,8 @@ def _check_size(pipe: DiffusionPipeline, request: VideoRequest, call: Mapping[st
     transformer = next(iter(transformers_of(pipe).values()))
     positions = getattr(getattr(transformer, "rope", None), "max_seq_len", None)
     spare = spare_frames(type(unwrap(transformer)).__name__)
-    check_size(request.width, request.height, num_frames, scale, positions=positions, spare_frames=spare)
+    size = request.width, request.height, num_frames
+    check_size(*size, scale, pipeline=type(pipe).__name__, positions=positions, spare_frames=spare)
 
 
 def _arguments(name: str, call: Mapping[str, Any], requests: Sequence[VideoRequest]) -> dict[str, Any]:

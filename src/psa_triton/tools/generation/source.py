@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from psa_triton.tools.generation.calls import call_name, is_modular, pipeline_ca
 _FPS_OF_UNKNOWN_MODELS = 16
 _INDEXES: Final = ("model_index.json", "modular_model_index.json")
 """What a pipeline's folder tells its class in; the second, of a modular one, where the first is not there."""
+_SIDES: Final = {"WanPipeline": 16}
+"""Pixels that a pipeline wants sides to be multiples of, where a token of its model may be smaller."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -177,6 +180,7 @@ def check_size(
     num_frames: int | None,
     scale: VideoScale,
     *,
+    pipeline: str = "",
     positions: int | None = None,
     spare_frames: int = 1,
 ) -> None:
@@ -190,29 +194,33 @@ def check_size(
         height: in pixels.
         num_frames: frames.
         scale: what a token stands for.
+        pipeline: name of its class.
         positions: tokens along each side that the transformer's rotary table holds; None for any number.
         spare_frames: frames beyond whole tokens: 1 where the first frame has a token of its own, else 0.
 
     Raises:
         ValueError: naming the size at fault and the nearest that fit.
     """
-    for name, value, divisor, spare, some in (
-        ("width", width, scale.width_divisor, 0, "a"),
-        ("height", height, scale.height_divisor, 0, "a"),
-        ("num_frames", num_frames, scale.depth_divisor, spare_frames, f"{spare_frames} + a"),
+    side = _SIDES.get(pipeline, 1)
+    for name, value, token, step, spare, some in (
+        ("width", width, scale.width_divisor, side, 0, "a"),
+        ("height", height, scale.height_divisor, side, 0, "a"),
+        ("num_frames", num_frames, scale.depth_divisor, 1, spare_frames, f"{spare_frames} + a"),
     ):
         if value is None:
             continue
+        divisor = math.lcm(token, step)
         if value < 1 or value % divisor != spare % divisor:
             fits = max(spare or divisor, round((value - spare) / divisor) * divisor + spare)
             raise ValueError(f"{name}: expected {some} multiple of {divisor}, got {value}; {fits} fits")
-        if positions is not None and value > (limit := (positions - spare) * divisor + spare):
+        if positions is not None and value > (limit := (positions - spare) * token + spare):
             raise ValueError(f"{name}: expected at most {limit}, where the model's positions end, got {value}")
-    needed = 3 * 4 * (width or 1) * (height or 1) * (num_frames or 1)
+    # Three times in float32: as it is decoded, with values moved into [0, 1], and as an array.
+    needed = 3 * 3 * 4 * (width or 1) * (height or 1) * (num_frames or 1)
     memory = host_memory()
     if needed > memory:
         raise ValueError(
             f"width, height, num_frames: expected a video that fits into this machine's {memory / 2**30:.1f} GiB of "
             f"memory, got {width} x {height} pixels and {num_frames} frames, which alone take {needed / 2**30:.1f} "
-            "GiB; ask for a smaller one"
+            "GiB while they are made; ask for a smaller one"
         )

@@ -1,7 +1,7 @@
 """Which point of its curve each layer and part of a run gets, so that error or cost are least.
 
 What counts is the sum of squared errors: those of different layers and steps point in directions of their own. To
-minimise their plain sum instead made videos worse than one budget for all (`docs/tuning.md`).
+minimise their plain sum instead made videos worse than one budget for all (`docs/log.md`).
 """
 
 from __future__ import annotations
