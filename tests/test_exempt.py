@@ -93,18 +93,24 @@ def test_through_a_graph_and_with_a_mask():
     call = dict(grid=GRID, exempt=[(100, 112)], key_mask=key_mask)
     expected = psa_attention(q, k, v, SPARSE, **call)
     compiled = torch.compile(psa_attention, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(q, k, v, SPARSE, **call), expected)
+    # A graph logs nothing.
+    torch.testing.assert_close(compiled(q, k, v, SPARSE.replace(verbose=True), **call), expected)
     hidden = k.masked_fill(~key_mask[:, None, :, None], torch.nan)
     torch.testing.assert_close(psa_attention(q, hidden, v, SPARSE, **call), expected)
 
 
-def test_through_graphs_whose_sizes_may_change():
+@pytest.mark.parametrize(
+    "exempt",
+    [lambda frames: [(1, 12 + frames)], lambda frames: [(62, 72 - frames), (50, 52 + frames)]],
+    ids=["at the front", "in the middle, unsorted"],
+)
+def test_through_graphs_whose_sizes_may_change(exempt):
     """From the second size on, torch traces with sizes that have no value."""
     compiled = torch.compile(psa_attention, fullgraph=True, backend="aot_eager")
     for frames in (2, 3):
         generator = torch.Generator().manual_seed(frames)
         q, k, v = (torch.randn(1, 2, 12 + frames * 65, 16, generator=generator) for _ in range(3))
-        call = dict(grid=(frames, 8, 8), prefix_tokens=frames, exempt=[(1, 12 + frames)])
+        call = dict(grid=(frames, 8, 8), prefix_tokens=frames, exempt=exempt(frames))
         torch.testing.assert_close(compiled(q, k, v, SPARSE, **call), psa_attention(q, k, v, SPARSE, **call))
 
 

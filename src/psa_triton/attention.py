@@ -105,7 +105,7 @@ def psa_attention(
         impl=impl,
         generator=generator,
     )
-    if config.verbose:
+    if config.verbose and not torch.compiler.is_compiling():
         _log.info("%d queries, %d keys: density %.3f", q.shape[2], k.shape[2], density(levels).mean())
     return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -36,8 +36,10 @@ class Side:
 
     def pieces(self) -> Ranges:
         """Ranges in their order once the exempt tokens are first, then others without a place, then the grid's."""
-        rest = _gaps(self.aside, self.tokens)
-        return *self.exempt, *_gaps(_merged([*self.exempt, *rest]), self.tokens), *rest
+        # No exempt range reaches over the edges of one aside.
+        within = ([pair for pair in self.exempt if start <= pair[0] < stop] for start, stop in self.aside)
+        others = (_gaps(pairs, *bounds) for pairs, bounds in zip(within, self.aside, strict=True))
+        return *self.exempt, *chain.from_iterable(others), *_gaps(self.aside, 0, self.tokens)
 
 
 def as_prefix(tokens: int) -> Ranges:
@@ -120,7 +122,7 @@ def find_sides(
     t, h, w = _as_grid(grid)
     surplus = max(keys - count(sides[1].aside) - t * h * w, 0) if keys > queries else 0
     if surplus:
-        of_keys = _merged([*of_keys, *_first(_gaps(of_keys, keys), surplus)])
+        of_keys = _merged([*of_keys, *_first(_gaps(of_keys, 0, keys), surplus)])
         sides = sides[0], Side(keys, of_keys, of_keys)
     others_are = "prefix_tokens" if sides[0].aside == as_prefix(prefix_tokens) else "exempt tokens"
     for name, side in zip("qk", sides, strict=True):
@@ -146,12 +148,8 @@ def _as_grid(grid: Any) -> tuple[int, int, int]:
 
 
 def _merged(pairs: Sequence[tuple[int, int]]) -> Ranges:
-    pairs = [pair for pair in pairs if pair[0] < pair[1]]
-    # Sizes that may change, in a graph, can be compared and not sorted.
-    if any(this[0] > following[0] for this, following in pairwise(pairs)):
-        pairs = sorted(pairs)
     merged: list[tuple[int, int]] = []
-    for start, stop in pairs:
+    for start, stop in _sorted([pair for pair in pairs if pair[0] < pair[1]]):
         if merged and start <= merged[-1][1]:
             merged[-1] = merged[-1][0], max(stop, merged[-1][1])
         else:
@@ -159,9 +157,22 @@ def _merged(pairs: Sequence[tuple[int, int]]) -> Ranges:
     return tuple(merged)
 
 
-def _gaps(ranges: Ranges, tokens: int) -> Ranges:
-    """Those of so many tokens that are in none of `ranges`."""
-    edges = [0, *(edge for pair in ranges for edge in pair), tokens]
+def _sorted(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """`pairs` by their starts. In a graph, sizes that may change can be compared, and torch sorts none."""
+    if not torch.compiler.is_compiling():
+        return sorted(pairs)
+    found: list[tuple[int, int]] = []
+    for pair in pairs:
+        place = len(found)
+        while place and pair[0] < found[place - 1][0]:
+            place -= 1
+        found.insert(place, pair)
+    return found
+
+
+def _gaps(ranges: Sequence[tuple[int, int]], first: int, stop: int) -> Ranges:
+    """The tokens from `first` up to `stop` that are in none of `ranges`."""
+    edges = [first, *(edge for pair in ranges for edge in pair), stop]
     return tuple(pair for pair in zip(edges[::2], edges[1::2], strict=True) if pair[0] < pair[1])
 
 

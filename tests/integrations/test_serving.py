@@ -325,6 +325,13 @@ def test_what_runs_lightx2vs_own(weight, change):
     assert [seen.items() for seen in weight.calls] == [given.items()]
 
 
+def test_calls_that_name_no_layer_are_told(weight, caplog):
+    caplog.set_level(logging.INFO, "psa_triton")
+    for _ in range(3):
+        weight.apply(*tensors(256, 2, 16), **call(block_idx=None, scheduler=None))
+    assert caplog.text.count("256 tokens, 2 heads of 16: 1 calls dense: no layer known") == 1
+
+
 def test_warm_up_goes_by_lightx2vs_step(weight, serve):
     serve(BUDGET.replace(warmup_steps=5))
     for step in (4, 5):

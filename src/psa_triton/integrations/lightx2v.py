@@ -68,7 +68,7 @@ def attend(
     Returns:
         `[N, H * D]`, or None.
     """
-    if q.ndim != 3 or block_idx is None:
+    if q.ndim != 3:
         return None
     grid = getattr(grid_sizes, "tuple", grid_sizes)
     out = _shared().attend(

@@ -48,7 +48,7 @@ class ServedAttention:
         k: Tensor,
         v: Tensor,
         *,
-        layer: int,
+        layer: int | None,
         step: int | None,
         steps: int | None,
         reason: str | None,
@@ -58,14 +58,17 @@ class ServedAttention:
 
         Args:
             q, k, v: `[B, H, N, D]`.
-            layer: index; a forward begins where it is lower than before.
+            layer: index; a forward begins where it is lower than before. None where the server tells none, which runs
+                dense.
             step: of the denoising; None where the server tells none, which runs dense if it matters.
             steps: of the denoising.
             reason: why the call runs dense.
             call: what else `HostAttention.attend` takes.
         """
+        if layer is None:
+            layer, reason = -1, reason or "no layer known"
         before, self._last = self._last, (step, layer)
-        if step != before[0] or layer < before[1]:
+        if step != before[0] or layer < max(before[1], 0):
             self._host.tell()
         is_known = step is not None and (steps is not None or self._rules.last_steps == 0)
         if self._rules.need_steps and not is_known:
