@@ -115,7 +115,7 @@ def draw_cost(path: Path) -> None:
     """How close videos are to the dense ones over the cost of attention, from the newest results."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, (steps, tokens) in zip(panels, ((24, "4,608"), (48, "1,152")), strict=True):
+    for axes, (steps, tokens) in zip(panels, ((24, "4,608"), (12, "1,152")), strict=True):
         results = sorted(RESULTS.glob(f"error_control_{steps}_steps_?x?_*.json"))[-1]
         rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
         for method, label in CURVES.items():
