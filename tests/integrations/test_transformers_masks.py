@@ -74,7 +74,7 @@ def assert_same_keys_seen(queries, past, room, padding):
         assert key_mask is None and torch.equal(mask, expected)
         return
     assert rest is None and key_mask is not None
-    assert mask.untyped_storage().nbytes() == key_mask.numel()
+    assert mask.untyped_storage().nbytes() == key_mask.numel() * mask.element_size()
     assert kept.shape[2] == key_mask.shape[1] == queries + past
     seen = key_mask[:, None, None] & causal_mask(queries, queries + past, key_mask.device)
     assert torch.equal(seen, expected[..., : queries + past])

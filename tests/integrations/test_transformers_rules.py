@@ -6,6 +6,7 @@ import torch
 from small_language_models import logits
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils.logging import warning_once
 
 from psa_triton import PSAConfig
 from psa_triton.integrations.transformers import apply_psa
@@ -127,6 +128,16 @@ def test_short_prompts_and_chosen_layers(tokens, options, expected):
     assert summary.sparse_calls == 2 - sum(expected.values())
 
 
+def test_attention_weights_are_none_and_that_is_told(caplog):
+    warning_once.cache_clear()
+    model = small.make_model(small.llama)
+    with apply_psa(model, SPARSE):
+        assert model(**small.text_inputs(), output_attentions=True).attentions == ()
+    assert caplog.messages == [
+        "output_attentions: `psa` computes no attention weights; take `eager` attention for them"
+    ]
+
+
 class TestOneCall:
     """Calls that none of the models above makes, to the registered function itself."""
 
@@ -164,6 +175,11 @@ class TestOneCall:
     def test_additive_mask(self):
         bias = torch.randn(1, 1, 512, 512, generator=torch.Generator().manual_seed(1))
         assert self.same_as_sdpa(self.tensors(512, 512), bias)
+
+    def test_a_mask_of_integers_is_none_of_ours(self):
+        mask = torch.ones(1, 1, 512, 512, dtype=torch.int8).tril()
+        with pytest.raises(RuntimeError, match="Expected attn_mask dtype to be bool or float"):
+            psa_attention_forward(self.module(), *self.tensors(512, 512), mask, psa_config=NOTHING)
 
     def test_otherwise_it_would_have_been_sparse(self):
         assert not self.same_as_sdpa(self.tensors(512, 512))

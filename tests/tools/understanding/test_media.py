@@ -1,4 +1,5 @@
 import struct
+from io import BytesIO
 
 import av
 import numpy as np
@@ -56,6 +57,28 @@ def test_a_clip_that_was_filmed_on_its_side_is_put_upright(tmp_path):
     # Turned a quarter clockwise, left is on top.
     assert frames[:, :14].mean() > 240
     assert frames[:, 18:].mean() < 15
+
+
+def test_a_video_that_changes_its_size_keeps_the_first(tmp_path):
+    def part(width, height):
+        file = BytesIO()
+        with av.open(file, "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg2video", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for _ in range(5):
+                container.mux(stream.encode(av.VideoFrame(width, height, "yuv420p")))
+            container.mux(stream.encode())
+        return file.getvalue()
+
+    (tmp_path / "call.ts").write_bytes(part(64, 48) + part(32, 32))
+    frames = read_media(tmp_path / "call.ts", "video").frames
+    assert len(frames) > 2 and frames.shape[1:] == (48, 64, 3)
+
+
+def test_more_frames_than_fit_into_memory_are_refused(clips, monkeypatch):
+    monkeypatch.setattr("psa_triton.tools.understanding.media.host_memory", lambda: 2.0**20)
+    with pytest.raises(ValueError, match=r"num_frames: expected frames that fit .* ask for fewer"):
+        read_media(clips / "carphone_pristine.mp4", "video", num_frames=60)
 
 
 def test_an_animation_is_a_video(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.utils.logging import warning_once
 
 from psa_triton.config import PSAConfig
 from psa_triton.integrations.attend import Layout, attend_in_order
@@ -103,6 +104,8 @@ def _attend(
     reason = dense_reason(call, config, rules, layer)
     if config is None or reason is not None:
         return call.attend_dense(), Tally(), reason
+    if call.extras.get("output_attentions"):
+        warning_once(logger, "output_attentions: `psa` computes no attention weights; take `eager` attention for them")
     layout = Layout(key_mask=call.key_mask, is_causal=True)
     answer = attend_in_order(call.query, call.key, call.value, config, layout, scale=call.scaling, impl=rules.impl)
     return answer.out.transpose(1, 2).contiguous(), answer.tally, None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import MODEL_MAPPING
 from transformers.masking_utils import eager_mask, sdpa_mask
+
+PADDING: Final = torch.uint16
+"""Of masks that tell which keys are padding, and are otherwise causal."""
 
 
 def psa_mask(
@@ -32,8 +35,8 @@ def psa_mask(
       empty places; also one query that sees every key.
     * A view of one True, `[1, 1, Nq, n]` with `n < Nk`: the same over the first `n` keys. The others are places of a
       static cache that are empty yet.
-    * int8 `[B, 1, Nq, n]`, every row the same: of the first `n` keys those with 1, the others are padding. No other
-      mask is of integers: SDPA takes none.
+    * `PADDING` `[B, 1, Nq, n]`, every row the same: of the first `n` keys those with 1, the others are padding. Nobody
+      makes a mask of that type, and SDPA takes none of integers.
 
     Everything else (windows, packed sequences, bidirectional spans) is the boolean mask that SDPA gets. Models without
     SDPA get those of eager attention, which they may add to, or take for causal by themselves.
@@ -71,7 +74,7 @@ def psa_mask(
             if attention_mask is not None and not _all_tokens(attention_mask, seen):
                 # What a mask is too short to tell of is padding, as for SDPA.
                 keep = F.pad(attention_mask, (0, max(seen - attention_mask.shape[-1], 0)))[:, None, None, :seen]
-                return keep.to(torch.int8).expand(-1, 1, q_length, -1)
+                return keep.to(PADDING).expand(-1, 1, q_length, -1)
             if seen == kv_length:
                 return None
             return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, q_length, seen)
@@ -107,7 +110,7 @@ def filled_keys(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor
     if mask is None:
         return key, value, None, None
     filled = mask.shape[-1]
-    if mask.dtype == torch.int8:
+    if mask.dtype == PADDING:
         return key[:, :, :filled], value[:, :, :filled], None, mask[:, 0, 0].bool()
     if filled >= key.shape[2] or not (mask.stride(-1) == 0 or mask.all()):
         return key, value, mask, None

@@ -15,6 +15,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from psa_triton.integrations.reuse import host_memory
+
 MediaKind = Literal["image", "video"]
 
 FRAMES_PER_SECOND = 2.0
@@ -71,8 +73,8 @@ def read_media(path: str | Path, kind: MediaKind, *, num_frames: int | None = No
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, is of the other kind, or has no frames; `num_frames` is below 1, or was given
-            for an image.
+        ValueError: it cannot be read, is of the other kind, or has no frames; `num_frames` is below 1, more than fit
+            into memory, or was given for an image.
     """
     check_media(path, kind, num_frames=num_frames)
     return _read_image(Path(path)) if kind == "image" else _read_video(Path(path), num_frames)
@@ -130,14 +132,21 @@ def _measure(path: Path) -> tuple[int, float]:
 
 
 def _decode(path: Path, wanted: set[int]) -> list[NDArray[np.uint8]]:
-    """The frames at these places, upright; those that a damaged file does not have are left out."""
+    """The frames at these places, upright and of one size; those that a damaged file does not have are left out."""
     frames: list[NDArray[np.uint8]] = []
     last = max(wanted)
     with _open_video(path) as (container, stream):
         stream.thread_type = "AUTO"
+        width, height = stream.width, stream.height  # of the first frames: a recorded call has others later
+        if (needed := 2 * 3 * width * height * len(wanted)) > (memory := host_memory()):
+            raise ValueError(
+                f"num_frames: expected frames that fit into this machine's {memory / 2**30:.1f} GiB of memory, got "
+                f"{len(wanted)} of {width} x {height} pixels, which take {needed / 2**30:.1f} GiB while they are read; "
+                "ask for fewer (--preprocess-frames), or a smaller video"
+            )
         for index, frame in enumerate(container.decode(stream)):
             if index in wanted:
-                pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+                pixels = frame.reformat(width, height, "rgb24").to_ndarray().astype(np.uint8, copy=False)
                 frames.append(np.rot90(pixels, frame.rotation // 90))
             if index == last:
                 break
