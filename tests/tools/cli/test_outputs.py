@@ -209,7 +209,7 @@ def test_an_interrupt_leaves_nothing(command, pipeline_folder, tmp_path, interru
 
 
 def test_ctrl_c_on_a_program(pipeline_folder, tmp_path):
-    process = start(line("generate", pipeline_folder, tmp_path, "--steps", "2000"))
+    process = start(line("generate", pipeline_folder, tmp_path, "--steps", "1000"))
     lock = tmp_path / pipeline_folder.name / ".video_0000.mp4.lock"
     for _ in range(1200):
         if lock.exists():

@@ -117,8 +117,8 @@ def test_a_failure_leaves_the_pipeline_as_it_came(pipe, request_320, failing_pro
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"width": 60}, "width: expected a multiple of 8, got 60"),
-        ({"height": 264}, "height: expected at most 256, where the model's positions end, got 264"),
+        ({"width": 60}, "width: expected a multiple of 16, got 60"),
+        ({"height": 272}, "height: expected at most 256, where the model's positions end, got 272"),
         ({"guidance_scale_2": 2.0}, "boundary_ratio"),
     ],
     ids=["size", "positions", "setting"],
