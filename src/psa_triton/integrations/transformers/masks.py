@@ -92,10 +92,14 @@ def psa_mask(
     )
 
 
-@torch.compiler.assume_constant_result  # a graph cannot look for a model's class
 def supports_sdpa(config: Any) -> bool:
     """Whether the models with this configuration can run on SDPA; those that transformers does not know do."""
-    return getattr(MODEL_MAPPING.get(type(config), None), "_supports_sdpa", True)
+    return _runs_on_sdpa(type(config))
+
+
+@torch.compiler.assume_constant_result  # a graph cannot look for a model's class
+def _runs_on_sdpa(config_class: type) -> bool:
+    return getattr(MODEL_MAPPING.get(config_class, None), "_supports_sdpa", True)
 
 
 def filled_keys(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
