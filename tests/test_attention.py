@@ -83,6 +83,14 @@ def test_without_a_generator_every_run_is_the_same_and_the_global_state_is_not_t
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_one_bad_query_spoils_one_row():
+    q, k, v = tensors(300)
+    q[0, 1, 77] = float("nan")
+    out = psa_attention(q, k, v)
+    spoiled = out.isnan().any(-1)
+    assert spoiled[0, 1, 77] and spoiled.sum() == 1
+
+
 def test_the_module_is_the_function():
     q, k, v = tensors(200)
     config = PSAConfig(block_n=32)

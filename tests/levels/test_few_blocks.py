@@ -71,6 +71,13 @@ def test_the_most_important_block_is_read(name, is_causal):
     check(config, 40, 3 * config.block_n, is_causal=is_causal, impl="reference")
 
 
+@pytest.mark.parametrize("tokens", [16, 64, 77, 128])
+@pytest.mark.parametrize("impl", ["cpu", "reference", "triton"])
+def test_the_call_of_the_readme(tokens, impl):
+    q, k, v = draw(tokens, tokens)
+    assert (psa_attention(q, k, v, impl=impl) != 0).any(-1).all()
+
+
 def test_nothing_else_gets_more_than_its_share():
     importance = torch.tensor([[[[0.1, 0.6, 0.3]]]])
     shares = {1: (0, 0.1), 2: (0.1, 0.2), 8: (0.2, 0.7), 0: (0.7, 1)}
