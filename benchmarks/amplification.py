@@ -23,7 +23,7 @@ from tensors.tiny_wan import MODEL, built_in
 from torch import Tensor
 from torch.nn import Module
 
-from psa_triton import load_preset
+from psa_triton import PSAConfig
 from psa_triton.tools.generation import (
     DENSE,
     Attention,
@@ -116,14 +116,14 @@ def measure(pipe: WanPipeline, requests: Sequence[VideoRequest]) -> list[dict[st
 
 def sparse_attentions() -> list[Attention]:
     """Budget mode at several budgets, and the default shares, from the first step on; then with a dense layer."""
-    preset = load_preset(MODEL, "psa_refresh")
-    assert preset is not None, "a dense preset"
-    base = preset.replace(reuse=None, probe=0.0, block_m=32, block_n=32)
+    base = PSAConfig(block_m=32, block_n=32, mask_mode="budget", importance="representative")
     budgets = [Attention(name=f"budget {budget:g}", config=base.replace(budget=budget)) for budget in BUDGETS]
     shares = {1: (0.0, 0.1), 2: (0.1, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}
     default = base.replace(mask_mode="topk", importance="sampled", mask_ratios=shares)
-    dense = {"dense_parts": DenseParts(dense_layers=(0,))}
-    partly = [replace(sparse, name=f"{sparse.name}, first layer dense", **dense) for sparse in budgets[:2]]
+    first_dense = DenseParts(dense_layers=(0,))
+    partly = [
+        replace(sparse, name=f"{sparse.name}, first layer dense", dense_parts=first_dense) for sparse in budgets[:2]
+    ]
     return [*budgets, Attention(name="default shares", config=default), *partly]
 
 

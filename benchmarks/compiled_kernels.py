@@ -382,46 +382,42 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
     return [Case(path, *kind) for path in (PATHS if args.quick else PATHS | VARIANTS) for kind in inputs]
 
 
-def compiled_with(folder: Path, options: list[str]) -> list[dict[str, Any]]:
-    """What this script finds, with these options, with the Triton that is installed in `folder`."""
+def compiled_with(folder: Path) -> list[dict[str, Any]]:
+    """What the same command finds with the Triton that is installed in `folder`."""
     if not (folder / "triton").is_dir():
         sys.exit(f"--triton: expected a folder with a package triton in it, got {folder}")
     paths = [str(folder.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "kernels.json")
-        command = [sys.executable, __file__, *options, "--json", str(file)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--triton", "--json", str(file)]  # the last ones count
         subprocess.run(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)})
         return json.loads(file.read_text())["kernels"]
 
 
 def main() -> int:
-    here = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    here.add_argument("--triton", nargs="+", type=Path, default=[], metavar="FOLDER", help="Tritons to try as well")
-    here.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    outputs, options = here.parse_known_args()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[here]
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--kernel", nargs="+", default=[""], metavar="PART", help="kernels whose name holds one")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--dim", nargs="+", type=int, default=list(DIMS), help="head dimensions")
     parser.add_argument("--quick", action="store_true", help="fewer inputs, no variants")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="kernels compiled at a time")
-    args = parser.parse_args(options)
+    parser.add_argument("--triton", nargs="*", type=Path, default=[], metavar="FOLDER", help="Tritons to try as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    args = parser.parse_args()
     if is_interpreting():
         sys.exit("TRITON_INTERPRET is set: kernels meant for the interpreter cannot be compiled; unset it")
     with processes(args.jobs) as pool:
         results = list(chain(*pool.map(partial(compile_case, parts=args.kernel, quick=args.quick), chosen_cases(args))))
     found = [asdict(r) for r in results]
-    for folder in outputs.triton:
-        found += compiled_with(folder, options)
+    for folder in args.triton:
+        found += compiled_with(folder)
     print(f"Kernels as launched on {HEADS} heads, {TOKENS} tokens; triton {triton.__version__}")
     print(*rows(results), sep="\n")
     print("local: bytes of spilled registers a thread; shared: bytes a program; seconds: to compile")
-    if outputs.json:
+    if args.json:
         report = made_with("compiled_kernels") | {"kernels": found}
-        outputs.json.write_text(json.dumps(report, indent=2) + "\n")
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
     return 1 if any(r["error"] for r in found) else 0
 
 

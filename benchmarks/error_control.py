@@ -90,7 +90,7 @@ def settings(model: str, steps: int, *, guided: bool) -> Settings:
     shipped = load_preset(model, "psa_refresh")
     assert shipped is not None, "a dense preset"
     block_m, block_n = BLOCKS[model]
-    budget = shipped.replace(reuse=None, probe=0.0, block_m=block_m, block_n=block_n)
+    budget = PSAConfig(block_m=block_m, block_n=block_n, mask_mode="budget", importance="representative")
     shares = {1: (0.0, 0.13), 0: (0.13, 1.0)}
     blocks = budget.replace(mask_mode="topk", importance="representative", mask_ratios=shares)
     # Of those that refresh as often, the shortest.

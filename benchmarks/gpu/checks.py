@@ -127,8 +127,8 @@ def _attention(
     levels = torch.tensor([8, 4, 2, 1, 0], dtype=torch.int8)[(rows + columns) % 5]
     levels = levels.masked_fill(columns == rows * BLOCK_M // n, 1).to(device).expand(1, heads, -1, -1).contiguous()
     key_mask = (torch.arange(tokens, device=device) % 5 > 0)[None] if masked else None
-    settings = dict(block_m=BLOCK_M, block_n=n, is_causal=causal, key_mask=key_mask, pool_correction=correction)
-    settings["qk_dtype"] = qk_dtype
+    marks = dict(is_causal=causal, key_mask=key_mask, pool_correction=correction, qk_dtype=qk_dtype)
+    settings = dict(block_m=BLOCK_M, block_n=n, **marks)
 
     def run(impl: str, dtype: torch.dtype) -> dict[str, Tensor]:
         leaves = [t.to(dtype).requires_grad_(qk_dtype == "auto") for t in inputs]

@@ -27,8 +27,8 @@ QUICK = ("sm_86", "sm_90", "gfx942")
 def compile_kernels(folder, *arguments):
     """What `benchmarks/compiled_kernels.py` writes, run where kernels are not for the interpreter."""
     result = folder / "kernels.json"
-    script, how = ROOT / "benchmarks" / "compiled_kernels.py", dict(timeout=7200, TRITON_INTERPRET="0")
-    done = python(script, "--json", result, *arguments, **how)
+    script = ROOT / "benchmarks" / "compiled_kernels.py"
+    done = python(script, "--json", result, *arguments, timeout=7200, TRITON_INTERPRET="0")
     assert result.exists(), done.stderr
     return json.loads(result.read_text())["kernels"]
 

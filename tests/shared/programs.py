@@ -20,8 +20,8 @@ def python(
     *words: object, cwd: Path | None = None, timeout: int = 900, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """What a command line of Python does, with this checkout, offline and on one thread."""
-    command, how = [sys.executable, *map(str, words)], dict(capture_output=True, text=True, timeout=timeout)
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT | environment, **how)
+    command, environment = [sys.executable, *map(str, words)], ENVIRONMENT | environment
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 def load_script(file: Path) -> ModuleType:

@@ -69,12 +69,13 @@ class AttentionCall:
                 f"attn_implementation: 'psa' cannot read the keys that {type(self.module).__name__} chose for a kernel "
                 "of its own; use 'sdpa' or 'eager', under which it masks the others"
             )
-        masked_by_model = not supports_sdpa(getattr(self.module, "config", None))
-        is_eager = masked_by_model or self.has("softcap", "s_aux", "sinks")
+        is_eager = self.masked_by_model or self.has("softcap", "s_aux", "sinks")
         mask = self.mask
         if self.key_mask is not None:
             mask = self.key_mask[:, None, None] & self._causal_mask()
-        elif mask is None and self.is_causal and not masked_by_model and (is_eager or 1 < self.queries < self.keys):
+        elif (
+            mask is None and self.is_causal and not self.masked_by_model and (is_eager or 1 < self.queries < self.keys)
+        ):
             # SDPA's own frontier starts at the first key.
             mask = self._causal_mask()
         options = {"dropout": self.dropout, "scaling": self.scaling, **self.extras}
@@ -85,6 +86,11 @@ class AttentionCall:
             attend = sdpa_attention_forward
             options["is_causal"] = self.is_causal
         return attend(self.module, self.query, self.key, self.value, mask, **options)[0]
+
+    @property
+    def masked_by_model(self) -> bool:
+        """Whether the model has eager attention alone, for which it makes its masks itself."""
+        return not supports_sdpa(getattr(self.module, "config", None))
 
     def has(self, *extras: str) -> bool:
         """Whether the model passes one of these arguments besides."""

@@ -54,18 +54,8 @@ def psa_mask(
         config: of the model.
         settings: others of `sdpa_mask`: which pairs are seen, say.
     """
-    if not supports_sdpa(config):
-        return eager_mask(
-            q_length=q_length,
-            kv_length=kv_length,
-            q_offset=q_offset,
-            kv_offset=kv_offset,
-            attention_mask=attention_mask,
-            local_size=local_size,
-            device=device,
-            **settings,
-        )
-    causal_only = allow_is_causal_skip and local_size is None and kv_offset == 0
+    has_sdpa = supports_sdpa(config)
+    causal_only = has_sdpa and allow_is_causal_skip and local_size is None and kv_offset == 0
     # A graph cannot branch on what tensors hold.
     readable = not torch.compiler.is_compiling() or (attention_mask is None and not isinstance(q_offset, Tensor))
     if causal_only and readable:
@@ -78,7 +68,8 @@ def psa_mask(
             if seen == kv_length:
                 return None
             return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, q_length, seen)
-    return sdpa_mask(
+    make_mask = sdpa_mask if has_sdpa else eager_mask
+    return make_mask(
         q_length=q_length,
         kv_length=kv_length,
         q_offset=q_offset,

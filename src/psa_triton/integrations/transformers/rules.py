@@ -10,7 +10,6 @@ from psa_triton.config import PSAConfig
 from psa_triton.inputs import DTYPES
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.transformers.call import AttentionCall
-from psa_triton.integrations.transformers.masks import supports_sdpa
 from psa_triton.integrations.transformers.stats import DECODE
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import resolve
@@ -48,7 +47,7 @@ def dense_reason(
     for name, reason in _EXTRAS.items():
         if call.has(name):
             return reason
-    if not supports_sdpa(getattr(call.module, "config", None)):
+    if call.masked_by_model:
         return "eager attention only"
     if call.mask is not None:
         return "attention mask"

@@ -31,5 +31,5 @@ def print_table(console: Console, table: Table) -> None:
     """Show a table without cutting a word or number: in a terminal too narrow for it, its lines go on below."""
     for column in table.columns:
         words = " ".join(map(str, (column.header, *column.cells))).split()
-        column.min_width = max(column.min_width or 0, *map(len, words))
+        column.min_width = max(column.min_width or 0, max(map(len, words), default=0))
     console.print(table, soft_wrap=True)
