@@ -57,26 +57,28 @@ def _capabilities() -> dict[str, bool]:
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a @ b` of operands `[G, R, K]` and `[G, K, C]`; in float32, neither `b` nor its transpose has gaps."""
-    if _takes_linear(a):
-        return _stacked([linear(x, y.T) for x, y in zip(a, b, strict=True)])
-    # Not torch.matmul, nor torch.bmm in float32: for a stack of one they copy a transposed operand first.
-    return torch.mm(a[0], b[0])[None] if len(a) == 1 else torch.bmm(a, b)
+    """`a @ b` of operands `[R, K]` and `[K, C]`, or of stacks of them; in float32, neither `b` nor `b.mT` has gaps."""
+    if not _takes_linear(a):
+        return torch.mm(a, b) if a.dim() == 2 else torch.bmm(a, b)
+    return linear(a, b.T) if a.dim() == 2 else torch.stack([linear(x, y.T) for x, y in zip(a, b, strict=True)])
 
 
 def logits(
     q: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor, scale: float, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`scale * q @ keys.mT + bias` of operands `[G, m, D]` and `[G, L, D]`, with `bias [G, L]`: `[G, m, L]`.
+    """`scale * q @ keys.T + bias` of operands `[m, D]` and `[L, D]`, with `bias [L]`: `[m, L]`; or of stacks of them.
 
     In `out` if there is one and the product can write there.
     """
-    if _takes_linear(q):
-        return _stacked([linear(x * scale, y, z.float()) for x, y, z in zip(q, keys, bias, strict=True)])
-    bias = bias.to(q.dtype)
-    if len(q) == 1:
-        return torch.addmm(bias[0], q[0], keys[0].T, alpha=scale, out=None if out is None else out[0])[None]
-    return torch.baddbmm(bias[:, None], q, keys.mT, alpha=scale, out=out)
+    if not _takes_linear(q):
+        bias = bias.to(q.dtype)
+        if q.dim() == 2:
+            return torch.addmm(bias, q, keys.T, alpha=scale, out=out)
+        return torch.baddbmm(bias[:, None], q, keys.mT, alpha=scale, out=out)
+    q, bias = q * scale, bias.float()
+    if q.dim() == 2:
+        return linear(q, keys, bias)
+    return torch.stack([linear(x, y, z) for x, y, z in zip(q, keys, bias, strict=True)])
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -92,10 +94,6 @@ def _takes_linear(x: torch.Tensor) -> bool:
     On narrower vectors MKL is as fast, and takes a whole stack at once.
     """
     return x.dtype == torch.float32 and x.device.type == "cpu" and _FAST_LINEAR is not None and has_wide_vectors()
-
-
-def _stacked(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
 def _onednn_linear() -> Callable[..., torch.Tensor] | None:

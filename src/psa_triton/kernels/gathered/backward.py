@@ -7,7 +7,7 @@ is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -162,9 +162,9 @@ class _Gradients:
 def _stacks(heads: _Heads, block_m: int, way: Way) -> list[StackedBlocks]:
     at_once = gradient_rows(way, heads.pyramid.keys)
     return [
-        (blocks, numbers, longest)
+        (blocks, numbers)
         for blocks in query_blocks(len(heads.q), heads.q.shape[1], block_m)
-        for numbers, longest in stacked(heads.schedule, blocks.numbers(heads.q.device), at_once)
+        for numbers in stacked(heads.schedule, blocks.numbers(), at_once)
     ]
 
 
@@ -174,9 +174,9 @@ def _add_shares(heads: _Heads, shares: Iterable[tuple[Iterable[StackedBlocks], _
     for stacks, sums in shares:
         for x in sums.tensors:
             x.zero_()
-        for blocks, numbers, longest in stacks:
-            limit = None if heads.shift is None else blocks.positions(numbers) + heads.shift
-            steps = lists(heads.schedule, numbers, longest, heads.pyramid.nothing)
+        for blocks, numbers in stacks:
+            limit = None if heads.shift is None else blocks.positions(numbers, heads.q.device) + heads.shift
+            steps = lists(heads.schedule, numbers, heads.pyramid.nothing)
             stack = make_stack(heads.pyramid, steps, limit)
             of = _differentiate(_load(heads, blocks, numbers), stack, heads.scale, scratch)
             blocks.put(heads.grad_q, numbers, of.queries)
@@ -186,7 +186,7 @@ def _add_shares(heads: _Heads, shares: Iterable[tuple[Iterable[StackedBlocks], _
                     at.index_add_(0, steps.flatten(), gradient.to(total.dtype).reshape(-1, at.shape[1]))
 
 
-def _load(heads: _Heads, blocks: QueryBlocks, numbers: torch.Tensor) -> _Queries:
+def _load(heads: _Heads, blocks: QueryBlocks, numbers: Sequence[int]) -> _Queries:
     q, lse = blocks.take(heads.q, numbers), blocks.take(heads.lse, numbers)
     empty = lse == -torch.inf
     # Whatever is handed down to queries that see nothing: theirs is no gradient.
@@ -212,9 +212,10 @@ def _differentiate(queries: _Queries, stack: Stack, scale: float, scratch: Scrat
     values = stack.rows(stack.pyramid.values, dtype, scratch, "values")
     weights = wide(product(keys, queries.q.mT))
     if stack.spread is not None:
-        weights.addcmul_(stack.spread[..., None], queries.half_norm[:, None])
-    weights.mul_(scale).add_(stack.log_count[..., None]).sub_(queries.lse[:, None]).exp_()
-    grad_logits = wide(product(values, queries.grad_out.mT)).add_(queries.offset[:, None]).mul_(weights).mul_(scale)
+        weights.addcmul_(stack.spread[..., None], queries.half_norm[..., None, :])
+    weights.mul_(scale).add_(stack.log_count[..., None]).sub_(queries.lse[..., None, :]).exp_()
+    grad_logits = wide(product(values, queries.grad_out.mT)).add_(queries.offset[..., None, :])
+    grad_logits.mul_(weights).mul_(scale)
     if frontier is not None:
         weights, grad_logits = (_hide(x, frontier) for x in (weights, grad_logits))
     to_queries = partial(product_of_seen, frontier=frontier)
@@ -236,5 +237,5 @@ def _differentiate(queries: _Queries, stack: Stack, scale: float, scratch: Scrat
 
 def _hide(x: torch.Tensor, frontier: Frontier) -> torch.Tensor:
     """`x [G, L, m]`, overwritten with 0 where a query does not see a row; one without any has inf or nan there."""
-    x[:, frontier.cut :].masked_fill_(frontier.hidden.mT, 0.0)
+    x[..., frontier.cut :, :].masked_fill_(frontier.hidden.mT, 0.0)
     return x

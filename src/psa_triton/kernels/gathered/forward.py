@@ -90,9 +90,9 @@ def _attend_heads(heads: _Heads, block_m: int, way: Way | None) -> None:
     share_tasks(
         partial(_attend_stacks, heads, way.fused and heads.lse is None),
         (
-            (blocks, numbers, longest)
+            (blocks, numbers)
             for blocks in query_blocks(len(heads.q), heads.q.shape[1], block_m)
-            for numbers, longest in stacked(heads.schedule, blocks.numbers(heads.q.device), at_once)
+            for numbers in stacked(heads.schedule, blocks.numbers(), at_once)
         ),
         threads=way.threads and heads.q.device.type == "cpu",
     )
@@ -106,9 +106,9 @@ def mean_work(q: torch.Tensor, schedule: Schedule) -> float:
 
 def _attend_stacks(heads: _Heads, fused: bool, stacks: Iterable[StackedBlocks]) -> None:
     scratch = Scratch()
-    for blocks, numbers, longest in stacks:
-        limit = None if heads.shift is None else blocks.positions(numbers) + heads.shift
-        stack = make_stack(heads.pyramid, lists(heads.schedule, numbers, longest, heads.pyramid.nothing), limit)
+    for blocks, numbers in stacks:
+        limit = None if heads.shift is None else blocks.positions(numbers, heads.q.device) + heads.shift
+        stack = make_stack(heads.pyramid, lists(heads.schedule, numbers, heads.pyramid.nothing), limit)
         q = blocks.take(heads.q, numbers)
         if fused:
             blocks.put(heads.out, numbers, _fused(q, stack, heads.scale, scratch))
@@ -121,18 +121,19 @@ def _attend_stacks(heads: _Heads, fused: bool, stacks: Iterable[StackedBlocks]) 
 
 def _fused(q: torch.Tensor, stack: Stack, scale: float, scratch: Scratch) -> torch.Tensor:
     """Attention of `q [G, m, D]` over a stack, by torch's own: `[G, m, D]`."""
-    bias = stack.log_count[:, None]
+    bias = stack.log_count[..., None, :]
     if stack.spread is not None:
-        bias = torch.addcmul(bias, half_norm(q, scale)[..., None], stack.spread[:, None], value=scale)
+        bias = torch.addcmul(bias, half_norm(q, scale)[..., None], stack.spread[..., None, :], value=scale)
     if stack.frontier is not None:
-        bias = bias.expand(-1, q.shape[1], -1).clone() if stack.spread is None else bias
+        bias = bias.expand(*q.shape[:-1], -1).clone() if stack.spread is None else bias
         bias[..., stack.frontier.cut :].masked_fill_(stack.frontier.hidden, -torch.inf)
     # Torch's attention takes twice as long in float16 as in float32 on a CPU.
     dtype = torch.float32 if q.device.type == "cpu" and q.dtype == torch.float16 else q.dtype
     keys = stack.rows(stack.pyramid.keys, dtype, scratch, "keys")
     values = stack.rows(stack.pyramid.values, dtype, scratch, "values")
-    queries, keys, values, bias = (x[:, None].to(dtype) for x in (q, keys, values, bias))
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)[:, 0]
+    as_heads = (x.view(-1, 1, *x.shape[-2:]).to(dtype) for x in (keys, values, bias))
+    queries, keys, values, bias = q.reshape(-1, 1, *q.shape[-2:]).to(dtype), *as_heads
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale).view(q.shape)
     if stack.frontier is None:
         return out
     if stack.frontier.empty is not None:
@@ -150,11 +151,11 @@ def _by_products(
     """Attention of `q [G, m, D]` over a stack: `[G, m, D]` and, if wanted, the log-sum-exp `[G, m]`."""
     frontier, dtype = stack.frontier, operand_dtype(q)
     keys = stack.rows(stack.pyramid.keys, dtype, scratch, "rows")
-    q_logits = scratch.take("logits", (*q.shape[:2], keys.shape[1]), dtype, q.device)
+    q_logits = scratch.take("logits", (*q.shape[:-1], keys.shape[-2]), dtype, q.device)
     q_logits = logits(operand(q), keys, stack.log_count, scale, out=q_logits)
     if stack.spread is not None:
         of_queries = half_norm(q, scale).to(dtype)[..., None]
-        q_logits.addcmul_(of_queries, stack.spread[:, None].to(dtype), value=scale)
+        q_logits.addcmul_(of_queries, stack.spread[..., None, :].to(dtype), value=scale)
     if frontier is not None:
         q_logits[..., frontier.cut :].masked_fill_(frontier.hidden, -torch.inf)
     lse = None
@@ -195,6 +196,6 @@ def product_of_seen(
     if frontier is None or x.sum().isfinite():
         return product(weights, x)
     bad = ~x.isfinite()
-    seen = frontier.seen(weights.shape[1 if by_row else 2])
-    spoiled = torch.bmm((seen.mT if by_row else seen).float(), bad.float()) > 0
+    seen = frontier.seen(weights.shape[-2 if by_row else -1])
+    spoiled = torch.matmul((seen.mT if by_row else seen).float(), bad.float()) > 0
     return product(weights, x.masked_fill(bad, 0.0)).masked_fill(spoiled, torch.nan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import torch
@@ -49,10 +49,15 @@ class Pyramid:
     kept: torch.Tensor | None
     """int64 `[P]`, tokens of each row where a key mask leaves some out; else None."""
 
-    @property
+    @cached_property
     def nothing(self) -> int:
         """A step of nothing."""
         return self.layout.rows // step_size(self.layout)
+
+    @cached_property
+    def steps(self) -> int:
+        """Of all heads together."""
+        return len(self.log_count) * (self.nothing + 1)
 
     def schedule(self, levels: torch.Tensor) -> Schedule:
         """What the query blocks of the heads that read this, `levels` int8 `[Hq, nq, nk]`, read of it."""

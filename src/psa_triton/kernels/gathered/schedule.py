@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +22,15 @@ class Schedule:
     """int64 `[R + 1]`, where each list begins."""
     size: int
     """Rows of a step: those of the coarsest level's block, so that every level is whole steps."""
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """`start` as Python has it: threads that work through blocks one by one would wait for a tensor each."""
+        return self.start.tolist()
+
+    def steps_of(self, block: int) -> int:
+        """How many the list of a query block has."""
+        return self.starts[block + 1] - self.starts[block]
 
 
 def step_size(layout: PyramidLayout) -> int:
@@ -73,35 +82,35 @@ def _step_tables(layout: PyramidLayout, device: torch.device) -> torch.Tensor:
     return tables.to(device)
 
 
-def stacked(schedule: Schedule, blocks: torch.Tensor, rows: int) -> Iterator[tuple[torch.Tensor, int]]:
+def stacked(schedule: Schedule, blocks: Sequence[int], rows: int) -> list[list[int]]:
     """Put query blocks with lists of like lengths together, the longest first. Those that read nothing are left out.
 
     Args:
         schedule: of R query blocks.
-        blocks: int64, which of them to stack.
+        blocks: which of them to stack.
         rows: of the pyramid in a stack, all lists together; a list that is longer stands alone.
 
-    Yields:
-        The blocks of a stack, int64 `[G]`, and the number of steps of its longest list.
+    Returns:
+        The blocks of each stack, the one with the longest list first.
     """
-    counts, order = schedule.start.diff()[blocks].sort(descending=True, stable=True)
-    lengths, position = counts[counts > 0].tolist(), 0
-    while position < len(lengths):
-        longest = lengths[position]
-        end = min(position + max(1, rows // (longest * schedule.size)), len(lengths))
-        yield blocks[order[position:end]], longest
+    order = sorted(filter(schedule.steps_of, blocks), key=schedule.steps_of, reverse=True)
+    stacks, position = [], 0
+    while position < len(order):
+        end = position + max(1, rows // (schedule.steps_of(order[position]) * schedule.size))
+        stacks.append(order[position:end])
         position = end
+    return stacks
 
 
-def lists(schedule: Schedule, blocks: torch.Tensor, longest: int, nothing: int) -> torch.Tensor:
-    """The lists of `blocks`, int64 `[G, longest]`, of steps.
+def lists(schedule: Schedule, blocks: Sequence[int], nothing: int) -> torch.Tensor:
+    """The lists of the `blocks` of a stack, int64 `[G, S]`, of steps; of one block `[S]`, a view.
 
     They are filled up at their beginning with the step `nothing`, so that what a causal mask cuts stands at the end of
     all of them.
     """
-    if len(blocks) == 1:  # a view: the calls below are small, and threads wait for each
-        first = int(schedule.start[blocks])
-        return schedule.steps[first : first + longest][None]
-    start, end = schedule.start[blocks, None], schedule.start[blocks + 1, None]
-    place = torch.arange(-longest, 0, device=blocks.device) + end
-    return schedule.steps[place.clamp(min=0)].masked_fill(place < start, nothing)
+    if len(blocks) == 1:
+        return schedule.steps[schedule.starts[blocks[0]] : schedule.starts[blocks[0] + 1]]
+    device = schedule.steps.device
+    chosen = torch.tensor(blocks, device=device)[:, None]
+    place = torch.arange(-schedule.steps_of(blocks[0]), 0, device=device) + schedule.start[chosen + 1]
+    return schedule.steps[place.clamp(min=0)].masked_fill(place < schedule.start[chosen], nothing)

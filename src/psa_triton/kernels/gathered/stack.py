@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,11 @@ from psa_triton.kernels.gathered.scratch import Scratch
 
 @dataclass(frozen=True)
 class Stack:
-    """G lists of L rows each. What fills up a list stands at its beginning, and has a log count of -inf."""
+    """G lists of L rows each. What fills up a list stands at its beginning, and has a log count of -inf.
+
+    Of one list alone nothing here has the dimension G, nor has anything computed with it: views are calls, too, and
+    threads wait for each other at every call.
+    """
 
     steps: torch.Tensor
     """int64 `[G, S]`, the steps that are read."""
@@ -27,13 +32,13 @@ class Stack:
 
     def rows(self, table: torch.Tensor, dtype: torch.dtype, scratch: Scratch, name: str) -> torch.Tensor:
         """Those of the pyramid's `keys` or `values`, `[G, L, D]` in `dtype`; scratch of that name."""
-        source, chosen = in_steps(table, self.pyramid), self.steps.flatten()
+        source, chosen = in_steps(table, self.pyramid), self.steps.view(-1)
         shape = (len(chosen), source.shape[1])
         picked = scratch.take(name if table.dtype == dtype else "narrow", shape, table.dtype, table.device)
         torch.index_select(source, 0, chosen, out=picked)
         if table.dtype != dtype:
             picked = scratch.take(name, shape, dtype, table.device).copy_(picked)
-        return picked.view(len(self.steps), -1, table.shape[2])
+        return picked.view(*self.steps.shape[:-1], -1, table.shape[2])
 
 
 @dataclass(frozen=True)
@@ -72,36 +77,50 @@ class QueryBlocks:
     length: int
     """Tokens of a block."""
 
-    def numbers(self, device: torch.device) -> torch.Tensor:
-        """Of each, counted through all blocks of all heads, int64."""
-        head = torch.arange(self.heads, device=device)[:, None] * self.per_head
-        return (head + torch.arange(self.first, self.first + self.count, device=device)).flatten()
+    def numbers(self) -> list[int]:
+        """Of each, counted through all blocks of all heads."""
+        return [
+            head * self.per_head + block
+            for head in range(self.heads)
+            for block in range(self.first, self.first + self.count)
+        ]
 
-    def take(self, x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """Of `x [heads, Nq, ...]` the blocks of those numbers, `[G, length, ...]`."""
-        return self._cut(x)[self._place(numbers)]
+    def take(self, x: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+        """Of `x [heads, Nq, ...]` the blocks of those numbers, `[G, length, ...]`; of one block, a view."""
+        if len(numbers) == 1:
+            head, first = self._place(numbers[0])
+            return x[head, first : first + self.length]
+        return self._cut(x)[self._places(numbers, x.device)]
 
-    def put(self, x: torch.Tensor, numbers: torch.Tensor, values: torch.Tensor) -> None:
+    def put(self, x: torch.Tensor, numbers: Sequence[int], values: torch.Tensor) -> None:
         """Write blocks, `[G, length, ...]`, to `x [heads, Nq, ...]`."""
-        self._cut(x)[self._place(numbers)] = values.to(x.dtype)
+        if len(numbers) == 1:
+            self.take(x, numbers).copy_(values)
+        else:
+            self._cut(x)[self._places(numbers, x.device)] = values.to(x.dtype)
 
-    def positions(self, numbers: torch.Tensor) -> torch.Tensor:
+    def positions(self, numbers: Sequence[int], device: torch.device) -> torch.Tensor:
         """Tokens of the blocks of those numbers, int64 `[G, length]`."""
-        first = self.start + (numbers % self.per_head - self.first) * self.length
-        return first[:, None] + torch.arange(self.length, device=numbers.device)
+        within = torch.arange(self.length, device=device)
+        if len(numbers) == 1:
+            return within + self._place(numbers[0])[1]
+        return torch.tensor([self._place(number)[1] for number in numbers], device=device)[:, None] + within
 
     def _cut(self, x: torch.Tensor) -> torch.Tensor:
         return x[:, self.start : self.start + self.count * self.length].unflatten(1, (self.count, self.length))
 
-    def _place(self, numbers: torch.Tensor) -> tuple[torch.Tensor | slice, torch.Tensor | int]:
-        if len(numbers) == 1:  # a view: indexing by tensors takes several calls, which threads wait for
-            head, block = divmod(int(numbers), self.per_head)
-            return slice(head, head + 1), block - self.first
-        return numbers // self.per_head, numbers % self.per_head - self.first
+    def _place(self, number: int) -> tuple[int, int]:
+        """The head of a block, and the first of its tokens."""
+        head, block = divmod(number, self.per_head)
+        return head, self.start + (block - self.first) * self.length
+
+    def _places(self, numbers: Sequence[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = torch.tensor(numbers, device=device)
+        return chosen // self.per_head, chosen % self.per_head - self.first
 
 
-StackedBlocks = tuple[QueryBlocks, torch.Tensor, int]
-"""Query blocks of one length, the numbers of those of a stack, and the steps of the longest of their lists."""
+StackedBlocks = tuple[QueryBlocks, list[int]]
+"""Query blocks of one length, and the numbers of those of a stack."""
 
 
 def query_blocks(heads: int, queries: int, block_m: int) -> list[QueryBlocks]:
@@ -122,10 +141,10 @@ def make_stack(pyramid: Pyramid, steps: torch.Tensor, limit: torch.Tensor | None
         steps: what each block reads.
         limit: int64 `[G, m]`, ascending: the last token that each query sees; None without a causal mask.
     """
-    chosen = steps.flatten()
+    chosen = steps.view(-1)
 
     def pick(table: torch.Tensor) -> torch.Tensor:
-        return in_steps(table, pyramid).index_select(0, chosen).view(len(steps), -1)
+        return in_steps(table, pyramid).index_select(0, chosen).view(*steps.shape[:-1], -1)
 
     log_count = pick(pyramid.log_count)
     return Stack(
@@ -139,14 +158,14 @@ def make_stack(pyramid: Pyramid, steps: torch.Tensor, limit: torch.Tensor | None
 
 def in_steps(table: torch.Tensor, pyramid: Pyramid) -> torch.Tensor:
     """A view of a table `[H, P + S, ...]` with a row a step."""
-    return table.view(len(table) * (pyramid.nothing + 1), -1)
+    return table.view(pyramid.steps, -1)
 
 
 def _frontier(last_token: torch.Tensor, log_count: torch.Tensor, limit: torch.Tensor) -> Frontier | None:
-    hidden_rows = (last_token > limit[:, :1]).any(0)
+    hidden_rows = (last_token > limit[..., :1]).view(-1, last_token.shape[-1]).any(0)
     if not hidden_rows.any():
         return None
     cut = int(hidden_rows.int().argmax())
     first = last_token.masked_fill(log_count == -torch.inf, torch.iinfo(last_token.dtype).max).amin(-1)
-    empty = limit < first[:, None]
-    return Frontier(cut, last_token[:, None, cut:] > limit[:, :, None], empty if empty.any() else None)
+    empty = limit < first[..., None]
+    return Frontier(cut, last_token[..., None, cut:] > limit[..., None], empty if empty.any() else None)
