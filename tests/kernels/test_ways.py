@@ -86,16 +86,17 @@ def test_what_is_hidden_does_not_spoil(way):
 @pytest.mark.parametrize(
     ("wide", "bfloat16", "tiles", "dtype", "work", "way"),
     [
-        (False, False, False, torch.float32, 1 << 20, FUSED),
-        (False, False, False, torch.bfloat16, 1 << 20, FUSED),
-        (True, False, False, torch.float32, 1 << 20, FUSED),
-        (True, False, False, torch.bfloat16, 1 << 20, FUSED),
+        (False, False, False, torch.float32, 1 << 20, STACKS),
+        (False, False, False, torch.bfloat16, 1 << 20, STACKS),
+        (True, False, False, torch.float32, 1 << 20, STACKS),
+        (True, False, False, torch.bfloat16, 1 << 20, STACKS),
         (True, True, False, torch.bfloat16, 1 << 24, STACKS),
         (True, True, False, torch.bfloat16, 1 << 25, BLOCKS),
-        (True, True, False, torch.float16, 1 << 20, FUSED),
+        (True, True, False, torch.float16, 1 << 20, STACKS),
         (False, False, False, torch.bfloat16, 1 << 25, BLOCKS),
         (True, True, False, torch.float16, 1 << 25, BLOCKS),
         (True, True, True, torch.bfloat16, 1 << 25, FUSED),
+        (True, True, True, torch.float32, 1 << 20, FUSED),
         (True, True, True, torch.float32, 1 << 25, FUSED),
     ],
 )

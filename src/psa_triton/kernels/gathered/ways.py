@@ -37,10 +37,10 @@ class Way:
 
 
 FUSED: Final = Way("fused", stacks=True, threads=False, fused=True)
-"""Few large calls of torch's own attention, on any device; on a CPU as fast as products in float32, or with AMX."""
+"""Few large calls of torch's own attention, on any device; on a CPU the fastest with AMX."""
 
 STACKS: Final = Way("stacks", stacks=True, threads=False, fused=False)
-"""Batched products and a softmax: faster where a CPU has AVX-512 for bfloat16, which torch's attention wastes."""
+"""Batched products and a softmax: best for short lists."""
 
 BLOCKS: Final = Way("blocks", stacks=False, threads=True, fused=False)
 """Products and a softmax of single blocks: best for long lists."""
@@ -59,9 +59,8 @@ def choose_way(dtype: torch.dtype, device: torch.device, work: float) -> Way:
     """
     if device.type != "cpu" or has_tiles():
         return FUSED
-    if products_outrun_attention(dtype):
-        return BLOCKS if work >= 2 * _LARGE_BLOCK else STACKS
-    return BLOCKS if work >= _LARGE_BLOCK else FUSED
+    large = 2 * _LARGE_BLOCK if products_outrun_attention(dtype) else _LARGE_BLOCK
+    return BLOCKS if work >= large else STACKS
 
 
 def products_outrun_attention(dtype: torch.dtype) -> bool:
