@@ -109,7 +109,7 @@ def attend(
     if reading.qk_dtype == "int8" and needs_grad:
         raise ValueError("qk_dtype: expected auto where a gradient is wanted, as rounding has none, got int8")
     mean = None
-    if reading.qk_dtype == "int8" or (q.dtype == torch.bfloat16 and reading.impl in ("cpu", "torch")):
+    if reading.qk_dtype == "int8":
         mean = mean_key(k.detach(), blocks.key_mask)
         k = k - mean
     if reading.impl == "reference":

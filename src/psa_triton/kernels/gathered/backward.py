@@ -64,11 +64,12 @@ def pyramid_attention_backward(
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     with torch.no_grad():
         for b, of_keys, of, pyramid in pyramids(k, v, levels, blocks, reading):
+            common = pyramid.common_logit(q[b, of], reading.scale)
             heads = _Heads(
                 q=q[b, of],
                 grad_out=grad_out[b, of],
                 out=out[b, of],
-                lse=lse[b, of],
+                lse=lse[b, of] if common is None else lse[b, of] - common,
                 grad_lse=grad_lse[b, of],
                 grad_q=grad_q[b, of],
                 pyramid=pyramid,
@@ -86,7 +87,9 @@ def pyramid_attention_backward(
             share_tasks(partial(_add_shares, heads), of_threads, threads=way.threads)
             for more in sums[1:]:
                 sums[0].add(more)
-            grad_k[b, of_keys] = unpool_key_gradient(sums[0].keys, sums[0].spread, k[b, of_keys], pyramid)
+            grad_k[b, of_keys] = unpool_key_gradient(
+                sums[0].keys, sums[0].spread, pyramid.less_mean(k[b, of_keys]), pyramid
+            )
             grad_v[b, of_keys] = unpool_gradient(sums[0].values, pyramid.layout, pyramid.kept)
             del pyramid, heads, sums  # before the next are built
     return grad_q, grad_k, grad_v

@@ -61,6 +61,9 @@ def pyramid_attention(
                 blocks.m,
                 way,
             )
+            common = None if lse is None else pyramid.common_logit(q[b, heads], reading.scale)
+            if lse is not None and common is not None:
+                lse[b, heads] += common
             del pyramid  # before the next is built
     return out, lse
 

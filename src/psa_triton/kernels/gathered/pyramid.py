@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from psa_triton.blocks import Blocks
 from psa_triton.kernels.gathered.schedule import Schedule, make_schedule, step_size
 from psa_triton.kernels.int8 import rounded
+from psa_triton.kernels.mean_key import mean_key
 from psa_triton.kernels.reading import Reading
 from psa_triton.products import wide
 from psa_triton.pyramid import (
@@ -48,6 +49,8 @@ class Pyramid:
     """int64 `[H, P + S]`, of each row. Nothing ends before every token: a causal mask hides none of it."""
     kept: torch.Tensor | None
     """int64 `[P]`, tokens of each row where a key mask leaves some out; else None."""
+    mean_key: torch.Tensor | None
+    """`[H, 1, D]`, taken away from the keys in bfloat16; else None."""
 
     @cached_property
     def nothing(self) -> int:
@@ -58,6 +61,17 @@ class Pyramid:
     def steps(self) -> int:
         """Of all heads together."""
         return len(self.log_count) * (self.nothing + 1)
+
+    def less_mean(self, k: torch.Tensor) -> torch.Tensor:
+        """Keys `[H, Nk, D]` as they went into the rows."""
+        return k if self.mean_key is None else k - self.mean_key
+
+    def common_logit(self, q: torch.Tensor, scale: float) -> torch.Tensor | None:
+        """What the mean key would add to all logits of each query `[Hq, Nq, D]`: `[Hq, Nq]`; None without."""
+        if self.mean_key is None:
+            return None
+        mean = wide(self.mean_key).repeat_interleave(len(q) // len(self.mean_key), dim=0)
+        return torch.bmm(wide(q), mean.mT)[..., 0] * scale
 
     def schedule(self, levels: torch.Tensor) -> Schedule:
         """What the query blocks of the heads that read this, `levels` int8 `[Hq, nq, nk]`, read of it."""
@@ -88,6 +102,10 @@ def _build(
 ) -> Pyramid:
     """Of keys and values `[H, Nk, D]`; `keep`, bool `[Nk]`, says which tokens are there; None if all are."""
     heads, more = len(k), step_size(layout)
+    mean = None
+    if k.dtype == torch.bfloat16 and reading.qk_dtype != "int8":  # for int8 it is gone already
+        mean = mean_key(k[None], None if keep is None else keep[None])[0]
+        k = k - mean
     if keep is None or keep.all():
         log_count, last_token = _whole_tables(layout, heads, wide(k[:0]).dtype, k.device)
         kept = None
@@ -105,7 +123,7 @@ def _build(
     if reading.pool_correction == "isotropic":
         spread = wide(k[:0]).new_empty(heads, layout.rows + more)
         write_spread(k, layout, spread, kept)
-    return Pyramid(keys, values, spread, layout, log_count, last_token, kept)
+    return Pyramid(keys, values, spread, layout, log_count, last_token, kept, mean)
 
 
 @lru_cache(maxsize=32)
