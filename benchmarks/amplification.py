@@ -37,6 +37,7 @@ from psa_triton.tools.generation import (
 PROMPTS: Final = ("a red square moving left", "a blue ring moving up", "a green cross moving right")
 NOISE: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2)
 BUDGETS: Final = (0.15, 0.3, 0.6, 0.8, 0.9)
+STEPS: Final = 12
 SEED: Final = 42
 
 
@@ -116,7 +117,7 @@ def measure(pipe: WanPipeline, requests: Sequence[VideoRequest]) -> list[dict[st
 
 def sparse_attentions() -> list[Attention]:
     """Budget mode at several budgets, and the default shares, from the first step on; then with a dense layer."""
-    base = PSAConfig(block_m=32, block_n=32, mask_mode="budget", importance="representative")
+    base = PSAConfig(mask_mode="budget", importance="representative")
     budgets = [Attention(name=f"budget {budget:g}", config=base.replace(budget=budget)) for budget in BUDGETS]
     shares = {1: (0.0, 0.1), 2: (0.1, 0.15), 8: (0.15, 0.35), 0: (0.35, 1.0)}
     default = base.replace(mask_mode="topk", importance="sampled", mask_ratios=shares)
@@ -130,7 +131,7 @@ def sparse_attentions() -> list[Attention]:
 def page(report: Report) -> str:
     """A table for each guidance."""
     words = (
-        f"{MODEL}, {report['videos']} videos, no dense steps. Error: relative L2, of self-attention's outputs in the",
+        f"{MODEL}, {report['videos']} videos of {STEPS} steps, none of them dense. Error: relative L2, of self-attention's outputs in the",
         "first step, mean over layers. PSNR to the video with dense attention, mean over videos (least to most).",
     )
     columns = {"density": "{density:.2f}", "error": "{error:.3f}", "PSNR, dB": "{mean:.1f} ({least:.1f}-{most:.1f})"}
@@ -145,8 +146,8 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--quick", action="store_true", help="one video of two steps, to try this script")
     args = parser.parse_args()
-    prompts, settings = (PROMPTS[:1], {"num_inference_steps": 2}) if args.quick else (PROMPTS, {})
-    requests = make_requests(find_source(MODEL), prompts, seed=SEED, settings=settings)
+    prompts, steps = (PROMPTS[:1], 2) if args.quick else (PROMPTS, STEPS)
+    requests = make_requests(find_source(MODEL), prompts, seed=SEED, settings={"num_inference_steps": steps})
     pipe, run, rows = built_in(), Run("amplification", args.output), []
     with torch.no_grad():
         for guidance in (requests[0].guidance_scale, 1.0):

@@ -2,7 +2,7 @@
 
 Sequences of 1, 2, 3, ... key blocks are cut out of the built-in video model's tensors (its first frames, or part of the
 first), and made as smooth random fields. Presets are taken as shipped but for their blocks, 64 queries and 32 keys, so
-that there are enough of these in 1,152 tokens. The presets of language models see random walks under a causal mask.
+that there are enough of these in few tokens. The presets of language models see random walks under a causal mask.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def input_sets(*, quick: bool) -> list[InputSet]:
         vit = InputSet("bikes/rope", partial(_vit, "bikes", "rope", LAYERS[1:2], QUICK_GRID), "vit", block_m=32)
         return [_text_set(1024, TEXT_LAYERS[1:2]), *made, vit]
     return [
-        InputSet("tiny-wan", tiny_wan_cases, block_m=32, block_n=32),
+        InputSet("tiny-wan", tiny_wan_cases),
         _text_set(8192, TEXT_LAYERS),
         *(InputSet(case, partial(_made, case)) for case in CASES),
         *(InputSet(f"{clip}/{way}", partial(_vit, clip, way), "vit") for clip in CLIPS for way in VARIANTS),

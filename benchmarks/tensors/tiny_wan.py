@@ -24,13 +24,13 @@ from psa_triton.tools.inspection.inputs import AttentionInputs
 from psa_triton.tools.inspection.probe import READ_ALL, Probe
 from tensors import AttentionTensors, cached
 
-MODEL: Final = "tiny-wan-1k"
-STEPS: Final = (1, 4, 8)
+MODEL: Final = "tiny-wan"
+STEPS: Final = (2, 8, 16)
 """Denoising steps recorded, counted from 0: noise, the shape is settled, details."""
 
 
 def tiny_wan_cases() -> Iterator[AttentionTensors]:
-    """Every layer at every step, all three heads, D = 64. The video is made once and takes seconds."""
+    """Every layer at every step, all three heads, D = 64. The video is made once and takes a minute."""
     (request,) = make_requests(find_source(MODEL), ["a red square moving left"], seed=42, settings={})
     grid = ((request.num_frames - 1) // 4 + 1, request.height // 8, request.width // 8)
     file = cached(f"{MODEL}_steps_{'_'.join(map(str, STEPS))}", lambda: record(built_in(), request))

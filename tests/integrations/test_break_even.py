@@ -45,6 +45,14 @@ def test_what_costs_more_pays_later():
     assert break_even.typical_density(capped.replace(use_sim_mask=False)) == pytest.approx(0.125)
 
 
+def test_layers_that_are_dense_anyway_do_not_count():
+    config = load_presets_file().sections["tiny-wan"].attention_configs["psa_budget"].config()
+    assert 1.0 in config.budget_table[0].budgets
+    assert break_even.typical_density(config) == pytest.approx(config.budget)
+    everything = config.replace(budget_table=[{"start": 0.0, "budgets": [1.0, 1.0]}])
+    assert break_even.break_even(everything, torch.float32, "cpu") == math.inf
+
+
 def test_instructions_for_bfloat16_make_it_pay_sooner_unless_dense_attention_has_them_too(processor):
     narrow, wide = (break_even.break_even(READS_A_TENTH, dtype, "cpu") for dtype in (torch.bfloat16, torch.float32))
     assert (narrow > wide) - (narrow < wide) == {"plain": 0, "fast products": -1, "tiles": 1}[processor]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final
 
 import torch
@@ -71,9 +72,13 @@ def break_even(
 
 
 def typical_density(config: PSAConfig) -> float:
-    """What `config` reads of a sequence of middling length: shares of mass take about half as many blocks."""
+    """What `config` reads of a sequence of middling length: shares of mass take about half as many blocks.
+
+    Of a table it is the mean of the layers that run sparse: those with a budget of 1 are dense anyway.
+    """
     if config.mask_mode == "budget":
-        return max([config.budget, *(budget for row in config.budget_table for budget in row.budgets)])
+        of_layers = [budget for row in config.budget_table for budget in row.budgets] or [config.budget]
+        return fmean([budget for budget in of_layers if budget < 1] or [1.0])
     # A cap by similarity may make every level 1.
     shares = (
         (upper - lower) / (1 if config.use_sim_mask else level)
