@@ -131,8 +131,9 @@ def sparse_attentions() -> list[Attention]:
 def page(report: Report) -> str:
     """A table for each guidance."""
     words = (
-        f"{MODEL}, {report['videos']} videos of {STEPS} steps, none of them dense. Error: relative L2, of self-attention's outputs in the",
-        "first step, mean over layers. PSNR to the video with dense attention, mean over videos (least to most).",
+        f"{MODEL}, {report['videos']} videos of {STEPS} steps, none of them dense. Error: relative L2, of",
+        "self-attention's outputs in the first step, mean over layers. PSNR to the video with dense attention, mean",
+        "over videos (least to most).",
     )
     columns = {"density": "{density:.2f}", "error": "{error:.3f}", "PSNR, dB": "{mean:.1f} ({least:.1f}-{most:.1f})"}
     lines = heading(report, "Error of attention and of videos", *words)

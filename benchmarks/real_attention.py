@@ -114,14 +114,15 @@ def page(report: Report) -> str:
         "reads. Vision transformer: four layers, six heads, 20,736 tokens (16x36x36) of two clips; `rope`: with a",
         "3D rotary embedding on queries and keys. `exact` importance is a lower bound that none can have for free.",
     )
-    lines = [
-        *heading(report, "Real attention", *words),
-        *("", f"![Error against cost]({report['picture']})", "", "## Vision transformer", ""),
-        *_table(report, report["vit_sets"], mean=True),
-        *("", "## The built-in video model, text, random inputs, and inputs made to break sparse attention", ""),
-        *("Made inputs have values that are noise: where attention is flat all that is left out is lost.", ""),
-        *_table(report, report["other_sets"], mean=False),
-    ]
+    lines = [*heading(report, "Real attention", *words), "", f"![Error against cost]({report['picture']})"]
+    if report["vit_sets"]:
+        lines += ["", "## Vision transformer", "", *_table(report, report["vit_sets"], mean=True)]
+    if report["other_sets"]:
+        lines += [
+            *("", "## The built-in video model, text, random inputs, and inputs made to break sparse attention", ""),
+            *("Made inputs have values that are noise: where attention is flat all that is left out is lost.", ""),
+            *_table(report, report["other_sets"], mean=False),
+        ]
     return "\n".join([*lines, ""])
 
 
@@ -149,15 +150,16 @@ def _mean(report: Report, group: str, method: Method, sets: list[str], cost: flo
 
 
 def draw(report: Report) -> Figure:
-    """A panel for each group: error against cost, mean over the vision transformer's sets."""
+    """A panel for each group: error against cost, mean over the vision transformer's sets, or else over the others."""
+    shown = report["vit_sets"] or report["other_sets"]
     points = [
         (group, method.name, cost, error)
         for group in report["groups"]
         for method in GROUPS[group]
         for cost in report["costs"]
-        if (error := _mean(report, group, method, report["vit_sets"], cost)) is not None
+        if (error := _mean(report, group, method, shown, cost)) is not None
     ]
-    words = "relative error of the output, mean over the vision transformer's sets"
+    words = f"relative error of the output, mean over {', '.join(shown)}"
     return curves(points, "total cost, share of dense attention", words, line=SHOWN_COST)
 
 
@@ -165,6 +167,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny inputs and two costs, to try this script")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="questions")
+    parser.add_argument("--sets", nargs="+", metavar="SET", help="names of inputs; by default all")
     parser.add_argument("--blocks", type=int, default=16, help="query blocks of each head that are looked at")
     args = parser.parse_args()
     costs = QUICK_COSTS if args.quick else COSTS
@@ -172,6 +175,8 @@ def main() -> None:
     sets: dict[str, list[str]] = {"vit_sets": [], "other_sets": []}
     with torch.no_grad():
         for inputs in input_sets(quick=args.quick):
+            if args.sets and inputs.name not in args.sets:
+                continue
             rows += run.piece(inputs.name, measure, inputs, args.groups, costs, args.blocks)
             sets["vit_sets" if inputs.kind == "vit" else "other_sets"].append(inputs.name)
     run.write({"blocks": args.blocks, "costs": costs, "groups": args.groups, **sets, "rows": rows}, page, draw)
