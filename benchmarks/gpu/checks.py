@@ -12,10 +12,13 @@ from torch import Tensor
 
 from gpu.cases import BLOCK_M, BLOCK_N, BLOCKS, DTYPE, ESTIMATORS, Inputs, levels_of, sparse
 from psa_triton.blocks import Blocks
+from psa_triton.gpu import current_target
 from psa_triton.importance import block_importance
 from psa_triton.kernels import pyramid_attention
+from psa_triton.kernels.triton.tiles import Tiles
 from psa_triton.levels import densities_triton, read_density, select_levels, similarity_caps
 from psa_triton.levels.budget import budget_levels, expected_errors
+from psa_triton.tools.bench.tiles import candidates, only
 
 MARGIN: Final = 2.0
 """A result may be this many times as far from the definition as torch's steps in the same dtype are."""
@@ -83,6 +86,10 @@ def smoke_checks(device: torch.device) -> Iterator[Check]:
         marks += ", in 8 bits" * (qk_dtype == "int8")
         run = _attention(device, n, dim, causal, masked, correction, qk_dtype)
         yield Check(f"attention, n={n}, D={dim}{marks}", run)
+    if current_target(device) == "sm_90":
+        for dim in (64, 128):
+            for tiles in candidates("sm_90", "attend_tma", DTYPE.itemsize, dim):
+                yield Check(f"attention by TMA, D={dim}, tiles of {tiles.n}", _by_tma(device, dim, tiles))
     for method in (*ESTIMATORS, "finely_sampled", "representative"):
         for causal in (False, True):
             yield Check(f"importance, {method}{', causal' * causal}", _importance(device, method, causal), "reference")
@@ -138,6 +145,18 @@ def _attention(
             return {"output": out}
         of_q, of_k, of_v = torch.autograd.grad(out, leaves, upstream.to(dtype))
         return {"output": out.detach(), "gradient of q": of_q, "gradient of k": of_k, "gradient of v": of_v}
+
+    return run
+
+
+def _by_tma(device: torch.device, dim: int, tiles: Tiles) -> Any:
+    from psa_triton.kernels.triton import forward_tma  # noqa: F401  # so that it is missed where it was not launched
+
+    plain = _attention(device, BLOCK_N, dim, False, False, "none", "auto")
+
+    def run(impl: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        with only(tiles, "attend_tma"):
+            return plain(impl, dtype)
 
     return run
 
