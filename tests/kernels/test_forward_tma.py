@@ -80,6 +80,7 @@ def test_as_good_as_eager(monkeypatch, queries, keys, dim, dtype, tile):
         ("mbarrier.wait(filled.index(slot), t // SLOTS & 1)", "pass"),
         ("mbarrier.arrive(read.index(slot), count=1)", "pass"),
         ("mbarrier.init(read.index(slot), count=2)", "mbarrier.init(read.index(slot), count=1)"),
+        ("mbarrier.arrive(turns.index(1 - half), count=1)\n\n", "pass\n\n"),
         ("expect(bar, 4", "expect(bar, 2"),
         ("(slot * PARTS + part) * BOXES + box", "(slot * BOXES + box) * PARTS + part"),
         ("tokens % BLOCK_N >> shift", "BLOCK_N >> shift"),
@@ -113,3 +114,8 @@ def test_all_else_is_left_to_the_default_kernel():
     assert not suits(k=k[..., :32])
     assert not suits(k=torch.zeros(2, 1, 200, 68, dtype=k.dtype)[..., :64])
     assert not suits(k=torch.zeros(2, 1, 200, 72, dtype=k.dtype)[..., 4:68])
+
+
+def test_tiles_that_it_is_not_made_for(monkeypatch):
+    with pytest.raises(ValueError, match=r"expected tiles of attend_tma .* at least 2 stages, got .*stages=1"):
+        attend(monkeypatch, *inputs(40, 64, 64), Tiles(128, 64, 64, 4, 1))

@@ -26,7 +26,7 @@ from psa_triton.gpu import Launch
 from psa_triton.kernels.triton.operands import Operands
 from psa_triton.kernels.triton.rows import query_tile
 from psa_triton.kernels.triton.schedule import BlockLists
-from psa_triton.kernels.triton.tiles import Tiles
+from psa_triton.kernels.triton.tiles import Tiles, user_file
 from psa_triton.pyramid.pooling_triton import pooled_rows
 
 _WIDE = gl.constexpr(64)
@@ -42,7 +42,16 @@ _load_box = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 def attend_tma(
     operands: Operands, lists: BlockLists, blocks: Blocks, scale: float, tiles: Tiles, out: Tensor, lse: Tensor
 ) -> None:
-    """`forward.attend` of what `forward.suits_tma` lets through, into `out` and `lse`; `tiles.stages` are in flight."""
+    """`forward.attend` of what `forward.suits_tma` lets through, into `out` and `lse`, by a ring of `tiles.stages`.
+
+    Raises:
+        ValueError: the kernel is not made for such tiles.
+    """
+    if (tiles.m, tiles.warps) != (128, 4) or tiles.n not in (64, 128) or tiles.stages < 2:
+        raise ValueError(
+            f"{user_file()}: expected tiles of attend_tma to have 128 queries, 64 or 128 keys, 4 warps and at least "
+            f"2 stages, got {tiles}; write them anew with `psa bench --tune-kernels`"
+        )
     q, k, v = operands.q, operands.k, operands.v
     batch, heads, queries, dim = q.shape
     boxes = {}
@@ -109,6 +118,9 @@ def _attend_tma_kernel(
     values = gl.allocate_shared_memory(dtype, [SLOTS, TILE_N, DIM], ring_layout)
     filled = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     read = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for half in gl.static_range(2):
+        mbarrier.init(turns.index(half), count=1)
     for slot in gl.static_range(SLOTS):
         mbarrier.init(filled.index(slot), count=1)
         mbarrier.init(read.index(slot), count=2)
@@ -121,8 +133,8 @@ def _attend_tma_kernel(
     # The first partition has the four warps of the launch, and the registers that the others leave.
     gl.warp_specialize(
         [
-            (_attend_half, (0, tile, q_memory, of_queries, ring, starts, BLOCK_N, SHIFTS)),
-            (_attend_half, (1, tile, q_memory, of_queries, ring, starts, BLOCK_N, SHIFTS)),
+            (_attend_half, (0, tile, q_memory, of_queries, ring, turns, starts, BLOCK_N, SHIFTS)),
+            (_attend_half, (1, tile, q_memory, of_queries, ring, turns, starts, BLOCK_N, SHIFTS)),
             (_fetch, (levels, of_head, ring, blocks, starts, BLOCK_N, SHIFTS)),
         ],
         [4, 1],
@@ -165,7 +177,7 @@ def _fetch_level(t, k, v, of_head, ring, blocks, starts, shift: gl.constexpr, RO
 
 
 @gluon.jit
-def _attend_half(half, tile, q_memory, of_queries, ring, starts, BLOCK_N: gl.constexpr, SHIFTS: gl.constexpr):
+def _attend_half(half, tile, q_memory, of_queries, ring, turns, starts, BLOCK_N: gl.constexpr, SHIFTS: gl.constexpr):
     """Online softmax of half a query block over the tiles in the ring."""
     keys, values, filled, read = ring
     q, q_step, q_column, out, o_step, o_column, lse, scale, queries, tokens = of_queries
@@ -192,6 +204,8 @@ def _attend_half(half, tile, q_memory, of_queries, ring, starts, BLOCK_N: gl.con
     nothing = gl.zeros((_HALF_M, TILE_N), gl.float32, logit_layout)
     n = gl.arange(0, TILE_N, gl.SliceLayout(0, logit_layout))
     t = 0
+    # Halves take turns at products, so that one multiplies while the other computes weights.
+    mbarrier.wait(turns.index(half), 1 ^ half)
     for shift in range(SHIFTS):
         rows = BLOCK_N >> shift
         begin = gl.load(starts)
@@ -203,6 +217,7 @@ def _attend_half(half, tile, q_memory, of_queries, ring, starts, BLOCK_N: gl.con
             mbarrier.wait(filled.index(slot), t // SLOTS & 1)
             products = warpgroup_mma(q_memory, keys.index(slot).permute((1, 0)), nothing, use_acc=False, is_async=True)
             products = warpgroup_mma_wait(0, deps=(products,))
+            mbarrier.arrive(turns.index(1 - half), count=1)
             factor = scale
             bias = shift * 1.0
             if at + TILE_N > whole:
@@ -221,10 +236,12 @@ def _attend_half(half, tile, q_memory, of_queries, ring, starts, BLOCK_N: gl.con
             top = new_top
             total = total * gl.convert_layout(fade, gl.SliceLayout(1, total_layout))[:, None]
             weights = gl.convert_layout(weights.to(keys.dtype), weight_layout)
+            mbarrier.wait(turns.index(half), (t & 1) ^ half)
             total = warpgroup_mma(weights, values.index(slot), total, is_async=True)
             total = warpgroup_mma_wait(0, deps=(total,))
             mbarrier.arrive(read.index(slot), count=1)
             t += 1
+    mbarrier.arrive(turns.index(1 - half), count=1)
 
     is_empty = mass == 0.0  # the query saw nothing
     mass = gl.where(is_empty, 1.0, mass)

@@ -17,7 +17,7 @@ import torch
 
 from psa_triton.blocks import Blocks
 from psa_triton.gpu import current_target
-from psa_triton.kernels import pyramid_attention
+from psa_triton.kernels import Reading, attend
 from psa_triton.kernels.triton.forward import suits_tma
 from psa_triton.kernels.triton.operands import Operands
 from psa_triton.kernels.triton.tiles import Case, Tiles, table_dim, user_file
@@ -113,18 +113,17 @@ def try_tiles(
         for h in (shape.heads, shape.key_heads, shape.key_heads)
     )
     shares = torch.tensor([1, 1, 2, 4, 8, 8, 8] + 13 * [0], dtype=torch.int8, device=inputs.device)
-    blocks = (1, shape.heads, -(-shape.tokens // block_m), -(-shape.tokens // block_n))
-    levels = shares[torch.randint(len(shares), blocks, device=inputs.device)]
+    blocks = Blocks.of(q, k, block_m, block_n, shape.is_causal)
+    levels = shares[torch.randint(len(shares), (1, shape.heads, blocks.rows, blocks.columns), device=inputs.device)]
+    reading = Reading(shape.dim**-0.5, "none", int(shares.max()), "auto", "triton")
 
     def forward() -> torch.Tensor:
-        return pyramid_attention(
-            q, k, v, levels, block_m=block_m, block_n=block_n, is_causal=shape.is_causal, impl="triton"
-        )
+        return attend(q, k, v, levels, blocks, reading)[0]
 
     with only(None):
         out = forward()
     plain = Operands(q, k, v, k, v, key_step=None, spread=None, row_bias=None, row_last=None)
-    by_tma = suits_tma(plain, int(shares.max()).bit_length(), Blocks.of(q, k, block_m, block_n, shape.is_causal), 1.0)
+    by_tma = suits_tma(plain, reading.coarsest.bit_length(), blocks, reading.scale)
     for kernel in ("attend", *["attend_tma"] * by_tma, "query_gradient", "row_gradient"):
         for tiles in candidates(current_target(inputs.device), kernel, inputs.itemsize, table_dim(shape.dim)):
             with only(tiles, kernel):
