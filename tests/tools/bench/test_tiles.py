@@ -8,6 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources
+
 from psa_triton.kernels.triton import tiles
 from psa_triton.kernels.triton.tiles import Tiles, choose_tiles
 from psa_triton.tools.bench import tiles as bench
@@ -34,7 +36,7 @@ def test_the_fastest_that_runs_is_written_and_then_taken(tmp_path, monkeypatch):
         if calls == 1:
             call()
         if calls == 2:
-            raise RuntimeError("out of resource: shared memory")
+            raise OutOfResources(232_449, 232_448, "shared memory")
         return {4: 0.5}.get(calls, 1.0 + calls)
 
     trials = list(try_tiles(shape, 32, 32, torch.empty(0, dtype=torch.bfloat16), measure))

@@ -14,6 +14,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import torch
+from triton.errors import TritonError
 
 from psa_triton.blocks import Blocks
 from psa_triton.gpu import current_target
@@ -134,7 +135,8 @@ def try_tiles(
                             seconds = measure(forward) if agrees else None
                     else:
                         seconds = measure(lambda: torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True))
-                except (RuntimeError, ValueError) as error:  # too much shared memory, or no code for it
+                # Too much shared memory, no code for it, or a Triton without what it is written in.
+                except (TritonError, ImportError, RuntimeError, ValueError) as error:
                     if "CUDA error" in str(error):
                         raise
                     yield Trial(kernel, tiles, None)
