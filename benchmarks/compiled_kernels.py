@@ -43,10 +43,14 @@ from psa_triton.kernels import triton as kernels
 from psa_triton.kernels.reading import Reading
 from psa_triton.levels import densities_triton, select_levels, similarity_caps
 from psa_triton.levels.budget import allocation_triton, spread_triton
+from psa_triton.tools.bench.tiles import candidates, only
 
 HEADS, TOKENS = 12, 75_600
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DIMS = (64, 128)
+
+BY_TMA = "forward, TMA"
+"""What sm_90 alone has, in 16 bits."""
 
 Launches = dict[str, Launch]
 
@@ -82,6 +86,12 @@ def video(dtype: torch.dtype, dim: int) -> torch.Tensor:
 
 def forward(dtype: torch.dtype, dim: int, **settings: Any) -> None:
     kernels.pyramid_attention(*attention_inputs(dtype, dim, **settings))
+
+
+def forward_by_tma(dtype: torch.dtype, dim: int) -> None:
+    """The forward where a user's table names the kernel that nothing else chooses; on sm_90 alone."""
+    with only(candidates("sm_90", "attend_tma", 2, dim)[0], "attend_tma"):
+        forward(dtype, dim)
 
 
 def backward(dtype: torch.dtype, dim: int, **settings: Any) -> None:
@@ -145,7 +155,12 @@ def caps(dtype: torch.dtype, dim: int) -> None:
     similarity_caps(video(dtype, dim), 64, SimThresholds(), impl="triton")
 
 
-PATHS: dict[str, Callable[[torch.dtype, int], None]] = {"forward": forward, "backward": backward, "sampled": importance}
+PATHS: dict[str, Callable[[torch.dtype, int], None]] = {
+    "forward": forward,
+    BY_TMA: forward_by_tma,
+    "backward": backward,
+    "sampled": importance,
+}
 """What is launched for a dtype and a head dimension."""
 
 VARIANTS: dict[str, Callable[[torch.dtype, int], None]] = {
@@ -233,6 +248,8 @@ class Compiled:
     instructions: int = 0
     tensor_core: dict[str, int] = field(default_factory=dict)
     """Tensor-core instructions by kind."""
+    tma: int = 0
+    """Loads of whole boxes."""
     loops: list[Loop] = field(default_factory=list)
     """Innermost loops, in the order of the code, and those with products alone if there are any; NVIDIA alone."""
     in_flight: int | None = None
@@ -301,7 +318,8 @@ def compile_kernel(name: str, launch: Launch, case: Case) -> Compiled:
     made = replace(
         made,
         seconds=time.perf_counter() - began,
-        dots=len(re.findall(r"\btt\.dot\b", kernel.asm["ttir"])),
+        warps=kernel.metadata.num_warps,  # with those of partitions
+        dots=len(re.findall(r"\b(tt\.dot|warp_group_dot)\b", kernel.asm.get("ttir") or kernel.asm["ttgir"])),
         shared=kernel.metadata.shared,
         **read(kernel.asm),
     )
@@ -329,6 +347,7 @@ def read_nvidia(asm: dict[str, Any]) -> dict[str, Any]:
         instructions=len(names),
         # HMMA up to Ampere, HGMMA on Hopper, UTCHMMA and its like on Blackwell
         tensor_core=dict(Counter(name for name in names if re.fullmatch(r"(UTC)?[A-Z]G?MMA", name))),
+        tma=names.count("UTMALDG"),
         loops=loops,
         in_flight=min((loop.in_flight for loop in loops if loop.asynchronous), default=None),
     )
@@ -379,7 +398,8 @@ def chosen_cases(args: argparse.Namespace) -> list[Case]:
         inputs = [(target, *kind) for target in args.target for kind in QUICK[TARGETS[target].gpu.backend]]
     else:
         inputs = list(product(args.target, args.dtype, args.dim))
-    return [Case(path, *kind) for path in (PATHS if args.quick else PATHS | VARIANTS) for kind in inputs]
+    cases = [Case(path, *kind) for path in (PATHS if args.quick else PATHS | VARIANTS) for kind in inputs]
+    return [case for case in cases if case.path != BY_TMA or (case.target == "sm_90" and case.dtype != "fp32")]
 
 
 def compiled_with(folder: Path) -> list[dict[str, Any]]:

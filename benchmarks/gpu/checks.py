@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -13,9 +13,12 @@ from torch import Tensor
 from gpu.cases import BLOCK_M, BLOCK_N, BLOCKS, DTYPE, ESTIMATORS, Inputs, levels_of, sparse
 from psa_triton.blocks import Blocks
 from psa_triton.importance import block_importance
-from psa_triton.kernels import pyramid_attention
+from psa_triton.kernels import Reading, attend, pyramid_attention
+from psa_triton.kernels.triton import tiles as tables
 from psa_triton.levels import densities_triton, read_density, select_levels, similarity_caps
 from psa_triton.levels.budget import budget_levels, expected_errors
+from psa_triton.ratios import COARSEST_LEVEL
+from psa_triton.tools.bench.tiles import candidates, only
 
 MARGIN: Final = 2.0
 """A result may be this many times as far from the definition as torch's steps in the same dtype are."""
@@ -83,6 +86,10 @@ def smoke_checks(device: torch.device) -> Iterator[Check]:
         marks += ", in 8 bits" * (qk_dtype == "int8")
         run = _attention(device, n, dim, causal, masked, correction, qk_dtype)
         yield Check(f"attention, n={n}, D={dim}{marks}", run)
+    if tables.current_target(device) == "sm_90":
+        for dim in (64, 128):
+            for tiles in candidates("sm_90", "attend_tma", DTYPE.itemsize, dim):
+                yield Check(f"attention by TMA, D={dim}, tiles of {tiles.n}", _by_tma(device, dim, tiles))
     for method in (*ESTIMATORS, "finely_sampled", "representative"):
         for causal in (False, True):
             yield Check(f"importance, {method}{', causal' * causal}", _importance(device, method, causal), "reference")
@@ -116,7 +123,14 @@ def _qkv(device: torch.device, dim: int) -> list[Tensor]:
 
 
 def _attention(
-    device: torch.device, n: int, dim: int, causal: bool, masked: bool, correction: str, qk_dtype: str
+    device: torch.device,
+    n: int,
+    dim: int,
+    causal: bool,
+    masked: bool,
+    correction: str,
+    qk_dtype: str,
+    coarsest: int = 0,
 ) -> Any:
     """Output and, where there are any, gradients."""
     inputs = _qkv(device, dim)
@@ -127,17 +141,30 @@ def _attention(
     levels = torch.tensor([8, 4, 2, 1, 0], dtype=torch.int8)[(rows + columns) % 5]
     levels = levels.masked_fill(columns == rows * BLOCK_M // n, 1).to(device).expand(1, heads, -1, -1).contiguous()
     key_mask = (torch.arange(tokens, device=device) % 5 > 0)[None] if masked else None
-    marks = dict(is_causal=causal, key_mask=key_mask, pool_correction=correction, qk_dtype=qk_dtype)
-    settings = dict(block_m=BLOCK_M, block_n=n, **marks)
+    blocks = Blocks(BLOCK_M, n, tokens, tokens, causal, key_mask)
+    reading = Reading(dim**-0.5, correction, coarsest or min(n, COARSEST_LEVEL), qk_dtype, "reference")
 
     def run(impl: str, dtype: torch.dtype) -> dict[str, Tensor]:
         leaves = [t.to(dtype).requires_grad_(qk_dtype == "auto") for t in inputs]
         eager = impl == "eager"
-        out = _eager(*leaves, causal) if eager else pyramid_attention(*leaves, levels, impl=impl, **settings)
+        how = replace(reading, impl=impl)
+        out = _eager(*leaves, causal) if eager else attend(*leaves, levels, blocks, how)[0]
         if not out.requires_grad:
             return {"output": out}
         of_q, of_k, of_v = torch.autograd.grad(out, leaves, upstream.to(dtype))
         return {"output": out.detach(), "gradient of q": of_q, "gradient of k": of_k, "gradient of v": of_v}
+
+    return run
+
+
+def _by_tma(device: torch.device, dim: int, tiles: tables.Tiles) -> Any:
+    from psa_triton.kernels.triton import forward_tma  # noqa: F401  # so that it is missed where it was not launched
+
+    plain = _attention(device, BLOCK_N, dim, False, False, "none", "auto", coarsest=8)
+
+    def run(impl: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        with only(tiles, "attend_tma"):
+            return plain(impl, dtype)
 
     return run
 

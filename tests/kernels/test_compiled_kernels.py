@@ -82,6 +82,14 @@ def test_full_tiles_of_the_forward_on_hopper(quick):
     assert attend["in_flight"] >= 2
 
 
+def test_the_forward_by_tma(quick):
+    found = [k for k in of_target(quick, "sm_90") if k["kernel"] == "attend_tma"]
+    assert {k["case"]["dim"] for k in found} == {64, 128}
+    for made in found:
+        assert made["tma"] and set(made["tensor_core"]) == {"HGMMA"}
+        assert [loop["instructions"] <= 2 * 350 for loop in made["loops"]] == [True, True]
+
+
 @pytest.mark.parametrize("target", QUICK)
 def test_products_run_on_tensor_cores(quick, target):
     check_tensor_cores(of_target(quick, target), target)

@@ -8,8 +8,11 @@ import torch
 
 pytest.importorskip("triton")
 
+from triton.runtime.errors import OutOfResources
+
 from psa_triton.kernels.triton import tiles
 from psa_triton.kernels.triton.tiles import Tiles, choose_tiles
+from psa_triton.tools.bench import tiles as bench
 from psa_triton.tools.bench.tiles import candidates, only, try_tiles, write_best
 from psa_triton.tools.shapes import find_shape
 
@@ -33,7 +36,7 @@ def test_the_fastest_that_runs_is_written_and_then_taken(tmp_path, monkeypatch):
         if calls == 1:
             call()
         if calls == 2:
-            raise RuntimeError("out of resource: shared memory")
+            raise OutOfResources(232_449, 232_448, "shared memory")
         return {4: 0.5}.get(calls, 1.0 + calls)
 
     trials = list(try_tiles(shape, 32, 32, torch.empty(0, dtype=torch.bfloat16), measure))
@@ -50,6 +53,34 @@ def test_a_smaller_tile_has_fewer_warps_and_a_table_comes_before_the_defaults():
         assert chosen("attend") == Tiles(128, 64, 32, 8, 5)
         assert chosen("attend", block_m=32) == Tiles(32, 64, 32, 4, 5)
         assert chosen("query_gradient") != Tiles(128, 64, 32, 8, 5)
+
+
+def test_a_kernel_by_tma_is_written_where_it_agrees_and_is_faster(tmp_path, monkeypatch):
+    monkeypatch.setenv("PSA_TILES", str(tmp_path / "tiles.json"))
+    for module in (tiles, bench):
+        monkeypatch.setattr(module, "current_target", lambda device: "sm_90")
+    shape = replace(find_shape("tiny-wan"), heads=1, key_heads=1, dim=64, grid=(1, 4, 8), prefix_tokens=0)
+    q, like = torch.empty(1, 1, 8, 64, dtype=torch.bfloat16), torch.empty(0, dtype=torch.bfloat16)
+
+    def written(error, seconds):
+        """Whether it comes into the table, its output being off by `error`; others take a second."""
+
+        def is_asked_for():
+            return tiles.own_tiles("attend_tma", "sm_90", q, 64) is not None
+
+        def attend(q, k, v, *others):
+            return (q + k + v) * (1.0 + error * is_asked_for()), None
+
+        monkeypatch.setattr(bench, "attend", attend)
+        trials = list(try_tiles(shape, 128, 64, like, lambda call: seconds if is_asked_for() else 1.0))
+        assert sum(trial.kernel == "attend_tma" for trial in trials) == 2
+        write_best(trials, "sm_90", torch.bfloat16, shape, 64)
+        tiles._rules.cache_clear()
+        return tiles.own_tiles("attend_tma", "sm_90", q, 64)
+
+    assert written(error=0.0, seconds=0.5) == candidates("sm_90", "attend_tma", 2, 64)[0]
+    assert written(error=0.0, seconds=1.5) is None
+    assert written(error=0.1, seconds=0.5) is None
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from psa_triton.kernels.triton.rows import (
     squared_norm,
 )
 from psa_triton.kernels.triton.schedule import BlockLists
-from psa_triton.kernels.triton.tiles import choose_tiles
+from psa_triton.kernels.triton.tiles import choose_tiles, own_tiles
 
 
 def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) -> tuple[Tensor, Tensor]:
@@ -41,12 +41,28 @@ def attend(operands: Operands, lists: BlockLists, blocks: Blocks, scale: float) 
     q = operands.q
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    if suits_tma(operands, lists.shifts, blocks, scale) and (tiles := own_tiles("attend_tma", "sm_90", q, blocks.n)):
+        from psa_triton.kernels.triton.forward_tma import attend_tma  # of Triton's experimental parts
+
+        attend_tma(operands, lists, blocks, scale, tiles, out, lse)
+        return out, lse
     strides = (q.stride(), operands.k.stride(), operands.v.stride(), out.stride())
     arguments = dict(out=out, lse=lse, scale=abs(scale) * math.log2(math.e), strides=strides)
     kernel = "attend" if operands.key_step is None else "attend_int8"
     tiles = choose_tiles(kernel, q, blocks.m, blocks.n, blocks.is_causal, operands.spread is not None)
     walk(_attend_kernel, operands, lists, blocks, tiles, arguments, dict(NEGATIVE=scale < 0))
     return out, lse
+
+
+def suits_tma(operands: Operands, shifts: int, blocks: Blocks, scale: float) -> bool:
+    """Whether the kernel of `forward_tma` can do this, where a table asks for it; all else is left to the one here."""
+    k, v = operands.k, operands.v
+    is_plain = operands.key_step is None and operands.spread is None and scale >= 0
+    is_seen = not blocks.is_causal and blocks.key_mask is None
+    # Boxes begin at multiples of 16 bytes, and have a multiple of 8 rows.
+    is_aligned = all(x.data_ptr() % 16 == 0 and all(s > 0 and s % 8 == 0 for s in x.stride()[:3]) for x in (k, v))
+    is_shaped = k.dtype.itemsize == 2 and k.shape[3] in (64, 128) and (blocks.m, blocks.n) == (128, 64) and shifts <= 4
+    return is_plain and is_seen and is_aligned and is_shaped
 
 
 @triton.jit

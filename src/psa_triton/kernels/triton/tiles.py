@@ -42,7 +42,7 @@ class Case:
     target: str
     """`sm_90`, `gfx942`."""
     kernel: str
-    """`attend`, `attend_int8`, `query_gradient` or `row_gradient`."""
+    """`attend`, `attend_int8`, `attend_tma`, `query_gradient` or `row_gradient`."""
     bytes: int
     """Of a number of the inputs."""
     dim: int
@@ -67,6 +67,13 @@ def choose_tiles(kernel: str, q: torch.Tensor, block_m: int, rows: int, is_causa
     m = min(tiles.m, max(block_m, SMALLEST_TILE))
     n = min(tiles.n, max(rows, SMALLEST_TILE)) if kernel == "row_gradient" else tiles.n
     return replace(tiles, m=m, n=n, warps=max(tiles.warps * m * n // (tiles.m * tiles.n), min(tiles.warps, 4)))
+
+
+def own_tiles(kernel: str, target: str, q: torch.Tensor, rows: int) -> Tiles | None:
+    """Tiles of a `kernel` for `target` alone, which runs only where a user's own table names it; None elsewhere."""
+    case = Case(current_target(q.device), kernel, q.dtype.itemsize, table_dim(q.shape[-1]), rows, False, False)
+    rules = tuple(rule for rule in _rules(user_file()) if rule[0].get("kernel") == kernel)
+    return _first_match(rules, case) if case.target == target else None
 
 
 def table_dim(dim: int) -> int:
