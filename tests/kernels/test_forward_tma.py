@@ -15,21 +15,19 @@ from psa_triton.kernels.triton import forward, forward_tma, tiles
 from psa_triton.kernels.triton.operands import Operands, pooled_operands
 from psa_triton.kernels.triton.schedule import list_blocks
 from psa_triton.kernels.triton.tiles import Tiles
-from psa_triton.tools.bench.tiles import candidates, only
-
-BLOCKS = dict(block_m=128, block_n=64)
+from psa_triton.tools.bench.tiles import only
 
 
-def attend(monkeypatch, q, k, v, levels, tile, module=forward_tma, scale=None):
+def attend(monkeypatch, q, k, v, levels, n, tile, module=forward_tma):
     """Output and log-sum-exp by the kernel of `module`, which a user's table names."""
-    blocks, launches = Blocks.of(q, k, 128, 64), []
-    lists = list_blocks(levels, 4, blocks)
-    operands = pooled_operands(q, k, v, blocks, Reading(1.0, "none", 8, "auto", "triton"))
+    blocks, coarsest, launches = Blocks.of(q, k, 128, n), min(n // 8, 8), []
+    lists = list_blocks(levels, coarsest.bit_length(), blocks)
+    operands = pooled_operands(q, k, v, blocks, Reading(1.0, "none", coarsest, "auto", "triton"))
     monkeypatch.setattr(tiles, "current_target", lambda device: "sm_90")
     monkeypatch.setattr("psa_triton.kernels.triton.forward_tma.attend_tma", module.attend_tma)
     with monkeypatch.context() as patch, only(tile, "attend_tma"):
         patch.setattr(Launch, "run", lambda launch: launches.append(launch))
-        out, lse = forward.attend(operands, lists, blocks, q.shape[-1] ** -0.5 if scale is None else scale)
+        out, lse = forward.attend(operands, lists, blocks, q.shape[-1] ** -0.5)
     (launch,) = launches
     assert launch.kernel.fn.__name__ == "_attend_tma_kernel"
     out.fill_(torch.nan)
@@ -38,37 +36,40 @@ def attend(monkeypatch, q, k, v, levels, tile, module=forward_tma, scale=None):
     return out, lse
 
 
-def inputs(queries, keys, dim=128, dtype=torch.float16):
+def inputs(queries, keys, n=64, dim=128, dtype=torch.float16):
     q, k, v = tensors(2, 2, 1, queries, keys, dim=dim, dtype=dtype)
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))  # as models hand them over
-    levels = random_levels(q, k, 128, 64)
+    levels = random_levels(q, k, 128, n, [level for level in (0, 1, 2, 4, 8) if level <= n // 8])
     levels[0, 0] = 0
-    levels[0, 1, :, -1], levels[1, 0, :, -1], levels[1, 1, :, -1] = 1, 2, 8
+    levels[0, 1, :, -1], levels[1, 0, :, -1], levels[1, 1, :, -1] = 1, 2, min(n // 8, 8)
     return q, k, v, levels
 
 
 @pytest.mark.usefixtures("bfloat16_is_rounded")
 @pytest.mark.parametrize(
-    ("queries", "keys", "dim", "dtype"),
+    ("queries", "keys", "n", "dim", "dtype"),
     [
-        (300, 1000, 128, torch.float16),  # more tiles than slots; the last block has 40 keys
-        (130, 1024, 64, torch.bfloat16),  # no ragged end
+        (300, 1000, 64, 128, torch.float16),  # more tiles than slots; the last block has 40 keys
+        (130, 1024, 128, 64, torch.bfloat16),  # no ragged end
         (
             40,
             187,
             64,
+            64,
             torch.float16,
-        ),  # lists shorter than a tile; the last block has 59 keys, so a short group each level
+        ),  # fewer keys than a tile; of 59 in the last block each level has a short group
+        (40, 187, 32, 64, torch.float16),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("tile", [0, 1], ids=["128 keys", "64 keys"])
-def test_as_good_as_eager(monkeypatch, queries, keys, dim, dtype, tile):
-    q, k, v, levels = inputs(queries, keys, dim, dtype)
-    out, lse = attend(monkeypatch, q, k, v, levels, candidates("sm_90", "attend_tma", 2, dim)[tile])
-    assert_as_good_as_eager(out, q, k, v, levels, **BLOCKS)
+@pytest.mark.parametrize("keys_of_tile", [64, 128])
+def test_as_good_as_eager(monkeypatch, queries, keys, n, dim, dtype, keys_of_tile):
+    q, k, v, levels = inputs(queries, keys, n, dim, dtype)
+    out, lse = attend(monkeypatch, q, k, v, levels, n, Tiles(128, max(keys_of_tile, n), n, 4, 3))
+    settings = dict(block_m=128, block_n=n)
+    assert_as_good_as_eager(out, q, k, v, levels, **settings)
     assert (out[0, 0] == 0).all()
-    torch.testing.assert_close(lse, oracle(q, k, v, levels, **BLOCKS)[1].float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(lse, oracle(q, k, v, levels, **settings)[1].float(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -87,21 +88,21 @@ def test_as_good_as_eager(monkeypatch, queries, keys, dim, dtype, tile):
     ],
 )
 def test_what_stands_in_finds_mistakes(monkeypatch, tmp_path, right, wrong):
-    q, k, v, levels = inputs(40, 1000)
+    q, k, v, levels = inputs(40, 600)
     module = stand_in_gluon.changed(forward_tma, tmp_path, right, wrong)
     with pytest.raises((stand_in_gluon.DeadlockError, AssertionError)):
-        out, _ = attend(monkeypatch, q, k, v, levels, Tiles(128, 64, 64, 4, 3), module)
-        assert_as_good_as_eager(out, q, k, v, levels, **BLOCKS)
+        out, _ = attend(monkeypatch, q, k, v, levels, 64, Tiles(128, 64, 64, 4, 3), module)
+        assert_as_good_as_eager(out, q, k, v, levels, block_m=128, block_n=64)
 
 
 def test_all_else_is_left_to_the_default_kernel():
-    q, k, v, _ = inputs(128, 200, 64)
+    q, k, v, _ = inputs(128, 200, dim=64)
 
     def suits(k=k, shifts=4, key_step=None, spread=None, m=128, n=64, scale=1.0, **masks):
         operands = Operands(q, k, v, k, v, key_step, spread, None, None)
         return forward.suits_tma(operands, shifts, Blocks.of(q, k, m, n, **masks), scale)
 
-    assert suits()
+    assert suits() and suits(n=128) and suits(n=32, shifts=3)
     assert not suits(is_causal=True)
     assert not suits(key_mask=torch.ones(2, 200, dtype=torch.bool))
     assert not suits(key_step=torch.ones(1))
@@ -110,12 +111,16 @@ def test_all_else_is_left_to_the_default_kernel():
     assert not suits(scale=-1.0)
     assert not suits(m=64)
     assert not suits(n=32)
+    assert not suits(n=256)
     assert not suits(k=k.float())
     assert not suits(k=k[..., :32])
     assert not suits(k=torch.zeros(2, 1, 200, 68, dtype=k.dtype)[..., :64])
     assert not suits(k=torch.zeros(2, 1, 200, 72, dtype=k.dtype)[..., 4:68])
 
 
-def test_tiles_that_it_is_not_made_for(monkeypatch):
-    with pytest.raises(ValueError, match=r"expected tiles of attend_tma .* at least 2 stages, got .*stages=1"):
-        attend(monkeypatch, *inputs(40, 64, 64), Tiles(128, 64, 64, 4, 1))
+@pytest.mark.parametrize(
+    "tiles", [Tiles(128, 64, 64, 4, 1), Tiles(128, 32, 32, 4, 3), Tiles(128, 64, 64, 8, 3)], ids=str
+)
+def test_tiles_that_it_is_not_made_for(monkeypatch, tiles):
+    with pytest.raises(ValueError, match=r"expected tiles of attend_tma to have 128 queries"):
+        attend(monkeypatch, *inputs(40, 64), 64, tiles)

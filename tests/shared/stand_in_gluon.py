@@ -84,7 +84,7 @@ class Barrier:
         self.count = self.left = count
         self.bytes = 0
 
-    def take(self, arrivals=0, bytes=0):
+    def take(self, arrivals, bytes=0):
         with self.world.changed:
             self.left, self.bytes = self.left - arrivals, self.bytes + bytes
             assert self.left >= 0, "more arrivals than a phase has"
@@ -162,7 +162,7 @@ class Boxes:
 
         def arrive():
             memory.store(box)
-            barrier.take(bytes=-box.nbytes)
+            barrier.take(0, -box.nbytes)
 
         with memory.world.changed:
             memory.world.copies.append(arrive)
@@ -218,14 +218,13 @@ def language(world):
     )
 
 
-def mbarrier():
-    return SimpleNamespace(
-        MBarrierLayout=lambda: None,
-        init=lambda barrier, count: barrier.init(count),
-        expect=lambda barrier, bytes: barrier.take(arrivals=1, bytes=bytes),
-        arrive=lambda barrier, count: barrier.take(arrivals=count),
-        wait=lambda barrier, phase: barrier.wait(phase),
-    )
+MBARRIER = SimpleNamespace(
+    MBarrierLayout=lambda: None,
+    init=Barrier.init,
+    expect=lambda barrier, bytes: barrier.take(1, bytes),
+    arrive=lambda barrier, count: barrier.take(count),
+    wait=Barrier.wait,
+)
 
 
 def run(launch, module, seed=0):
@@ -234,7 +233,7 @@ def run(launch, module, seed=0):
     gl = language(world)
     names = vars(module) | {
         "gl": gl,
-        "mbarrier": mbarrier(),
+        "mbarrier": MBARRIER,
         "fence_async_shared": lambda: None,
         "warpgroup_mma": product,
         "warpgroup_mma_wait": lambda count, deps: deps[0](),

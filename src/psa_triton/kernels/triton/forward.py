@@ -59,9 +59,10 @@ def suits_tma(operands: Operands, shifts: int, blocks: Blocks, scale: float) -> 
     k, v = operands.k, operands.v
     is_plain = operands.key_step is None and operands.spread is None and scale >= 0
     is_seen = not blocks.is_causal and blocks.key_mask is None
-    # Boxes begin at multiples of 16 bytes, and have a multiple of 8 rows.
+    # Boxes begin at multiples of 16 bytes, and have a multiple of 8 rows and no more than a tile.
     is_aligned = all(x.data_ptr() % 16 == 0 and all(s > 0 and s % 8 == 0 for s in x.stride()[:3]) for x in (k, v))
-    is_shaped = k.dtype.itemsize == 2 and k.shape[3] in (64, 128) and (blocks.m, blocks.n) == (128, 64) and shifts <= 4
+    is_cut_so = blocks.m == 128 and blocks.n <= 128 and blocks.n >> shifts - 1 >= 8 and shifts <= 4
+    is_shaped = k.dtype.itemsize == 2 and k.shape[3] in (64, 128) and is_cut_so
     return is_plain and is_seen and is_aligned and is_shaped
 
 

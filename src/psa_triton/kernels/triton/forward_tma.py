@@ -47,10 +47,10 @@ def attend_tma(
     Raises:
         ValueError: the kernel is not made for such tiles.
     """
-    if (tiles.m, tiles.warps) != (128, 4) or tiles.n not in (64, 128) or tiles.stages < 2:
+    if (tiles.m, tiles.warps) != (128, 4) or tiles.n not in (64, 128) or tiles.n < blocks.n or tiles.stages < 2:
         raise ValueError(
-            f"{user_file()}: expected tiles of attend_tma to have 128 queries, 64 or 128 keys, 4 warps and at least "
-            f"2 stages, got {tiles}; write them anew with `psa bench --tune-kernels`"
+            f"{user_file()}: expected tiles of attend_tma to have 128 queries, 64 or 128 keys but no fewer than a "
+            f"block, 4 warps and at least 2 stages, got {tiles}; write them anew with `psa bench --tune-kernels`"
         )
     q, k, v = operands.q, operands.k, operands.v
     batch, heads, queries, dim = q.shape
