@@ -64,7 +64,8 @@ def pyramid_attention_backward(
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     with torch.no_grad():
         for b, of_keys, of, pyramid in pyramids(k, v, levels, blocks, reading):
-            common = pyramid.common_logit(q[b, of], reading.scale)
+            mean = pyramid.mean_of_heads(len(q[b, of]))
+            common = None if mean is None else torch.bmm(wide(q[b, of]), mean.mT)[..., 0] * reading.scale
             heads = _Heads(
                 q=q[b, of],
                 grad_out=grad_out[b, of],
@@ -87,6 +88,9 @@ def pyramid_attention_backward(
             share_tasks(partial(_add_shares, heads), of_threads, threads=way.threads)
             for more in sums[1:]:
                 sums[0].add(more)
+            if mean is not None:
+                of_lse = heads.grad_lse.masked_fill(heads.lse == -torch.inf, 0.0)[..., None]
+                heads.grad_q.add_(of_lse * mean * reading.scale)
             grad_k[b, of_keys] = unpool_key_gradient(
                 sums[0].keys, sums[0].spread, pyramid.less_mean(k[b, of_keys]), pyramid
             )

@@ -61,9 +61,9 @@ def pyramid_attention(
                 blocks.m,
                 way,
             )
-            common = None if lse is None else pyramid.common_logit(q[b, heads], reading.scale)
-            if lse is not None and common is not None:
-                lse[b, heads] += common
+            mean = pyramid.mean_of_heads(len(q[b, heads]))
+            if lse is not None and mean is not None:
+                lse[b, heads] += torch.bmm(wide(q[b, heads]), mean.mT)[..., 0] * reading.scale
             del pyramid  # before the next is built
     return out, lse
 
