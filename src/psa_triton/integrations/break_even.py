@@ -35,7 +35,7 @@ class Cost:
 
 
 PLAIN: Final = Cost(row=1.3, overhead=800)
-"""Torch's own attention over gathered rows."""
+"""Rows are read at about the rate of dense attention."""
 NARROW_PRODUCTS: Final = Cost(row=0.85, overhead=540)
 """bfloat16 with instructions for it, which torch's dense attention makes little of."""
 TILES: Final = Cost(row=2.5, overhead=2800)

@@ -11,10 +11,9 @@ from psa_triton.blocks import Blocks, check_block_size
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.inputs import check_attention_inputs, check_causal, check_key_mask, resolve_scale
 from psa_triton.kernels import ops, reference
-from psa_triton.kernels.mean_key import mean_key
+from psa_triton.kernels.mean_key import common_logit, mean_key
 from psa_triton.kernels.reading import Reading
 from psa_triton.operators import without_autocast
-from psa_triton.products import wide
 from psa_triton.ratios import COARSEST_LEVEL
 
 POOL_CORRECTIONS: Final = ("none", "isotropic")
@@ -125,9 +124,8 @@ def attend(
     if not want_lse:
         return out, None
     if mean is not None:
-        of_heads = wide(mean).repeat_interleave(q.shape[1] // max(1, k.shape[1]), dim=1)
         with without_autocast(q):
-            lse = lse + reading.scale * (wide(q) @ of_heads.mT)[..., 0]
+            lse = lse + common_logit(q, mean, reading.scale)
     return out, lse
 
 

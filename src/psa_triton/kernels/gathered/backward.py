@@ -30,6 +30,7 @@ from psa_triton.kernels.gathered.stack import (
 from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.unpool import unpool_gradient, unpool_key_gradient
 from psa_triton.kernels.gathered.ways import Way, choose_way, gradient_rows
+from psa_triton.kernels.mean_key import common_logit, of_query_heads
 from psa_triton.kernels.reading import Reading
 from psa_triton.products import operand, product, wide
 
@@ -64,13 +65,12 @@ def pyramid_attention_backward(
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     with torch.no_grad():
         for b, of_keys, of, pyramid in pyramids(k, v, levels, blocks, reading):
-            mean = pyramid.mean_of_heads(len(q[b, of]))
-            common = None if mean is None else torch.bmm(wide(q[b, of]), mean.mT)[..., 0] * reading.scale
+            mean = pyramid.mean_key
             heads = _Heads(
                 q=q[b, of],
                 grad_out=grad_out[b, of],
                 out=out[b, of],
-                lse=lse[b, of] if common is None else lse[b, of] - common,
+                lse=lse[b, of] if mean is None else lse[b, of] - common_logit(q[b, of], mean, reading.scale),
                 grad_lse=grad_lse[b, of],
                 grad_q=grad_q[b, of],
                 pyramid=pyramid,
@@ -88,12 +88,10 @@ def pyramid_attention_backward(
             share_tasks(partial(_add_shares, heads), of_threads, threads=way.threads)
             for more in sums[1:]:
                 sums[0].add(more)
-            if mean is not None:
+            if mean is not None:  # the log-sum-exp has its part, too
                 of_lse = heads.grad_lse.masked_fill(heads.lse == -torch.inf, 0.0)[..., None]
-                heads.grad_q.add_(of_lse * mean * reading.scale)
-            grad_k[b, of_keys] = unpool_key_gradient(
-                sums[0].keys, sums[0].spread, pyramid.less_mean(k[b, of_keys]), pyramid
-            )
+                heads.grad_q.add_(of_lse * of_query_heads(mean, len(heads.q)) * reading.scale)
+            grad_k[b, of_keys] = unpool_key_gradient(sums[0].keys, sums[0].spread, k[b, of_keys], pyramid)
             grad_v[b, of_keys] = unpool_gradient(sums[0].values, pyramid.layout, pyramid.kept)
             del pyramid, heads, sums  # before the next are built
     return grad_q, grad_k, grad_v

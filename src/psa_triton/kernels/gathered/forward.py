@@ -17,6 +17,7 @@ from psa_triton.kernels.gathered.stack import Frontier, Stack, StackedBlocks, ma
 from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.ways import Way, choose_way, stack_rows
 from psa_triton.kernels.int8 import rounded
+from psa_triton.kernels.mean_key import common_logit
 from psa_triton.kernels.reading import Reading
 from psa_triton.products import logits, operand, operand_dtype, product, wide
 
@@ -61,9 +62,8 @@ def pyramid_attention(
                 blocks.m,
                 way,
             )
-            mean = pyramid.mean_of_heads(len(q[b, heads]))
-            if lse is not None and mean is not None:
-                lse[b, heads] += torch.bmm(wide(q[b, heads]), mean.mT)[..., 0] * reading.scale
+            if lse is not None and pyramid.mean_key is not None:
+                lse[b, heads] += common_logit(q[b, heads], pyramid.mean_key, reading.scale)
             del pyramid  # before the next is built
     return out, lse
 

@@ -66,13 +66,6 @@ class Pyramid:
         """Keys `[H, Nk, D]` as they went into the rows."""
         return k if self.mean_key is None else k - self.mean_key
 
-    def mean_of_heads(self, heads: int) -> torch.Tensor | None:
-        """`mean_key` for each of `heads` query heads, `[Hq, 1, D]` in the dtype of sums; None without.
-
-        It adds `scale * q @ mean` to all logits of a query: to the log-sum-exp, and to nothing else.
-        """
-        return None if self.mean_key is None else wide(self.mean_key).repeat_interleave(heads // len(self.keys), dim=0)
-
     def schedule(self, levels: torch.Tensor) -> Schedule:
         """What the query blocks of the heads that read this, `levels` int8 `[Hq, nq, nk]`, read of it."""
         of_each = levels.reshape(len(self.keys), -1, levels.shape[-1])

@@ -64,7 +64,7 @@ def unpool_key_gradient(
     spread[:, layout.first_row(2 * SPREAD_LEVELS[-1]) :] = 0.0
     share = spread.mul_(2 / k.shape[2])[..., None]
     rows -= _scaled(pyramid.keys, share)
-    return unpool_gradient(rows, layout, kept).add_(_scaled(k, unpool_gradient(share, layout, kept)))
+    return unpool_gradient(rows, layout, kept).add_(_scaled(pyramid.less_mean(k), unpool_gradient(share, layout, kept)))
 
 
 def _scaled(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
