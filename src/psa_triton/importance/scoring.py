@@ -18,6 +18,8 @@ from psa_triton.products import operand, product, wide
 
 SCRATCH_SHARE = 8
 """Scores held at a time: at most 1/8 as many numbers as K has, or else those of one query block."""
+_LEAST_SCRATCH = 1 << 18
+"""Scores that may be held in any case, so that short sequences take few calls."""
 _KEYS_AT_A_TIME = 2048
 """Keys of each head that exist in float32 at a time while they are averaged."""
 
@@ -48,7 +50,7 @@ def score_blocks(q: Tensor, k: Tensor, estimate: Estimate, blocks: Blocks, scale
     spoiled_blocks = spoiled.unflatten(-1, (blocks.columns, key_rows.per_block)).any(-1)
 
     per_query_block = q.shape[0] * q.shape[1] * query_rows.per_block * keys.shape[-2]
-    step = max(1, k.numel() // SCRATCH_SHARE // per_query_block)
+    step = max(1, max(_LEAST_SCRATCH, k.numel() // SCRATCH_SHARE) // per_query_block)
     mass = torch.zeros(*q.shape[:2], blocks.rows, blocks.columns, dtype=torch.float32, device=q.device)
     for first in range(0, blocks.rows, step):
         last = min(first + step, blocks.rows)
@@ -100,8 +102,10 @@ def _pad_rows(rows: Tensor, count: int) -> Tensor:
 
 def _finite_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """`rows` with every non-finite one zeroed in place, and which ones those were, bool `[..., R]`."""
-    # The extremes of a row show its NaN and inf without a tensor of its size, which isfinite(rows) would make.
-    spoiled = ~(rows.amax(-1).isfinite() & rows.amin(-1).isfinite())
+    # The extremes of a row show its NaN and inf without a tensor of its size, which isfinite(rows) would make; 0 times
+    # either is NaN.
+    least, most = rows.aminmax(dim=-1)
+    spoiled = (least * 0 + most * 0) != 0
     return rows.masked_fill_(spoiled[..., None], 0), spoiled
 
 

@@ -10,17 +10,25 @@ from torch import Tensor
 from psa_triton.products import wide
 
 
-def mean_key(k: Tensor, key_mask: Tensor | None) -> Tensor:
+def mean_key(k: Tensor, key_mask: Tensor | None, at_once: int | None = None) -> Tensor:
     """The mean of the keys `[B, Hkv, Nk, D]`, in their dtype: `[B, Hkv, 1, D]`; 0 in dimensions where it is not finite.
 
-    Keys that `key_mask`, bool `[B, Nk]`, leaves out have no part in it.
+    Args:
+        k: the keys.
+        key_mask: bool `[B, Nk]`; keys that it leaves out have no part in it.
+        at_once: keys of each head that are added up at a time, since on a CPU torch widens all of a sum's arguments
+            before it adds; None for all.
     """
     if key_mask is None:
-        mean = k.mean(2, keepdim=True, dtype=wide(k[:0]).dtype)
+        count: Tensor | int = k.shape[2]
     else:
-        kept = k.masked_fill(~key_mask[:, None, :, None], 0.0)
-        total = kept.sum(2, keepdim=True, dtype=wide(k[:0]).dtype)
-        mean = total / key_mask.sum(1).clamp(min=1)[:, None, None, None]
+        count = key_mask.sum(1).clamp(min=1)[:, None, None, None]
+        k = k.masked_fill(~key_mask[:, None, :, None], 0.0)
+    parts = (k,) if at_once is None else k.split(at_once, 2)
+    total = wide(k[:0]).new_zeros(*k.shape[:2], 1, k.shape[3])
+    for part in parts:
+        total = total + part.sum(2, keepdim=True, dtype=total.dtype)
+    mean = total / count
     return mean.where(mean.isfinite(), 0.0).to(k.dtype)
 
 

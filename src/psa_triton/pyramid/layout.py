@@ -22,7 +22,7 @@ UNITS_PER_BLOCK = 8
 UNIT_LEVELS = (1, 2, 4, 8)
 """Levels that are read in whole units."""
 
-_TOKENS_AT_ONCE = 2048  # pooled in float32 this many at a time, to bound the scratch memory
+_TOKENS_AT_ONCE = 4096  # pooled in float32 this many at a time, to bound the scratch memory
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,14 @@ def pyramid_layout(tokens: int, block_n: int, coarsest: int) -> PyramidLayout:
     return PyramidLayout(tokens, block_n, tuple(levels))
 
 
-def write_pyramid(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, count: torch.Tensor | None = None) -> None:
+def write_pyramid(
+    x: torch.Tensor,
+    layout: PyramidLayout,
+    out: torch.Tensor,
+    count: torch.Tensor | None = None,
+    *,
+    less: torch.Tensor | None = None,
+) -> None:
     """Write every level of `x` to the rows of `out`; each row is the mean of its group's true tokens.
 
     Args:
@@ -104,36 +111,51 @@ def write_pyramid(x: torch.Tensor, layout: PyramidLayout, out: torch.Tensor, cou
         out: `[..., P, D]`, any strides, of any floating dtype; means are formed in float32 (float64 for float64).
         count: int64 `[P]`, `RowTables.count` where a key mask leaves tokens out: these are not read, and rows without
             a token become zeros. None if all tokens are there.
+        less: `[..., 1, D]`, taken away from every token that is there; None takes nothing.
     """
-    for start, total in token_chunks(x, layout, count):
-        out[..., start : start + total.shape[-2], :] = total
+    in_place = out.dtype == x.dtype == _wide(x) and count is less is None
+    for start, rows in token_chunks(x, layout, count, less, x[..., 0].numel() if in_place else _TOKENS_AT_ONCE):
+        out[..., start : start + rows.shape[-2], :] = rows
         for level in layout.levels[1:]:
-            total = total[..., 0::2, :] + total[..., 1::2, :]
+            even, odd = rows[..., 0::2, :], rows[..., 1::2, :]
             row = layout.first_row(level) + start // level
-            end = row + total.shape[-2]
+            end = row + even.shape[-2]
             target = out[..., row:end, :]
             if count is not None:
-                target.copy_(total / count[row:end, None].clamp(min=1))
-            elif out.dtype == total.dtype:
-                target.copy_(total).mul_(1 / level)
+                rows = even + odd
+                target.copy_(rows / count[row:end, None].clamp(min=1))
+            elif in_place:
+                rows = torch.add(even, odd, out=target).mul_(0.5)
             else:
-                target.copy_(total * (1 / level))
+                rows = (even + odd).mul_(0.5)
+                target.copy_(rows)
     if count is None:
         # Groups cut by the end of the sequence were divided by too much.
         for row, tokens in short_groups(x, layout):
-            out[..., row, :] = tokens.mean(-2)
+            mean = tokens.mean(-2)
+            out[..., row, :] = mean if less is None else mean - less[..., 0, :]
 
 
 def token_chunks(
-    x: torch.Tensor, layout: PyramidLayout, count: torch.Tensor | None = None
+    x: torch.Tensor,
+    layout: PyramidLayout,
+    count: torch.Tensor | None = None,
+    less: torch.Tensor | None = None,
+    at_once: int = _TOKENS_AT_ONCE,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Whole blocks `[..., C, D]` in the dtype of sums, and the first token of them; zeros for what is not there."""
-    n = layout.block_n
-    heads = x[..., 0, 0].numel()
-    chunk = max(n, _TOKENS_AT_ONCE // (n * heads) * n)
-    for start in range(0, layout.blocks * n, chunk):
-        end = min(start + chunk, layout.blocks * n)
+    """Whole blocks `[..., C, D]` in the dtype of sums, and the first token of them; zeros for what is not there.
+
+    Args:
+        x, layout, count, less: see `write_pyramid`.
+        at_once: tokens of a chunk, all heads together.
+    """
+    n, heads = layout.block_n, x[..., 0, 0].numel()
+    whole = layout.tokens // n * n
+    chunk = max(1, at_once // (n * heads)) * n
+    for start in (*range(0, whole, chunk), *([whole] if whole < layout.tokens else [])):
+        end = min(start + chunk, whole) if start < whole else whole + n
         piece = x[..., start:end, :].to(_wide(x))
+        piece = piece if less is None else piece - less
         missing = end - start - piece.shape[-2]
         piece = torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
         yield start, piece if count is None else piece.masked_fill(count[start:end, None] == 0, 0.0)

@@ -17,7 +17,7 @@ from psa_triton.blocks import Blocks
 from psa_triton.kernels.gathered.forward import half_norm, mean_work, product_of_seen
 from psa_triton.kernels.gathered.pyramid import Pyramid, pyramids
 from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
-from psa_triton.kernels.gathered.scratch import Scratch
+from psa_triton.kernels.gathered.scratch import Scratch, thread_scratch
 from psa_triton.kernels.gathered.stack import (
     Frontier,
     QueryBlocks,
@@ -63,8 +63,8 @@ def pyramid_attention_backward(
     """
     grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-    with torch.no_grad():
-        for b, of_keys, of, pyramid in pyramids(k, v, levels, blocks, reading):
+    with torch.no_grad(), thread_scratch() as scratch:
+        for b, of_keys, of, pyramid in pyramids(k, v, levels, blocks, reading, scratch):
             mean = pyramid.mean_key
             heads = _Heads(
                 q=q[b, of],
@@ -93,7 +93,7 @@ def pyramid_attention_backward(
                 heads.grad_q.add_(of_lse * of_query_heads(mean, len(heads.q)) * reading.scale)
             grad_k[b, of_keys] = unpool_key_gradient(sums[0].keys, sums[0].spread, k[b, of_keys], pyramid)
             grad_v[b, of_keys] = unpool_gradient(sums[0].values, pyramid.layout, pyramid.kept)
-            del pyramid, heads, sums  # before the next are built
+            del pyramid, heads, sums  # before the next are computed
     return grad_q, grad_k, grad_v
 
 
@@ -175,20 +175,20 @@ def _stacks(heads: _Heads, block_m: int, way: Way) -> list[StackedBlocks]:
 
 def _add_shares(heads: _Heads, shares: Iterable[tuple[Iterable[StackedBlocks], _Sums]]) -> None:
     """Write the query gradients of stacks, and the sums of those of the pyramid."""
-    scratch = Scratch()
-    for stacks, sums in shares:
-        for x in sums.tensors:
-            x.zero_()
-        for blocks, numbers in stacks:
-            limit = None if heads.shift is None else blocks.positions(numbers, heads.q.device) + heads.shift
-            steps = lists(heads.schedule, numbers, heads.pyramid.nothing)
-            stack = make_stack(heads.pyramid, steps, limit)
-            of = _differentiate(_load(heads, blocks, numbers), stack, heads.scale, scratch)
-            blocks.put(heads.grad_q, numbers, of.queries)
-            for total, gradient in ((sums.keys, of.keys), (sums.values, of.values), (sums.spread, of.spread)):
-                if total is not None and gradient is not None:
-                    at = in_steps(total, heads.pyramid)
-                    at.index_add_(0, steps.flatten(), gradient.to(total.dtype).reshape(-1, at.shape[1]))
+    with thread_scratch() as scratch:
+        for stacks, sums in shares:
+            for x in sums.tensors:
+                x.zero_()
+            for blocks, numbers in stacks:
+                limit = None if heads.shift is None else blocks.positions(numbers, heads.q.device) + heads.shift
+                steps = lists(heads.schedule, numbers, heads.pyramid.nothing)
+                stack = make_stack(heads.pyramid, steps, limit)
+                of = _differentiate(_load(heads, blocks, numbers), stack, heads.scale, scratch)
+                blocks.put(heads.grad_q, numbers, of.queries)
+                for total, gradient in ((sums.keys, of.keys), (sums.values, of.values), (sums.spread, of.spread)):
+                    if total is not None and gradient is not None:
+                        at = in_steps(total, heads.pyramid)
+                        at.index_add_(0, steps.flatten(), gradient.to(total.dtype).reshape(-1, at.shape[1]))
 
 
 def _load(heads: _Heads, blocks: QueryBlocks, numbers: Sequence[int]) -> _Queries:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from psa_triton.blocks import Blocks
 from psa_triton.kernels.gathered.pyramid import Pyramid, pyramids
 from psa_triton.kernels.gathered.schedule import Schedule, lists, stacked
-from psa_triton.kernels.gathered.scratch import Scratch
+from psa_triton.kernels.gathered.scratch import Scratch, thread_scratch
 from psa_triton.kernels.gathered.stack import Frontier, Stack, StackedBlocks, make_stack, query_blocks
 from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.ways import Way, choose_way, stack_rows
@@ -47,8 +47,8 @@ def pyramid_attention(
     if reading.qk_dtype == "int8":
         q = rounded(q)
     lse = wide(q[:0]).new_empty(q.shape[:3]) if want_lse else None
-    with torch.no_grad():
-        for b, _, heads, pyramid in pyramids(k, v, levels, blocks, reading):
+    with torch.no_grad(), thread_scratch() as scratch:
+        for b, _, heads, pyramid in pyramids(k, v, levels, blocks, reading, scratch):
             _attend_heads(
                 _Heads(
                     q=q[b, heads],
@@ -64,7 +64,6 @@ def pyramid_attention(
             )
             if lse is not None and pyramid.mean_key is not None:
                 lse[b, heads] += common_logit(q[b, heads], pyramid.mean_key, reading.scale)
-            del pyramid  # before the next is built
     return out, lse
 
 
@@ -108,18 +107,18 @@ def mean_work(q: torch.Tensor, schedule: Schedule) -> float:
 
 
 def _attend_stacks(heads: _Heads, fused: bool, stacks: Iterable[StackedBlocks]) -> None:
-    scratch = Scratch()
-    for blocks, numbers in stacks:
-        limit = None if heads.shift is None else blocks.positions(numbers, heads.q.device) + heads.shift
-        stack = make_stack(heads.pyramid, lists(heads.schedule, numbers, heads.pyramid.nothing), limit)
-        q = blocks.take(heads.q, numbers)
-        if fused:
-            blocks.put(heads.out, numbers, _fused(q, stack, heads.scale, scratch))
-            continue
-        out, lse = _by_products(q, stack, heads.scale, scratch, want_lse=heads.lse is not None)
-        blocks.put(heads.out, numbers, out)
-        if heads.lse is not None and lse is not None:
-            blocks.put(heads.lse, numbers, lse)
+    with thread_scratch() as scratch:
+        for blocks, numbers in stacks:
+            limit = None if heads.shift is None else blocks.positions(numbers, heads.q.device) + heads.shift
+            stack = make_stack(heads.pyramid, lists(heads.schedule, numbers, heads.pyramid.nothing), limit)
+            q = blocks.take(heads.q, numbers)
+            if fused:
+                blocks.put(heads.out, numbers, _fused(q, stack, heads.scale, scratch))
+                continue
+            out, lse = _by_products(q, stack, heads.scale, scratch, want_lse=heads.lse is not None)
+            blocks.put(heads.out, numbers, out)
+            if heads.lse is not None and lse is not None:
+                blocks.put(heads.lse, numbers, lse)
 
 
 def _fused(q: torch.Tensor, stack: Stack, scale: float, scratch: Scratch) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from psa_triton.blocks import Blocks
 from psa_triton.kernels.gathered.schedule import Schedule, make_schedule, step_size
+from psa_triton.kernels.gathered.scratch import Scratch
 from psa_triton.kernels.int8 import rounded
 from psa_triton.kernels.mean_key import mean_key
 from psa_triton.kernels.reading import Reading
@@ -29,6 +30,8 @@ from psa_triton.pyramid import (
 _AT_ONCE: Final = 6 << 20
 """Bytes of the heads that are held at once, if they are more than one: short sequences take few calls, and a long one
 no more memory than a head of it."""
+_SUMMED_AT_ONCE: Final = 4096
+"""Keys of each head in their mean."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,11 @@ class Pyramid:
 
 
 def pyramids(
-    k: torch.Tensor, v: torch.Tensor, levels: torch.Tensor, blocks: Blocks, reading: Reading
+    k: torch.Tensor, v: torch.Tensor, levels: torch.Tensor, blocks: Blocks, reading: Reading, scratch: Scratch
 ) -> Iterator[tuple[int, slice, slice, Pyramid]]:
     """Pyramids of `k` and `v [B, Hkv, Nk, D]` with all that `levels [B, Hq, nq, nk]` name, one after another.
 
-    With each the item of the batch, its key heads, and the query heads that read them. Let go of one before the next.
+    With each the item of the batch, its key heads, and the query heads that read them. All are in the same memory.
     """
     layout = pyramid_layout(k.shape[2], blocks.n, coarsest=min(int(levels.max()), reading.coarsest))
     group = levels.shape[1] // k.shape[1]
@@ -87,18 +90,23 @@ def pyramids(
         for first in range(0, k.shape[1], count):
             stop = min(first + count, k.shape[1])
             of_keys, of_queries = slice(first, stop), slice(first * group, stop * group)
-            yield item, of_keys, of_queries, _build(k[item, of_keys], v[item, of_keys], layout, reading, keep)
+            pyramid = _build(k[item, of_keys], v[item, of_keys], layout, reading, keep, scratch)
+            yield item, of_keys, of_queries, pyramid
 
 
 def _build(
-    k: torch.Tensor, v: torch.Tensor, layout: PyramidLayout, reading: Reading, keep: torch.Tensor | None
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: PyramidLayout,
+    reading: Reading,
+    keep: torch.Tensor | None,
+    scratch: Scratch,
 ) -> Pyramid:
     """Of keys and values `[H, Nk, D]`; `keep`, bool `[Nk]`, says which tokens are there; None if all are."""
     heads, more = len(k), step_size(layout)
     mean = None
     if k.dtype == torch.bfloat16 and reading.qk_dtype != "int8":  # for int8 it is gone already
-        mean = mean_key(k[None], None if keep is None else keep[None])[0]
-        k = k - mean
+        mean = mean_key(k[None], None if keep is None else keep[None], _SUMMED_AT_ONCE)[0]
     if keep is None or keep.all():
         log_count, last_token = _whole_tables(layout, heads, wide(k[:0]).dtype, k.device)
         kept = None
@@ -106,10 +114,10 @@ def _build(
         tables = kept_row_tables(layout, keep)
         log_count, last_token = _with_nothing(tables, layout, heads, wide(k[:0]).dtype)
         kept = tables.count
-    keys, values = k.new_empty(2, heads, layout.rows + more, k.shape[2])
-    for rows, x in ((keys, k), (values, v)):
+    keys, values = scratch.take("pyramid", (2, heads, layout.rows + more, k.shape[2]), k.dtype, k.device)
+    for rows, x, less in ((keys, k, mean), (values, v, None)):
         rows[:, layout.rows :] = 0.0
-        write_pyramid(x, layout, rows, kept)
+        write_pyramid(x, layout, rows, kept, less=less)
     if reading.qk_dtype == "int8":
         keys.copy_(rounded(keys))
     spread = None
