@@ -145,10 +145,12 @@ def page(report: Report) -> str:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--quick", action="store_true", help="one video of two steps, to try this script")
+    parser.add_argument("--quick", action="store_true", help="one small video of two steps, to try this script")
     args = parser.parse_args()
-    prompts, steps = (PROMPTS[:1], 2) if args.quick else (PROMPTS, STEPS)
-    requests = make_requests(find_source(MODEL), prompts, seed=SEED, settings={"num_inference_steps": steps})
+    prompts, settings = PROMPTS, {"num_inference_steps": STEPS}
+    if args.quick:
+        prompts, settings = PROMPTS[:1], {"num_inference_steps": 2, "width": 96, "height": 96}
+    requests = make_requests(find_source(MODEL), prompts, seed=SEED, settings=settings)
     pipe, run, rows = built_in(), Run("amplification", args.output), []
     with torch.no_grad():
         for guidance in (requests[0].guidance_scale, 1.0):
