@@ -20,7 +20,7 @@ from psa_triton.products import has_tiles
 
 _SHARED: Final = 32
 """Queries of a block that a gathered row costs as much as."""
-_BUDGET: Final = 1.3
+_BUDGET: Final = 1.6
 """Times the overhead: the errors of every level are estimated, too."""
 
 
@@ -34,15 +34,15 @@ class Cost:
     """Tokens at which all the rest takes as long as dense attention."""
 
 
-PLAIN: Final = Cost(row=1.3, overhead=800)
+PLAIN: Final = Cost(row=1.3, overhead=660)
 """Rows are read at about the rate of dense attention."""
-NARROW_PRODUCTS: Final = Cost(row=0.85, overhead=540)
+NARROW_PRODUCTS: Final = Cost(row=0.85, overhead=420)
 """bfloat16 with instructions for it, which torch's dense attention makes little of."""
 TILES: Final = Cost(row=2.5, overhead=2800)
 """bfloat16 with AMX, of which torch's dense attention makes the most."""
 BESIDE_TILES: Final = Cost(row=1.3, overhead=1000)
 """Other types on such a processor."""
-SLOW_DENSE: Final = Cost(row=0.9, overhead=480)
+SLOW_DENSE: Final = Cost(row=0.9, overhead=380)
 """float16, which is computed in float32 here and in torch's dense attention is not."""
 
 
