@@ -14,7 +14,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 @pytest.mark.parametrize(
     ("kind", "device", "dtype", "label"),
     [
-        ("auto", CPU, torch.float32, "dense in bfloat16"),
+        ("dtype", CPU, torch.float32, "dense in bfloat16"),
         ("auto", CUDA, torch.bfloat16, "dense by SDPA's efficient attention backend"),
         ("auto", CUDA, torch.float32, "dense in bfloat16"),
         ("dtype", CUDA, torch.bfloat16, "dense in float32"),
@@ -30,6 +30,27 @@ def test_the_other_way_is_named(kind, device, dtype, label):
 def test_none_is_none():
     assert choose_ceiling("none", CPU, torch.float32) is None
     assert set(get_args(CeilingKind)) == {"auto", "backend", "dtype", "none"}
+
+
+def test_a_cpu_with_products_in_bfloat16_uses_them(monkeypatch):
+    monkeypatch.setattr("psa_triton.tools.evaluation.ceiling.multiplies", lambda dtype: True)
+    assert choose_ceiling("auto", CPU, torch.float32).label == "dense in bfloat16"
+
+
+def test_a_cpu_without_them_rounds_the_weights_alone(pipe, request_320, monkeypatch):
+    monkeypatch.setattr("psa_triton.tools.evaluation.ceiling.multiplies", lambda dtype: dtype != torch.bfloat16)
+    assert choose_ceiling("auto", CPU, torch.bfloat16).label == "dense in float32"
+    ceiling = choose_ceiling("auto", CPU, torch.float32)
+    assert ceiling.label == "dense with weights rounded to bfloat16"
+    first = generate_video(pipe, request_320, DENSE).frames
+    weight = pipe.transformer.blocks[0].attn1.to_q.weight
+    own = weight.detach().clone()
+    with ceiling.entered(pipe):
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, own.bfloat16().float())
+        second = generate_video(pipe, request_320, DENSE).frames
+    assert 0 < np.abs(first - second).max() < 0.2
+    assert torch.equal(weight, own)
 
 
 def test_another_dtype_changes_the_video_and_leaves_the_weights(pipe, request_320):

@@ -174,7 +174,7 @@ class Compare:
     """That many seeds from --seed on."""
     ceiling: Annotated[Literal["auto", "backend", "dtype", "none"], option(panel=_COMPARISON)] = "auto"
     """Make the dense video again by another backend or in another dtype, as what to expect at best; auto: backend on a
-    GPU in 16 bits, else dtype."""
+    GPU in 16 bits, else dtype, of the weights alone on a CPU that is slow in it."""
     model: ModelOptions = ModelOptions()
     attention_preset: Annotated[list[str] | None, option(panel=_ATTENTION, metavar="NAME")] = None
     """A preset of the model, or SECTION/PRESET; by default the model's own. May be given repeatedly."""
