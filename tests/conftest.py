@@ -87,3 +87,13 @@ def request_320():
         guidance_scale=1.0,
         fps=8,
     )
+
+
+@pytest.fixture
+def poisoned():
+    """New tensors are NaN, those of integers full of the largest: what is not written, or read before, shows."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -60,18 +60,18 @@ def test_what_is_exempt_is_read_in_full(call, method):
     torch.testing.assert_close(everything, dense)
 
 
-@calls
-@pytest.mark.parametrize("impl", ["cpu", "torch", "triton"])
-def test_implementations_agree(call, impl):
+@pytest.mark.parametrize(
+    ("name", "impl"),
+    [*((name, impl) for name in CALLS for impl in ("cpu", "torch")), ("both", "triton"), ("more keys", "triton")],
+)
+def test_implementations_agree(name, impl):
     """Output and gradients are the reference's."""
-    if impl == "triton":
-        pytest.importorskip("triton")
-    more, aside, said = call
+    more, aside, said = CALLS[name]
     found = []
-    for name in ("reference", impl):
+    for way in ("reference", impl):
         tensors = [x[:1].requires_grad_() for x in inputs(more, aside, heads=1)]
         # Shares of the number of blocks: no near tie of importance is decided by rounding.
-        out = psa_attention(*tensors, SPARSE.replace(mask_mode="topk"), grid=GRID, impl=name, **said)
+        out = psa_attention(*tensors, SPARSE.replace(mask_mode="topk"), grid=GRID, impl=way, **said)
         found.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
     for expected, actual in zip(*found, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)

@@ -133,19 +133,16 @@ def loaded(modules, libraries):
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "module", ["config", "presets", "tools.cli.explain", "models", "tools.shapes", "tools.cli.app"]
-)
-def test_importing_does_not_load_torch(module):
-    assert loaded(f"psa_triton.{module}", {"torch", "diffusers", "transformers"}) == "[]"
+def test_importing_does_not_load_torch():
+    names = ("config", "presets", "tools.cli.explain", "models", "tools.shapes", "tools.cli.app")
+    modules = ", ".join(f"psa_triton.{name}" for name in names)
+    assert loaded(modules, {"torch", "diffusers", "transformers"}) == "[]"
 
 
-@pytest.mark.parametrize("library", ["diffusers", "transformers"])
-def test_importing_an_integration_reads_no_presets(library):
+def test_importing_an_integration_reads_no_presets():
     """A slip in a user's file must not break an import."""
-    script = (
-        f"from psa_triton.presets import loading\nloading.read_mapping = None\nimport psa_triton.integrations.{library}"
-    )
+    both = ", ".join(f"psa_triton.integrations.{name}" for name in ("diffusers", "transformers"))
+    script = f"from psa_triton.presets import loading\nloading.read_mapping = None\nimport {both}"
     assert python("-c", script).returncode == 0
 
 

@@ -62,12 +62,6 @@ def test_presets_are_read_from_the_installed_package(python, installed):
     assert Path(done.stdout.strip()) == installed / "psa_triton" / "configs" / "attention_config.yaml", done.stderr
 
 
-def test_command_runs_from_another_folder(python):
-    done = python("-m", "psa_triton.tools.cli.app", "presets", "list")
-    assert done.returncode == 0, done.stderr
-    assert "tiny-wan" in done.stdout
-
-
 def test_the_demo_runs_from_the_installed_package(python, tmp_path):
     # As `make demo`, with fewer steps: five are warm-up, the sixth is sparse.
     options = ["--model", "tiny-wan-1k", "--prompt", "a red square moving left", "--steps", "6", "--output_dir", "demo"]

@@ -101,7 +101,6 @@ def run_joint(name: str) -> Callable[..., Video]:
 CASES = {
     "wan": run_pipeline(make_wan_pipeline, WARM_UP, guidance_scale=3.0),
     "wan-three-heads": run_pipeline(lambda: make_wan_pipeline(make_wan_transformer(num_attention_heads=3)), SPARSE),
-    "wan-no-order": run_pipeline(make_wan_pipeline, SPARSE.replace(use_rearrange=False)),
     "wan-clusters": run_pipeline(make_wan_pipeline, SPARSE.replace(rearrange_method="Hybrid"), grid=(4, 8, 9)),
     "wan-per-token-timesteps": run_per_token_timesteps,
     "flux": run_joint("flux"),
@@ -109,9 +108,6 @@ CASES = {
     "cogvideox": run_pipeline(make_cogvideox_pipeline, WARM_UP, guidance_scale=3.0),
     "cogvideox-three-heads": run_pipeline(
         lambda: make_cogvideox_pipeline(make_cogvideox_transformer(num_attention_heads=3)), SPARSE
-    ),
-    "cogvideox-no-rotary": run_pipeline(
-        lambda: make_cogvideox_pipeline(make_cogvideox_transformer(use_rotary_positional_embeddings=False)), SPARSE
     ),
     "cogvideox-dense": run_pipeline(make_cogvideox_pipeline, "CogVideo_5b/baseline"),
 }

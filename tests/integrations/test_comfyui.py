@@ -389,10 +389,10 @@ def test_two_models_at_the_same_time():
     runs = [Host("wan", shared), Host("wan", shared.clone()), host("flux")]
     barrier, errors = threading.Barrier(3, timeout=60), []
 
-    def evaluate(run, edit, latent):
+    def evaluate(run, edit):
         try:
             for _ in range(3):
-                run.evaluate(edit=edit, given={} if latent is None else {"x": latent}, during=barrier.wait)
+                run.evaluate(edit=edit, during=barrier.wait)
         except BaseException as error:
             errors.append(error)
             barrier.abort()
@@ -403,7 +403,7 @@ def test_two_models_at_the_same_time():
             shape[1] = min(shape[1], 128)
 
     edits = [lambda call: None, half, lambda call: None]
-    threads = [threading.Thread(target=evaluate, args=(*pair, None)) for pair in zip(runs, edits, strict=True)]
+    threads = [threading.Thread(target=evaluate, args=pair) for pair in zip(runs, edits, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:

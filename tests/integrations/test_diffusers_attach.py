@@ -27,30 +27,25 @@ def test_context_manager_detaches_after_an_error():
     assert is_clean(transformer)
 
 
-@pytest.mark.parametrize("preset", [None, "psa_budget"], ids=["default", "by-name"])
-def test_a_model_of_no_section_gets_the_general_presets(preset):
-    with apply_psa(make_cogvideox_pipeline(), preset) as handle:
-        assert handle.config == load_preset("general", preset)
-    with pytest.raises(ValueError, match=r"general\.attention_configs: unknown preset 'psa_4steps'"):
-        apply_psa(make_cogvideox_pipeline(), "psa_4steps")
-
-
-def test_preset_of_a_named_section():
-    with apply_psa(make_cogvideox_pipeline(), "CogVideo_5b/psa_4steps") as handle:
-        assert handle.config == load_preset("CogVideo_5b", "psa_4steps")
-
-
-def big_on_paper(**config):
+def wan_1_3b():
     """A real checkpoint's transformer without its weights."""
     with torch.device("meta"):
-        return WanTransformer3DModel(**config)
+        return WanTransformer3DModel(num_attention_heads=12, num_layers=30, ffn_dim=8960)
 
 
-@pytest.mark.parametrize("preset", [None, "psa_topk"], ids=["default", "by-name"])
-def test_preset_of_a_recognised_model(preset):
-    transformer = big_on_paper(num_attention_heads=12, num_layers=30, ffn_dim=8960)
-    with apply_psa(transformer, preset, scheduler=UniPCMultistepScheduler()) as handle:
-        assert handle.config == load_preset("Wan2.1_1.3b", preset)
+@pytest.mark.parametrize(
+    ("make", "preset", "section"),
+    [
+        *((make_cogvideox_pipeline, preset, "general") for preset in (None, "psa_budget")),
+        (make_cogvideox_pipeline, "CogVideo_5b/psa_4steps", "CogVideo_5b"),
+        *((wan_1_3b, preset, "Wan2.1_1.3b") for preset in (None, "psa_topk")),
+    ],
+)
+def test_presets_are_of_the_section_named_or_recognised_or_general(make, preset, section):
+    with apply_psa(make(), preset, scheduler=UniPCMultistepScheduler()) as handle:
+        assert handle.config == load_preset(section, preset and preset.rpartition("/")[2])
+    with pytest.raises(ValueError, match=rf"{section}\.attention_configs: unknown preset 'psa_5steps'"):
+        apply_psa(make(), f"{section}/psa_5steps")
 
 
 @BOTH

@@ -114,11 +114,13 @@ def test_two_transformers_share_the_step_count():
 
 
 @pytest.mark.parametrize(
-    ("kind", "make_pipe"),
-    [(WanVideoToVideoPipeline, make_wan_pipeline), (CogVideoXVideoToVideoPipeline, make_cogvideox_pipeline)],
+    ("kind", "make_pipe", "strength", "expected"),
+    [
+        (WanVideoToVideoPipeline, make_wan_pipeline, 0.5, {2, 3}),
+        (CogVideoXVideoToVideoPipeline, make_cogvideox_pipeline, 0.25, {3}),
+    ],
     ids=["wan", "cogvideox"],
 )
-@pytest.mark.parametrize(("strength", "expected"), [(1.0, {0, 1, 2, 3}), (0.5, {2, 3}), (0.25, {3})])
 def test_video_to_video_starts_where_its_strength_says(kind, make_pipe, strength, expected):
     """Warm-up is for steps of much noise: a run that starts past them has none."""
     parts = make_pipe().components

@@ -184,16 +184,9 @@ class TestConfigurations:
 
 def test_decoder_of_an_encoder_decoder():
     """Its causal layers run sparse; its cross-attention does not, nor the encoder, which shares its configuration."""
-    config = BartConfig(
-        vocab_size=96,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-    )
+    sizes = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
+    both = {f"{end}_{name}": size for end in ("encoder", "decoder") for name, size in sizes.items()}
+    config = BartConfig(vocab_size=96, d_model=32, **both)
     model = small.make_model(lambda: BartForConditionalGeneration(config))
     inputs = small.text_inputs() | {"decoder_input_ids": small.text_inputs(200, seed=5)["input_ids"]}
     dense = logits(model, inputs)

@@ -1,7 +1,6 @@
-"""Mends Triton's interpreter, and poisons new tensors."""
+"""Mends Triton's interpreter."""
 
 import pytest
-import torch
 
 
 @pytest.fixture
@@ -20,11 +19,3 @@ def bfloat16_is_rounded(monkeypatch):
         return interpreter.TensorHandle(rounded, tl.bfloat16)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounding_cast)
-
-
-@pytest.fixture
-def poisoned():
-    """New tensors are NaN, those of integers full of the largest: what is not written, or read before, shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)

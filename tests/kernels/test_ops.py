@@ -95,13 +95,16 @@ GRAPHS = {
 }
 
 
-@pytest.mark.parametrize("impl", ["auto", "triton"])
-@pytest.mark.parametrize(("config", "call"), GRAPHS.values(), ids=GRAPHS)
-def test_the_whole_operator_compiles_without_a_graph_break(config, call, impl):
+@pytest.mark.parametrize(
+    ("name", "impl", "backend"),
+    [("plain", "auto", "inductor"), ("plain", "triton", "aot_eager"), *((x, "auto", "aot_eager") for x in GRAPHS)],
+)
+def test_the_whole_operator_compiles_without_a_graph_break(name, impl, backend):
     torch.compiler.reset()
+    config, call = GRAPHS[name]
     attention = PSAAttention(config)
     inputs = [x.requires_grad_() for x in tensors(queries=100, keys=100, dim=16)]
-    out = torch.compile(attention, fullgraph=True)(*inputs, impl=impl, **call)
+    out = torch.compile(attention, fullgraph=True, backend=backend)(*inputs, impl=impl, **call)
     expected = attention(*inputs, impl=impl, **call)
     torch.testing.assert_close(out, expected)
     ours, theirs = (torch.autograd.grad(x.square().sum(), inputs) for x in (out, expected))

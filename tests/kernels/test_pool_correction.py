@@ -124,10 +124,3 @@ def test_a_key_that_nothing_reads_spoils_no_gradient_of_its_neighbours(impl):
     (grad_k,) = torch.autograd.grad(out.square().sum(), k)
     assert (grad_k[:, :, :16] != 0.0).all()
     assert (grad_k[:, :, 16:] == 0.0).all()
-
-
-def test_an_unknown_correction_is_named():
-    q, k, v = tensors(queries=8, keys=8, dim=8)
-    levels = torch.ones(1, 2, 1, 1, dtype=torch.int8)
-    with pytest.raises(ValueError, match="pool_correction: expected one of none, isotropic, got 'exact'"):
-        pyramid_attention(q, k, v, levels, block_m=8, block_n=8, pool_correction="exact")

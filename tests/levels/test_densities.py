@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psa_triton.blocks import Blocks
-from psa_triton.levels import density, exempt_levels, read_density
+from psa_triton.levels import density, read_density
 
 densities_triton = pytest.importorskip("psa_triton.levels.densities_triton", exc_type=ImportError)
 BOTH = read_density, densities_triton.read_density
@@ -22,12 +22,6 @@ def test_density_by_hand():
     found = density(levels)
     assert found.dtype == torch.float32
     assert found.tolist() == [[(1 + 1 / 2 + 1 / 4) / 4, (1 / 8 + 1 / 64) / 4]]
-
-
-def test_dense_levels_have_density_one_also_where_queries_see_nothing():
-    blocks = Blocks(8, 16, 50, 21, is_causal=True)
-    levels = exempt_levels(torch.ones(1, 2, 7, 2, dtype=torch.int8), blocks)
-    assert read_density(levels, blocks).tolist() == [[1.0, 1.0]]
 
 
 @settings(max_examples=80, deadline=None)

@@ -58,11 +58,6 @@ def test_an_order_made_in_inference_mode_serves_training_too(cold_cache):
     assert torch.equal(x.grad, torch.ones(24, 2))
 
 
-def test_device():
-    order = grid_order("Gilbert", (2, 3, 4), prefix_tokens=3, device="meta")
-    assert order.permutation.device == order.inverse.device == torch.device("meta")
-
-
 @pytest.mark.parametrize(
     ("grid", "tile_size", "expected"),
     [

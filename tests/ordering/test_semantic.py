@@ -150,11 +150,6 @@ def test_chunks_change_nothing(monkeypatch):
     assert torch.equal(semantic_order(x, method="SemanticAware").permutation, whole)
 
 
-def test_no_gradient_is_recorded():
-    x = torch.randn(1, 1, 300, 8, requires_grad=True)
-    assert not semantic_order(x, method="SemanticAware").permutation.requires_grad
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e38, 0.0], ids=str)
 @pytest.mark.parametrize("where", [slice(None), slice(0, None, 3), slice(64, 65)], ids=["all", "every third", "a seed"])
 def test_extreme_values_still_give_permutations(value, where):

@@ -5,32 +5,10 @@ from hypothesis import strategies as st
 
 from psa_triton.ordering import TokenOrder
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int8, torch.bool]
-
 
 def random_order(shape, seed=0):
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     return TokenOrder.from_permutation(noise.argsort(dim=-1))
-
-
-def test_by_hand():
-    order = TokenOrder.from_permutation(torch.tensor([2, 0, 1]))
-    assert order.inverse.tolist() == [1, 2, 0]
-    assert order.tokens == 3
-    x = torch.tensor([10, 11, 12])
-    assert order.apply(x, dim=0).tolist() == [12, 10, 11]
-    assert order.restore(x, dim=-1).tolist() == [11, 12, 10]
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("per_head", [False, True], ids=["one for all", "per head"])
-def test_restore_undoes_apply(dtype, per_head):
-    order = random_order((2, 3, 7) if per_head else (7,))
-    x = torch.randint(-9, 9, (2, 3, 7, 4), generator=torch.Generator().manual_seed(1)).clamp(min=0).to(dtype)
-    assert torch.equal(order.restore(order.apply(x)), x)
-    assert torch.equal(order.apply(order.restore(x)), x)
-    assert not torch.equal(order.apply(x), x)
-    assert order.apply(x).dtype == dtype
 
 
 @settings(deadline=None, max_examples=50)

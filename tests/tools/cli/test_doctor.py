@@ -5,18 +5,6 @@ from command_line import psa
 from psa_triton.tools.diagnosis import Finding
 
 
-def test_shows_what_runs_and_succeeds():
-    result = psa("doctor")
-    assert result.exit_code == 0, result.output
-    assert "cpu, bfloat16, head dimension 128" in result.stdout
-    assert "All that is needed works." in result.stdout
-
-
-def test_json_for_scripts():
-    findings = json.loads(psa("doctor", "--json").stdout)
-    assert {"topic": "device", "name": "cpu"}.items() <= next(f for f in findings if f["topic"] == "device").items()
-
-
 def test_a_problem_shows_its_remedy_and_fails(monkeypatch):
     problem = Finding("package", "av", "problem", "not installed, wanted av>=14", "pip install 'av>=14'")
     monkeypatch.setattr("psa_triton.tools.cli.doctor.diagnose", lambda: [problem])
@@ -25,13 +13,15 @@ def test_a_problem_shows_its_remedy_and_fails(monkeypatch):
     assert "PROBLEM" in result.stdout
     assert "pip install 'av>=14'" in result.stdout
     assert "1 problem" in result.stdout
-    assert psa("doctor", "--json").exit_code == 1
+    as_json = psa("doctor", "--json")
+    assert as_json.exit_code == 1 and json.loads(as_json.stdout)[0]["name"] == "av"
 
 
 def test_what_is_optional_does_not_fail(monkeypatch):
     missing = Finding("package", "lpips", "optional", "not installed", "pip install 'psa-triton[lpips]'")
     monkeypatch.setattr("psa_triton.tools.cli.doctor.diagnose", lambda: [missing])
-    assert psa("doctor").exit_code == 0
+    result = psa("doctor")
+    assert result.exit_code == 0 and "All that is needed works." in result.stdout
 
 
 def test_at_80_columns_commands_are_whole_and_nothing_is_cut(monkeypatch):

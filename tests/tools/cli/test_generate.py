@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 from contextlib import nullcontext
 
@@ -112,31 +111,13 @@ def test_new_requests_get_the_next_number_and_the_same_one_is_found_again(genera
     assert len(names(out)) == 6
 
 
-def test_the_command_runs_as_a_program_and_prints_nothing_but_its_lines(pipeline_folder, tmp_path):
-    options = ["--width", "64", "--height", "64", "--num-frames", "5", "--steps", "1", "--prompt", "a red square"]
-    command = ["-m", "psa_triton", "generate", "--model", pipeline_folder, "--dense", "--output_dir", "out"]
-    done = python(*command, *options, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    line, summary = done.stdout.splitlines()
-    assert line.startswith("out/small-wan/video_0000.mp4: ")
-    assert line.endswith("dense (dense preset)")
-    assert re.fullmatch(
-        r"1 made, 0 skipped, 0 failed; \d+\.\d s, mean density .* 100.0%; files in out/small-wan", summary
-    )
-    assert read_media(tmp_path / "out" / "small-wan" / "video_0000.mp4", "video").total_frames == 5
-
-
-@pytest.fixture
-def five_prompts(pipeline_folder, failing_prompt, tmp_path):
+def test_two_processes_share_the_prompts_and_make_what_one_makes(pipeline_folder, failing_prompt, tmp_path):
     """Five prompts, of which the fourth fails; sparse from the first step on."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"a red square\na blue ring\na green cross\n{failing_prompt}\na red ring\n", encoding="utf-8")
     small = ["--width", "64", "--height", "64", "--num_frames", "5", "--steps", "2", "--guidance-scale", "1"]
-    attention = ["--attention_preset", "CogVideo_5b/psa_4steps", "--min_tokens", "0"]
-    return ["generate", "--model", str(pipeline_folder), "--prompt_file", str(prompts), *small, *attention]
-
-
-def test_two_processes_share_the_prompts_and_make_what_one_makes(five_prompts, tmp_path):
+    small += ["--attention_preset", NO_WARM_UP, "--min_tokens", "0"]
+    five_prompts = ["generate", "--model", str(pipeline_folder), "--prompt_file", str(prompts), *small]
     alone, shared = tmp_path / "alone" / "small-wan", tmp_path / "shared" / "small-wan"
     assert psa(*five_prompts, "--output_dir", alone.parent).exit_code == 1
     shared.mkdir(parents=True)

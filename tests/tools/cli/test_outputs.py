@@ -4,7 +4,6 @@ Each loads the small pipeline, most in this process; what is true of two process
 """
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -68,7 +67,7 @@ def no_model(*_, **__):
     raise AssertionError("the model was loaded")
 
 
-@pytest.mark.parametrize("fault", ["full", "file", "read-only"])
+@pytest.mark.parametrize("fault", ["full", "file"])
 @pytest.mark.parametrize("command", [*WRITING, "bench"])
 def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
     command, fault, pipeline_folder, disk, monkeypatch
@@ -78,11 +77,9 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
     out = disk if command == "tune" else disk / "out"
     if fault == "full":
         fill(disk, leave=8 << 10)
-    elif fault == "file":
+    else:
         out = disk / "file" / "out"
         (disk / "file").write_bytes(b"mine")
-    else:
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     before = names(disk)
     bench = ["bench", "--shape", "tiny-wan-1k", "--output-dir", str(out)]
     result = psa(*(bench if command == "bench" else line(command, pipeline_folder, out)))
@@ -90,7 +87,7 @@ def test_a_folder_that_cannot_be_used_is_told_before_the_model_is_loaded(
     (told,) = result.output.splitlines()
     assert told.startswith("error: output"), told
     assert str(out) in told and "[Errno" not in told
-    expected = {"full": "of room for the results", "file": "is a file", "read-only": "read-only file system"}[fault]
+    expected = {"full": "of room for the results", "file": "is a file"}[fault]
     assert expected in told or (command == "tune" and fault == "file" and "there is no folder" in told)
     assert names(disk) == before
 
@@ -116,20 +113,6 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing_half_done(command, pipeli
     assert whole, "4 MB are enough"
     assert not any(name.endswith((".part", ".lock")) for name in whole)
     assert room > 8, "some runs were short of room"
-
-
-def test_two_processes_with_two_prompts_lose_no_video(pipeline_folder, tmp_path):
-    prompts = ("a red square", "a blue ring")
-    commands = [line("generate", pipeline_folder, tmp_path) for _ in prompts]
-    for command, prompt in zip(commands, prompts, strict=True):
-        command[command.index("--prompt") + 1] = prompt
-    running = [start(command) for command in commands]
-    ends = [process.communicate() for process in running]
-    assert [process.returncode for process in running] == [0, 0], ends
-    out = tmp_path / pipeline_folder.name
-    assert names(out) == [f"video_000{i}.{kind}" for i in range(2) for kind in ("json", "mp4")]
-    found = {json.loads((out / f"video_000{i}.json").read_text())["settings"]["prompt"] for i in range(2)}
-    assert found == set(prompts)
 
 
 @pytest.mark.parametrize("command", ["compare", "inspect", "tune", "bench"])

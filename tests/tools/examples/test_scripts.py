@@ -32,7 +32,6 @@ ROWS = {
         *((64, 64, 17), 16),
     ),
     "wan21_1.3b": ("wan21/wan21_1.3b.py", "wan21", "Wan2.1_1.3b/psa_balanced", 5.0, 16, (128, 128, 17), 16),
-    "wan21_14b": ("wan21/wan21_14b.py", "wan21", "Wan2.1_14b/psa_balanced", 5.0, 16, (128, 128, 17), 16),
     "wan22_5b": ("wan22/wan22_5b.py", "wan22_5b", "Wan2.2_5B/psa_balanced", 5.0, 24, (128, 128, 17), 16),
     "wan22_a14b": ("wan22/wan22_a14b.py", "wan22_a14b", "Wan2.2_A14B/psa_balanced", 4.0, 16, (64, 64, 17), 13),
 }

@@ -41,10 +41,17 @@ def load(checkpoint):
 
 
 @pytest.mark.parametrize("key", ROWS)
-def test_types_scheduler_and_memory_settings_are_those_of_the_table(key, load):
-    pipe = load(key, dtype=torch.bfloat16)
-    spec = MODELS[key]
-    assert type(pipe) is getattr(diffusers, spec.pipeline)
+def test_types_scheduler_and_memory_settings_are_those_of_the_table(key, load, monkeypatch):
+    """An accelerator gets the whole model or the part at work."""
+    spec, moved, cuda = MODELS[key], {}, torch.device("cuda")
+    kind = getattr(diffusers, spec.pipeline)
+    for name in ("enable_model_cpu_offload", "to"):
+        monkeypatch.setattr(
+            kind, name, lambda self, *given, name=name, **more: moved.update({name: (*given, *more.values())})
+        )
+    pipe = load(key, dtype=torch.bfloat16, device=cuda)
+    assert type(pipe) is kind
+    assert moved == {"enable_model_cpu_offload" if key.startswith("cogvideo") else "to": (cuda,)}
     assert (pipe.transformer.dtype, pipe.text_encoder.dtype) == (torch.bfloat16, torch.bfloat16)
     assert pipe.vae.dtype == (torch.float32 if key.startswith("wan") else torch.bfloat16)
     _, scheduler, settings = ROWS[key]
@@ -52,20 +59,6 @@ def test_types_scheduler_and_memory_settings_are_those_of_the_table(key, load):
     assert {name: pipe.scheduler.config[name] for name in settings} == settings
     memory = (pipe.vae.use_tiling, pipe.vae.use_slicing)
     assert memory == ((True, True) if key.startswith("cogvideo") else (False, False))
-
-
-@pytest.mark.parametrize("key", ROWS)
-def test_an_accelerator_gets_the_whole_model_or_the_part_at_work(key, load, monkeypatch):
-    moved = {}
-    for name in ("enable_model_cpu_offload", "to"):
-        monkeypatch.setattr(
-            getattr(diffusers, MODELS[key].pipeline),
-            name,
-            lambda self, *args, name=name, **kwargs: moved.update({name: (*args, *kwargs.values())}),
-        )
-    cuda = torch.device("cuda")
-    load(key, device=cuda)
-    assert moved == {"enable_model_cpu_offload" if key.startswith("cogvideo") else "to": (cuda,)}
 
 
 def forward(pipe):
