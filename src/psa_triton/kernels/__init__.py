@@ -11,7 +11,7 @@ from psa_triton.blocks import Blocks, check_block_size
 from psa_triton.impl import Impl, resolve_impl
 from psa_triton.inputs import check_attention_inputs, check_causal, check_key_mask, resolve_scale
 from psa_triton.kernels import ops, reference
-from psa_triton.kernels.mean_key import common_logit, mean_key
+from psa_triton.kernels.mean_key import common_logit, mean_key, shifted
 from psa_triton.kernels.reading import Reading
 from psa_triton.operators import without_autocast
 from psa_triton.ratios import COARSEST_LEVEL
@@ -125,7 +125,7 @@ def attend(
         return out, None
     if mean is not None:
         with without_autocast(q):
-            lse = lse + common_logit(q, mean, reading.scale)
+            lse = shifted(lse, common_logit(q, mean, reading.scale))
     return out, lse
 
 

@@ -5,6 +5,7 @@ A constant added to all keys adds the same to all logits of a query. Biases of p
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from psa_triton.products import wide
@@ -40,3 +41,8 @@ def of_query_heads(mean: Tensor, heads: int) -> Tensor:
 def common_logit(q: Tensor, mean: Tensor, scale: float) -> Tensor:
     """What the mean key adds to the logits of each query, and so to its log-sum-exp: `[..., Hq, Nq]`."""
     return scale * (wide(q) @ of_query_heads(mean, q.shape[-3]).mT)[..., 0]
+
+
+def shifted(lse: Tensor, by: Tensor) -> Tensor:
+    """The log-sum-exp with something added to all logits of each query; -inf where it sees none, whatever is added."""
+    return (lse + by).masked_fill(lse == -torch.inf, -torch.inf)

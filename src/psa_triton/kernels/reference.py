@@ -46,7 +46,7 @@ def pyramid_attention(
     # To begin with, no groups: enough where there is nothing to read.
     logits, values = [q_wide @ k_wide[:, :, :0].mT], [v_wide[:, :, :0]]
     visible = [levels.new_zeros((*q.shape[:3], 0), dtype=torch.bool)]
-    for level in (1 << step for step in range(blocks.n.bit_length() if tokens else 0)):
+    for level in (1 << step for step in range(reading.coarsest.bit_length() if tokens else 0)):
         key_mean, count, last = pool(k_wide, keep, level)
         value_mean, _, _ = pool(v_wide, keep, level)
         key_mean = in_8_bits(key_mean) if reading.qk_dtype == "int8" else key_mean

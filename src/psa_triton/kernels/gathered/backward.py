@@ -30,7 +30,7 @@ from psa_triton.kernels.gathered.stack import (
 from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.unpool import unpool_gradient, unpool_key_gradient
 from psa_triton.kernels.gathered.ways import Way, choose_way, gradient_rows
-from psa_triton.kernels.mean_key import common_logit, of_query_heads
+from psa_triton.kernels.mean_key import common_logit, of_query_heads, shifted
 from psa_triton.kernels.reading import Reading
 from psa_triton.products import operand, product, wide
 
@@ -65,12 +65,14 @@ def pyramid_attention_backward(
     grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
     with torch.no_grad(), thread_scratch() as scratch:
         for b, of_keys, of, pyramid in pyramids(k, v, levels, blocks, reading, scratch):
-            mean = pyramid.mean_key
+            mean, own_lse = pyramid.mean_key, lse[b, of]
+            if mean is not None:
+                own_lse = shifted(own_lse, -common_logit(q[b, of], mean, reading.scale))
             heads = _Heads(
                 q=q[b, of],
                 grad_out=grad_out[b, of],
                 out=out[b, of],
-                lse=lse[b, of] if mean is None else lse[b, of] - common_logit(q[b, of], mean, reading.scale),
+                lse=own_lse,
                 grad_lse=grad_lse[b, of],
                 grad_q=grad_q[b, of],
                 pyramid=pyramid,

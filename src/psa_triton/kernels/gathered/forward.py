@@ -17,7 +17,7 @@ from psa_triton.kernels.gathered.stack import Frontier, Stack, StackedBlocks, ma
 from psa_triton.kernels.gathered.threads import share_tasks
 from psa_triton.kernels.gathered.ways import Way, choose_way, stack_rows
 from psa_triton.kernels.int8 import rounded
-from psa_triton.kernels.mean_key import common_logit
+from psa_triton.kernels.mean_key import common_logit, shifted
 from psa_triton.kernels.reading import Reading
 from psa_triton.products import logits, operand, operand_dtype, product, wide
 
@@ -63,7 +63,8 @@ def pyramid_attention(
                 way,
             )
             if lse is not None and pyramid.mean_key is not None:
-                lse[b, heads] += common_logit(q[b, heads], pyramid.mean_key, reading.scale)
+                common = common_logit(q[b, heads], pyramid.mean_key, reading.scale)
+                lse[b, heads] = shifted(lse[b, heads], common)
     return out, lse
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from threading import Event, Lock, Semaphore, Thread
 from typing import TypeVar
 
 import torch
@@ -25,11 +24,12 @@ def share_tasks(work: Callable[[Iterator[T]], None], tasks: Iterable[T], *, thre
         with torch.no_grad():
             work(iter(tasks))
         return
-    lock, queue = Lock(), iter(tasks)
+    count, lock, queue = torch.get_num_threads(), Lock(), iter(tasks)
     inference = torch.is_inference_mode_enabled()  # a thread does not inherit it, and must to write its tensors
+    ready, begin, failures = Semaphore(0), Event(), list[BaseException]()
 
     def handed_out() -> Iterator[T]:
-        while True:
+        while not failures:
             with lock:
                 try:
                     task = next(queue)
@@ -38,14 +38,30 @@ def share_tasks(work: Callable[[Iterator[T]], None], tasks: Iterable[T], *, thre
             yield task
 
     def run() -> None:
-        with torch.inference_mode(inference), torch.no_grad():
-            work(handed_out())
+        torch.set_num_threads(1)
+        ready.release()
+        begin.wait()
+        try:
+            with torch.inference_mode(inference), torch.no_grad():
+                work(handed_out())
+        except BaseException as error:
+            failures.append(error)
 
-    count = torch.get_num_threads()
+    # An executor would refuse its work once the main thread has ended, while others of the program still run.
+    workers: list[Thread] = []
     try:
-        with ThreadPoolExecutor(count, "psa", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for future in [pool.submit(run) for _ in range(count)]:
-                future.result()
-    finally:
-        # set_num_threads also sets the default of threads yet to start; this thread's count is what it was.
-        torch.set_num_threads(count)
+        for _ in range(count):
+            worker = Thread(target=run, name="psa")
+            worker.start()
+            workers.append(worker)
+        for _ in workers:
+            ready.acquire()
+    except BaseException as error:
+        failures.append(error)
+    # A thread's count becomes the default of those yet to start, too: of none that starts while there is work.
+    torch.set_num_threads(count)
+    begin.set()
+    for worker in workers:
+        worker.join()
+    if failures:
+        raise failures[0]
