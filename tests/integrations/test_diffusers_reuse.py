@@ -15,12 +15,13 @@ from small_pipelines import (
 )
 
 from psa_triton import PSAConfig, apply_psa
-from psa_triton.config import Reuse
-from psa_triton.integrations.reuse import KeptTensor
+from psa_triton.config import BudgetRow, Reuse
+from psa_triton.integrations.reuse import MOST_ALIKE, KeptTensor
 
 SPARSE = PSAConfig(block_m=32, block_n=32, mask_mode="budget", budget=0.3)
 EVERY_SECOND = SPARSE.replace(reuse=Reuse(refresh_every=2))
 ONCE = SPARSE.replace(reuse=Reuse(refresh_every=100))
+TABLE = ONCE.replace(budget_table=[BudgetRow(start=0.0, budgets=(1.0, 0.3))])
 PIPELINES = {
     "two passes": lambda: (make_wan_pipeline(), {"guidance_scale": 3.0}),
     "one pass": lambda: (make_wan_pipeline(), {}),
@@ -125,14 +126,15 @@ def test_what_a_cache_skipped_refreshes(cache):
         for step, (way,) in ways(handle.stats(), layer).items():
             assert way == ("sparse" if step and step - 1 in steps else "refresh")
     assert len(ways(handle.stats(), layer=1)) < 5
+    assert kept_tensors() == 0
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_another_lora_refreshes():
+    """Also one that is in other layers than the first."""
     pipe = make_wan_pipeline()
-    targets = ["attn1.to_q", "attn1.to_v"]
-    for name in ("one", "two"):
-        pipe.transformer.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=targets), name)
+    for name, target in (("one", "attn1.to_q"), ("two", "attn1.to_v")):
+        pipe.transformer.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=[target]), name)
     pipe.transformer.set_adapters("one")
 
     def swap(pipe, step, timestep, state):
@@ -157,6 +159,45 @@ def test_part_of_a_schedule():
         make_video_from_video(pipe, steps=6, strength=0.5)
     found = [way for (way,) in ways(handle.stats()).values()]
     assert found == ["refresh"] + ["sparse"] * (len(found) - 1) and 2 <= len(found) < 6
+
+
+def test_conditions_that_are_written_over_refresh():
+    pipe = make_wan_pipeline()
+    pipe.scheduler.set_timesteps(4)
+    inputs = make_wan_inputs()
+    with torch.no_grad(), apply_psa(pipe, ONCE) as handle:
+        for step, timestep in enumerate(pipe.scheduler.timesteps):
+            if step == 2:
+                inputs["encoder_hidden_states"].mul_(2)
+            pipe.transformer(**inputs | {"timestep": timestep[None]})
+    assert [way for (way,) in ways(handle.stats()).values()] == ["refresh", "sparse", "refresh", "sparse"]
+
+
+def test_a_step_that_is_called_over_and_over_keeps_no_more():
+    pipe = make_wan_pipeline()
+    pipe.scheduler.set_timesteps(4)
+    inputs = make_wan_inputs(timestep=pipe.scheduler.timesteps[:1])
+    with torch.no_grad(), apply_psa(pipe, ONCE):
+        kept = []
+        for _ in range(3 * MOST_ALIKE):
+            pipe.transformer(**inputs)
+            kept.append(kept_tensors())
+    assert kept[:2] == [2, 4] and max(kept) == kept[-1] == 2 * MOST_ALIKE
+
+
+def test_dense_layers_need_no_room(monkeypatch):
+    pipe, room = make_wan_pipeline(), {}
+    monkeypatch.setattr("psa_triton.integrations.reuse.kept_bytes", lambda *_, layers, **__: room.setdefault(layers, 0))
+    for config, dense_layers in ((ONCE, []), (ONCE, [0]), (TABLE, [])):
+        with apply_psa(pipe, config, dense_layers=dense_layers):
+            make_video(pipe, steps=3)
+        assert list(room) == [2 - bool(dense_layers or config is TABLE)]
+        room.clear()
+
+
+def test_layers_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"reuse.layers: expected indexes from 0 to 1, got \[7\]"):
+        apply_psa(make_wan_pipeline(), SPARSE.replace(reuse=Reuse(refresh_every=2, layers=(0, 7))))
 
 
 def kept_tensors():

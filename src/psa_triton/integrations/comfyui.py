@@ -136,6 +136,8 @@ class ComfyAttention:
             raise
         finally:
             self._thread.forward = outer
+        if forward.reuse is not None:
+            forward.reuse.end()
         self._end_forward(forward)
         return out
 
@@ -182,7 +184,7 @@ class ComfyAttention:
         if config is None or config.reuse is None:
             return None
         if not hasattr(kept, "reuse"):
-            kept.reuse, kept.run = StepReuse(config.reuse, config.probe, _layers(model)), None
+            kept.reuse, kept.run = StepReuse(config.reuse, config.probe, self._rules.reusing(_layers(model))), None
         # Equal schedules are one run until `after_run`: ComfyUI may hand out a new tensor in each call.
         kept.run = kept.run if kept.run == schedule else schedule
         told_apart = (*options.get("uuids", ()), *options.get("cond_or_uncond", ()))
@@ -352,8 +354,11 @@ def _controlled(config: PSAConfig, max_error: float | None, refresh: int | None)
     if max_error is not None:
         return config.replace(reuse=reuse).bounded(max_error)
     groups = min(reuse.layer_groups, refresh or 1)
-    rhythm = {"refresh_every": refresh, "refresh_steps": (), "max_error": None, "layer_groups": groups}
-    return config.replace(reuse=Reuse(**{**reuse.model_dump(), **rhythm}), probe=config.probe or DEFAULT_PROBE)
+    rhythm = {"refresh_every": refresh, "refresh_steps": (), "layer_groups": groups}
+    no_bound = {"max_error": None, "middle_tolerance": 1.0}
+    return config.replace(
+        reuse=Reuse(**{**reuse.model_dump(), **rhythm, **no_bound}), probe=config.probe or DEFAULT_PROBE
+    )
 
 
 def _section(model: Any) -> str:

@@ -45,6 +45,10 @@ MIN_PROBED_ROWS = 8
 MOST_LAYERS = 1 << 16
 """Keeps the seeds of one step's probes from those of the next."""
 
+MOST_ALIKE = 4
+"""Forwards of a step that may be conditioned alike, as where guidance leaves out layers; one more begins the first
+again, since a sampler that calls a step over and over must not keep something for each call."""
+
 FP8_MAX = 448.0
 """Largest number of `torch.float8_e4m3fn`."""
 
@@ -230,7 +234,7 @@ def check_room(reuse: Reuse, q: Tensor, layers: int) -> None:
     """
     batch, heads, tokens, head_size = q.shape
     size = {"tokens": tokens, "heads": heads, "head_size": head_size, "itemsize": q.itemsize}
-    needed = kept_bytes(reuse, layers=len(reuse.layers) or layers, passes=batch, **size)
+    needed = kept_bytes(reuse, layers=layers, passes=batch, **size)
     on_device = reuse.keep_on == "device" and q.device.type == "cuda"
     room = _free_on_device(q.device) if on_device else host_memory()
     if needed > room:
@@ -267,11 +271,28 @@ class _Kept:
     """Dense less sparse output in its last refresh."""
 
 
+class _Condition(NamedTuple):
+    """What a forward is conditioned on, or a part of it."""
+
+    value: object
+    version: int | None
+    """Of a tensor: what is written to it in place makes another one."""
+
+    @classmethod
+    def of(cls, value: object) -> _Condition:
+        return cls(value, value._version if isinstance(value, Tensor) and not value.is_inference() else None)
+
+    def equals(self, other: _Condition) -> bool:
+        """Whether the other is the same now as this was when it was noted."""
+        is_unchanged = _Condition.of(self.value).version == self.version
+        return is_unchanged and (self.value is other.value or _equal(self.value, other.value))
+
+
 @dataclass
 class _Pass:
     """One of the forwards that make a step: with guidance there are two, told apart by what they are conditioned on."""
 
-    conditioning: tuple[object, ...]
+    conditioning: tuple[_Condition, ...]
     step: int
     """Of its last forward."""
     layers: dict[Place, _Kept] = field(default_factory=dict)
@@ -331,7 +352,7 @@ class StepReuse:
     Args:
         settings: which way, and how things are kept.
         probe: share of the query rows that are computed exactly in each call, to measure the error; 0 for none.
-        layers: of the transformer.
+        layers: of the transformer that keep something.
     """
 
     def __init__(self, settings: Reuse, probe: float, layers: int = 1) -> None:
@@ -372,12 +393,24 @@ class StepReuse:
         if run is not self._run or weights != self._weights or step < self._step:
             self.drop()
         self._run, self._weights, self._step, self._steps = run, weights, step, steps
+        noted = tuple(_Condition.of(value) for value in conditioning)
         recent = [item for item in self._passes if item.step >= step - 1]
+        alike = [item for item in recent if _same(item.conditioning, noted)]
         # Two passes may be conditioned alike: their order tells them apart then.
-        found = next((item for item in recent if item.step < step and _same(item.conditioning, conditioning)), None)
-        self._pass = found or _Pass(tuple(conditioning), step)
+        found = next((item for item in alike if item.step < step), alike[0] if len(alike) == MOST_ALIKE else None)
+        self._pass = found or _Pass(noted, step)
         self._pass.step = step
         self._passes = [*(item for item in recent if item is not self._pass), self._pass]
+
+    def end(self) -> None:
+        """A forward is over. What is kept of its pass is of no use after the last step, nor anything after all of them.
+
+        Layers may not have been called to see that themselves, where a cache took their place.
+        """
+        if self._step + 1 == self._steps:
+            self._pass.layers.clear()
+            if all(item.step == self._step for item in self._passes):
+                self.drop()
 
     def attend(self, layer: int, q: Tensor, *, sparse: Sparse, dense: Dense, nth: int = 0) -> Attended:
         """Attention of one layer in the forward that began last.
@@ -412,9 +445,7 @@ class StepReuse:
             exceeds = self._exceeds(measured)
             if way == "refresh" or not leads or not exceeds:
                 break
-        if is_last:
-            self._pass.layers.pop(place, None)
-        else:
+        if not is_last:
             self._pass.layers[place] = self._keep(call, kept, way, out)
         if choice is None or leads:
             self._choices[place] = _Choice(self._step, _like(q), way, call.levels)
@@ -459,8 +490,8 @@ def _like(q: Tensor) -> Like:
     return q.shape, q.dtype, q.device
 
 
-def _same(one: Sequence[object], other: Sequence[object]) -> bool:
-    return len(one) == len(other) and all(a is b or _equal(a, b) for a, b in zip(one, other, strict=True))
+def _same(one: Sequence[_Condition], other: Sequence[_Condition]) -> bool:
+    return len(one) == len(other) and all(a.equals(b) for a, b in zip(one, other, strict=True))
 
 
 def _equal(a: object, b: object) -> bool:

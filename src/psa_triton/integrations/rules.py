@@ -79,12 +79,27 @@ class DenseRules:
             last = max(known, default=-1)
             expected = f"indexes from 0 to {last}" if self.kind == "diffusion" else f"some of {sorted(known)}"
             raise ValueError(f"dense_layers: expected {expected}, got {unknown}")
-        table = () if self.config is None or self.kind == "language" else self.config.budget_table
+        config = None if self.kind == "language" else self.config
+        if config and config.reuse and (unknown := sorted(set(config.reuse.layers) - set(known))):
+            raise ValueError(f"reuse.layers: expected indexes from 0 to {max(known, default=-1)}, got {unknown}")
+        table = () if config is None else config.budget_table
         if table and len(table[0].budgets) != len(known):
             raise ValueError(
                 f"budget_table: expected {len(known)} budgets in each row, one for each transformer block, "
                 f"got {len(table[0].budgets)}; `psa tune` makes a table for this model"
             )
+
+    def reusing(self, layers: int) -> int:
+        """How many of a model's layers keep something from step to step."""
+        config = self.config
+        if config is None or config.reuse is None:
+            return 0
+        starts = [row.start for row in config.budget_table] or [0.0]
+        return sum(
+            config.reuse.covers(layer)
+            and any(self.of_layer(layer, config.at(layer, start)) is None for start in starts)
+            for layer in range(layers)
+        )
 
     def of_step(self, step: int | None, steps: int) -> str | None:
         """Why the denoising step `step` of `steps` runs dense; None if it does not."""

@@ -162,8 +162,8 @@ class ForwardState:
         """Hook after each forward of this thread, with its output; None if it failed."""
         forward = self.now
         self._thread.forward = _OUTSIDE
-        if output is None and forward.reuse is not None:
-            forward.reuse.drop()
+        if forward.reuse is not None:
+            forward.reuse.drop() if output is None else forward.reuse.end()
         self._running.discard(threading.current_thread())
         if output is None or forward is _OUTSIDE or not torch.is_grad_enabled():
             return
@@ -196,7 +196,7 @@ class ForwardState:
         if config is None or config.reuse is None:
             return None
         if not hasattr(self.kept, "reuse"):
-            layers = len(self.family.layers(transformer))
+            layers = self.rules.reusing(len(self.family.layers(transformer)))
             self.kept.reuse = StepReuse(config.reuse, config.probe, layers)
         return self.kept.reuse
 
@@ -228,8 +228,9 @@ def _changes_by_step(name: str) -> bool:
 
 
 def _adapters(transformer: Any) -> Any:
-    """Which LoRAs act, and how strongly; None without any."""
-    layer = next((module for module in transformer.modules() if hasattr(module, "lora_A")), None)
-    if layer is None:
-        return None
-    return tuple(layer.active_adapters), layer.disable_adapters, tuple(layer.merged_adapters), dict(layer.scaling)
+    """Which LoRAs act in each layer that has any, and how strongly."""
+    return [
+        (tuple(layer.active_adapters), layer.disable_adapters, tuple(layer.merged_adapters), dict(layer.scaling))
+        for layer in transformer.modules()
+        if hasattr(layer, "lora_A")
+    ]
