@@ -6,6 +6,7 @@ inside. Tensors have tests of their own.
 
 import json
 import struct
+from itertools import pairwise
 
 import pytest
 import torch
@@ -194,11 +195,30 @@ PRESETS = [
     ("{type: psa, sim_thresholds: {x16: 0.5}}", ".sim_thresholds.x16", "Known: x2, x4, x8"),
     ("{type: psa, attn_impl: old_mask_type}", ".attn_impl", "set block_size.n: 128"),
     ("{type: psa, description: {en: words}}", ".description", "expected a valid string"),
+    ("{type: psa, block_size: {m: 64}, block_size.m: 32}", ".block_size", "each size once, got block_size.m beside it"),
+    ("{type: psa, mask_ratios: {1: [0, 0.1], 01: [0, 1]}}", ".mask_ratios.01", "key given twice"),
+    ("{type: psa, mask_ratios: {1: [0, 0.1], '1': [0, 1]}}", ".mask_ratios", "expected each level once, got 1, '1'"),
+    (
+        "{type: psa, reuse: {keep: fp8}}",
+        ".reuse",
+        "expected one of refresh_every, refresh_steps and max_error, got none",
+    ),
+    ("{type: psa, reuse: {refresh_every: 2, layer_groups: 5}}", ".reuse.layer_groups", "at most refresh_every"),
 ]
 PRESET_FILES += [
     (SECTION.replace("{type: psa}", preset), f"Mine.attention_configs.a{place}", words)
     for preset, place, words in PRESETS
 ]
+
+
+def test_a_message_is_no_longer_than_a_page(tmp_path):
+    """Whatever aliases of aliases hold."""
+    nested = [f"{name}: &{name} [{', '.join(['*' + last] * 9)}]" for last, name in pairwise("abcdefgh")]
+    file = tmp_path / "mine.yaml"
+    file.write_text("\n".join(["a: &a [x, x, x, x, x, x, x, x, x]", *nested, ""]))
+    with pytest.raises(PresetError) as caught:
+        load_presets_file(file)
+    assert len(str(caught.value)) < 50_000
 
 
 @pytest.mark.parametrize(("content", "place", "words"), PRESET_FILES, ids=range(len(PRESET_FILES)))

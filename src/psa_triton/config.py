@@ -36,10 +36,13 @@ def _pairs(value: Any) -> Any:
     """YAML has no tuples and may quote the level: accept lists and digit strings."""
     if not isinstance(value, dict):
         return value
-    return {
+    pairs = {
         int(k) if isinstance(k, str) and k.isdigit() else k: tuple(v) if isinstance(v, list) else v
         for k, v in value.items()
     }
+    if len(pairs) < len(value):
+        raise ValueError(f"expected each level once, got {', '.join(map(repr, value))}")
+    return pairs
 
 
 MaskRatios = Annotated[dict[Level, tuple[float, float]], BeforeValidator(_pairs), AfterValidator(check_mask_ratios)]
@@ -108,7 +111,7 @@ class Reuse(BaseModel):
         given = [name for name in ("refresh_every", "refresh_steps", "max_error") if getattr(self, name)]
         if len(given) != 1:
             came = " and ".join(given) or "none"
-            raise ValueError(f"reuse: expected one of refresh_every, refresh_steps and max_error, got {came}")
+            raise ValueError(f"expected one of refresh_every, refresh_steps and max_error, got {came}")
         if self.layer_groups > (self.refresh_every or 1):
             raise ValueError(
                 f"layer_groups: expected at most refresh_every, one step at least for each group, "

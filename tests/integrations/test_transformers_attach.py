@@ -1,5 +1,6 @@
 """Attaching and detaching: names, configurations, what is refused, and that nothing is left behind."""
 
+import copy
 import importlib
 import inspect
 
@@ -12,8 +13,13 @@ from transformers import (
     AttentionInterface,
     BartConfig,
     BartForConditionalGeneration,
+    GitConfig,
+    GitForCausalLM,
+    LlamaForCausalLM,
     PreTrainedModel,
     Qwen2_5_VLForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import psa_triton
@@ -194,6 +200,52 @@ def test_decoder_of_an_encoder_decoder():
         torch.testing.assert_close(logits(model, inputs), dense, rtol=1e-5, atol=2e-5)
         calls = {(record.part, record.queries, record.keys, record.reason) for record in handle.stats().records}
     assert calls == {("text", 200, 200, None), ("text", 200, 300, "not causal"), ("other", 300, 300, "not causal")}
+
+
+def test_a_static_cache_beside_a_bias_by_position():
+    """T5's bias covers the places of the cache that are empty yet."""
+    config = T5Config(vocab_size=96, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    model = small.make_model(lambda: T5ForConditionalGeneration(config))
+    prompt = {"input_ids": small.text_inputs(50)["input_ids"], "decoder_input_ids": small.text_inputs(7)["input_ids"]}
+    length = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    static = {"cache_implementation": "static", "disable_compile": True}
+    expected = model.generate(**prompt, **length)
+    with apply_psa(model, "dense"):
+        assert torch.equal(model.generate(**prompt, **length, **static), expected)
+
+
+@pytest.mark.parametrize("make", [small.llama, small.gemma2, small.gpt_oss], ids=["llama", "gemma2", "gpt-oss"])
+def test_attention_of_a_class_of_ones_own(make):
+    """It is known by the class that it is made from, whose eager attention it has."""
+    model = small.make_model(make)
+    dense = logits(model)
+    attention = model.model.layers[0].self_attn
+    attention.__class__ = type("Fast", (type(attention),), {"__module__": __name__})
+    with apply_psa(model, "dense") as handle:
+        torch.testing.assert_close(logits(model), dense, rtol=1e-5, atol=2e-5)
+    assert {record.layer for record in handle.stats().records} == {0, 1}
+
+
+def test_two_models_with_one_configuration_are_told_apart_or_refused():
+    config = small.llama().config
+    first, second = LlamaForCausalLM(config), LlamaForCausalLM(config)
+    other = LlamaForCausalLM(copy.deepcopy(config))
+    with apply_psa(first, SPARSE), apply_psa(other, SPARSE), pytest.raises(ValueError, match=r"copy.deepcopy\(config"):
+        apply_psa(second, SPARSE)
+    with apply_psa(second, SPARSE):
+        assert first.config._attn_implementation == "psa"
+
+
+def test_a_tower_in_the_decoder_keeps_its_attention():
+    """GIT's decoder holds its vision tower, and attends by code of its own."""
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 32}
+    config = GitConfig(vocab_size=96, **sizes, vision_config=sizes | {"image_size": 32, "patch_size": 8})
+    model = small.make_model(lambda: GitForCausalLM(config))
+    model.git.image_encoder.set_attn_implementation("eager")
+    before = implementations(model)
+    with pytest.raises(ValueError, match="expected text layers that take their attention from"):
+        apply_psa(model)
+    assert implementations(model) == before and "eager" in before.values()
 
 
 class TestOneNameForBothLibraries:

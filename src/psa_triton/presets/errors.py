@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from psa_triton.config import NESTED
-from psa_triton.mistakes import keys, mistake
+from psa_triton.mistakes import keys, mistake, shown
 from psa_triton.presets.schema import DensePreset, ModelSection, PsaPreset, VideoScale
 
 _PRESETS: dict[int | str, type[BaseModel]] = {"psa": PsaPreset, "dense": DensePreset}
@@ -44,7 +44,7 @@ def _mistake(details: ErrorDetails) -> str:
         case "union_tag_not_found":
             return f"{path}.type: this key is required: psa or dense"
         case "union_tag_invalid":
-            return f"{path}.type: expected psa or dense, got {details['input']['type']!r}"
+            return f"{path}.type: expected psa or dense, got {shown(details['input']['type'])}"
         case "value_error":
             return _own_message(path, str(details["ctx"]["error"]))
         case _:
@@ -54,7 +54,8 @@ def _mistake(details: ErrorDetails) -> str:
 def _own_message(path: str, message: str) -> str:
     """Checks across keys are reported on the preset and start with the key at fault: move that key into the path."""
     key, colon, rest = message.partition(": ")
-    if colon and key in {known.partition(".")[0] for known in keys(PsaPreset)}:
+    parent = NESTED.get(path.rpartition(".")[2], PsaPreset)
+    if colon and key in {known.partition(".")[0] for known in keys(parent)}:
         return f"{path}.{key}: {rest}"
     return f"{path}: {message}"
 

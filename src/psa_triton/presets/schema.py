@@ -9,6 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from psa_triton.config import PSAConfig
+from psa_triton.mistakes import shown
 
 _BLOCK_SIZE = "block_size"
 # The file nests the block sizes; PSAConfig has them flat. The aliases make errors speak of the file's keys.
@@ -48,9 +49,12 @@ class PsaPreset(PSAConfig):
             return data
         sizes = data[_BLOCK_SIZE]
         if not isinstance(sizes, dict):
-            raise ValueError(f"{_BLOCK_SIZE}: expected a mapping with m, n and tile_n, got {sizes!r}")
+            raise ValueError(f"{_BLOCK_SIZE}: expected a mapping with m, n and tile_n, got {shown(sizes)}")
         rest = {key: value for key, value in data.items() if key != _BLOCK_SIZE}
-        return rest | {f"{_BLOCK_SIZE}.{key}": value for key, value in sizes.items()}
+        flat = {f"{_BLOCK_SIZE}.{key}": value for key, value in sizes.items()}
+        if twice := rest.keys() & flat.keys():
+            raise ValueError(f"{_BLOCK_SIZE}: expected each size once, got {min(twice)} beside it, too")
+        return rest | flat
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

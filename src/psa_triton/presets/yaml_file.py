@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from psa_triton.presets.errors import PresetError
+
+_MERGE: Final = "tag:yaml.org,2002:merge"
+"""Of the key `<<`, which stands for those of another mapping."""
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
@@ -40,8 +43,11 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
 
 def _repeated_keys(root: yaml.Node | None) -> Iterator[str]:
-    """A message for each key that stands more than once in its mapping; anchors are looked into once."""
-    seen: set[int] = set()
+    """A message for each key that stands more than once in its mapping; anchors are looked into once.
+
+    However it is spelled: 1, 01 and 1.0 are one key.
+    """
+    loader, seen = yaml.SafeLoader(""), set[int]()
     waiting: list[tuple[str, yaml.Node]] = [] if root is None else [("", root)]
     while waiting:
         place, node = waiting.pop()
@@ -51,10 +57,11 @@ def _repeated_keys(root: yaml.Node | None) -> Iterator[str]:
         if isinstance(node, yaml.SequenceNode):
             waiting.extend((f"{place}{index}.", child) for index, child in enumerate(node.value))
         elif isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
+            lines: dict[Any, int] = {}
             for key, child in node.value:
                 name, line = str(key.value), key.start_mark.line + 1
-                if name in lines:
-                    yield f"{place}{name}: key given twice, in lines {lines[name]} and {line}; keep one"
-                lines[name] = line
+                same = name if key.tag == _MERGE else loader.construct_object(key, deep=True)
+                if same in lines:
+                    yield f"{place}{name}: key given twice, in lines {lines[same]} and {line}; keep one"
+                lines[same] = line
                 waiting.append((f"{place}{name}.", child))

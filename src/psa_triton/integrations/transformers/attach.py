@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
+from weakref import WeakValueDictionary
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -27,7 +28,8 @@ class _Attachment:
     """A text model that runs `psa`, and the layers that know how; the text model keeps it, and so do its copies."""
 
     text_model: PreTrainedModel
-    previous: str
+    previous: dict[PreTrainedModel, str]
+    """Attention implementations of the text model and the models in it, the outer ones first."""
     modules: list[nn.Module]
 
     def detach(self) -> None:
@@ -38,8 +40,20 @@ class _Attachment:
             delattr(module, LAYER_ATTRIBUTE)
         self.modules.clear()
         delattr(self.text_model, ATTACHMENT)
-        if self.text_model.config._attn_implementation == NAME:
-            self.text_model.set_attn_implementation(self.previous)
+        _BY_CONFIG.pop(id(self.text_model.config), None)
+        _put_back(self.previous)
+
+
+_BY_CONFIG: WeakValueDictionary[int, _Attachment] = WeakValueDictionary()
+"""Attachments by the `id` of the configuration that says `psa` for them: models that share one would detach each
+other."""
+
+
+def _put_back(previous: dict[PreTrainedModel, str]) -> None:
+    """Outer models first, since setting theirs sets those of all models inside."""
+    now = {model: model.config._attn_implementation for model in previous}
+    for model, name in previous.items():
+        model.set_attn_implementation(name if now[model] == NAME else now[model])
 
 
 def apply_psa(
@@ -76,8 +90,8 @@ def apply_psa(
 
     Raises:
         TypeError: if an argument is of a class that isn't supported.
-        ValueError: if PSA is attached already, the model has no exchangeable attention, the configuration has no causal
-            form, or a number is out of range.
+        ValueError: if PSA is attached already, to this model or to another with the same `config` object, the model has
+            no exchangeable attention, the configuration has no causal form, or a number is out of range.
     """
     model = _model(model)
     config = find_config(config_or_preset, lambda name: resolve(name, QWEN2_5_VL.preset_section).config)
@@ -89,17 +103,25 @@ def apply_psa(
     recorder: Recorder[PSAStats] = Recorder(PSAStats.of, timed=time_layers or (config is not None and config.verbose))
     decoder = model.get_decoder()
     text_model = decoder if isinstance(decoder, PreTrainedModel) else model
-    previous = text_model.config._attn_implementation
+    if id(text_model.config) in _BY_CONFIG:
+        raise ValueError(
+            "model: it has its configuration in common with another model that PSA is attached to, and there the name "
+            "of its attention stands; build one of them from copy.deepcopy(config)"
+        )
+    inside = [part for part in text_model.modules() if isinstance(part, PreTrainedModel)]
+    previous = {part: part.config._attn_implementation for part in inside}
     text_model.set_attn_implementation(NAME)
+    _put_back({part: name for part, name in previous.items() if part.main_input_name != "input_ids"})
     try:
         layers = _layers(model, text_model, rules, recorder)
     except ValueError:
-        text_model.set_attn_implementation(previous)
+        _put_back(previous)
         raise
     for module, layer in layers.items():
         setattr(module, LAYER_ATTRIBUTE, layer)
     attachment = _Attachment(text_model, previous, list(layers))
     setattr(text_model, ATTACHMENT, attachment)
+    _BY_CONFIG[id(text_model.config)] = attachment
     return PSAHandle(config, recorder, [attachment])
 
 
@@ -140,7 +162,7 @@ def _attention_modules(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         config = getattr(module, "config", None)
         named = isinstance(config, PreTrainedConfig) and config._attn_implementation == NAME
-        if named and "Attention" in type(module).__name__:
+        if named and any("Attention" in base.__name__ for base in type(module).__mro__):
             yield module
 
 

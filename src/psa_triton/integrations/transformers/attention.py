@@ -86,6 +86,8 @@ def psa_attention_forward(
         check_causal(psa_config)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     key, value, attention_mask, key_mask = filled_keys(key, value, attention_mask)
+    if (bias := extras.get("position_bias")) is not None:
+        extras["position_bias"] = bias[..., : key.shape[2]]
     call = AttentionCall(module, query, key, value, attention_mask, key_mask, dropout, scaling, causal, extras)
     layer: AttachedLayer | None = getattr(module, LAYER_ATTRIBUTE, None)
     if layer is None:

@@ -101,14 +101,13 @@ class AttentionCall:
 
     def _eager_attention(self) -> Any:
         """The function that the model runs for `attn_implementation="eager"`."""
-        module = type(self.module).__module__
-        eager = getattr(sys.modules[module], "eager_attention_forward", None)
-        if eager is None:
-            raise ValueError(
-                f"attn_implementation: 'psa' leaves softcaps and attention sinks to a model's eager attention, and "
-                f"{module} has none"
-            )
-        return eager
+        for base in type(self.module).__mro__:
+            if eager := getattr(sys.modules.get(base.__module__), "eager_attention_forward", None):
+                return eager
+        raise ValueError(
+            f"attn_implementation: 'psa' leaves softcaps and attention sinks to a model's eager attention, and "
+            f"{type(self.module).__module__} has none"
+        )
 
 
 def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
