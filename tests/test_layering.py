@@ -41,6 +41,7 @@ TOOLS = [
     "machine",  # versions and hardware
     "shapes",  # attention layers of the known checkpoints
     "builtin",  # the built-in model
+    "picture",  # files -> pictures
     "video",  # frames <-> files
     "generation",  # prompt -> frames
     "understanding",  # frames and a question -> an answer

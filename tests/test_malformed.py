@@ -242,7 +242,7 @@ def test_presets_files(content, place, words, tmp_path):
         (b"\x89PNG\r\n\x1a\n", "expected UTF-8 text"),
         (b"a\x00b", "bytes of value 0"),
         ("a red ring".encode("utf-16-le"), "bytes of value 0"),
-        ("folder", "there is no file"),
+        ("folder", "expected a file, got the folder"),
         (None, "there is no file"),
     ],
     ids=["empty", "blank", "comments", "mark", "utf-16", "latin-1", "png", "zero", "utf-16-le", "folder", "missing"],

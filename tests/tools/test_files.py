@@ -1,5 +1,6 @@
 """Files whole or not at all, folders looked at first, names that one process has at a time."""
 
+import json
 import math
 import os
 import subprocess
@@ -176,3 +177,8 @@ def test_a_name_can_be_held_again(tmp_path):
     with held(tmp_path / "a"):
         pass
     assert names(tmp_path) == []
+
+
+def test_names_of_files_in_another_encoding_are_kept_in_json():
+    data = {"command": "psa --output-dir caf\udce9", "prompt": "über"}
+    assert json.loads(json_bytes(data).decode()) == data

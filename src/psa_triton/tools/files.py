@@ -131,7 +131,8 @@ def json_bytes(data: Mapping[str, Any]) -> bytes:
     Raises:
         ValueError: a number is infinite or NaN, which JSON cannot hold.
     """
-    return (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")  # names of files may be in another encoding: JSON has escapes for it
 
 
 class TakenError(OSError):

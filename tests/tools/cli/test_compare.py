@@ -44,7 +44,7 @@ def test_dense_and_sparse_are_made_from_one_noise_and_reported(compare, tmp_path
     assert 0 < candidate["cost"]["attention_density"] < candidate["cost"]["run_density"] < 1
     assert 10 < candidate["fidelity"]["psnr"]["mean"] < 100
     assert 10 < case["ceiling"]["fidelity"]["psnr"]["mean"] < 100
-    for words in ("self-attention, s", "PSNR to dense, dB", "psa_balanced was", "dense in bfloat16", "Why: ", "Try: "):
+    for words in ("self-attention, s", "PSNR to dense, dB", "psa_balanced was", "bfloat16", "Why: ", "Try: "):
         assert words in result.output
 
 
@@ -100,3 +100,15 @@ def test_where_all_failed_no_files_are_named(compare, tmp_path, failing_prompt):
     result = compare("--prompt", failing_prompt, "--attention_preset", PRESET, *FAST)
     assert result.exit_code == 1 and "1 failed:" in result.output
     assert "Files:" not in result.output and not (tmp_path / "out").exists()
+
+
+def test_several_cases_do_not_take_the_place_of_the_report_of_one(compare, tmp_path):
+    options, report = ("--attention_preset", PRESET, *FAST, "--steps", "1"), tmp_path / "out" / "report.html"
+    assert compare("--prompt", "a red square", *options).exit_code == 0
+    single = report.read_bytes()
+    both = ("--prompt", "a red square", "--prompt", "a blue ring", *options)
+    result = compare(*both)
+    assert result.exit_code == 1 and "holds the comparison of a single case" in result.stderr
+    assert report.read_bytes() == single
+    assert compare(*both, "--overwrite").exit_code == 0
+    assert "2 cases" in report.read_text() and not (tmp_path / "out" / "case.json").exists()

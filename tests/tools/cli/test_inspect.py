@@ -72,3 +72,16 @@ def test_every_entry_of_a_batch_is_looked_at(file, tmp_path):
     assert (first["place"], second["place"]) == ({"entry": 0}, {"entry": 1})
     assert first["heads"][0]["error"] is None and first["heads"][0]["levels"] != second["heads"][0]["levels"]
     assert (tmp_path / "out" / "entry_01_head_00.png").is_file()
+
+
+def test_layers_that_run_dense_are_named(pipeline_folder, tmp_path):
+    presets, out = tmp_path / "presets.yaml", tmp_path / "out"
+    table = "budget_table: [{start: 0, budgets: [1.0, 0.3]}]"
+    presets.write_text(f"tiny-wan:\n  attention_configs:\n    half: {{type: psa, mask_mode: budget, {table}}}\n")
+    model = ("--model", pipeline_folder, "--prompt", "a red square", "--config", presets, "--preset", "tiny-wan/half")
+    steps = ("--num-inference-steps", "2", "--steps", "0,1", "--layers", "0-1", "--heads", "0")
+    result = psa("inspect", *model, *SMALL, *steps, "--output_dir", out)
+    assert result.exit_code == 0, result.output
+    for step in (0, 1):
+        assert f"layer 0 runs dense in step {step}: there is nothing to look at" in result.output
+    assert [call["place"] for call in data_of(out)["calls"]] == [{"layer": 1, "step": step} for step in (0, 1)]

@@ -16,7 +16,7 @@ from command_line import psa
 from programs import ENVIRONMENT
 from rich.console import Console
 
-from psa_triton.tools.cli.console import VideoProgress
+from psa_triton.tools.cli.console import VideoProgress, make_console
 from psa_triton.tools.files import held
 from psa_triton.tools.understanding import read_media
 
@@ -204,3 +204,8 @@ def test_ctrl_c_on_a_program(pipeline_folder, tmp_path):
     assert process.returncode == 130, told
     assert told.startswith("interrupted: 0 of 1 videos made; not made: 'a red square'; the same command goes on")
     assert names(tmp_path) == []
+
+
+def test_what_is_printed_is_what_is_meant(capsys):
+    make_console().print("files in o:cat:b, [red] 1")
+    assert capsys.readouterr().out == "files in o:cat:b, [red] 1\n"

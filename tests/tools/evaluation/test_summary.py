@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -84,5 +85,9 @@ def test_a_pace_in_words(speedup, words):
 def test_a_run_that_never_was_sparse_is_noted():
     case = make_case(30.0)
     case["candidates"][0]["cost"] = cost(4.0)
-    columns = summarise([case])
-    assert "density of sparse attention: half ran dense throughout (warm-up)" in notes(columns)
+    other = copy.deepcopy(case)
+    other["candidates"][0]["label"] = "third"
+    columns = summarise([case, other])
+    assert [note for note in notes(columns) if "throughout" in note] == [
+        f"density of sparse attention: {label} ran dense throughout (warm-up)" for label in ("half", "third")
+    ]

@@ -63,7 +63,7 @@ def test_the_best_is_first_and_another_video_is_never_best():
 def test_a_run_that_never_was_sparse():
     dense = Column("it", "psa", column("psa").averages, {"attention_density": "it ran dense throughout (warm-up)"})
     ((_, verdict),) = judge([DENSE, dense])
-    assert verdict.answer == "Nothing was saved: it ran dense throughout." and "warm-up" in verdict.cause
+    assert verdict.answer == "No time was saved: it ran dense throughout." and "warm-up" in verdict.cause
     assert verdict.advice == "more denoising steps than the dense ones, or --max-error 0.1 instead of these"
 
 
@@ -73,21 +73,21 @@ def test_a_run_that_never_was_sparse():
         (None, 1.0, ("dense preset",), None),
         (
             *(None, 1.0, ("fewer than 512 tokens",)),
-            "Nothing was saved: all attention ran dense. Why: fewer than 512 tokens. Try: a larger",
+            "No time was saved: all attention ran dense. Why: fewer than 512 tokens. Try: a larger",
         ),
         (
             *(None, 1.0, ("dense layer", "last steps")),
-            "Nothing was saved: all attention ran dense. Why: dense layer, last steps. Try: fewer --dense-last-steps",
+            "No time was saved: all attention ran dense. Why: dense layer, last steps. Try: fewer --dense-last-steps",
         ),
         (
             *(None, 1.0, ("dense layer",)),
-            "Nothing was saved: all attention ran dense. Why: dense layer. Try: fewer --dense-layers",
+            "No time was saved: all attention ran dense. Why: dense layer. Try: fewer --dense-layers",
         ),
         (
             *(None, 1.0, ("dense is faster at this density",)),
-            "Nothing was saved: all attention ran dense. Why: dense is faster at this density. Try: a preset that",
+            "No time was saved: all attention ran dense. Why: dense is faster at this density. Try: a preset that",
         ),
-        (None, 1.0, ("warm-up",), "Nothing was saved: all attention ran dense. Why: warm-up. Try: more denoising"),
+        (None, 1.0, ("warm-up",), "No time was saved: all attention ran dense. Why: warm-up. Try: more denoising"),
         (0.3, 0.8, ("warm-up",), "Little was saved: attention did 80% of the dense work. Why: dense parts (warm-up)"),
         (0.3, 0.4, ("warm-up",), None),
     ],

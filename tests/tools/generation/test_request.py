@@ -1,7 +1,8 @@
 import pytest
+from PIL import Image
 
 from psa_triton.tools.generation import find_source, make_requests
-from psa_triton.tools.generation.request import read_prompts_file
+from psa_triton.tools.generation.request import InputImage, read_prompts_file
 
 
 def test_prompts_are_read_one_a_line_without_blanks_and_comments(tmp_path):
@@ -49,3 +50,17 @@ def test_bad_settings_are_refused_before_anything_is_loaded(prompt, settings, me
 def test_seeds_that_no_generator_takes_are_refused(seed):
     with pytest.raises(ValueError, match="seed: expected a number of 64 bits"):
         make_requests(find_source("wan21_14b"), ["one", "two"], seed=seed, settings={})
+
+
+def test_a_picture_stands_as_its_camera_noted(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    Image.new("RGB", (96, 64)).save(tmp_path / "phone.jpg", exif=exif)
+    image = InputImage.read(tmp_path / "phone.jpg").load()
+    assert (image.size, image.mode) == ((64, 96), "RGB")
+
+
+def test_a_picture_of_more_than_can_be_meant_is_refused(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match="image: the image .* cannot be read: Image size .* exceeds limit"):
+        InputImage.read(tmp_path / "large.png")

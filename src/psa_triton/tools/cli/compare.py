@@ -19,7 +19,15 @@ from psa_triton.tools.cli.console import VideoProgress, few, logging_to, make_co
 from psa_triton.tools.cli.errors import told_if_interrupted
 from psa_triton.tools.cli.tables import print_table
 from psa_triton.tools.cli.target import choose_source, find_target, load, read_dense_parts, read_prompts
-from psa_triton.tools.evaluation.case import Case, expected_room, plan_cases, read_finished, write_case, write_summary
+from psa_triton.tools.evaluation.case import (
+    Case,
+    expected_room,
+    make_way,
+    plan_cases,
+    read_finished,
+    write_case,
+    write_summary,
+)
 from psa_triton.tools.evaluation.ceiling import Ceiling, choose_ceiling
 from psa_triton.tools.evaluation.compare import compare_attentions
 from psa_triton.tools.evaluation.summary import notes, summarise, table_rows
@@ -58,6 +66,7 @@ def run(options: Compare) -> None:
     folder = options.output_dir
     cases = plan_cases(folder, requests, seeds, attentions, ceiling=ceiling, model=target.as_dict())
     with output_folder(folder, room=0), held(folder):
+        make_way(folder, cases, overwrite=options.overwrite)
         done: dict[str, Data | None] = {case.name: read_finished(case, overwrite=options.overwrite) for case in cases}
         failed = _Comparison(target, attentions, ceiling, cases, done).make(folder, warm_up=options.warm_up)
     if failed:

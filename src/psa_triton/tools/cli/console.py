@@ -22,7 +22,7 @@ _SHOWN = 5
 
 def make_console(*, bars: bool = True) -> Console:
     """Where a command tells how it goes: in lines, and with `bars` in bars too if its output is a terminal."""
-    return Console(highlight=False, markup=False, soft_wrap=True, force_terminal=None if bars else False)
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, force_terminal=None if bars else False)
 
 
 def reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def run(options: Inspect) -> None:
         refuse(options, ("grid", "prefix_tokens", "causal"), "saved tensors: give --qkv FILE")
         _look_at_generation(options, asked)
         return
-    of_generation = ("prompt", "layers", "steps", "save_qkv", "model_path", "lora_path", "dtype", "video")
+    of_generation = ("prompt", "layers", "steps", "save_qkv", "seed", "model", "dtype", "video")
     refuse(options, of_generation, "a generation, and --qkv looks at a file")
     _look_at_file(options, options.qkv, asked)
 
@@ -119,6 +120,10 @@ def _look_at_generation(options: Inspect, asked: Asked) -> None:
             generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(layers, steps, on_call))
         if not look.calls:
             raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
+        seen = {(call["place"]["layer"], call["place"]["step"]) for call in look.calls}
+        for layer, step in product(layers, steps):
+            if (layer, step) not in {*seen, *repeating}:
+                look.console.print(f"layer {layer} runs dense in step {step}: there is nothing to look at")
         look.write_numbers(settings_of(target, request, attention), target.device)
     look.show()
 

@@ -33,7 +33,7 @@ def list_presets(config: ConfigPath = None) -> None:
             mark = " *" if name == section.default_attention else ""
             table.add_row("" if row else model, name + mark, density_in_words(preset.config()), preset.description)
         table.add_section()
-    print_table(Console(markup=False), table)
+    print_table(Console(markup=False, emoji=False), table)
 
 
 @presets.command("show")
@@ -47,7 +47,7 @@ def show_preset(
     from psa_triton.tools.cli.explain import explain
 
     found = resolve(preset, model, config)
-    typer.echo(f"{found.name.replace('/', ' / ')}: {found.description}")
+    typer.echo(": ".join(filter(None, (found.name.replace("/", " / "), found.description))))
     if found.config is None:
         typer.echo("Dense attention: every query reads every key in full. Density: 100%.")
     else:

@@ -69,7 +69,11 @@ def run(options: Tune) -> None:
         _Tuning.of(options, base, goal).on_model(target, requests)
         return
     of_run = replace(options, video=replace(options.video, num_inference_steps=None))
-    refuse(of_run, ("prompts", "check", "video"), "a generation, and --qkv looks at files")
+    refuse(
+        of_run,
+        ("prompts", "check", "seed", "parts", "model", "dtype", "video"),
+        "a generation, and --qkv looks at files",
+    )
     device = choose_device(options.machine.device)
     files = {path: read_qkv(path, device) for path in _files(options.qkv)}
     preset = options.attention_preset or _preset_of(files.values())

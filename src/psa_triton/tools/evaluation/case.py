@@ -75,6 +75,23 @@ def plan_cases(
     return cases
 
 
+def make_way(folder: Path, cases: Sequence[Case], *, overwrite: bool) -> None:
+    """Where several cases go into a folder, their report takes the place of a single case's.
+
+    Raises:
+        ValueError: there is one, and it is not to be overwritten.
+    """
+    single = folder / "case.json"
+    if len(cases) == 1 or not single.exists():
+        return
+    if not overwrite:
+        raise ValueError(
+            f"{folder} holds the comparison of a single case, whose report this one would replace; give --overwrite, "
+            "or another folder"
+        )
+    single.unlink()
+
+
 def read_finished(case: Case, *, overwrite: bool = False) -> dict[str, Any] | None:
     """The numbers of a case that is done; None where it is not, or where a part of it failed.
 

@@ -30,8 +30,8 @@ class Quantity:
 QUANTITIES: Mapping[str, Quantity] = {
     "tokens": Quantity("tokens", ",.0f"),
     "attention_density": Quantity("density of sparse attention", ".1%"),
-    "attention_density_with_estimation": Quantity("  with cost of estimation", ".1%"),
-    "run_density_with_estimation": Quantity("  over the whole run", ".1%"),
+    "attention_density_with_estimation": Quantity("density with cost of estimation", ".1%"),
+    "run_density_with_estimation": Quantity("density over the whole run", ".1%"),
     "measured_error": Quantity("measured error of attention", ".3f"),
     "attention_seconds": Quantity("self-attention, s", ".2f"),
     "transformer_seconds": Quantity("transformer, s", ".2f"),
@@ -99,8 +99,10 @@ def summarise(cases: Sequence[Mapping[str, Any]]) -> list[Column]:
     for (role, label), pairs in found.items():
         values = [_values(role, dense, entry) for dense, entry in pairs]
         averages = {name: _average([value[name] for value in values]) for name in QUANTITIES}
-        notes = {name: note for _, entry in pairs for name, note in _notes(role, entry).items()}
-        columns.append(Column(label, role, averages, notes))
+        remarks: dict[str, str] = {}
+        for name, note in dict.fromkeys(item for _, entry in pairs for item in _notes(role, entry).items()):
+            remarks[name] = f"{remarks[name]}; {note}" if name in remarks else note
+        columns.append(Column(label, role, averages, remarks))
     return columns
 
 
@@ -157,14 +159,14 @@ def table_rows(columns: Sequence[Column]) -> list[list[str]]:
 
 def notes(columns: Sequence[Column]) -> list[str]:
     """What to know of rows, or why they are missing: a line each."""
-    found = {name: note for column in columns for name, note in column.notes.items()}
-    return [f"{QUANTITIES[name].label}: {note}" for name, note in found.items()]
+    found = dict.fromkeys(item for column in columns for item in column.notes.items())
+    return [f"{QUANTITIES[name].label}: {note}" for name, note in found]
 
 
 def markdown(columns: Sequence[Column], *, cases: int) -> str:
     """The table in Markdown, with its notes."""
     rows = [["", *(column.heading for column in columns)], ["---", *("---:" for _ in columns)]]
-    rows += [[cell.strip() for cell in row] for row in table_rows(columns)]
+    rows += table_rows(columns)
     lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     means = f"Means over {cases} cases (prompts x seeds) ± standard error." if cases > 1 else "One prompt, one seed."
     remarks = [f"* {note}" for note in notes(columns)]

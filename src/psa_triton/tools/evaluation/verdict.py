@@ -103,7 +103,7 @@ def _judge(dense: Column, candidate: Column) -> Verdict:
     seconds, before = dense.mean("attention_seconds"), dense.mean("total_seconds")
     if run is None or sparse is None or seconds is None or before is None:
         cause = candidate.notes.get("attention_density", "no call of its was sparse")
-        return Verdict(f"Nothing was saved: {candidate.label} ran dense throughout.", cause, _way_to_sparse(cause))
+        return Verdict(f"No time was saved: {candidate.label} ran dense throughout.", cause, _way_to_sparse(cause))
     total, attention = (candidate.mean(f"{part}_speedup") or 1.0 for part in ("total", "attention"))
     psnr = candidate.mean("psnr")
     psnr = None if psnr is None or psnr >= PSNR_CAP else psnr
@@ -182,7 +182,7 @@ def judge_alone(costs: Sequence[Cost]) -> str | None:
     runs = [cost.run_density_with_estimation for cost in costs if cost.attention_density is not None]
     if not runs:
         why = ", ".join(reasons)
-        return f"Nothing was saved: all attention ran dense. Why: {why}. Try: {_way_to_sparse(why)}."
+        return f"No time was saved: all attention ran dense. Why: {why}. Try: {_way_to_sparse(why)}."
     run = fmean(run for run in runs if run is not None)
     if run <= 0.6 or not reasons:
         return None

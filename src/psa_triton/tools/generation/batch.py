@@ -18,7 +18,7 @@ from typing import Any
 
 from psa_triton.tools.files import TakenError, check_room, held, json_bytes, staged
 from psa_triton.tools.generation.request import VideoRequest
-from psa_triton.tools.generation.sidecar import differences, read_settings
+from psa_triton.tools.generation.sidecar import read_settings, settings_key
 from psa_triton.tools.generation.single import GeneratedVideo
 from psa_triton.tools.video import encode, expected_bytes
 
@@ -87,13 +87,14 @@ def plan_jobs(
     made = {file.with_suffix(_SUFFIXES[kind]): found for file in sidecars if (found := read_settings(file)) is not None}
     taken = frozenset(made)
     free = (path for path in map(numbered, count()) if path not in taken and not path.exists())
+    of_settings: dict[str, list[Path]] = {}
+    for path in sorted(made, key=lambda path: not path.exists()):  # videos before what was cut short
+        of_settings.setdefault(settings_key(made[path]), []).append(path)
     todo: list[Job] = []
     done: list[Job] = []
     for request, wanted in zip(requests, settings, strict=True):
-        same = [path for path, found in made.items() if not differences(found, wanted)]
-        path = next((path for path in same if path.exists()), same[0] if same else None)
-        job = Job(path or next(free), request, wanted)
-        made.pop(job.path, None)
+        same = of_settings.get(settings_key(wanted))
+        job = Job(same.pop(0) if same else next(free), request, wanted)
         (done if job.path.exists() else todo).append(job)
     return todo, done
 
@@ -182,7 +183,7 @@ def _take(job: Job, names: ExitStack) -> Job:
         TakenError: another process is making the same video, or has the name that is to be replaced.
         FileExistsError: another process has made the same video meanwhile.
     """
-    request = sha256(json_bytes(job.settings)).hexdigest()
+    request = sha256(settings_key(job.settings).encode()).hexdigest()
     here = job
     while True:
         with ExitStack() as attempt:
@@ -213,4 +214,4 @@ def _is_same(job: Job) -> bool:
         found = read_settings(job.sidecar)
     except ValueError:
         return False
-    return found is not None and not differences(found, job.settings)
+    return found is not None and settings_key(found) == settings_key(job.settings)

@@ -14,6 +14,7 @@ from PIL import Image
 from psa_triton.integrations.diffusers import spare_frames
 from psa_triton.tools.generation.calls import call_name
 from psa_triton.tools.generation.source import ModelSource, check_size, video_scale
+from psa_triton.tools.picture import open_picture, upright
 
 _MODEL_DEFAULTS = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2", "fps")
 
@@ -38,19 +39,14 @@ class InputImage:
             FileNotFoundError: there is no such file.
             ValueError: it is no picture.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"image: there is no file {path}")
-        image = cls(str(path), sha256(path.read_bytes()).hexdigest())
-        try:
+        with open_picture(path, "image") as image:
             image.load()
-        except OSError as error:
-            raise ValueError(f"image: expected a picture such as PNG or JPEG in {path}: {error}") from error
-        return image
+        return cls(str(path), sha256(path.read_bytes()).hexdigest())
 
     def load(self) -> Image.Image:
-        """Its pixels, RGB."""
-        with Image.open(self.path) as file:
-            return file.convert("RGB")
+        """Its pixels, RGB, the way up that its camera noted."""
+        with open_picture(Path(self.path), "image") as file:
+            return upright(file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +110,8 @@ def read_prompts_file(file: Path) -> list[str]:
         ValueError: there is no prompt in it, or it is not UTF-8 text.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"prompt_file: there is no file {file}")
+        wrong = "expected a file, got the folder" if file.is_dir() else "there is no file"
+        raise FileNotFoundError(f"prompt_file: {wrong} {file}")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:

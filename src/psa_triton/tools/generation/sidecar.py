@@ -79,6 +79,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join([*shown, *([f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else [])])
 
 
+def settings_key(settings: Mapping[str, Any]) -> str:
+    """The same text for equal settings: what is missing is as if it were None."""
+    return json.dumps({name: value for name, value in _flat(settings).items() if value is not None}, sort_keys=True)
+
+
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in data.items():

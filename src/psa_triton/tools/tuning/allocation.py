@@ -98,7 +98,7 @@ def within_cost(cells: Sequence[Cell], limit: float) -> Allocation:
     if limit < cheapest.cost:
         raise ValueError(
             f"expected a mean density of {cheapest.cost:.3f} or more, which is what the least budgets that were tried "
-            f"cost, got {limit:.3f}; ask for less speed"
+            f"cost, got {limit:.3f}; ask for less speed: --budget {math.ceil(100 * cheapest.cost) / 100:g} can be had"
         )
     return _climb(cells, lambda cost, _, price, __: (limit - cost) / price)
 

@@ -13,9 +13,9 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from psa_triton.integrations.reuse import host_memory
+from psa_triton.tools.picture import open_picture, upright
 
 MediaKind = Literal["image", "video"]
 
@@ -58,7 +58,7 @@ def check_media(path: str | Path, kind: MediaKind, *, num_frames: int | None = N
         raise ValueError(f"num_frames: expected at least 1, got {num_frames}")
     if not path.is_file():
         raise FileNotFoundError(f"input: there is no file {path}")
-    with _open_image(path) if kind == "image" else _open_video(path):
+    with open_picture(path, "input", "; a video needs type video") if kind == "image" else _open_video(path):
         pass
 
 
@@ -81,17 +81,6 @@ def read_media(path: str | Path, kind: MediaKind, *, num_frames: int | None = No
 
 
 @contextmanager
-def _open_image(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except UnidentifiedImageError as error:
-        raise ValueError(f"input: expected an image, got {path}, which is none; a video needs type video") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"input: the image {path} cannot be read: {error}") from error
-
-
-@contextmanager
 def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         with av.open(str(path)) as container:
@@ -106,9 +95,8 @@ def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _read_image(path: Path) -> Media:
-    with _open_image(path) as image:
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    return Media("image", pixels[None], fps=0.0, total_frames=1)
+    with open_picture(path, "input") as image:
+        return Media("image", np.asarray(upright(image))[None], fps=0.0, total_frames=1)
 
 
 def _read_video(path: Path, num_frames: int | None) -> Media:
