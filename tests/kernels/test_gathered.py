@@ -63,23 +63,6 @@ def test_a_failure_in_a_task_is_raised(threads, two_threads):
     assert torch.get_num_threads() == 2
 
 
-def test_threads_that_start_meanwhile_have_torchs_default(two_threads):
-    counts = []
-
-    def look():
-        torch.ones(1)
-        counts.append(torch.get_num_threads())
-
-    def work(tasks):
-        for _ in tasks:
-            other = threading.Thread(target=look)
-            other.start()
-            other.join()
-
-    share_tasks(work, range(8))
-    assert counts == [2] * 8
-
-
 def test_tasks_are_shared_after_the_main_thread_has_ended():
     script = """if True:
         import threading, time, torch

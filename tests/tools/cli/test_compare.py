@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from command_line import psa
@@ -112,3 +113,10 @@ def test_several_cases_do_not_take_the_place_of_the_report_of_one(compare, tmp_p
     assert report.read_bytes() == single
     assert compare(*both, "--overwrite").exit_code == 0
     assert "2 cases" in report.read_text() and not (tmp_path / "out" / "case.json").exists()
+
+
+@pytest.mark.parametrize(("wanted", "is_told"), [(1.0, False), (1.5, True)])
+def test_a_busy_machine_is_told_of(wanted, is_told, compare, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (wanted * os.cpu_count(), 0.0, 0.0))
+    result = compare("--prompt", "a red square", "--attention_preset", PRESET, *FAST, "--steps", "1")
+    assert ("OMP_WAIT_POLICY=passive helps" in result.output) == is_told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from threading import Event, Lock, Semaphore, Thread
+from threading import Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -26,7 +26,7 @@ def share_tasks(work: Callable[[Iterator[T]], None], tasks: Iterable[T], *, thre
         return
     count, lock, queue = torch.get_num_threads(), Lock(), iter(tasks)
     inference = torch.is_inference_mode_enabled()  # a thread does not inherit it, and must to write its tensors
-    ready, begin, failures = Semaphore(0), Event(), list[BaseException]()
+    failures: list[BaseException] = []
 
     def handed_out() -> Iterator[T]:
         while not failures:
@@ -39,8 +39,6 @@ def share_tasks(work: Callable[[Iterator[T]], None], tasks: Iterable[T], *, thre
 
     def run() -> None:
         torch.set_num_threads(1)
-        ready.release()
-        begin.wait()
         try:
             with torch.inference_mode(inference), torch.no_grad():
                 work(handed_out())
@@ -54,14 +52,13 @@ def share_tasks(work: Callable[[Iterator[T]], None], tasks: Iterable[T], *, thre
             worker = Thread(target=run, name="psa")
             worker.start()
             workers.append(worker)
-        for _ in workers:
-            ready.acquire()
-    except BaseException as error:
+    except RuntimeError as error:  # of a system that has no more threads
         failures.append(error)
-    # A thread's count becomes the default of those yet to start, too: of none that starts while there is work.
-    torch.set_num_threads(count)
-    begin.set()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    finally:
+        # It sets the default of threads yet to start, and MKL's of all: this thread's count is what it was.
+        torch.set_num_threads(count)
     if failures:
         raise failures[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -37,6 +38,7 @@ from psa_triton.tools.generation.attention import DENSE, Attention, choose_atten
 from psa_triton.tools.generation.loading import Target
 from psa_triton.tools.generation.request import make_requests
 from psa_triton.tools.generation.sidecar import surroundings
+from psa_triton.tools.machine import others_at_work
 
 logger = logging.getLogger("psa_triton")
 
@@ -165,6 +167,12 @@ class _Comparison:
         print_table(self.console, table)
         for note in notes(columns):
             self.console.print(note)
+        if self.target.device.type == "cpu" and (wanted := others_at_work()) is not None:
+            self.console.print(
+                f"Other programs were at work ({wanted:.1f} processes for {os.cpu_count()} processors), for which the "
+                "many small products of sparse attention wait more often than dense attention: OMP_WAIT_POLICY=passive "
+                "helps"
+            )
 
     def _show_failures(self, finished: Sequence[Data]) -> int:
         """Says what failed, and where files are if there are any; returns how many videos or cases failed."""
