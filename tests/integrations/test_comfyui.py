@@ -341,6 +341,25 @@ def test_guidance_in_two_calls_and_looks_between_levels_keep_apart(log):
     assert ways(log()) == "rsrss"
 
 
+def test_windows_of_a_long_video_keep_apart(log):
+    """They are conditioned alike, and may change places from step to step."""
+    run = host("ltx", refresh=9, start_percent=0.0, verbose=True)
+    options = run.patcher.model_options["transformer_options"]
+    for sigma, windows in zip(SCHEDULE, ("abcdef", "bacdef", "bacdeg"), strict=False):
+        for window in windows:
+            options["context_window"] = SimpleNamespace(index_list=[window])
+            run.evaluate(sigma)
+    assert ways(log()) == "rrrrrr" + "ssssss" + "sssssr"
+
+
+def test_older_hunyuan_video_with_text_behind_runs_dense(log):
+    run = host("hunyuan", verbose=True)
+    run.patcher.diffusion.double_blocks[0] = SimpleNamespace(flipped_img_txt=True)
+    run.evaluate()
+    assert len(run.dense) == len(run.record["calls"])
+    assert any(line.endswith("calls dense: other tokens behind the video") for line in log())
+
+
 def test_a_bounded_error_is_kept(log):
     run = host("ltx", max_error=1e-6, start_percent=0.0, verbose=True)
     for sigma in SCHEDULE[:3]:

@@ -87,6 +87,24 @@ def test_prefill_in_chunks(lengths, make_cache, preset):
     assert all(record.sparse == (preset is FULL and record.queries > 1) for record in records)
 
 
+@pytest.mark.parametrize("make_cache", [DynamicCache, StaticCache], ids=["dynamic", "static"])
+@pytest.mark.parametrize("preset", [FULL, "baseline"], ids=["full", "dense-preset"])
+def test_a_second_turn_where_the_first_saw_both_ways(make_cache, preset):
+    """PaliGemma's attention says of itself that it is not causal; what follows on the cache is all the same."""
+    model, inputs = small.make_model(small.paligemma), small.paligemma_inputs()
+    turn = {"input_ids": small.text_inputs(60)["input_ids"]}
+    room = {"max_cache_len": 256} if make_cache is StaticCache else {}
+
+    def second():
+        cache = small.on_cache(model, make_cache(config=model.config.get_text_config(), **room))
+        logits(model, inputs, **cache)
+        return logits(model, turn, **cache)
+
+    dense = second()
+    with apply_psa(model, preset, min_tokens=0):
+        torch.testing.assert_close(second(), dense, rtol=1e-5, atol=2e-5)
+
+
 def test_chunks_choose_their_blocks_as_the_whole_prompt_does():
     """Chunks that end where blocks end see the same keys and queries: so levels, and logits, are the same."""
     model, inputs = case("llama")

@@ -124,6 +124,18 @@ def llava_onevision() -> PreTrainedModel:
     )
 
 
+def paligemma() -> PreTrainedModel:
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    return _model(
+        "PaliGemma",
+        VISION,
+        text_config={"model_type": "gemma", **_TEXT},
+        vision_config={"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 4, **vision},
+        image_token_id=IMAGE,
+        projection_dim=64,
+    )
+
+
 def text_inputs(tokens: int = 300, batch: int = 1, seed: int = 1) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     return {"input_ids": torch.randint(1, 90, (batch, tokens), generator=generator)}
@@ -167,6 +179,13 @@ def internvl_image_inputs() -> Inputs:
 def llava_video_inputs() -> Inputs:
     """16 frames of 4x4 tokens and a closing one."""
     return {"input_ids": _around([VIDEO] * 257), "pixel_values_videos": _random(1, 16, 3, 32, 32)}
+
+
+def paligemma_inputs() -> Inputs:
+    """An image of 8x8 tokens, and a prompt of 44 that sees all of itself."""
+    ids = torch.tensor([[IMAGE] * 64 + text_inputs(44)["input_ids"][0].tolist()])
+    masks = {"attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    return {"input_ids": ids, "pixel_values": _random(1, 3, 32, 32), **masks}
 
 
 def _without_head_dim() -> dict[str, Any]:

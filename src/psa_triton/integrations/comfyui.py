@@ -154,6 +154,9 @@ class ComfyAttention:
         schedule: tuple[float, ...] | None = None if levels is None else tuple(levels.tolist())
         reason = "warm-up" if sigma > self._start * (1 + TOLERANCE) else None
         reason = "last steps" if sigma < self._end * (1 - TOLERANCE) else reason
+        first_block = next(iter(getattr(model, "double_blocks", ())), None)
+        if getattr(first_block, "flipped_img_txt", False):  # HunyuanVideo of older versions
+            reason = "other tokens behind the video"
         step = None if schedule is None else sum(level > sigma * (1 + TOLERANCE) for level in schedule)
         reuse = None if reason is not None or schedule is None else self._reuse(model, schedule, step or 0, options)
         return _Forward(
@@ -187,7 +190,8 @@ class ComfyAttention:
             kept.reuse, kept.run = StepReuse(config.reuse, config.probe, self._rules.reusing(_layers(model))), None
         # Equal schedules are one run until `after_run`: ComfyUI may hand out a new tensor in each call.
         kept.run = kept.run if kept.run == schedule else schedule
-        told_apart = (*options.get("uuids", ()), *options.get("cond_or_uncond", ()))
+        window = getattr(options.get("context_window"), "index_list", ())
+        told_apart = (*options.get("uuids", ()), *options.get("cond_or_uncond", ()), *window)
         kept.reuse.begin(kept.run, step, told_apart, steps=len(schedule) - 1)
         return kept.reuse
 

@@ -46,8 +46,8 @@ MOST_LAYERS = 1 << 16
 """Keeps the seeds of one step's probes from those of the next."""
 
 MOST_ALIKE = 4
-"""Forwards of a step that may be conditioned alike, as where guidance leaves out layers; one more begins the first
-again, since a sampler that calls a step over and over must not keep something for each call."""
+"""Forwards of a step that may be conditioned alike, as where guidance leaves out layers. The next step knows nothing of
+more: a sampler that calls a step over and over must not keep something for each call."""
 
 FP8_MAX = 448.0
 """Largest number of `torch.float8_e4m3fn`."""
@@ -397,10 +397,12 @@ class StepReuse:
         recent = [item for item in self._passes if item.step >= step - 1]
         alike = [item for item in recent if _same(item.conditioning, noted)]
         # Two passes may be conditioned alike: their order tells them apart then.
-        found = next((item for item in alike if item.step < step), alike[0] if len(alike) == MOST_ALIKE else None)
+        found = next((item for item in alike if item.step < step), None)
         self._pass = found or _Pass(noted, step)
         self._pass.step = step
-        self._passes = [*(item for item in recent if item is not self._pass), self._pass]
+        self._passes = [item for item in recent if item is not self._pass]
+        if found or len(alike) < MOST_ALIKE:
+            self._passes.append(self._pass)
 
     def end(self) -> None:
         """A forward is over. What is kept of its pass is of no use after the last step, nor anything after all of them.

@@ -16,7 +16,7 @@ from psa_triton.integrations.attend import Layout, attend_in_order
 from psa_triton.integrations.rules import DenseRules
 from psa_triton.integrations.stats import Recorder, Tally
 from psa_triton.integrations.transformers.call import AttentionCall
-from psa_triton.integrations.transformers.masks import filled_keys, psa_mask
+from psa_triton.integrations.transformers.masks import PADDING, filled_keys, psa_mask
 from psa_triton.integrations.transformers.rules import check_causal, default_rules, dense_reason
 from psa_triton.integrations.transformers.stats import DECODE, CallKey, PSAStats
 
@@ -85,6 +85,8 @@ def psa_attention_forward(
     if psa_config is not None:
         check_causal(psa_config)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is not None and attention_mask.dtype == PADDING:
+        causal = True
     key, value, attention_mask, key_mask = filled_keys(key, value, attention_mask)
     if (bias := extras.get("position_bias")) is not None:
         extras["position_bias"] = bias[..., : key.shape[2]]

@@ -31,12 +31,13 @@ def psa_mask(
 
     Where it is nothing but causal, the frontier follows from the lengths, and the attention function knows it by them:
 
-    * None: query `i` of `Nq` sees keys up to `i + Nk - Nq`. That is a prefill, whole or in chunks, on a cache without
-      empty places; also one query that sees every key.
+    * None: query `i` of `Nq` sees keys up to `i + Nk - Nq`. That is a prefill on a cache without empty places; also one
+      query that sees every key.
     * A view of one True, `[1, 1, Nq, n]` with `n < Nk`: the same over the first `n` keys. The others are places of a
       static cache that are empty yet.
     * `PADDING` `[B, 1, Nq, n]`, every row the same: of the first `n` keys those with 1, the others are padding. Nobody
-      makes a mask of that type, and SDPA takes none of integers.
+      makes a mask of that type, and SDPA takes none of integers. A view of one is a further chunk of a prefill, causal
+      even where a model says that its prompts are not.
 
     Everything else (windows, packed sequences, bidirectional spans) is the boolean mask that SDPA gets. Models without
     SDPA get those of eager attention, which they may add to, or take for causal by themselves.
@@ -65,9 +66,11 @@ def psa_mask(
                 # What a mask is too short to tell of is padding, as for SDPA.
                 keep = F.pad(attention_mask, (0, max(seen - attention_mask.shape[-1], 0)))[:, None, None, :seen]
                 return keep.to(PADDING).expand(-1, 1, q_length, -1)
-            if seen == kv_length:
+            is_later_chunk = seen > q_length > 1
+            if seen == kv_length and not is_later_chunk:
                 return None
-            return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, q_length, seen)
+            kind = PADDING if is_later_chunk else torch.bool
+            return torch.ones(1, 1, 1, 1, dtype=kind, device=device).expand(1, 1, q_length, seen)
     make_mask = sdpa_mask if has_sdpa else eager_mask
     return make_mask(
         q_length=q_length,
@@ -106,7 +109,8 @@ def filled_keys(key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor
         return key, value, None, None
     filled = mask.shape[-1]
     if mask.dtype == PADDING:
-        return key[:, :, :filled], value[:, :, :filled], None, mask[:, 0, 0].bool()
+        keep = None if mask.stride(-1) == 0 else mask[:, 0, 0].bool()
+        return key[:, :, :filled], value[:, :, :filled], None, keep
     if filled >= key.shape[2] or not (mask.stride(-1) == 0 or mask.all()):
         return key, value, mask, None
     return key[:, :, :filled], value[:, :, :filled], None, None
