@@ -52,8 +52,7 @@ def _key_mask_op(attn_mask: Tensor) -> Tensor:
         return attn_mask.new_ones(attn_mask.shape[0], attn_mask.shape[3], dtype=torch.bool)
     one = attn_mask[:, :1, :1]
     # What is expanded along a dimension is the same there.
-    sizes = (attn_mask.shape[dim] if attn_mask.stride(dim) else 1 for dim in (1, 2))
-    heads, queries = sizes
+    heads, queries = (attn_mask.shape[dim] if attn_mask.stride(dim) else 1 for dim in (1, 2))
     if not (attn_mask[:, :heads, :queries] == one).all():
         raise ValueError(
             "attn_mask: expected a mask that leaves out the same keys for every head and query, got one that differs; "

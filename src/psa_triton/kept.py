@@ -12,6 +12,11 @@ NOWHERE: Final = torch.iinfo(torch.int64).max
 """A position behind all others: where a group that holds no kept token begins and ends."""
 
 
+def in_groups(x: Tensor, size: int) -> Tensor:
+    """`[..., N]` as groups of `size` neighbours `[..., ceil(N / size), size]`, the last filled up with zeros."""
+    return F.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
+
+
 def kept_count(keep: Tensor, size: int) -> Tensor:
     """Kept tokens of each group of `size` neighbours, the last of which may be short.
 
@@ -22,18 +27,18 @@ def kept_count(keep: Tensor, size: int) -> Tensor:
     Returns:
         int64 `[..., ceil(N / size)]`.
     """
-    return _groups(keep, size).sum(-1)
+    return in_groups(keep, size).sum(-1)
 
 
 def first_kept(keep: Tensor, size: int) -> Tensor:
     """Position of the first kept token of each group, `NOWHERE` without one; arguments and shape of `kept_count`."""
-    kept = _groups(keep, size)
+    kept = in_groups(keep, size)
     return _positions(kept).masked_fill(~kept, NOWHERE).amin(-1)
 
 
 def last_kept(keep: Tensor, size: int) -> Tensor:
     """Position of the last kept token of each group, `NOWHERE` without one; arguments and shape of `kept_count`."""
-    kept = _groups(keep, size)
+    kept = in_groups(keep, size)
     last = _positions(kept).masked_fill(~kept, -1).amax(-1)
     return last.masked_fill(last < 0, NOWHERE)
 
@@ -48,7 +53,7 @@ def nth_kept(keep: Tensor, size: int, rank: Tensor) -> Tensor:
     Returns:
         int64 `[..., G]`.
     """
-    kept = _groups(keep, size)
+    kept = in_groups(keep, size)
     within = (kept & (kept.cumsum(-1) == rank[..., None] + 1)).int().argmax(-1)
     return _positions(kept)[:, 0] + within
 
@@ -62,14 +67,10 @@ def nearest_kept(keep: Tensor, size: int) -> Tensor:
     Returns:
         int64 `[..., G, size]` positions; of a group without a kept token, its start.
     """
-    kept = _groups(keep, size)
+    kept = in_groups(keep, size)
     before = _positions(kept).masked_fill(~kept, -1).cummax(-1).values
     first = nth_kept(keep, size, torch.zeros_like(before[..., 0]))
     return torch.where(before < 0, first[..., None], before)
-
-
-def _groups(keep: Tensor, size: int) -> Tensor:
-    return F.pad(keep, (0, -keep.shape[-1] % size)).unflatten(-1, (-1, size))
 
 
 def _positions(groups: Tensor) -> Tensor:

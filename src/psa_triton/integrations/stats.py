@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -74,9 +74,8 @@ class Snapshot(NamedTuple):
             "seconds": total.seconds if self.timed else None,
         }
 
-    def summary(self, records: Iterable[Any]) -> dict[str, Any]:
+    def summary(self, records: Sequence[Any]) -> dict[str, Any]:
         """What summaries of every integration say of all records."""
-        records = list(records)
         sparse = [record for record in records if record.sparse]
         dense = [record for record in records if not record.sparse]
         return {

@@ -48,11 +48,6 @@ def library(model: object) -> Library | None:
     return None
 
 
-def is_language_pipeline(target: object) -> bool:
-    """Whether it is what `transformers.pipeline` returns, which has a `model`."""
-    return library(target) == "transformers" and not isinstance(target, nn.Module)
-
-
 def parts(target: Any) -> list[tuple[str, nn.Module]]:
     """Modules that an object holds, with their names: children of a module, components of a pipeline, attributes."""
     held = target.named_children() if isinstance(target, nn.Module) else getattr(target, "__dict__", {}).items()

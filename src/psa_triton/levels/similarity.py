@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from psa_triton.blocks import block_lengths
 from psa_triton.impl import Impl, resolve_impl
+from psa_triton.kept import in_groups
 
 if TYPE_CHECKING:
     from psa_triton.config import SimThresholds
@@ -69,5 +70,5 @@ def _caps(k: Tensor, block_n: int, thresholds: SimThresholds, keep: Tensor | Non
 
 def _kept_pairs(keep: Tensor, block_n: int, distance: int) -> Tensor:
     """Pairs of kept tokens so far apart in each block: int64 `[B, 1, blocks]`."""
-    kept = F.pad(keep, (0, -keep.shape[-1] % block_n)).unflatten(-1, (-1, block_n))
+    kept = in_groups(keep, block_n)
     return (kept[..., :-distance] & kept[..., distance:]).sum(-1)[:, None]

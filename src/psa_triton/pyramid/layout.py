@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 
 from psa_triton.kept import kept_count, last_kept
+from psa_triton.products import wide
 
 UNITS_PER_BLOCK = 8
 """Units of a block at level 1; coarser levels than this hold less than a unit."""
@@ -40,11 +41,6 @@ class PyramidLayout:
     def blocks(self) -> int:
         """Number of blocks, the last one perhaps short."""
         return -(-self.tokens // self.block_n)
-
-    @property
-    def unit(self) -> int:
-        """Rows of a unit."""
-        return self.block_n // UNITS_PER_BLOCK
 
     @property
     def rows(self) -> int:
@@ -113,7 +109,7 @@ def write_pyramid(
             a token become zeros. None if all tokens are there.
         less: `[..., 1, D]`, taken away from every token that is there; None takes nothing.
     """
-    in_place = out.dtype == x.dtype == _wide(x) and count is less is None
+    in_place = out.dtype == x.dtype == wide(x[:0]).dtype and count is less is None
     for start, rows in token_chunks(x, layout, count, less, x[..., 0].numel() if in_place else _TOKENS_AT_ONCE):
         out[..., start : start + rows.shape[-2], :] = rows
         for level in layout.levels[1:]:
@@ -154,7 +150,7 @@ def token_chunks(
     chunk = max(1, at_once // (n * heads)) * n
     for start in (*range(0, whole, chunk), *([whole] if whole < layout.tokens else [])):
         end = min(start + chunk, whole) if start < whole else whole + n
-        piece = x[..., start:end, :].to(_wide(x))
+        piece = wide(x[..., start:end, :])
         piece = piece if less is None else piece - less
         missing = end - start - piece.shape[-2]
         piece = torch.nn.functional.pad(piece, (0, 0, 0, missing)) if missing else piece
@@ -166,8 +162,4 @@ def short_groups(x: torch.Tensor, layout: PyramidLayout) -> Iterator[tuple[int, 
     for level in layout.levels[1:]:
         group, count = divmod(layout.tokens, level)
         if count:
-            yield layout.first_row(level) + group, x[..., group * level :, :].to(_wide(x))
-
-
-def _wide(x: torch.Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+            yield layout.first_row(level) + group, wide(x[..., group * level :, :])

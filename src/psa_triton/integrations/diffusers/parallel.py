@@ -69,9 +69,8 @@ class HeadParallel:
         return torch.cat([self._to_tokens(part, heads, stream) for part, stream in parts], dim=TOKENS)
 
     def _to_tokens(self, x: torch.Tensor, heads: int, stream: Stream) -> torch.Tensor:
-        if not stream.shared:
-            return self._exchange([x] * self.group.size(), HEADS, heads)
-        return self._exchange(x.tensor_split(self.group.size(), dim=TOKENS), HEADS, heads)
+        size = self.group.size()
+        return self._exchange(x.tensor_split(size, dim=TOKENS) if stream.shared else [x] * size, HEADS, heads)
 
     def to_whole_mask(self, mask: torch.Tensor, streams: Sequence[Stream]) -> torch.Tensor:
         """A mask for the keys of the streams, from one for those that this process holds.

@@ -18,7 +18,7 @@ from psa_triton.integrations.stats import Recorder
 from psa_triton.integrations.transformers.attention import LAYER_ATTRIBUTE, NAME, AttachedLayer
 from psa_triton.integrations.transformers.rules import check_causal
 from psa_triton.integrations.transformers.stats import PSAStats
-from psa_triton.integrations.wrappers import is_language_pipeline, unsupported, unwrap
+from psa_triton.integrations.wrappers import library, unsupported, unwrap
 from psa_triton.models import QWEN2_5_VL
 from psa_triton.presets import resolve
 
@@ -127,7 +127,8 @@ def apply_psa(
 
 def _model(target: Any) -> PreTrainedModel:
     """The model itself, without wrappers around it."""
-    model = unwrap(target.model if is_language_pipeline(target) else target)
+    is_pipeline = library(target) == "transformers" and not isinstance(target, nn.Module)
+    model = unwrap(target.model if is_pipeline else target)
     if _is_language_model(model):
         return model
     raise unsupported("model", "a transformers PreTrainedModel", model, _is_language_model, "transformers")

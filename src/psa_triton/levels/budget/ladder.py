@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from psa_triton.blocks import Blocks, block_lengths
-from psa_triton.kept import kept_count
+from psa_triton.kept import in_groups, kept_count
 from psa_triton.ratios import COARSEST_LEVEL
 
 _CHEAP: Final = 1e-3
@@ -30,8 +30,7 @@ def step_prices(blocks: Blocks, device: torch.device) -> Tensor:
     steps = ladder(blocks.n)[1:]
     if blocks.key_mask is not None:
         # Which groups of 1, 2, 4, ... tokens are there, then how many of them in each block.
-        keep = F.pad(blocks.key_mask, (0, -blocks.keys % blocks.n))
-        is_there = {level: keep.unflatten(-1, (-1, level)).any(-1) for level in steps}
+        is_there = {level: in_groups(blocks.key_mask, level).any(-1) for level in steps}
         groups = [kept_count(found, blocks.n // level).int() for level, found in is_there.items()]
     else:
         lengths = block_lengths(blocks.keys, blocks.n, device).int()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from psa_triton.blocks import Blocks, block_lengths
+from psa_triton.kept import in_groups
 from psa_triton.levels.densities import read_shares
 from psa_triton.levels.exemptions import exempt_levels
 
@@ -43,10 +43,7 @@ def row_limits(
     lengths = block_lengths(blocks.keys, blocks.n, first.device) if kept is None else kept[:, None, None]
     seeing = visible > 0
     a_group = (1 / visible.double()).masked_fill(~seeing, 0)
-    queries, exempt, a_group = (
-        F.pad(x.double(), (0, blocks.rows * blocks.m - blocks.queries)).unflatten(-1, (-1, blocks.m)).sum(-1)
-        for x in (seeing, shares, a_group)
-    )
+    queries, exempt, a_group = (in_groups(x.double(), blocks.m).sum(-1) for x in (seeing, shares, a_group))
     # A free block is seen whole, by all queries of its row.
     of_first = free.expand(*first.shape[:2], -1, -1).gather(-1, first).squeeze(-1)
     of_first = of_first * lengths.expand(*first.shape[:3], -1).gather(-1, first).squeeze(-1)

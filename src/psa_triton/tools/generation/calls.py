@@ -29,8 +29,8 @@ def pipeline_call(pipe: Any) -> Mapping[str, inspect.Parameter]:
     if not is_modular(kind):
         return inspect.signature(kind.__call__).parameters
     inputs = {x.name: x for x in pipe.blocks.inputs if x.name is not None}
-    defaults = {name: getattr(guider_of(pipe, name), "guidance_scale", None) for name in _GUIDERS}
-    defaults = {name: scale for name, scale in defaults.items() if scale is not None}
+    scales = {name: getattr(getattr(pipe, guider, None), "guidance_scale", None) for name, guider in _GUIDERS.items()}
+    defaults = {name: scale for name, scale in scales.items() if scale is not None}
     defaults |= {
         # Blocks also require of each other what no one gives to the first of them.
         name: inspect.Parameter.empty if x.required and name in ("prompt", "image") else x.default
@@ -46,22 +46,17 @@ def call_name(setting: str, call: Mapping[str, Any]) -> str:
     return next((name for name in _OTHER_NAMES.get(setting, ()) if name in call), setting)
 
 
-def guider_of(pipe: Any, setting: str) -> Any | None:
-    """The component of a modular pipeline that holds a setting of guidance; None if there is none."""
-    return getattr(pipe, _GUIDERS[setting], None)
-
-
 def run_pipeline(pipe: Any, arguments: Mapping[str, Any]) -> Any:
     """What a pipeline makes of the arguments of its call; guidance goes to the guiders of modular ones."""
     if not is_modular(type(pipe)):
         return pipe(**arguments)
     given, before = dict(arguments), {}
-    for setting in _GUIDERS.keys() - {x.name for x in pipe.blocks.inputs}:
-        guider = guider_of(pipe, setting)
-        if guider is not None and setting in given:
-            before[_GUIDERS[setting]] = guider
-            changed = type(guider).from_config(guider.config, guidance_scale=given.pop(setting))
-            setattr(pipe, _GUIDERS[setting], changed)
+    own = {x.name for x in pipe.blocks.inputs}
+    for setting, name in _GUIDERS.items():
+        guider = getattr(pipe, name, None)
+        if guider is not None and setting in given and setting not in own:
+            before[name] = guider
+            setattr(pipe, name, type(guider).from_config(guider.config, guidance_scale=given.pop(setting)))
     try:
         return pipe(**given)
     finally:

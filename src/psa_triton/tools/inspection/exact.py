@@ -10,6 +10,7 @@ from torch import Tensor
 from psa_triton.blocks import block_count
 from psa_triton.config import PSAConfig
 from psa_triton.impl import Impl
+from psa_triton.kept import in_groups
 from psa_triton.kernels import pyramid_attention
 from psa_triton.tools.inspection.inputs import AttentionInputs
 
@@ -94,5 +95,4 @@ def _weights(q: Tensor, k: Tensor, is_causal: bool) -> Tensor:
 
 def _mass(weights: Tensor, block_n: int) -> Tensor:
     """Mass of each key block, mean over the queries: `[nk]`."""
-    per_key = weights.mean(0)
-    return torch.nn.functional.pad(per_key, (0, -len(per_key) % block_n)).unflatten(0, (-1, block_n)).sum(-1)
+    return in_groups(weights.mean(0), block_n).sum(-1)
