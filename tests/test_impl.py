@@ -31,6 +31,14 @@ def test_auto_takes_the_fastest_that_can_run(x, expected):
     assert resolve_impl("auto", x) == expected
 
 
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "torch"), ((8, 0), "triton"), ((12, 0), "triton")])
+def test_gpus_without_products_of_tritons_run_torchs(capability, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    assert resolve_impl("auto", FakeCuda(torch.float16)) == expected
+    assert resolve_impl("triton", FakeCuda(torch.float16)) == "triton"
+
+
 def test_an_implementation_that_cannot_run_says_why(monkeypatch):
     with pytest.raises(ValueError, match="'cpu' expects CPU tensors, got cuda:0"):
         resolve_impl("cpu", FakeCuda(torch.float32))

@@ -36,7 +36,8 @@ def resolve_impl(impl: Impl, x: Tensor) -> Impl:
     """The implementation that runs on tensors like `x`: `impl`, or the fastest that can if it is `auto`.
 
     `auto` is `cpu` on CPU tensors and `triton` on CUDA and ROCm tensors; `torch` on other devices, where Triton is
-    missing or too old (on Windows, say), and on a GPU for float64, which its kernels do not compute in.
+    missing or too old (on Windows, say), on NVIDIA GPUs before Ampere, for which Triton multiplies no matrices, and on
+    a GPU for float64, which its kernels do not compute in.
 
     Raises:
         ValueError: an unknown implementation, or one that cannot run on such tensors, and why.
@@ -56,7 +57,14 @@ def resolve_impl(impl: Impl, x: Tensor) -> Impl:
 
 def runs_triton(device: torch.device) -> bool:
     """Whether `auto` runs GPU kernels there, for dtypes that they compute in."""
-    return device.type == "cuda" and _TRITON_PROBLEM is None
+    return device.type == "cuda" and _TRITON_PROBLEM is None and _multiplies_matrices(device)
+
+
+def _multiplies_matrices(device: torch.device) -> bool:
+    """Whether Triton's products use this GPU's matrix units. Graphs take it for granted: they cannot ask."""
+    if torch.version.hip is not None or torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def is_interpreting() -> bool:

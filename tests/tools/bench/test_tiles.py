@@ -55,6 +55,17 @@ def test_a_smaller_tile_has_fewer_warps_and_a_table_comes_before_the_defaults():
         assert chosen("query_gradient") != Tiles(128, 64, 32, 8, 5)
 
 
+def test_settings_of_somebody_else_are_none_and_a_table_that_was_named_is_to_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    assert tiles._rules.__wrapped__(tmp_path / "tiles.json") == ()
+    monkeypatch.setenv("PSA_TILES", str(tmp_path / "tiles.json"))
+    with pytest.raises(PermissionError):
+        tiles._rules.__wrapped__(tmp_path / "tiles.json")
+
+
 def test_a_kernel_by_tma_is_written_where_it_agrees_and_is_faster(tmp_path, monkeypatch):
     monkeypatch.setenv("PSA_TILES", str(tmp_path / "tiles.json"))
     for module in (tiles, bench):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from psa_triton.kernels.triton.quantize import quantize
 from psa_triton.kernels.triton.schedule import BlockLists
 from psa_triton.kernels.triton.tiles import Tiles
 from psa_triton.pyramid.pooling_triton import kept_rows, pool
+
+_INT8_DIM: Final = 32
+"""Fewest numbers of a row that matrix units multiply in 8 bits."""
 
 
 class Operands(NamedTuple):
@@ -78,7 +81,7 @@ def walk(
     )
     sizes = dict(
         DIM=dim,
-        DIM_TILE=dim_tile(dim),
+        DIM_TILE=dim_tile(dim) if operands.key_step is None else max(dim_tile(dim), _INT8_DIM),
         BLOCK_M=blocks.m,
         LOG_BLOCK_N=blocks.n.bit_length() - 1,
         TILE_M=tiles.m,

@@ -83,7 +83,9 @@ def table_dim(dim: int) -> int:
 
 def user_file() -> Path:
     """Where a user's own table is looked for: `$PSA_TILES`, or `psa-triton/tiles.json` in the folder for settings."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path(
+        os.path.expanduser("~"), ".config"
+    )  # which is no error for nobody
     return Path(os.environ.get("PSA_TILES") or Path(folder, "psa-triton", "tiles.json"))
 
 
@@ -95,12 +97,21 @@ Rules = tuple[tuple[dict[str, Any], Tiles], ...]
 def _rules(file: Path | None = None) -> Rules:
     """The rules of a table, by default of the one that is shipped; none if there is no such file.
 
+    None either if the folder for settings is somebody else's, as in containers.
+
     Raises:
+        OSError: the file that `$PSA_TILES` names cannot be read.
         ValueError: the file is no table.
     """
-    if file is not None and not file.exists():
-        return ()
-    text = (files(__package__) / "tiles.json").read_text() if file is None else file.read_text()
+    if file is None:
+        text = (files(__package__) / "tiles.json").read_text()
+    else:
+        try:
+            text = file.read_text()
+        except OSError as error:
+            if os.environ.get("PSA_TILES") and not isinstance(error, FileNotFoundError):
+                raise
+            return ()
     try:
         return tuple((row["for"], Tiles(*row["tiles"])) for row in json.loads(text))
     except (ValueError, KeyError, TypeError) as error:

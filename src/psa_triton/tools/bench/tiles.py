@@ -123,6 +123,7 @@ def try_tiles(
 
     with only(None):
         out = forward()
+    upstream = torch.randn_like(out)  # of a sum it would be expanded, and read by code of its own
     plain = Operands(q, k, v, k, v, key_step=None, spread=None, row_bias=None, row_last=None)
     by_tma = suits_tma(plain, reading.coarsest.bit_length(), blocks, reading.scale)
     for kernel in ("attend", *["attend_tma"] * by_tma, "query_gradient", "row_gradient"):
@@ -134,7 +135,7 @@ def try_tiles(
                             agrees = kernel == "attend" or (forward() - out).norm() < _AGREEMENT * out.norm()
                             seconds = measure(forward) if agrees else None
                     else:
-                        seconds = measure(lambda: torch.autograd.grad(out.sum(), (q, k, v), retain_graph=True))
+                        seconds = measure(lambda: torch.autograd.grad(out, (q, k, v), upstream, retain_graph=True))
                 # Too much shared memory, no code for it, or a Triton without what it is written in.
                 except (TritonError, ImportError, RuntimeError, ValueError) as error:
                     if "CUDA error" in str(error):
