@@ -10,6 +10,7 @@ by the key.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,8 @@ from torch import Tensor
 from psa_triton.blocks import Blocks
 from psa_triton.gpu import Launch, dim_tile, dot, dot_precision, tile_of_head
 from psa_triton.kernels.triton.backward_q import QueryTerms, Results
-from psa_triton.kernels.triton.operands import Operands
-from psa_triton.kernels.triton.rows import load_lse, load_whole
+from psa_triton.kernels.triton.operands import Operands, with_wide_rows
+from psa_triton.kernels.triton.rows import in_eights, load_lse, load_whole
 from psa_triton.kernels.triton.schedule import BlockLists, list_blocks
 from psa_triton.kernels.triton.tiles import choose_tiles
 from psa_triton.pyramid import SPREAD_LEVELS
@@ -67,6 +68,8 @@ def key_value_gradient(
     Returns:
         Both, shape and dtype of k, contiguous.
     """
+    operands = operands._replace(q=with_wide_rows(operands.q))
+    results = replace(results, grad_out=with_wide_rows(results.grad_out))
     shares = Shares(None, None, None)
     for shift in reversed(range(readers.shifts)):
         shares = _row_gradient(operands, results, terms, readers, blocks, scale, shares, shift)
@@ -223,8 +226,10 @@ def _row_gradient_kernel(
 
     m = tl.arange(0, TILE_M)
     first_head = b * heads + key_head * group
-    q += b * q_strides[0] + key_head * group * q_strides[1]
-    grad_out += b * g_strides[0] + key_head * group * g_strides[1]
+    q += in_eights(b * q_strides[0] + key_head * group * q_strides[1], DIM)
+    grad_out += in_eights(b * g_strides[0] + key_head * group * g_strides[1], DIM)
+    q_head, q_step = in_eights(q_strides[1], DIM), in_eights(q_strides[2], DIM)
+    g_head, g_step = in_eights(g_strides[1], DIM), in_eights(g_strides[2], DIM)
     nothing = tl.zeros((TILE_N, TILE_M), tl.float32)
     lists = head * key_blocks + tile // tiles_a_block
     starts += lists * (2 * SHIFTS + 1) + 2 * SHIFT + 1
@@ -238,10 +243,8 @@ def _row_gradient_kernel(
         is_query = (query < queries) & (m < BLOCK_M)
         # A query that is not there is another one, without weight.
         place = tl.minimum(query, queries - 1)[:, None].to(tl.int64)
-        q_tile = load_whole(q + h * q_strides[1] + place * q_strides[2], d[None, :] * q_strides[3], DIM, DIM_TILE)
-        g_tile = load_whole(
-            grad_out + h * g_strides[1] + place * g_strides[2], d[None, :] * g_strides[3], DIM, DIM_TILE
-        )
+        q_tile = load_whole(q + h * q_head + place * q_step, d[None, :] * q_strides[3], DIM, DIM_TILE)
+        g_tile = load_whole(grad_out + h * g_head + place * g_step, d[None, :] * g_strides[3], DIM, DIM_TILE)
         of_head = (first_head + h) * queries
         lse_row = load_lse(lse + of_head, query, is_query)
         delta_row = tl.load(delta + of_head + query, mask=is_query, other=0.0)

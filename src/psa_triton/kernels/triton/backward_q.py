@@ -19,6 +19,7 @@ from psa_triton.kernels.triton.operands import Operands, walk
 from psa_triton.kernels.triton.rows import (
     computed_once,
     edge_rows,
+    in_eights,
     level_list,
     level_start,
     listed_row,
@@ -121,8 +122,8 @@ def _query_gradient_kernel(
 
     d = tl.arange(0, DIM_TILE)
     is_dim = d[None, :] < DIM
-    k += b * k_strides[0] + key_head * k_strides[1]
-    v += b * v_strides[0] + key_head * v_strides[1]
+    k += in_eights(b * k_strides[0] + key_head * k_strides[1], DIM)
+    v += in_eights(b * v_strides[0] + key_head * v_strides[1], DIM)
     padded = tl.cdiv(tokens, 1 << LOG_BLOCK_N) << LOG_BLOCK_N
     all_rows = 2 * padded - (2 * padded >> SHIFTS)
     pooled = (b * (heads // group) + key_head) * (all_rows - padded)

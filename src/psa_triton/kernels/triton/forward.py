@@ -21,6 +21,7 @@ from psa_triton.kernels.triton.quantize import to_int8
 from psa_triton.kernels.triton.rows import (
     computed_once,
     edge_rows,
+    in_eights,
     level_list,
     level_start,
     listed_row,
@@ -104,8 +105,8 @@ def _attend_kernel(
     m = tl.arange(0, TILE_M)
     is_query = m < tl.minimum(queries - first_query, BLOCK_M)
     q += b * q_strides[0] + h * q_strides[1] + first_query.to(tl.int64) * q_strides[2]
-    k += b * k_strides[0] + key_head * k_strides[1]
-    v += b * v_strides[0] + key_head * v_strides[1]
+    k += in_eights(b * k_strides[0] + key_head * k_strides[1], DIM)
+    v += in_eights(b * v_strides[0] + key_head * v_strides[1], DIM)
     padded = tl.cdiv(tokens, 1 << LOG_BLOCK_N) << LOG_BLOCK_N
     all_rows = 2 * padded - (2 * padded >> SHIFTS)
     pooled = (b * key_heads + key_head) * (all_rows - padded)

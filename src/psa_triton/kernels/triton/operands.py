@@ -41,7 +41,7 @@ class Operands(NamedTuple):
 def pooled_operands(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, reading: Reading) -> Operands:
     """The operands of q, k and v, with all levels up to `reading.coarsest`."""
     n, coarsest = blocks.n, reading.coarsest
-    k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (k, v))
+    k, v = (with_wide_rows(x if x.stride(3) == 1 else x.contiguous()) for x in (k, v))
     keep, bias, last = (None, None, None) if blocks.key_mask is None else kept_rows(blocks.key_mask, n, coarsest)
     pooled_k, spread, pooled_v = k, None, v
     if coarsest > 1:
@@ -51,6 +51,13 @@ def pooled_operands(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, reading: Re
     if reading.qk_dtype == "int8":
         k, pooled_k, key_step = quantize(k, pooled_k if coarsest > 1 else None, blocks.columns * n)
     return Operands(q, k, v, pooled_k, pooled_v, key_step, spread, bias, last)
+
+
+def with_wide_rows(x: Tensor) -> Tensor:
+    """`x [B, H, N, D]`, or a copy if it is one of those for which `rows.in_eights` would not be true."""
+    gaps = [stride for stride, size in zip(x.stride()[:3], x.shape, strict=False) if size > 1]
+    is_even = x.stride(3) == 1 and all(gap % 8 == 0 for gap in gaps)
+    return x if x.shape[3] % 16 == 0 or is_even else x.contiguous()
 
 
 def walk(

@@ -34,6 +34,17 @@ def query_tile(batch, heads, queries, BLOCK_M: tl.constexpr, TILE_M: tl.constexp
 
 
 @triton.jit
+def in_eights(step, DIM: tl.constexpr):
+    """`step` between rows of `DIM` numbers, a multiple of 8 as `with_wide_rows` has it, so that the compiler sees it.
+
+    It is told whether one divides by 16, and makes narrow loads of all others. A hint on an argument would be lost.
+    """
+    if DIM % 16 != 0:
+        step = step // 8 * 8
+    return step
+
+
+@triton.jit
 def level_start(shift, k, v, k_step, v_step, pooled_k, pooled_v, padded, DIM: tl.constexpr):
     """Where level `2 ** shift` begins: its row in the flat pyramid; pointers to its keys and values, and their steps.
 
@@ -43,7 +54,8 @@ def level_start(shift, k, v, k_step, v_step, pooled_k, pooled_v, padded, DIM: tl
     if shift > 0:
         k += _distance(k, pooled_k + (row - padded).to(tl.int64) * DIM)
         v += _distance(v, pooled_v + (row - padded).to(tl.int64) * DIM)
-    return row, k, v, tl.where(shift > 0, DIM, k_step), tl.where(shift > 0, DIM, v_step)
+    k_step, v_step = tl.where(shift > 0, DIM, k_step), tl.where(shift > 0, DIM, v_step)
+    return row, k, v, in_eights(k_step, DIM), in_eights(v_step, DIM)
 
 
 @triton.jit
