@@ -196,5 +196,5 @@ def test_a_pipeline_that_needs_more_is_refused(folders, tmp_path):
         make_requests(source, ["x"], seed=0, settings={"image": picture})
     picture_file = tmp_path / "no.png"
     picture_file.write_text("no picture")
-    with pytest.raises(ValueError, match="image: expected a picture such as PNG or JPEG"):
+    with pytest.raises(ValueError, match="image: expected an image such as PNG or JPEG"):
         InputImage.read(picture_file)
