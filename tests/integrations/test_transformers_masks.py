@@ -6,7 +6,7 @@ from transformers import DynamicCache, LlamaConfig, StaticCache
 from transformers.masking_utils import create_causal_mask
 
 from psa_triton.integrations.transformers import register
-from psa_triton.integrations.transformers.masks import causal_mask, filled_keys
+from psa_triton.integrations.transformers.masks import PADDING, causal_mask, filled_keys
 
 register()
 
@@ -30,20 +30,29 @@ def make_mask(implementation, queries, past, *, room=None, padding=None):
     return create_causal_mask(used, torch.zeros(batch, queries, 16), padding, filled(cache, past))
 
 
-@pytest.mark.parametrize(("queries", "past"), [(20, 0), (20, 30), (1, 30)], ids=["whole", "chunk", "decode"])
+@pytest.mark.parametrize(("queries", "past"), [(20, 0), (1, 30)], ids=["whole", "decode"])
 @pytest.mark.parametrize("padded", [False, True], ids=["no-mask", "mask-of-ones"])
 def test_plain_prefill_needs_none(queries, past, padded):
     ones = torch.ones(1, queries + past, dtype=torch.long) if padded else None
     assert make_mask("psa", queries, past, padding=ones) is None
 
 
-@pytest.mark.parametrize(("queries", "past"), [(20, 0), (20, 30)], ids=["whole", "chunk"])
-def test_static_cache_tells_how_far_it_is_filled_without_memory(queries, past):
-    mask = make_mask("psa", queries, past, room=64)
-    assert mask is not None
-    assert mask.shape == (1, 1, queries, queries + past)
+def test_static_cache_tells_how_far_it_is_filled_without_memory():
+    mask = make_mask("psa", 20, 0, room=64)
+    assert mask is not None and mask.dtype == torch.bool
+    assert mask.shape == (1, 1, 20, 20)
     assert mask.untyped_storage().nbytes() == 1
-    assert make_mask("psa", queries, past, room=queries + past) is None
+    assert make_mask("psa", 20, 0, room=20) is None
+
+
+@pytest.mark.parametrize("room", [None, 64, 50])
+@pytest.mark.parametrize("padded", [False, True], ids=["no-mask", "mask-of-ones"])
+def test_a_later_chunk_says_that_it_is_causal_without_memory(room, padded):
+    ones = torch.ones(1, 50, dtype=torch.long) if padded else None
+    mask = make_mask("psa", 20, 30, room=room, padding=ones)
+    assert mask is not None and mask.dtype == PADDING
+    assert mask.shape == (1, 1, 20, 50)
+    assert mask.stride() == (1, 1, 0, 0), "one number"
 
 
 def test_decoding_on_a_static_cache_has_a_mask_of_its_own():

@@ -162,8 +162,10 @@ class ForwardState:
         """Hook after each forward of this thread, with its output; None if it failed."""
         forward = self.now
         self._thread.forward = _OUTSIDE
-        if forward.reuse is not None:
-            forward.reuse.drop() if output is None else forward.reuse.end()
+        if forward.reuse is not None and output is None:
+            forward.reuse.drop()
+        elif forward.reuse is not None:
+            forward.reuse.end()
         self._running.discard(threading.current_thread())
         if output is None or forward is _OUTSIDE or not torch.is_grad_enabled():
             return

@@ -52,9 +52,10 @@ def share_tasks(work: Callable[[Iterator[T]], None], tasks: Iterable[T], *, thre
             worker = Thread(target=run, name="psa")
             worker.start()
             workers.append(worker)
-    except RuntimeError as error:  # of a system that has no more threads
+        for worker in workers:
+            worker.join()
+    except BaseException as error:  # no more threads, or Ctrl-C: those that run end with the task at hand
         failures.append(error)
-    try:
         for worker in workers:
             worker.join()
     finally:
