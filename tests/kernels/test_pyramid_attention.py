@@ -199,6 +199,19 @@ def test_a_query_that_reads_nothing_has_no_mass_whatever_it_holds(impl, dtype, q
         assert (grad_q == 0).all()
 
 
+def test_rows_that_wide_loads_cannot_read_are_copied():
+    """Heads of 24 in rows of 27: a GPU reads 8 numbers at a time where it can."""
+    tight = [x.requires_grad_() for x in tensors(1, 2, 1, 70, 70, dim=24)]
+    loose = [torch.nn.functional.pad(x.detach(), (0, 3))[..., :24].requires_grad_() for x in tight]
+    levels = random_levels(*tight[:2], 32, 32)
+    found = []
+    for q, k, v in (tight, loose):
+        out = pyramid_attention(q, k, v, levels, block_m=32, block_n=32, impl="triton")
+        grad_out = torch.ones(1, 2, 70, 27)[..., :24]
+        found.append((out.contiguous(), *torch.autograd.grad(out, (q, k, v), grad_out)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("impl", ["reference", "torch", "cpu"])
 def test_blocks_longer_than_a_level_may_be(impl):
     """Levels are 8 bits: as one of them, a block of 256 tokens would be level 0."""

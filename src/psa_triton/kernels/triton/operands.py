@@ -55,7 +55,7 @@ def pooled_operands(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, reading: Re
 
 def with_wide_rows(x: Tensor) -> Tensor:
     """`x [B, H, N, D]`, or a copy if it is one of those for which `rows.in_eights` would not be true."""
-    gaps = [stride for stride, size in zip(x.stride()[:3], x.shape, strict=False) if size > 1]
+    gaps = [stride for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
     is_even = x.stride(3) == 1 and all(gap % 8 == 0 for gap in gaps)
     return x if x.shape[3] % 16 == 0 or is_even else x.contiguous()
 

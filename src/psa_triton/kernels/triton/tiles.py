@@ -83,9 +83,8 @@ def table_dim(dim: int) -> int:
 
 def user_file() -> Path:
     """Where a user's own table is looked for: `$PSA_TILES`, or `psa-triton/tiles.json` in the folder for settings."""
-    folder = os.environ.get("XDG_CONFIG_HOME") or Path(
-        os.path.expanduser("~"), ".config"
-    )  # which is no error for nobody
+    home = os.path.expanduser("~")  # of nobody, too, for whom Path.home() is an error
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path(home, ".config")
     return Path(os.environ.get("PSA_TILES") or Path(folder, "psa-triton", "tiles.json"))
 
 
