@@ -87,7 +87,7 @@ def test_the_forward_by_tma(quick):
     assert {k["case"]["dim"] for k in found} == {64, 128}
     for made in found:
         assert made["tma"] and set(made["tensor_core"]) == {"HGMMA"}
-        assert [loop["instructions"] <= 2 * 350 for loop in made["loops"]] == [True, True]
+        assert [loop["instructions"] <= 2 * 360 for loop in made["loops"]] == [True, True]  # 718 by Triton 3.8
 
 
 @pytest.mark.parametrize("target", QUICK)
