@@ -358,11 +358,9 @@ def _controlled(config: PSAConfig, max_error: float | None, refresh: int | None)
     if max_error is not None:
         return config.replace(reuse=reuse).bounded(max_error)
     groups = min(reuse.layer_groups, refresh or 1)
-    rhythm = {"refresh_every": refresh, "refresh_steps": (), "layer_groups": groups}
     no_bound = {"max_error": None, "middle_tolerance": 1.0}
-    return config.replace(
-        reuse=Reuse(**{**reuse.model_dump(), **rhythm, **no_bound}), probe=config.probe or DEFAULT_PROBE
-    )
+    rhythm = {"refresh_every": refresh, "refresh_steps": (), "layer_groups": groups, **no_bound}
+    return config.replace(reuse=Reuse(**{**reuse.model_dump(), **rhythm}), probe=config.probe or DEFAULT_PROBE)
 
 
 def _section(model: Any) -> str:

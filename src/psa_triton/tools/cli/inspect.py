@@ -120,9 +120,9 @@ def _look_at_generation(options: Inspect, asked: Asked) -> None:
             generate_video(pipe, request, attention, on_step=on_step, on_levels=Probe(layers, steps, on_call))
         if not look.calls:
             raise ValueError(f"nothing to look at: layers {layers} ran dense in steps {steps}")
-        seen = {(call["place"]["layer"], call["place"]["step"]) for call in look.calls}
+        told = {*repeating, *((call["place"]["layer"], call["place"]["step"]) for call in look.calls)}
         for layer, step in product(layers, steps):
-            if (layer, step) not in {*seen, *repeating}:
+            if (layer, step) not in told:
                 look.console.print(f"layer {layer} runs dense in step {step}: there is nothing to look at")
         look.write_numbers(settings_of(target, request, attention), target.device)
     look.show()
